@@ -1,0 +1,209 @@
+"""Decoder output to the distribution of x, equation (2), and the registry of names.
+
+A likelihood is any callable from decoder output h (N, *event_shape) to a Pyro distribution over x (N, *event_shape).
+Those below are modules with two things more: ``outputs_per_feature``, where they need more than one number per feature
+(h is then (N, *event_shape, P)), and ``check(x)``, which tells before any training that data lie outside their support.
+"""
+
+from collections.abc import Callable, Sequence
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vmm.networks import Asinh, SoftOneHot, inverse_softplus
+
+# Keeps scales and rates away from zero, where log-densities of float32 data overflow.
+FLOOR = 1e-5
+
+
+class Likelihood(nn.Module):
+    """What all named likelihoods share; never used by itself.
+
+    Arguments:
+        event_shape: the shape of one observation.
+    """
+
+    outputs_per_feature = 1
+
+    def __init__(self, event_shape: Sequence[int]):
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        """p(x | h): batch shape (N,), event shape ``event_shape``."""
+        raise NotImplementedError
+
+    def check(self, x: Tensor) -> None:
+        """Raise ``ValueError`` if values of x (N, *event_shape) lie outside the support."""
+
+    def features(self) -> list[nn.Module]:
+        """What an encoder should see of x, as modules to put in front of it; defined for any real pseudo-input."""
+        return []
+
+    def independent(self, distribution: TorchDistribution) -> TorchDistribution:
+        """Declare the features of an observation one event."""
+        return distribution.to_event(len(self.event_shape))
+
+
+class _LocationScale(Likelihood):
+    """Scale parameters, one number or one per feature, by softplus.
+
+    Arguments:
+        event_shape: the shape of one observation.
+        scale: "scalar" or "per_feature".
+        initial_scale: where the scale starts, positive, in the units of x.
+    """
+
+    def __init__(self, event_shape: Sequence[int], scale: str = "scalar", initial_scale: float = 1.0):
+        super().__init__(event_shape)
+        if scale not in ("scalar", "per_feature"):
+            raise ValueError(f"scale={scale!r} should be 'scalar' or 'per_feature'")
+        if not initial_scale > 0:
+            raise ValueError(f"initial_scale={initial_scale} should be positive")
+        shape = () if scale == "scalar" else self.event_shape
+        self.scale_raw = nn.Parameter(torch.full(shape, inverse_softplus(initial_scale)))
+
+    @property
+    def scale(self) -> Tensor:
+        """The noise scale, () or ``event_shape``."""
+        return F.softplus(self.scale_raw) + FLOOR
+
+
+class Normal(_LocationScale):
+    """Normal(h, scale) with a learned scale."""
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        return self.independent(dist.Normal(h, self.scale))
+
+
+class StudentT(_LocationScale):
+    """StudentT(df, h, scale) with learned scale and degrees of freedom (above 2, so that the variance is finite)."""
+
+    def __init__(self, event_shape: Sequence[int], scale: str = "scalar", initial_scale: float = 1.0):
+        super().__init__(event_shape, scale, initial_scale)
+        self.df_raw = nn.Parameter(torch.tensor(inverse_softplus(3.0)))
+
+    @property
+    def df(self) -> Tensor:
+        """Degrees of freedom, ()."""
+        return 2.0 + F.softplus(self.df_raw)
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        return self.independent(dist.StudentT(self.df, h, self.scale))
+
+
+class Bernoulli(Likelihood):
+    """Bernoulli with logits h, for values 0 and 1."""
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        return self.independent(dist.Bernoulli(logits=h))
+
+    def check(self, x: Tensor) -> None:
+        _require(
+            x, (x == 0) | (x == 1), "bernoulli", "0 or 1 (for values in between: likelihood='continuous_bernoulli')"
+        )
+
+
+class ContinuousBernoulli(Likelihood):
+    """Continuous Bernoulli with logits h, for values in [0, 1] (Loaiza-Ganem & Cunningham 2019, arXiv:1907.06845)."""
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        return self.independent(dist.ContinuousBernoulli(logits=h))
+
+    def check(self, x: Tensor) -> None:
+        _require(x, (x >= 0) & (x <= 1), "continuous_bernoulli", "in [0, 1]")
+
+
+class Poisson(Likelihood):
+    """Poisson with rate softplus(h), for counts."""
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        return self.independent(dist.Poisson(F.softplus(h) + FLOOR))
+
+    def check(self, x: Tensor) -> None:
+        _require(x, (x >= 0) & (x == x.round()), "poisson", "counts: integers 0, 1, 2, ...")
+
+    def features(self) -> list[nn.Module]:
+        return [Asinh()]
+
+
+class Categorical(Likelihood):
+    """Categorical with logits h (N, *event_shape, P), for integer codes 0 to P - 1 in every feature.
+
+    Arguments:
+        event_shape: the shape of one observation.
+        n_categories: P, at least 2.
+    """
+
+    def __init__(self, event_shape: Sequence[int], n_categories: int):
+        super().__init__(event_shape)
+        if n_categories < 2:
+            raise ValueError(f"n_categories={n_categories} should be at least 2")
+        self.outputs_per_feature = n_categories
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        return self.independent(dist.Categorical(logits=h))
+
+    def check(self, x: Tensor) -> None:
+        inside = (x >= 0) & (x < self.outputs_per_feature) & (x == x.round())
+        _require(x, inside, "categorical", f"integer codes from 0 to {self.outputs_per_feature - 1}")
+
+    def features(self) -> list[nn.Module]:
+        return [SoftOneHot(self.outputs_per_feature)]
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "normal": Normal,
+    "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
+    "student_t": StudentT,
+    "poisson": Poisson,
+    "categorical": Categorical,
+}
+
+
+class CustomLikelihood(Likelihood):
+    """Any callable from decoder output to a Pyro distribution, its own parameters trained if it is a module.
+
+    Features that the distribution leaves in its batch shape are declared one event.
+
+    Arguments:
+        event_shape: the shape of one observation.
+        function: h (N, *event_shape) -> distribution, of batch shape (N,) or (N, *event_shape).
+        outputs_per_feature: P; with more than 1, h is (N, *event_shape, P).
+    """
+
+    def __init__(
+        self, event_shape: Sequence[int], function: Callable[[Tensor], TorchDistribution], outputs_per_feature: int = 1
+    ):
+        super().__init__(event_shape)
+        self.function, self.outputs_per_feature = function, outputs_per_feature
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        distribution = self.function(h)
+        rows = h.dim() - len(self.event_shape) - (self.outputs_per_feature > 1)
+        return distribution.to_event(len(distribution.batch_shape) - rows)
+
+    def check(self, x: Tensor) -> None:
+        """Try the callable on two rows: it has to return a distribution that can score x."""
+        rows = x[:2]
+        extra = (self.outputs_per_feature,) if self.outputs_per_feature > 1 else ()
+        distribution = self(rows.new_zeros(rows.shape + extra))
+        shape = distribution.batch_shape + distribution.event_shape
+        if shape != rows.shape:
+            raise ValueError(
+                f"likelihood returned a distribution of shape {tuple(shape)}, expected {tuple(rows.shape)}"
+            )
+        support = distribution.support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        _require(x, support.check(x), "the given", f"in {support}")
+
+
+def _require(x: Tensor, inside: Tensor, name: str, expected: str) -> None:
+    if not inside.all():
+        values = x[~inside] if inside.shape == x.shape else x.flatten()
+        raise ValueError(f"x holds the value {values[0].item():g}; the {name} likelihood expects values {expected}")

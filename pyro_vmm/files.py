@@ -1,0 +1,48 @@
+"""One file format for models and checkpoints: no code in it, and never half a file."""
+
+import io
+import os
+from pathlib import Path
+
+import torch
+
+FORMAT_VERSION = 1
+
+
+def save(content: dict, path: str | Path, kind: str) -> None:
+    """Write tensors and plain values to one file; the old file stays whole if the disk is full.
+
+    Arguments:
+        content: what ``torch.load(path, weights_only=True)`` can read: tensors, numbers, strings, lists and dicts.
+        path: the file.
+        kind: "model" or "checkpoint", for :func:`load` to tell them apart.
+    """
+    path = Path(path)
+    buffer = io.BytesIO()
+    torch.save({"kind": kind, "format_version": FORMAT_VERSION, **content}, buffer)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(buffer.getbuffer())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f"can't save {path}: {error.strerror}; an earlier file there is untouched"
+        ) from error
+
+
+def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> dict:
+    """Read what :func:`save` wrote; ``ValueError`` for a truncated or foreign file, or another ``kind``."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises half a dozen types, by where the damage is
+        raise ValueError(f"{path} is not a whole pyro_vmm file: {error}".splitlines()[0]) from error
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        raise ValueError(f"{path} is not a pyro_vmm {kind}")
+    if content.get("format_version") != FORMAT_VERSION:
+        found = content.get("format_version")
+        raise ValueError(f"{path} has format version {found}, this version of pyro_vmm reads {FORMAT_VERSION}")
+    return content

@@ -1,0 +1,47 @@
+"""What every test starts from: float64, a fixed seed, an empty parameter store, Pyro's validation on."""
+
+import os
+from pathlib import Path
+
+# Before anything imports matplotlib: no test may need a display.
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+# Small tensors lose time to many threads, and the number of threads changes the last digits.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+FIXTURES = Path(__file__).parent / "reference_fixtures.npz"
+
+
+@pytest.fixture(autouse=True)
+def clean_state():
+    """Global state as a fresh process would have it, whatever test ran before."""
+    default_dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    with pyro.validation_enabled(True):
+        yield
+    torch.set_default_dtype(default_dtype)
+
+
+@pytest.fixture(scope="session")
+def reference() -> dict[str, np.ndarray]:
+    """Values computed with the classes of the paper's authors, by key."""
+    with np.load(FIXTURES) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder of real data that the environment names."""
+    path = os.environ.get("PYRO_VMM_DATA")
+    if not path:
+        pytest.skip("PYRO_VMM_DATA is unset: no real data")
+    if not Path(path).is_dir():
+        pytest.fail(f"PYRO_VMM_DATA={path} is not a folder")
+    return Path(path)

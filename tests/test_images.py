@@ -1,0 +1,358 @@
+import gzip
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pyro_vmm.data import images
+
+TRAIN_LABELS, TEST_LABELS = [3, 1, 4, 1, 5], [9, 2]
+
+
+def idx_bytes(array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def write_idx(folder, gzipped):
+    """The four files of a tiny MNIST; returns its (7, 2, 3) images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.arange(7 * 6).reshape(7, 2, 3) * 6
+    arrays = (pixels[:5], np.array(TRAIN_LABELS), pixels[5:], np.array(TEST_LABELS))
+    for name, array in zip(images.IDX_FILES, arrays, strict=True):
+        content = idx_bytes(array)
+        path = folder / (f"{name}.gz" if gzipped else name)
+        path.write_bytes(gzip.compress(content) if gzipped else content)
+    return pixels
+
+
+@pytest.fixture
+def no_torchvision(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+
+
+# --- named sets ---
+
+
+def test_digits():
+    digits = images.load_digits()
+    assert digits.x.shape == (1797, 8, 8) and digits.x.dtype == np.float32
+    assert digits.x.min() == 0 and digits.x.max() == 1
+    assert len(digits.labels) == 1797 and set(digits.labels) == set(range(10))
+    assert digits.x[0, 0].tolist() == [0, 0, 5 / 16, 13 / 16, 9 / 16, 1 / 16, 0, 0]
+    assert (digits.name, digits.n_train, digits.row_names) == ("digits", None, None)
+
+
+@pytest.mark.parametrize("gzipped", [True, False])
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mnist", "MNIST/raw"), ("fashion_mnist", "FashionMNIST/raw"), ("mnist", ".")]
+)
+def test_idx_files(tmp_path, no_torchvision, name, folder, gzipped):
+    pixels = write_idx(tmp_path / folder, gzipped)
+    data = images.load(name, data_dir=tmp_path)
+    assert data.x.dtype == np.float32
+    np.testing.assert_array_equal(data.x, pixels.astype(np.float32) / np.float32(255))
+    assert data.labels.tolist() == TRAIN_LABELS + TEST_LABELS
+    assert (data.name, data.n_train) == (name, 5)
+
+
+def test_data_dir_comes_from_the_environment_unless_given(tmp_path, no_torchvision, monkeypatch):
+    write_idx(tmp_path / "here" / "MNIST" / "raw", gzipped=True)
+    monkeypatch.setenv("PYRO_VMM_DATA", str(tmp_path / "here"))
+    assert len(images.load_mnist().x) == 7
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        images.load_mnist(tmp_path / "elsewhere")
+
+
+def test_unpacked_files_that_kept_their_ending_are_read(tmp_path, no_torchvision):
+    write_idx(tmp_path, gzipped=False)
+    for name in images.IDX_FILES:
+        (tmp_path / name).rename(tmp_path / f"{name}.gz")
+    assert len(images.load_mnist(tmp_path).x) == 7
+
+
+@pytest.mark.parametrize("gzipped", [True, False])
+@pytest.mark.parametrize("keep", [0, 3, 9, -1])
+def test_truncated_idx_files_are_refused(tmp_path, no_torchvision, gzipped, keep):
+    write_idx(tmp_path, gzipped)
+    path = next(tmp_path.glob("t10k-images*"))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=f"{path.name} is (truncated|not an IDX file)"):
+        images.load_mnist(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>not found</html>", "starts with 3c68746d, expected 00000803"),
+        (idx_bytes(np.zeros(4)), "starts with 00000801, expected 00000803"),
+        (b"\0\0\x0d\x03" + bytes(40), "starts with 00000d03, expected 00000803"),
+        (idx_bytes(np.zeros((5, 2, 3))) + b"more", "too long: 50 bytes, expected 46"),
+        (b"\0\0\x08\x03" + b"\xff" * 12, "truncated: 16 bytes, expected 79228162458924105385300197391"),
+        (idx_bytes(np.zeros((4, 2, 3))), "4 images but 5 labels"),
+        (idx_bytes(np.zeros((5, 3, 2))), r"shape \(3, 2\), test images of shape \(2, 3\)"),
+    ],
+)
+def test_foreign_idx_files_are_refused(tmp_path, no_torchvision, content, message):
+    write_idx(tmp_path, gzipped=False)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        images.load_mnist(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_without_torchvision_the_error_says_what_to_put_where(tmp_path, no_torchvision):
+    write_idx(tmp_path, gzipped=True)
+    (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        images.load_fashion_mnist(tmp_path)
+    message = str(caught.value)
+    assert "put train-labels-idx1-ubyte.gz into" in message
+    assert str(tmp_path / "FashionMNIST" / "raw") in message
+    assert 'pip install "pyro_vmm[images]"' in message
+
+
+def test_a_torchvision_that_does_not_match_torch_gives_the_same_error(tmp_path, monkeypatch):
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nms does not exist.*pyro_vmm\[images\]"):
+        images.load_mnist(tmp_path / "data")
+
+
+def fake_torchvision(download):
+    module = types.ModuleType("torchvision")
+    module.datasets = types.SimpleNamespace(MNIST=download)
+    return module
+
+
+def test_missing_files_are_downloaded(tmp_path, monkeypatch):
+    def download(root, train, download):
+        write_idx(root / "MNIST" / "raw", gzipped=True)
+
+    monkeypatch.setitem(sys.modules, "torchvision", fake_torchvision(download))
+    assert images.load_mnist(tmp_path).labels.tolist() == TRAIN_LABELS + TEST_LABELS
+    # With the files at hand nothing is downloaded again.
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert len(images.load_mnist(tmp_path).x) == 7
+
+
+def test_a_failed_download_is_reported(tmp_path, monkeypatch):
+    def download(root, train, download):
+        raise OSError("no route to host")
+
+    monkeypatch.setitem(sys.modules, "torchvision", fake_torchvision(download))
+    with pytest.raises(FileNotFoundError, match=r"no route to host.*t10k-labels-idx1-ubyte\.gz"):
+        images.load_mnist(tmp_path)
+
+
+def test_import_needs_no_torchvision():
+    code = "import sys, pyro_vmm.data.images; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("mnist", [6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958]),
+        ("fashion_mnist", [7000] * 10),
+    ],
+)
+def test_real_images(data_dir, name, counts):
+    data = images.load(name, data_dir)
+    assert data.x.shape == (70000, 28, 28) and data.x.dtype == np.float32
+    assert data.x.min() == 0 and data.x.max() == 1
+    assert np.bincount(data.labels).tolist() == counts
+    assert data.n_train == 60000
+
+
+# --- users' files ---
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8, bool])
+def test_npy_is_handed_on_unchanged(tmp_path, dtype):
+    x = (np.arange(24).reshape(4, 2, 3) * 11).astype(dtype)
+    np.save(tmp_path / "mine.npy", x)
+    data = images.load_file(tmp_path / "mine.npy")
+    np.testing.assert_array_equal(data.x, x)
+    assert data.x.dtype == dtype
+    assert (data.name, data.labels, data.n_train, data.row_names) == ("mine", None, None, None)
+
+
+def test_nan_is_left_to_the_estimator(tmp_path):
+    np.save(tmp_path / "mine.npy", np.array([[1.0, np.nan]]))
+    assert np.isnan(images.load(tmp_path / "mine.npy").x[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "label_column"),
+    [
+        ({"x": 0, "y": 1}, None),
+        ({"labels": 1, "pixels": 0}, None),
+        ({"x": 0, "other": 2, "labels": 1}, None),
+        ({"x": 0, "kind": 1, "y": 2}, "kind"),
+    ],
+)
+def test_npz(tmp_path, arrays, label_column):
+    values = [np.arange(6.0).reshape(3, 2), np.array(["a", "b", "a"]), np.zeros(3)]
+    np.savez(tmp_path / "mine.npz", **{key: values[i] for key, i in arrays.items()})
+    data = images.load(str(tmp_path / "mine.npz"), label_column=label_column)
+    np.testing.assert_array_equal(data.x, values[0])
+    assert data.labels.tolist() == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("keys", [("a", "b"), ("y",)])
+def test_npz_without_a_clear_x_is_refused(tmp_path, keys):
+    np.savez(tmp_path / "mine.npz", **{key: np.zeros(3) for key in keys})
+    with pytest.raises(ValueError, match=f"must hold an array called x.*it holds {', '.join(keys)}"):
+        images.load_file(tmp_path / "mine.npz")
+
+
+@pytest.fixture
+def frame():
+    return pd.DataFrame({"height": [1.5, 2.5, 3.5], "count": [1, 2, 3], "kind": ["a", "b", "a"]})
+
+
+def write_table(frame, path, **options):
+    (frame.to_csv if path.suffix == ".csv" else frame.to_parquet)(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_tables(tmp_path, frame, ending):
+    path = write_table(frame, tmp_path / f"mine.{ending}", index=False)
+    data = images.load(path, label_column="kind")
+    assert data.x.tolist() == [[1.5, 1], [2.5, 2], [3.5, 3]]
+    assert data.labels.tolist() == ["a", "b", "a"]
+    assert data.row_names is None
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_the_index_of_a_table_names_rows_and_is_no_feature(tmp_path, frame, ending):
+    path = write_table(frame.set_axis([10, 20, 30]), tmp_path / f"mine.{ending}")
+    data = images.load_file(path, label_column="kind")
+    assert data.x.shape == (3, 2)
+    assert data.row_names.tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_text_columns_are_named_in_the_error(tmp_path, frame, ending):
+    path = write_table(frame.assign(site="x"), tmp_path / f"mine.{ending}", index=False)
+    with pytest.raises(ValueError, match="the columns 'kind', 'site' are not numeric"):
+        images.load_file(path)
+    with pytest.raises(ValueError, match="the columns 'site' are not numeric"):
+        images.load_file(path, label_column="kind")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_missing_numbers_become_nan(tmp_path, ending):
+    frame = pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": [True, False]})
+    data = images.load_file(write_table(frame, tmp_path / f"mine.{ending}", index=False))
+    np.testing.assert_array_equal(data.x, [[1, 1], [np.nan, 0]])
+
+
+def test_float32_parquet_stays_float32(tmp_path):
+    pd.DataFrame(np.ones((2, 2), np.float32), columns=["a", "b"]).to_parquet(tmp_path / "mine.parquet")
+    assert images.load_file(tmp_path / "mine.parquet").x.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.5,2\n3,4\n", [[0.5, 2], [3, 4]]),
+        (",2\n3,4\n", [[np.nan, 2], [3, 4]]),
+        ("0,1\n3,4\n5,6\n", [[3, 4], [5, 6]]),
+        (",0,1\nr,3,4\ns,5,6\n", [[3, 4], [5, 6]]),
+        ("a,b\n3,4\n", [[3, 4]]),
+    ],
+)
+def test_a_first_line_of_values_is_a_row(tmp_path, text, expected):
+    (tmp_path / "mine.csv").write_text(text)
+    np.testing.assert_array_equal(images.load_file(tmp_path / "mine.csv").x, expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([[1, "a"]], dtype=object), "pickled objects, which are refused"),
+        (np.ones((2, 2), complex), "x must hold real numbers, got dtype complex128"),
+        (np.array([["a", "b"]]), "x must hold real numbers, got dtype <U1"),
+        (np.zeros(2, dtype=[("a", float)]), "x must hold real numbers"),
+        (np.array(3.0), r"shape \(N, \*event_shape\) with N >= 1, got \(\)"),
+        (np.zeros((0, 4)), r"with N >= 1, got \(0, 4\)"),
+    ],
+)
+def test_arrays_that_are_no_data_are_refused(tmp_path, array, message):
+    np.save(tmp_path / "mine.npy", array, allow_pickle=True)
+    np.savez(tmp_path / "mine.npz", array)
+    for ending in ("npy", "npz"):
+        with pytest.raises(ValueError, match=message) as caught:
+            images.load_file(tmp_path / f"mine.{ending}")
+        assert f"mine.{ending}" in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "parquet", "csv"])
+@pytest.mark.parametrize("content", [b"", b"\x80\x04\x95 no such format \xff\xfe" * 9])
+def test_foreign_files_are_refused(tmp_path, ending, content):
+    path = tmp_path / f"mine.{ending}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"mine\.{ending}"):
+        images.load_file(path)
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "parquet"])
+def test_truncated_files_are_refused(tmp_path, ending):
+    path, x = tmp_path / f"mine.{ending}", np.ones((50, 4))
+    if ending == "parquet":
+        pd.DataFrame(x, columns=list("abcd")).to_parquet(path)
+    else:
+        (np.save if ending == "npy" else np.savez)(path, x)
+    content = path.read_bytes()
+    for keep in (5, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:keep])
+        with pytest.raises(ValueError, match=f"cannot read .*{ending}"):
+            images.load_file(path)
+
+
+def test_labels_must_match_the_rows(tmp_path):
+    np.savez(tmp_path / "mine.npz", x=np.ones((3, 2)), y=np.ones(2))
+    with pytest.raises(ValueError, match=r"labels must have shape \(3,\).*got \(2,\)"):
+        images.load_file(tmp_path / "mine.npz")
+
+
+def test_missing_labels_are_refused_before_any_training(tmp_path, frame):
+    frame.loc[1, "kind"] = None
+    path = write_table(frame, tmp_path / "mine.csv", index=False)
+    with pytest.raises(ValueError, match="1 of 3 labels are missing"):
+        images.load_file(path, label_column="kind")
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "csv", "parquet"])
+def test_an_unknown_label_column_is_refused(tmp_path, frame, ending):
+    path = tmp_path / f"mine.{ending}"
+    if ending in ("npy", "npz"):
+        (np.save if ending == "npy" else np.savez)(path, np.ones((3, 2)))
+    else:
+        write_table(frame, path, index=False)
+    with pytest.raises(ValueError, match="label_column='species' is not in"):
+        images.load_file(path, label_column="species")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere\.npy"):
+        images.load(tmp_path / "nowhere.npy")
+
+
+def test_an_unknown_name_lists_the_known(tmp_path):
+    with pytest.raises(ValueError, match=r"'mnits'; expected one of digits, mnist, fashion_mnist, .*\.npy"):
+        images.load("mnits")
+    with pytest.raises(ValueError, match=r"notes\.txt: expected a file ending in \.npy"):
+        images.load(tmp_path / "notes.txt")
+
+
+def test_named_sets_take_no_label_column():
+    with pytest.raises(ValueError, match="label_column='kind' is for files; digits has its own labels"):
+        images.load("digits", label_column="kind")

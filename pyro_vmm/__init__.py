@@ -1,0 +1,20 @@
+"""The VampPrior Mixture Model in Pyro: a prior for variational autoencoders that finds the number of clusters."""
+
+from pyro_vmm.estimators import VMM
+from pyro_vmm.models import VAE
+from pyro_vmm.priors import GaussianMixture, HyperPrior, StandardNormal, VampMixture, VampPrior
+from pyro_vmm.training import Trainer, TrainingConfig
+from pyro_vmm.version import __version__
+
+__all__ = [
+    "VAE",
+    "VMM",
+    "GaussianMixture",
+    "HyperPrior",
+    "StandardNormal",
+    "Trainer",
+    "TrainingConfig",
+    "VampMixture",
+    "VampPrior",
+    "__version__",
+]

@@ -1,0 +1,122 @@
+"""From an estimator's parameters to the parts of a model."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from sklearn.cluster import kmeans_plusplus
+from torch import Tensor, nn
+
+from pyro_vmm.likelihoods import LIKELIHOODS, CustomLikelihood, Likelihood
+from pyro_vmm.models import VAE
+from pyro_vmm.networks import Decoder, GaussianEncoder, conv_decoder, conv_encoder, mlp, output_width
+from pyro_vmm.priors import GaussianMixture, Prior, StandardNormal, VampMixture, VampPrior
+
+SCALINGS = ("auto", "range", "standard", None)
+INITS = ("random", "k-means++")
+
+
+def choose_device(device: str) -> torch.device:
+    """A torch device; "auto" is a GPU if there is one. ``ValueError`` for one that this machine has not."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} should be 'auto' or a torch device such as 'cpu'") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}, but this machine has no CUDA device; expected 'cpu' or 'auto'")
+    return chosen
+
+
+def shift_and_scale(X: np.ndarray, scaling: str | None, likelihood: str | Callable) -> tuple[np.ndarray, np.ndarray]:
+    """Two arrays, () or (...), such that the model sees (X - shift) / scale.
+
+    Arguments:
+        X: training rows, (N, ...).
+        scaling: one of ``SCALINGS``.
+        likelihood: what "auto" goes by: values of a discrete or bounded support must stay as they are.
+    """
+    if scaling == "auto":
+        scaling = "range" if likelihood in ("normal", "student_t") else None
+    if scaling == "range":
+        low, high = X.min(), X.max()
+        return np.asarray((low + high) / 2), np.asarray((high - low) / 2 if high > low else 1.0)
+    if scaling == "standard":
+        scale = X.std(axis=0)
+        return X.mean(axis=0), np.where(scale > 0, scale, 1.0)
+    return np.asarray(0.0), np.asarray(1.0)
+
+
+def build_likelihood(likelihood: str | Callable, event_shape: Sequence[int], options: dict) -> Likelihood:
+    """A named likelihood, or the module around a callable; ``options`` are its arguments."""
+    try:
+        if callable(likelihood):
+            return CustomLikelihood(event_shape, copy.deepcopy(likelihood), **options)
+        return LIKELIHOODS[likelihood](event_shape, **options)
+    except TypeError as error:
+        raise ValueError(f"likelihood_options={options} do not fit: {error}") from error
+
+
+def build_vae(
+    likelihood: Likelihood,
+    rows: Tensor,  # (2, ...)
+    encoder: str | nn.Module,
+    decoder: str | nn.Module,
+    hidden: Sequence[int],
+    latent_dim: int,
+    covariance: str,
+) -> VAE:
+    """The networks around a likelihood, in float32; the prior is a placeholder until there are pseudo-inputs.
+
+    Arguments:
+        likelihood: what the decoder is for.
+        rows: two rows of data, as the model sees them.
+        encoder, decoder: "mlp", "conv" or a module, which is copied.
+        hidden: widths of an "mlp" encoder; the decoder has them in reverse.
+        latent_dim: D.
+        covariance: of q(z; x).
+    """
+    event_shape = rows.shape[1:]
+    if isinstance(encoder, nn.Module):
+        body = copy.deepcopy(encoder).float()
+    elif encoder == "conv":
+        body = conv_encoder(event_shape)
+    else:
+        features = nn.Sequential(*likelihood.features())
+        body = nn.Sequential(*features, mlp(features(rows)[0].numel(), hidden))
+    qz = GaussianEncoder(body, output_width(body, rows, "encoder"), latent_dim, covariance)
+    if isinstance(decoder, nn.Module):
+        body = copy.deepcopy(decoder).float()
+    else:
+        body = conv_decoder(latent_dim, event_shape) if decoder == "conv" else mlp(latent_dim, list(hidden)[::-1])
+    width = output_width(body, rows.new_zeros(2, latent_dim), "decoder")
+    px = Decoder(body, width, event_shape, likelihood.outputs_per_feature)
+    return VAE(qz, px, likelihood, StandardNormal(latent_dim))
+
+
+def build_prior(name: str, latent_dim: int, pseudo_inputs: Tensor, settings: dict) -> Prior:
+    """A prior by its name.
+
+    Arguments:
+        name: a key of :data:`pyro_vmm.priors.PRIORS`.
+        latent_dim: D.
+        pseudo_inputs: initial u, (K, ...); a "gmm" takes only their number, its centres start from Normal(0, I).
+        settings: of the Bayesian mixtures.
+    """
+    if name == "standard_normal":
+        return StandardNormal(latent_dim)
+    if name == "gmm":
+        return GaussianMixture(torch.randn(len(pseudo_inputs), latent_dim), **settings)
+    return (
+        VampPrior(latent_dim, pseudo_inputs) if name == "vamp" else VampMixture(latent_dim, pseudo_inputs, **settings)
+    )
+
+
+def initial_rows(x: Tensor, n: int, init: str, seed: int) -> Tensor:
+    """Indices (n,) of the rows of x (N, ...) that pseudo-inputs start from."""
+    if init == "random":
+        return torch.randperm(len(x))[:n]
+    _, rows = kmeans_plusplus(x.flatten(1).numpy(), n, random_state=seed)
+    return torch.as_tensor(rows)

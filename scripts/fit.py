@@ -1,0 +1,8 @@
+"""Fit a VampPrior Mixture Model from the command line: ``python scripts/fit.py --help``."""
+
+import sys
+
+from pyro_vmm.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

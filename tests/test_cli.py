@@ -1,0 +1,213 @@
+"""scripts/fit.py: options, run folders, resumption, and messages instead of tracebacks."""
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pyro_vmm import VMM, plots
+from pyro_vmm.cli import build_parser, main, resolve
+
+ROOT = Path(__file__).parents[1]
+FAST = ["--hidden", "8", "--components", "4", "--latent-dim", "2", "--epochs", "2", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def quick_map(monkeypatch):
+    """t-SNE takes seconds and is tested with the plots."""
+    real = plots.latent_map
+    monkeypatch.setattr(plots, "latent_map", lambda z, *args: real(z, *args, method="pca"))
+
+
+@pytest.fixture
+def table(tmp_path):
+    random = np.random.RandomState(0)
+    kind = random.randint(3, size=90)
+    frame = pd.DataFrame(random.randn(90, 4) + 5 * kind[:, None], columns=list("abcd"))
+    frame["kind"] = np.array(["x", "y", "z"])[kind]
+    path = tmp_path / "table.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+def run(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_run_folder(table, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("--dataset", table, "--label-column", "kind", "--out", out, *FAST) == 0
+    names = {path.name for path in out.iterdir()}
+    figures = {"curves.png", "components.png", "latent.png", "weights.png"}
+    assert (
+        names == {"config.json", "history.csv", "model.pt", "checkpoint.pt", "assignments.csv", "latent.npy"} | figures
+    )
+    history = pd.read_csv(out / "history.csv")
+    columns = ["epoch", "seconds", "elbo", "log_likelihood", "kl", "map_objective", "n_active", "val_elbo"]
+    assert list(history.columns) == columns and len(history) == 2
+    assignments = pd.read_csv(out / "assignments.csv")
+    assert list(assignments.columns) == ["row", "cluster", "probability", "entropy"] and len(assignments) == 90
+    assert np.load(out / "latent.npy").shape == (90, 2)
+    model = VMM.load(out / "model.pt")
+    X = pd.read_csv(table)[list("abcd")]
+    np.testing.assert_array_equal(model.predict(X.to_numpy()), assignments["cluster"])
+    config = json.loads((out / "config.json").read_text())
+    assert config["options"]["seed"] == 0 and config["options"]["scaling"] == "standard"
+    assert config["parameters"]["batch_size"] == 256 and "torch" in config["versions"]
+    printed = capsys.readouterr().out
+    for word in ("clusters used", "shares", "ELBO", "seconds", "NMI", "ARI", "accuracy", "not used in training"):
+        assert word in printed
+
+
+@pytest.mark.parametrize("prior", ["standard_normal", "vamp", "gmm"])
+def test_every_prior(prior, table, tmp_path):
+    assert run("--dataset", table, "--label-column", "kind", "--prior", prior, "--out", tmp_path / "run", *FAST) == 0
+
+
+def test_arrays_without_labels(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.RandomState(0).rand(50, 6, 5))
+    assert run("--dataset", tmp_path / "x.npy", "--network", "conv", "--out", tmp_path / "run", *FAST) == 0
+    assert "NMI" not in capsys.readouterr().out
+
+
+def test_command_line_wins_over_the_file_and_the_preset(tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text('dataset = "mnist"\nepochs = 7\nlearning_rate = 0.5\n')
+    given = vars(build_parser().parse_args(["--config", str(config), "--epochs", "9"]))
+    options = resolve(given)
+    assert options["epochs"] == 9
+    assert options["learning_rate"] == 0.5
+    assert options["patience"] == 100, "of the preset of mnist"
+    (tmp_path / "config.json").write_text('{"epochs": 3}')
+    assert resolve({"config": tmp_path / "config.json"})["epochs"] == 3
+
+
+def test_resume_continues_bit_identically(table, tmp_path):
+    common = ["--dataset", table, "--label-column", "kind", *FAST, "--checkpoint-every", "1", "--patience", "0"]
+    assert run(*common, "--epochs", "6", "--out", tmp_path / "whole") == 0
+    assert run(*common, "--epochs", "3", "--out", tmp_path / "part") == 0
+    assert run("--resume", tmp_path / "part", "--epochs", "6", "--quiet") == 0
+    whole, part = VMM.load(tmp_path / "whole" / "model.pt"), VMM.load(tmp_path / "part" / "model.pt")
+    for name, value in whole.vae_.state_dict().items():
+        assert torch.equal(value, part.vae_.state_dict()[name]), name
+    assert (tmp_path / "part" / "latent.npy").read_bytes() == (tmp_path / "whole" / "latent.npy").read_bytes()
+
+
+def test_interrupt_leaves_a_checkpoint(table, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    real, calls = VMM.fit, []
+
+    def interrupted(self, *args, **kwargs):
+        def press(row, vae):
+            if row["epoch"] == 2:
+                raise KeyboardInterrupt
+
+        calls.append(self)
+        return real(self, *args, callbacks=[press] if len(calls) == 1 else [], **kwargs)
+
+    monkeypatch.setattr(VMM, "fit", interrupted)
+    assert run("--dataset", table, "--label-column", "kind", "--out", out, *FAST, "--epochs", "4") == 130
+    assert f"--resume {out}" in capsys.readouterr().err
+    assert run("--resume", out, "--quiet") == 0
+    assert len(pd.read_csv(out / "history.csv")) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "nothing.csv"], "nothing.csv"),
+        (["--dataset", "cifar"], "cifar"),
+        (["--config", "nothing.toml"], "no file nothing.toml"),
+        (["--resume", "nothing"], "no run in nothing"),
+        (["--resume", "nothing", "--out", "x"], "--resume takes its folder"),
+        (["--epochs", "0"], "epochs=0"),
+        (["--device", "abacus"], "device='abacus'"),
+        (["--likelihood", "bernoulli"], "bernoulli likelihood expects"),
+        (["--m-prior", "0"], "m_prior=0"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments, *([] if "--epochs" in arguments else ["--epochs", "1"])) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and "Traceback" not in printed and len(printed.splitlines()) == 1
+
+
+def test_unknown_options_in_a_file(tmp_path, capsys):
+    config = tmp_path / "config.toml"
+    config.write_text("epoch = 3\n")
+    assert run("--config", config) == 2
+    assert "['epoch']" in capsys.readouterr().err
+    config.write_text("epochs = = 3\n")
+    assert run("--config", config) == 2
+    assert "neither TOML nor JSON" in capsys.readouterr().err
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("precious")
+    assert run("--out", tmp_path, *FAST) == 2
+    assert "exists" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_mistake_in_the_data_leaves_no_folder(tmp_path, capsys):
+    X = np.ones((20, 3))
+    X[2, 1] = np.nan
+    np.save(tmp_path / "x.npy", X)
+    assert run("--dataset", tmp_path / "x.npy", "--out", tmp_path / "run", *FAST) == 2
+    assert "NaN" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_full_disk(table, tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST) == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_diverged_training_says_where(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.RandomState(0).randn(60, 3))
+    options = ["--learning-rate", "1e30", "--out", tmp_path / "run", *FAST]
+    assert run("--dataset", tmp_path / "x.npy", *options) == 1
+    printed = capsys.readouterr().err
+    assert "step" in printed and "epoch" in printed and "Traceback" not in printed
+
+
+def test_the_script_itself(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.RandomState(0).rand(40, 3))
+    command = [
+        sys.executable,
+        ROOT / "scripts" / "fit.py",
+        "--dataset",
+        tmp_path / "x.npy",
+        "--out",
+        tmp_path / "run",
+        *FAST,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "clusters used" in done.stdout
+    assert subprocess.run([*command[:2], "--help"], capture_output=True, check=False).returncode == 0
+
+
+def test_importing_is_light():
+    """No scanpy, anndata, matplotlib or torchvision, and nothing global changed."""
+    code = (
+        "import torch, sys; before = torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed();"
+        "import pyro_vmm, pyro;"
+        "assert (torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed()) == before;"
+        "assert not pyro.get_param_store().keys();"
+        "heavy = {'scanpy', 'anndata', 'matplotlib', 'torchvision'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr

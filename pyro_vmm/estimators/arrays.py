@@ -27,7 +27,7 @@ from pyro_vmm.likelihoods import LIKELIHOODS, Likelihood
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
 from pyro_vmm.priors import PRIORS, Prior
-from pyro_vmm.training import Trainer, TrainingConfig
+from pyro_vmm.training import Trainer, TrainingConfig, fork_rng
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -44,7 +44,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal"; see :mod:`pyro_vmm.priors`.
         likelihood: "normal", "bernoulli", "continuous_bernoulli", "student_t", "poisson", "categorical", or any
             callable from decoder output (N, ...) to a Pyro distribution over x; see :mod:`pyro_vmm.likelihoods`.
-        likelihood_options: arguments of a named likelihood, e.g. ``{"scale": "per_feature", "initial_scale": 0.5}``.
+        likelihood_options: arguments of a named likelihood, such as ``{"scale": "per_feature", "initial_scale": 0.5}``.
+            The noise of "normal" and "student_t" starts at the data's own spread, the categories are counted.
         hidden: widths of the encoder's layers, mirrored in the decoder; the paper's images have (500, 500, 2000).
         encoder: "mlp", "conv", or a module from x (N, ...) to features (N, H).
         decoder: "mlp", "conv", or a module from z (N, D) to features (N, H).
@@ -170,8 +171,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         config = self._training_config()
         train, val = self._split(len(X))
         labels_val = None if self.monitor != "val_nmi" else self._labels(y, len(X))[val]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed_)
+        with building.random_start(self.seed_):
             self._build(X, train)
         x = self._to_tensor(X)
         trainer = Trainer(self.vae_, config)
@@ -223,6 +223,9 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         for name in ("encoder", "decoder"):
             if not isinstance(getattr(self, name), nn.Module):
                 _choice(name, getattr(self, name), ("mlp", "conv"))
+        for name in ("n_components", "latent_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} should be at least 1")
         if len(self.hidden) == 0 or min(self.hidden) < 1:
             raise ValueError(f"hidden={self.hidden} should hold at least one width, each at least 1")
         if not 0 <= self.validation_fraction < 1:
@@ -259,11 +262,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         """Make the model, on the device, with the scaling and the pseudo-inputs that the training rows give."""
         self.shift_, self.scale_ = building.shift_and_scale(X[train], self.scaling, self.likelihood)
         self.n_components_ = self._n_components(len(train))
-        # Built in float32 whatever the dtype, so that a seed gives the same start in both.
         x = torch.as_tensor((X[train] - self.shift_) / self.scale_, dtype=torch.float32)
-        self.likelihood_options_ = dict(self.likelihood_options or {})
-        if self.likelihood == "categorical":
-            self.likelihood_options_.setdefault("n_categories", max(2, int(x.max()) + 1))
+        self.likelihood_options_ = building.likelihood_options(self.likelihood, self.likelihood_options, x)
         likelihood = self._build_likelihood()
         likelihood.check(x)
         vae = self._build_vae(likelihood, x[:2])
@@ -271,8 +271,6 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         self.vae_ = vae.to(device=building.choose_device(self.device), dtype=DTYPES[self.dtype])
 
     def _n_components(self, n: int) -> int:
-        if self.n_components < 1:
-            raise ValueError(f"n_components={self.n_components} should be at least 1")
         if self.prior == "standard_normal":
             return 1
         if self.n_components > n:
@@ -359,13 +357,14 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         return float(self.score_samples(X).mean())
 
     def sample(
-        self, n_samples: int = 1, component: int | None = None, random_state=None
+        self, n_samples: int = 1, component: int | None = None, *, mean: bool = False, random_state=None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draw from the model: X (n_samples, ...) in the units of the training data, and clusters (n_samples,).
 
         Arguments:
             n_samples: how many.
             component: the cluster to draw from; None for the mixture.
+            mean: the mean of p(x | z) for each z drawn, without the likelihood's noise.
             random_state: an int for the same draws; None goes by the estimator's.
         """
         check_is_fitted(self)
@@ -375,15 +374,15 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             raise ValueError(f"component={component} should be between 0 and {self.n_components_ - 1}")
         seed = check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
         device = self._own_device()
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), inference_mode(self.vae_):
+        with fork_rng(device), torch.no_grad(), inference_mode(self.vae_):
             torch.manual_seed(seed)
             p_z = self.vae_.prior(self.vae_.encoder)
             if component is None:
                 c = torch.multinomial(p_z.weights, n_samples, replacement=True)
             else:
                 c = torch.full((n_samples,), component, device=device)
-            x = self.vae_.p_x(p_z.component(c).sample()).sample()
+            p_x = self.vae_.p_x(p_z.component(c).sample())
+            x = _typical(p_x) if mean else p_x.sample()
         return x.cpu().numpy() * self.scale_ + self.shift_, c.cpu().numpy()
 
     def _tensor(self, X) -> Tensor:
@@ -476,8 +475,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         self.history_ = pd.DataFrame(fitted["history"])
         self.n_clusters_ = len(np.unique(self.labels_))
         self.n_iter_, self.best_epoch_ = fitted["n_iter"], fitted["best_epoch"]
-        rows = torch.zeros((max(self.n_components_, 2), *self.event_shape_))
-        with torch.random.fork_rng(devices=[]):
+        with building.random_start(self.seed_):
+            rows = torch.zeros((max(self.n_components_, 2), *self.event_shape_))
             vae = self._build_vae(self._build_likelihood(), rows[:2])
             vae.prior = self._build_prior(rows[: self.n_components_])
         storing.load_state(vae, state, path)

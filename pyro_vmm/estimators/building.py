@@ -1,7 +1,8 @@
 """From an estimator's parameters to the parts of a model."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -30,6 +31,19 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
+@contextmanager
+def random_start(seed: int) -> Iterator[None]:
+    """Initial values that depend on the seed alone: drawn in float32, from a stream of their own."""
+    dtype = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
 def shift_and_scale(X: np.ndarray, scaling: str | None, likelihood: str | Callable) -> tuple[np.ndarray, np.ndarray]:
     """Two arrays, () or (...), such that the model sees (X - shift) / scale.
 
@@ -47,6 +61,24 @@ def shift_and_scale(X: np.ndarray, scaling: str | None, likelihood: str | Callab
         scale = X.std(axis=0)
         return X.mean(axis=0), np.where(scale > 0, scale, 1.0)
     return np.asarray(0.0), np.asarray(1.0)
+
+
+def likelihood_options(likelihood: str | Callable, options: dict | None, x: Tensor) -> dict:
+    """The arguments of a likelihood, with those that the data tell.
+
+    Arguments:
+        likelihood: its name, or a callable.
+        options: what the user gave; it wins.
+        x: training rows, as the model sees them, (N, ...).
+    """
+    told = {}
+    if likelihood in ("normal", "student_t"):
+        # The noise of a model that knows the mean and nothing else. From far above it, the posterior collapses first.
+        spread = float(x.var(dim=0, correction=0).mean().sqrt())
+        told["initial_scale"] = spread if spread > 0 else 1.0
+    elif likelihood == "categorical":
+        told["n_categories"] = max(2, int(x.max()) + 1)
+    return {**told, **(options or {})}
 
 
 def build_likelihood(likelihood: str | Callable, event_shape: Sequence[int], options: dict) -> Likelihood:

@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
     return {
         "pyro_vmm": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a subclass of str, which a weights_only file refuses
         "pyro": pyro.__version__,
         "numpy": np.__version__,
     }

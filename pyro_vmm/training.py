@@ -1,10 +1,13 @@
 """The SVI step, the MAP step and their alternation (Algorithm 1), early stopping and checkpoints."""
 
 import copy
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 import pyro
 import torch
@@ -158,11 +161,17 @@ class Trainer:
         bad = (~terms.isfinite()).nonzero()
         if len(bad):
             step, term = bad[0].tolist()
-            raise TrainingDiverged(
-                f"{STEP_TERMS[term]} is {terms[step, term].item()} in epoch {len(self.history) + 1}, step {step + 1} "
-                f"of {len(terms)}; the parameters are those of epoch {len(self.history)}. A smaller learning_rate, "
-                "scaled data or dtype='float64' may help"
-            )
+            self._diverged(f"{STEP_TERMS[term]} is {terms[step, term].item()}", f", step {step + 1} of {len(terms)}")
+        for name, parameter in self.vae.named_parameters():
+            if not parameter.isfinite().all():
+                self._diverged(f"{name} is not finite", f", after step {len(terms)} of {len(terms)}")
+
+    def _diverged(self, what: str, where: str = "") -> NoReturn:
+        done = len(self.history)
+        raise TrainingDiverged(
+            f"{what} in epoch {done + 1}{where}; the parameters are those of epoch {done}. "
+            "A smaller learning_rate, scaled data or dtype='float64' may help"
+        )
 
     # The loop around it
 
@@ -195,7 +204,7 @@ class Trainer:
             raise ValueError("monitor='val_nmi' needs validation rows with labels")
         started = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0.0)
         good = self.state_dict()
-        with self._random_numbers(), pyro.validation_enabled(False), _bar(progress, len(x), self) as bar:
+        with self._random_numbers(), _quiet_pyro(), _bar(progress, len(x), self) as bar:
             try:
                 while not self.finished():
                     row = self._epoch(x, x_val, labels_val, bar, started)
@@ -230,6 +239,8 @@ class Trainer:
     def _epoch(self, x: Tensor, x_val: Tensor | None, labels_val, bar: tqdm, started: float) -> dict:
         row = {"epoch": len(self.history) + 1, "seconds": 0.0, **self.train_epoch(x, bar.update)}
         row["val_elbo"] = float("nan") if x_val is None else self.evaluate(x_val)
+        if x_val is not None and not math.isfinite(row["val_elbo"]):
+            self._diverged(f"val_elbo is {row['val_elbo']}")
         if x_val is not None and labels_val is not None:
             row["val_nmi"] = self._nmi(x_val, labels_val)
         row["seconds"] = time.perf_counter() - started
@@ -245,11 +256,12 @@ class Trainer:
     def evaluate(self, x: Tensor) -> float:
         """The mean ELBO of rows (N, ...), by one draw each, the same random numbers at every call."""
         rows = max(self.config.batch_size, 1024)
-        with inference_mode(self.vae), _fork_rng(self.device):
+        with inference_mode(self.vae), fork_rng(self.device):
             torch.manual_seed(self.config.seed)
             p_z = self.vae.prior(self.vae.encoder)
-            losses = [self.elbo.loss(self.vae.model, self.vae.guide, batch, p_z) for batch in x.split(rows)]
-        return -sum(losses) / len(x)
+            pair = (self.vae.model, self.vae.guide)
+            losses = [self.elbo.differentiable_loss(*pair, batch, p_z) for batch in x.split(rows)]
+        return -float(sum(losses)) / len(x)
 
     @torch.no_grad()
     def _nmi(self, x: Tensor, labels: Sequence) -> float:
@@ -290,7 +302,7 @@ class Trainer:
     @contextmanager
     def _random_numbers(self) -> Iterator[None]:
         """Draw from this run's own stream; the caller's is left as it was."""
-        with _fork_rng(self.device):
+        with fork_rng(self.device):
             if self.rng_state is None:
                 torch.manual_seed(self.config.seed)
             else:
@@ -319,22 +331,26 @@ def _clusters(p_z: MixtureOfGaussians, z: Tensor) -> Tensor:
     return p_z.joint_log_prob(z).argmax(-1)
 
 
+@contextmanager
+def _quiet_pyro() -> Iterator[None]:
+    """No argument checks in the loop, and no warning of a NaN that raises TrainingDiverged anyway."""
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered NaN")
+        yield
+
+
 def _bar(progress: bool, rows: int, trainer: Trainer) -> tqdm:
-    config = trainer.config
-    return tqdm(
-        total=rows * config.epochs,
-        initial=rows * len(trainer.history),
-        disable=not progress,
-        unit="row",
-        unit_scale=True,
-    )
+    done, epochs = len(trainer.history), trainer.config.epochs
+    units = {"unit": " rows", "unit_scale": True, "mininterval": 0.5}
+    return tqdm(total=rows * epochs, initial=rows * done, disable=not progress, **units)
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
 
 
-def _fork_rng(device: torch.device):
+def fork_rng(device: torch.device):
+    """A context that leaves the caller's random numbers, on the CPU and on that device, as they were."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 

@@ -260,8 +260,8 @@ class Trainer:
             torch.manual_seed(self.config.seed)
             p_z = self.vae.prior(self.vae.encoder)
             pair = (self.vae.model, self.vae.guide)
-            losses = [self.elbo.differentiable_loss(*pair, batch, p_z) for batch in x.split(rows)]
-        return -float(sum(losses)) / len(x)
+            losses = [self.elbo.loss(*pair, batch, p_z) for batch in x.split(rows)]
+        return -sum(losses) / len(x)
 
     @torch.no_grad()
     def _nmi(self, x: Tensor, labels: Sequence) -> float:

@@ -1,0 +1,68 @@
+"""What the figures share: colours, the check of weights, the file format."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from PIL import Image
+
+# Okabe & Ito's colours, which the colour-blind can tell apart; the yellow is too pale for points and lines.
+BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+OKABE_ITO = (BLUE, ORANGE, GREEN, VERMILLION, "#CC79A7", "#56B4E9", "#000000")
+GREY = "#8C8C8C"
+
+DPI = 150
+
+
+def palette(n: int) -> np.ndarray:
+    """Colours, shape (n, 3): Okabe & Ito's, then tab20, then hues by the golden ratio in three shades."""
+    if n <= len(OKABE_ITO):
+        return np.array([[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in OKABE_ITO[:n]]).reshape(n, 3)
+    if n <= 20:
+        # The strong colours first, then their pale twins.
+        return np.array(colormaps["tab20"].colors)[[*range(0, 20, 2), *range(1, 20, 2)]][:n]
+    i = np.arange(n)
+    saturation, value = np.array([0.9, 0.55, 0.75])[i % 3], np.array([0.85, 0.95, 0.55])[i % 3]
+    return hsv_to_rgb(np.stack([i * 0.618034 % 1, saturation, value], axis=1))
+
+
+def check_weights(name: str, weights: ArrayLike) -> np.ndarray:
+    weights = np.asarray(weights, float)
+    if weights.ndim != 1 or weights.size == 0:
+        raise ValueError(f"{name} must have shape (K,) with K >= 1, got {weights.shape}")
+    # NaN fails too.
+    if not ((weights >= 0) & np.isfinite(weights)).all() or weights.sum() == 0:
+        raise ValueError(f"{name} must be finite, not negative and not all zero, got {weights.tolist()}")
+    return weights
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure to a PNG file of 150 dpi and at most 256 colours; an earlier file stays whole on failure.
+
+    Arguments:
+        figure: The figure.
+        path: A file ending in `.png`, in a folder that exists.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"path must end in .png, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"can't save {path}: there is no folder {path.parent}")
+    rendered, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(rendered, format="png", dpi=DPI)
+    # A palette makes the file about three times smaller, and figures are committed.
+    Image.open(rendered).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(packed, "png", optimize=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(packed.getbuffer())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f"can't save {path}: {error.strerror}; an earlier file there is untouched"
+        ) from error

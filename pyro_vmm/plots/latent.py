@@ -1,0 +1,226 @@
+"""Maps of the latent space in two dimensions."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps, patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
+
+from pyro_vmm.plots.drawing import GREY, palette
+
+METHODS = ("tsne", "pca", "umap")
+MAX_LEGEND = 20
+MAX_NAME = 30
+# Fewer points than this have no neighbourhoods to preserve: t-SNE and UMAP give way to PCA.
+MIN_NEIGHBOURS = 10
+
+
+def latent_map(
+    z: ArrayLike,  # shape: (N, D)
+    clusters: ArrayLike,  # shape: (N,)
+    labels: ArrayLike | None = None,  # shape: (N,)
+    method: str = "tsne",
+    max_points: int = 2000,
+    random_state: int = 0,
+) -> Figure:
+    """The latent space in two dimensions, coloured by cluster and, beside it, by label.
+
+    Two latent dimensions are drawn as they are; one becomes a strip for each cluster. Fewer than ten points are
+    projected by PCA.
+
+    Arguments:
+        z: The latent means, shape (N, D), finite.
+        clusters: The cluster of each row, shape (N,).
+        labels: The known class of each row, shape (N,), of any type; a missing one is grey. None for no panel.
+        method: "tsne", "pca", or "umap", which needs umap-learn.
+        max_points: Rows to draw; of more, a random choice.
+        random_state: Seed of that choice and of the projection.
+    """
+    z, clusters = _check_latent(z), _check_rows("clusters", clusters, z)
+    if (missing := pd.isna(clusters)).any():
+        raise ValueError(f"clusters must not be missing, got {clusters[missing][0]} in row {missing.argmax()}")
+    labels = None if labels is None else _check_rows("labels", labels, z)
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if max_points < 1:
+        raise ValueError(f"max_points must be at least 1, got {max_points}")
+    # Codes before the choice of rows: a cluster's colour shouldn't depend on who else was chosen.
+    codes = [pd.factorize(groups, sort=True) for groups in (clusters, labels) if groups is not None]
+    generator = np.random.default_rng(random_state)
+    rows = np.sort(generator.choice(len(z), min(len(z), max_points), replace=False))
+    codes = [(code[rows], names) for code, names in codes]
+    if z.shape[1] == 1:
+        points = np.stack([z[rows, 0], codes[0][0] + generator.uniform(-0.35, 0.35, len(rows))], axis=1)
+        names = ("latent dimension 1", "cluster")
+    else:
+        points, names = _project(z[rows], method, random_state)
+    figure = Figure(figsize=(6.2 * len(codes) + (1.0 if labels is not None else 0), 5.6), layout="constrained")
+    panels = figure.subplots(1, len(codes), sharex=True, sharey=True, squeeze=False)[0]
+    _draw_clusters(panels[0], points, *codes[0], strips=z.shape[1] == 1)
+    if labels is not None:
+        _draw_labels(panels[1], points, *codes[1])
+    for axes in panels:
+        axes.set(xlabel=names[0], ylabel=names[1] if axes is panels[0] else None)
+    if len(rows) < len(z):
+        figure.supxlabel(f"{len(rows):,} of {len(z):,} rows, chosen at random", fontsize=8, color=GREY)
+    return figure
+
+
+def _check_latent(z: ArrayLike) -> np.ndarray:
+    z = np.asarray(z, float)
+    if z.ndim != 2 or z.size == 0:
+        raise ValueError(f"z must have shape (N, D) with N, D >= 1, got {z.shape}")
+    if not np.isfinite(z).all():
+        row = np.isfinite(z).all(axis=1).argmin()
+        raise ValueError(f"z must be finite, got {z[row].tolist()} in row {row}")
+    return z
+
+
+def _check_rows(name: str, values: ArrayLike, z: np.ndarray) -> np.ndarray:
+    values = np.asarray(values)
+    if values.shape != (len(z),):
+        raise ValueError(f"{name} must have shape (N={len(z)},) like z, got {values.shape}")
+    return values
+
+
+def _project(z: np.ndarray, method: str, random_state: int) -> tuple[np.ndarray, tuple[str, str]]:
+    """Points, shape (N, 2), and the names of their axes, of z, shape (N, D) with D >= 2."""
+    if z.shape[1] == 2:
+        return z, ("latent dimension 1", "latent dimension 2")
+    points, shares = _pca(z)
+    if method == "umap":
+        umap = _import_umap()
+    if method == "pca" or len(z) < MIN_NEIGHBOURS or points[:, 0].std() == 0:
+        return points, tuple(f"principal component {i + 1} ({share:.0%} of variance)" for i, share in enumerate(shares))
+    # Both start from PCA: reproducible, with the large-scale order kept, and umap's spectral start may warn.
+    start = points / points[:, 0].std()
+    if method == "umap":
+        reducer = umap.UMAP(n_neighbors=min(15, len(z) - 1), init=10 * start, random_state=random_state, n_jobs=1)
+        return reducer.fit_transform(z), ("UMAP 1", "UMAP 2")
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(z) - 1) / 3)
+    start = (1e-4 * start).astype(np.float32)
+    tsne = TSNE(perplexity=perplexity, init=start, learning_rate="auto", random_state=random_state)
+    return tsne.fit_transform(z), ("t-SNE 1", "t-SNE 2")
+
+
+def _pca(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First two principal components, shape (N, 2), and their shares of the variance; zeros where there is none."""
+    centred = z - z.mean(axis=0)
+    u, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    # One point has one component.
+    points = np.zeros((len(z), 2))
+    points[:, : len(scale)] = u[:, :2] * scale[:2]
+    variance = np.zeros(2)
+    variance[: len(scale)] = scale[:2] ** 2
+    return points, variance / max((scale**2).sum(), np.finfo(float).tiny)
+
+
+def _import_umap():
+    try:
+        # It warns that TensorFlow is missing, which we don't need.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import umap
+    except ImportError as error:
+        raise ImportError('method="umap" needs umap-learn: pip install umap-learn') from error
+    return umap
+
+
+def _draw_points(axes: Axes, points: np.ndarray, codes: np.ndarray, n_groups: int) -> np.ndarray:
+    """Scatter in random order, so that no group covers the others; returns the colours, shape (n_groups, 3)."""
+    colors = palette(n_groups)
+    shown = np.vstack([colors, colormaps["gray"](0.7)[:3]])[codes]  # a missing label has code -1
+    order = np.random.default_rng(0).permutation(len(points))
+    size = float(np.clip(8000 / len(points), 5, 40))
+    axes.scatter(*points[order].T, c=shown[order], s=size, linewidths=0, alpha=0.8)
+    return colors
+
+
+def _draw_clusters(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.ndarray, strips: bool) -> None:
+    colors = _draw_points(axes, points, codes, len(names))
+    axes.set_title(f"{len(names)} cluster{'s' if len(names) != 1 else ''}")
+    if strips:
+        step = -(-len(names) // MAX_LEGEND)
+        axes.set_yticks(np.arange(0, len(names), step), labels=[_text(name) for name in names[::step]])
+        return
+    present = np.unique(codes)
+    medians = np.stack([_central_member(points[codes == code]) for code in present])
+    texts = [_text(names[code]) for code in present]
+    # A sparse panel would lose its points under the numbers.
+    lift = 9 if len(points) < 10 * len(present) else 0
+    shifts = _text_shifts(medians, points, texts)
+    for code, text, place, shift in zip(present, texts, medians, shifts, strict=True):
+        annotation = axes.annotate(
+            text,
+            place,
+            (shift[0], shift[1] + lift),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+            color=0.55 * colors[code],
+            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": GREY} if np.hypot(*shift) > 8 else None,
+        )
+        annotation.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])
+
+
+def _text(name: object) -> str:
+    """A name short enough to draw, its dollar signs not taken for mathematics."""
+    text = str(name)
+    return (text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}…").replace("$", r"\$")
+
+
+def _central_member(members: np.ndarray) -> np.ndarray:
+    """The point nearest the median: the median itself may lie between the parts of a torn cluster."""
+    return members[((members - np.median(members, axis=0)) ** 2).sum(axis=1).argmin()]
+
+
+def _text_shifts(
+    places: np.ndarray,  # shape: (n, 2), in data coordinates
+    points: np.ndarray,  # shape: (N, 2)
+    texts: Sequence[str],
+) -> np.ndarray:  # shape: (n, 2)
+    """How far to move bold texts of size 9 from their places so that they don't overlap, in typographic points."""
+    # About the size of a panel; exact would mean drawing the figure first.
+    panel = 72 * np.array([4.9, 4.6])
+    extent = np.ptp(points, axis=0)
+    start = places / np.where(extent > 0, extent, 1) * panel
+    # Places that coincide need a direction to part in.
+    boxes = start + np.random.default_rng(0).normal(scale=0.1, size=start.shape)
+    sizes = np.array([(6.5 * len(text) + 3, 11.0) for text in texts])
+    reach = (sizes[:, None] + sizes) / 2
+    for _ in range(200):
+        apart = boxes[:, None] - boxes
+        overlap = reach - np.abs(apart)
+        overlap[(overlap <= 0).any(axis=-1)] = 0
+        overlap[np.diag_indices(len(boxes))] = 0
+        if not overlap.any():
+            break
+        # Along the shorter way out only; each of the two moves less than half, for others push as well.
+        overlap[np.arange(2) != overlap.argmin(axis=-1, keepdims=True)] = 0
+        boxes = boxes + 0.4 * (np.sign(apart) * overlap).sum(axis=1)
+    return boxes - start
+
+
+def _draw_labels(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.ndarray) -> None:
+    colors = _draw_points(axes, points, codes, len(names))
+    title = f"{len(names)} label{'s' if len(names) != 1 else ''}"
+    if len(names) > MAX_LEGEND:
+        axes.set_title(f"{title}, too many for a legend")
+        return
+    axes.set_title(title)
+    entries = [*zip(map(_text, names), colors, strict=True)]
+    if (codes < 0).any():
+        entries.append(("missing", colormaps["gray"](0.7)[:3]))
+    handles = [Line2D([], [], color=color, marker="o", linestyle="") for _, color in entries]
+    axes.legend(
+        handles, [name for name, _ in entries], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9
+    )

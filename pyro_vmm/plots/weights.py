@@ -1,0 +1,61 @@
+"""Bars of the mixture weights."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from pyro_vmm.plots.drawing import BLUE, ORANGE, check_weights
+
+
+def cluster_weights(
+    weights: ArrayLike,  # shape: (K,)
+    shares: ArrayLike | None = None,  # shape: (K,)
+) -> Figure:
+    """Bars of the mixture weights, the largest first, beside the share of rows assigned to each.
+
+    Components without rows (without `shares`: of less than a tenth of the uniform weight 1/K) are not in use
+    and end in one last pair of bars.
+
+    Arguments:
+        weights: The mixture weights, shape (K,).
+        shares: The share of rows assigned to each component, shape (K,).
+    """
+    weights = check_weights("weights", weights)
+    if shares is not None:
+        shares = check_weights("shares", shares)
+        if shares.shape != weights.shape:
+            raise ValueError(f"shares must have shape {weights.shape} like weights, got {shares.shape}")
+    in_use = weights >= weights.sum() * 0.1 / len(weights) if shares is None else shares > 0
+    order = np.argsort(-weights, kind="stable")
+    used, rest = order[in_use[order]], order[~in_use[order]]
+    positions = np.append(np.arange(len(used)), len(used) + 0.7)[: len(used) + bool(len(rest))]
+    labels = [str(k) for k in used] + [f"{len(rest)} not\nin use"] * bool(len(rest))
+
+    figure = Figure(figsize=(float(np.clip(0.3 * len(positions) + 2, 5.5, 14)), 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    bars = [("weight π", weights, BLUE)] + ([] if shares is None else [("share of rows", shares, ORANGE)])
+    width = 0.85 / len(bars)
+    for i, (name, values, color) in enumerate(bars):
+        heights = np.append(values[used], values[rest].sum())[: len(positions)]
+        axes.bar(positions + (i - (len(bars) - 1) / 2) * width, heights, width, color=color, label=name)
+    _label_bars(axes, positions, labels)
+    if len(bars) > 1:
+        axes.legend(frameon=False)
+    axes.set_title(f"{len(used)} of {len(weights)} clusters in use")
+    axes.set_ylabel("fraction" if len(bars) > 1 else "weight π")
+    return figure
+
+
+def _label_bars(axes: Axes, positions: np.ndarray, labels: Sequence[str]) -> None:
+    crowded = len(positions) > 45
+    axes.set_xticks(positions, labels=labels, fontsize=6 if crowded else 8, rotation=90 if crowded else 0)
+    middle, reach = positions[-1] / 2, max(positions[-1] / 2 + 0.7, 3)
+    axes.set_xlim(middle - reach, middle + reach)
+    axes.set_xlabel("cluster")
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

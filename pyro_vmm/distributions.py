@@ -283,7 +283,8 @@ class MixtureOfGaussians(TorchDistribution):
         return self.component_log_prob(z) + self.log_weights
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self.joint_log_prob(value).logsumexp(-1)
+        log_prob = self.joint_log_prob(value).logsumexp(-1)
+        return log_prob.expand(torch.broadcast_shapes(self.batch_shape, log_prob.shape))
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """p(c | z) of z (..., D), (..., K)."""
@@ -333,7 +334,9 @@ class MixtureComponent(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         log_probs = self.mixture.component_log_prob(value)  # (..., K)
         if self.c.dim() > log_probs.dim() - 1 and self.c.numel() == self.c.shape[0]:
-            return log_probs.index_select(-1, self.c.flatten()).movedim(-1, 0)
+            enumerated = log_probs.index_select(-1, self.c.flatten()).movedim(-1, 0)
+            gap = self.c.dim() - enumerated.dim()  # plates to the left of z's
+            return enumerated.reshape(enumerated.shape[:1] + (1,) * gap + enumerated.shape[1:])
         shape = torch.broadcast_shapes(self.c.shape, log_probs.shape[:-1])
         index = self.c.expand(shape).unsqueeze(-1)
         return log_probs.expand(shape + log_probs.shape[-1:]).gather(-1, index).squeeze(-1)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -124,7 +125,7 @@ class Poisson(Likelihood):
         return self.independent(dist.Poisson(F.softplus(h) + FLOOR))
 
     def check(self, x: Tensor) -> None:
-        _require(x, (x >= 0) & (x == x.round()), "poisson", "counts: integers 0, 1, 2, ...")
+        _require(x, (x >= 0) & (x == x.round()) & x.isfinite(), "poisson", "counts: integers 0, 1, 2, ...")
 
     def features(self) -> list[nn.Module]:
         return [Asinh()]
@@ -184,26 +185,37 @@ class CustomLikelihood(Likelihood):
 
     def forward(self, h: Tensor) -> TorchDistribution:
         distribution = self.function(h)
+        if not isinstance(distribution, TorchDistributionMixin):
+            raise ValueError(f"likelihood returned a {type(distribution).__name__}, expected a Pyro distribution")
         rows = h.dim() - len(self.event_shape) - (self.outputs_per_feature > 1)
         return distribution.to_event(len(distribution.batch_shape) - rows)
 
     def check(self, x: Tensor) -> None:
-        """Try the callable on two rows: it has to return a distribution that can score x."""
-        rows = x[:2]
+        """Try the callable: it has to return a distribution that can score x."""
+        for rows in x.split(1024):
+            distribution = self._try(rows)
+            support = distribution.support
+            while hasattr(support, "base_constraint"):
+                support = support.base_constraint
+            _require(rows, support.check(rows), "given", f"in {support}")
+
+    def _try(self, rows: Tensor) -> TorchDistribution:
         extra = (self.outputs_per_feature,) if self.outputs_per_feature > 1 else ()
-        distribution = self(rows.new_zeros(rows.shape + extra))
+        h = rows.new_zeros(rows.shape + extra)
+        try:
+            distribution = self(h)
+        except Exception as error:  # whatever the caller's function may raise
+            raise ValueError(f"likelihood can't take decoder output of shape {tuple(h.shape)}: {error}") from error
         shape = distribution.batch_shape + distribution.event_shape
         if shape != rows.shape:
             raise ValueError(
                 f"likelihood returned a distribution of shape {tuple(shape)}, expected {tuple(rows.shape)}"
             )
-        support = distribution.support
-        while hasattr(support, "base_constraint"):
-            support = support.base_constraint
-        _require(x, support.check(x), "the given", f"in {support}")
+        return distribution
 
 
 def _require(x: Tensor, inside: Tensor, name: str, expected: str) -> None:
     if not inside.all():
-        values = x[~inside] if inside.shape == x.shape else x.flatten()
+        # A support of vectors is judged by the row: name the row's first value.
+        values = x[~inside].flatten()
         raise ValueError(f"x holds the value {values[0].item():g}; the {name} likelihood expects values {expected}")

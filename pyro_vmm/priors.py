@@ -12,6 +12,8 @@ prior                  p(z)                                        parameters, a
 The sites are ``alpha``, ``log_pi`` (and ``pi``), ``mu``, ``precision_tril`` (and ``precision``), ``c`` and ``z``.
 """
 
+import math
+from numbers import Real
 from typing import NamedTuple
 
 import pyro
@@ -19,6 +21,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from pyro_vmm.distributions import MixtureOfGaussians
@@ -157,8 +160,10 @@ class PseudoInputs(nn.Module):
 
     def encode(self, encoder: nn.Module) -> Centres:
         """q(.; u), always in inference mode: no dropout, running statistics only."""
+        # Copies of the buffers: a training pass before the backward one would move BatchNorm's statistics under it.
+        buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
         with inference_mode(encoder):
-            q = encoder(self())
+            q = functional_call(encoder, buffers, (self(),))
         return Centres(q.mean, scale_tril(q))
 
 
@@ -312,6 +317,8 @@ class GaussianMixture(_BayesianMixture):
     """
 
     def __init__(self, mu: Tensor, **settings):
+        if mu.dim() != 2:
+            raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (K, D)")
         super().__init__(mu.shape[1], len(mu), **settings)
         self.mu = nn.Parameter(mu.detach().clone())
 
@@ -349,7 +356,7 @@ PRIORS: dict[str, type[Prior]] = {
 
 
 def _m_prior(value: float | str) -> float | str:
-    if value == "batch" or (not isinstance(value, str) and value > 0):
+    if value == "batch" or (isinstance(value, Real) and 0 < value < math.inf):
         return value
     raise ValueError(f"m_prior={value!r} should be a positive number or 'batch'")
 

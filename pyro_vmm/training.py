@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import NoReturn
 
 import pyro
@@ -48,15 +49,17 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} should be at least 1")
+        for name in ("epochs", "batch_size", "checkpoint_every", "patience"):
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) and value >= 1) and (name, value) != ("patience", None):
+                raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
         for name in ("learning_rate", "prior_learning_rate"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} should be positive")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience={self.patience} should be at least 1, or None")
+            if not (isinstance(value, Real) and 0 < value < math.inf) and (name, value) != (
+                "prior_learning_rate",
+                None,
+            ):
+                raise ValueError(f"{name}={value!r} should be a positive number")
         if self.monitor not in MONITORS:
             raise ValueError(f"monitor={self.monitor!r} should be one of {MONITORS}")
 
@@ -108,6 +111,8 @@ class Trainer:
         # Where this run's random numbers stand; None before the first epoch. Inside fit they are torch's own state.
         self.rng_state: dict | None = None
         self._fitting = False
+        # Where the last fit ended, before the best parameters were restored.
+        self._ended: dict | None = None
 
     # One iteration of Algorithm 1
 
@@ -186,6 +191,8 @@ class Trainer:
     ) -> list[dict]:
         """Train until ``epochs`` or ``patience`` is used up, then restore the best epoch's parameters.
 
+        A second call continues where the first one ended, not from the best epoch.
+
         Arguments:
             x: training rows, (N, ...), on the model's device.
             x_val: validation rows; without them the training ELBO is monitored.
@@ -202,6 +209,8 @@ class Trainer:
         """
         if self.config.monitor == "val_nmi" and (x_val is None or labels_val is None):
             raise ValueError("monitor='val_nmi' needs validation rows with labels")
+        if self._ended is not None:
+            self.load_state_dict(self._ended)
         started = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0.0)
         good = self.state_dict()
         with self._random_numbers(), _quiet_pyro(), _bar(progress, len(x), self) as bar:
@@ -222,6 +231,7 @@ class Trainer:
                 raise
         if checkpoint:
             checkpoint(good)
+        self._ended = good
         self.restore_best()
         return self.history
 
@@ -277,6 +287,8 @@ class Trainer:
 
     def state_dict(self) -> dict:
         """All that the next epoch depends on, as plain numbers and tensors; a copy."""
+        if self._ended is not None and not self._fitting:
+            return copy.deepcopy(self._ended)
         return {
             "model": _copy(self.vae.state_dict()),
             "network_optimizer": copy.deepcopy(self.network_optimizer.state_dict()),
@@ -295,7 +307,7 @@ class Trainer:
         if self.prior_optimizer:
             self.prior_optimizer.load_state_dict(copy.deepcopy(state["prior_optimizer"]))
         self.order.set_state(state["order"])
-        self.rng_state = state["rng"]
+        self.rng_state, self._ended = state["rng"], None
         self.best = dict(state["best"])
         self.history = [dict(row) for row in state["history"]]
 

@@ -34,43 +34,38 @@ LOG_TWO_PI = math.log(2.0 * math.pi)
 
 
 class ReciprocalGamma(TorchDistribution):
-    r"""A positive variable whose reciprocal is gamma distributed, by the density *of that reciprocal*.
+    r"""A positive variable whose reciprocal is gamma distributed, by the density *of that reciprocal* or by its own.
 
-    .. math:: \log p(\alpha) = \log \mathrm{Gamma}(1 / \alpha;\ a, b)
+    .. math:: \log p(\alpha) = \log \mathrm{Gamma}(1 / \alpha;\ a, b) \; [- 2 \log \alpha]
 
-    Without the Jacobian of the reciprocal this is no density of :math:`\alpha`, but its mode is the MAP point of
-    :math:`1 / \alpha`, which is what the paper's authors' code looks for. With the Jacobian it would be
-    ``pyro.distributions.InverseGamma``, the paper's equation (5).
+    With the Jacobian in brackets it is the inverse gamma distribution, the paper's equation (5). Without it this is no
+    density of :math:`\alpha`, but its mode is the MAP point of :math:`1 / \alpha`, which is what the paper's authors'
+    code looks for.
 
     Arguments:
         concentration: the shape a, () or any batch shape, positive.
         rate: the rate b, the same shape, positive.
+        jacobian: whether to count the Jacobian of the reciprocal.
     """
 
     arg_constraints = {"concentration": constraints.positive, "rate": constraints.positive}
     support = constraints.positive
     has_rsample = True
 
-    def __init__(self, concentration: Tensor, rate: Tensor, validate_args: bool | None = None):
-        self.reciprocal = dist.Gamma(concentration, rate, validate_args=validate_args)
-        super().__init__(self.reciprocal.batch_shape, validate_args=validate_args)
-
-    @property
-    def concentration(self) -> Tensor:
-        return self.reciprocal.concentration
-
-    @property
-    def rate(self) -> Tensor:
-        return self.reciprocal.rate
+    def __init__(self, concentration: Tensor, rate: Tensor, jacobian: bool = False, validate_args: bool | None = None):
+        self.concentration, self.rate, self.jacobian = concentration, rate, jacobian
+        super().__init__(concentration.shape, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
-        return ReciprocalGamma(self.concentration.expand(batch_shape), self.rate.expand(batch_shape))
+        return ReciprocalGamma(self.concentration.expand(batch_shape), self.rate.expand(batch_shape), self.jacobian)
 
     def rsample(self, sample_shape=torch.Size()) -> Tensor:
-        return self.reciprocal.rsample(sample_shape).reciprocal()
+        return torch.distributions.Gamma(self.concentration, self.rate).rsample(sample_shape).reciprocal()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self.reciprocal.log_prob(value.reciprocal())
+        a, b = self.concentration, self.rate
+        power = a + 1 if self.jacobian else a - 1
+        return a * b.log() - a.lgamma() - power * value.log() - b / value
 
 
 class LogDirichlet(TorchDistribution):
@@ -184,6 +179,41 @@ class ExpectedNormal(TorchDistribution):
         return -0.5 * (squares / self.scale**2 + value.shape[-1] * (LOG_TWO_PI + 2 * math.log(self.scale)))
 
 
+class TrilNormal(dist.MultivariateNormal):
+    r"""``dist.MultivariateNormal`` by its Cholesky factor, which remembers the noise :math:`\epsilon` of its last draw.
+
+    The density of that very draw, :math:`z = m + T \epsilon`, then needs no triangular solve,
+
+    .. math:: \log \mathcal{N}(z;\ m, T T^\top) = -\tfrac12 \|\epsilon\|^2 - \log |T| - \tfrac{D}{2} \log 2\pi
+
+    and its gradient is that of :math:`-\log |T|`: what reaches m and T through z cancels what reaches them directly.
+
+    Arguments:
+        loc: m, (..., D).
+        scale_tril: T, (..., D, D).
+    """
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None):
+        super().__init__(loc, scale_tril=scale_tril, validate_args=validate_args)
+        self.draw = self.noise = None
+
+    def expand(self, batch_shape, _instance=None):
+        shape = torch.Size(batch_shape)
+        return TrilNormal(
+            self.loc.expand(shape + self.event_shape), self.scale_tril.expand(shape + 2 * self.event_shape)
+        )
+
+    def rsample(self, sample_shape=torch.Size()) -> Tensor:
+        self.noise = torch.randn_like(self.loc.expand(self._extended_shape(sample_shape)))
+        self.draw = self.loc + (self.scale_tril @ self.noise.unsqueeze(-1)).squeeze(-1)
+        return self.draw
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if value is not self.draw:
+            return super().log_prob(value)
+        return _log_norm(-_log_diagonal(self.scale_tril), self.loc) - 0.5 * self.noise.square().sum(-1)
+
+
 class MixtureOfGaussians(TorchDistribution):
     r"""A mixture of K normals over z, all component densities from one matrix product.
 
@@ -274,9 +304,10 @@ class MixtureOfGaussians(TorchDistribution):
     def component_log_prob(self, z: Tensor) -> Tensor:
         """Log-densities of z (..., D) under every component, (..., K)."""
         stacked = self.whitener.permute(1, 0, 2).flatten(1)
-        means = (self.loc.unsqueeze(-2) @ self.whitener).squeeze(-2)
-        white = (z @ stacked).unflatten(-1, self.loc.shape) - means
-        return self.log_norm - 0.5 * white.square().sum(-1)
+        means = (self.loc.unsqueeze(-2) @ self.whitener).flatten()
+        white = torch.addmm(means, z.reshape(-1, z.shape[-1]), stacked, beta=-1)
+        squares = white.unflatten(-1, self.loc.shape).square().sum(-1).view(*z.shape[:-1], -1)
+        return self.log_norm - 0.5 * squares
 
     def joint_log_prob(self, z: Tensor) -> Tensor:
         """log p(z, c) of z (..., D) for every c, (..., K)."""

@@ -42,10 +42,10 @@ class HyperPrior:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} should be positive")
 
-    def alpha(self, like: Tensor) -> dist.TorchDistribution:
+    def alpha(self, like: Tensor) -> ReciprocalGamma:
         """Equation (5), in the dtype and on the device of ``like``."""
         shape, rate = like.new_tensor(self.alpha_shape), like.new_tensor(self.alpha_rate)
-        return dist.InverseGamma(shape, rate) if self.alpha_jacobian else ReciprocalGamma(shape, rate)
+        return ReciprocalGamma(shape, rate, self.alpha_jacobian)
 
     def log_pi(self, alpha: Tensor, n_components: int) -> LogDirichlet:
         """Equation (6), for alpha (...)."""

@@ -5,6 +5,7 @@ Those below are modules with two things more: ``outputs_per_feature``, where the
 (h is then (N, *event_shape, P)), and ``check(x)``, which tells before any training that data lie outside their support.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
@@ -14,6 +15,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vmm.distributions import LOG_TWO_PI
 from pyro_vmm.networks import Asinh, SoftOneHot, inverse_softplus
 
 # Keeps scales and rates away from zero, where log-densities of float32 data overflow.
@@ -73,11 +75,33 @@ class _LocationScale(Likelihood):
         return F.softplus(self.scale_raw) + FLOOR
 
 
+class SharedScaleNormal(dist.Normal):
+    """``dist.Normal`` that works out the scale's logarithm and square once, and not for every element of ``loc``.
+
+    Arguments:
+        loc: means, any shape.
+        scale: positive, one for all or any shape that broadcasts with ``loc``.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = None):
+        super().__init__(loc, scale, validate_args=validate_args)
+        self.shared_scale = scale
+
+    def expand(self, batch_shape, _instance=None):
+        return SharedScaleNormal(self.loc.expand(batch_shape), self.shared_scale)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        log_norm = -self.shared_scale.log() - 0.5 * LOG_TWO_PI
+        return log_norm - ((value - self.loc) / (math.sqrt(2.0) * self.shared_scale)).square()
+
+
 class Normal(_LocationScale):
     """Normal(h, scale) with a learned scale."""
 
     def forward(self, h: Tensor) -> TorchDistribution:
-        return self.independent(dist.Normal(h, self.scale))
+        return self.independent(SharedScaleNormal(h, self.scale))
 
 
 class StudentT(_LocationScale):

@@ -11,6 +11,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vmm.distributions import TrilNormal
+
 COVARIANCES = ("full", "diagonal")
 # A floor under Cholesky diagonals: softplus alone underflows to zero in float32.
 DIAGONAL_FLOOR = 1e-5
@@ -120,7 +122,7 @@ class GaussianEncoder(nn.Module):
         if self.covariance == "diagonal":
             return dist.Normal(loc, F.softplus(raw) + DIAGONAL_FLOOR, validate_args=False).to_event(1)
         square = raw.index_select(-1, self.tril_index).unflatten(-1, (self.latent_dim, self.latent_dim))
-        return dist.MultivariateNormal(loc, scale_tril=lower_cholesky(square), validate_args=False)
+        return TrilNormal(loc, lower_cholesky(square), validate_args=False)
 
 
 def lower_cholesky(raw: Tensor) -> Tensor:

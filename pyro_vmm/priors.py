@@ -281,15 +281,15 @@ class _BayesianMixture(Prior):
     def hierarchy_guide(self, encoder: nn.Module | None = None, centres: Centres | None = None) -> None:
         """Points for alpha, pi and Lambda; q(mu) for mu, or its mean where ``centres`` are given.
 
-        q(mu) is masked: the objective holds no entropy of it, being empirical Bayes and not an ELBO.
+        Masked: a point has no density, and the objective holds no entropy of q(mu), being empirical Bayes, not an ELBO.
         """
-        pyro.sample("alpha", dist.Delta(self.alpha))
-        pyro.sample("log_pi", dist.Delta(self.log_pi).to_event(1))
-        with pyro.plate("components", self.n_components):
-            q_mu = self.q_mu(self.centres(encoder)) if centres is None else dist.Delta(centres.loc).to_event(1)
-            with poutine.mask(mask=False):
+        with poutine.mask(mask=False):
+            pyro.sample("alpha", dist.Delta(self.alpha))
+            pyro.sample("log_pi", dist.Delta(self.log_pi).to_event(1))
+            with pyro.plate("components", self.n_components):
+                q_mu = self.q_mu(self.centres(encoder)) if centres is None else dist.Delta(centres.loc).to_event(1)
                 pyro.sample("mu", q_mu)
-            pyro.sample("precision_tril", dist.Delta(self.precision_tril).to_event(2))
+                pyro.sample("precision_tril", dist.Delta(self.precision_tril).to_event(2))
 
     def model(
         self,

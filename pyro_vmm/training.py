@@ -12,11 +12,11 @@ from typing import NoReturn
 
 import pyro
 import torch
-from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.elbo import Elbo
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import inference_mode
 
@@ -66,27 +66,6 @@ class TrainingConfig:
 
 class TrainingDiverged(ArithmeticError):
     """A loss was not finite; the model holds the last good parameters."""
-
-
-class Elbo(TraceEnum_ELBO):
-    """Pyro's enumerated ELBO, which also keeps what the history needs of its last evaluation.
-
-    Attributes:
-        log_likelihood: the sum of log p(x | z) over rows, ().
-        z: the guide's draws, (M, D).
-    """
-
-    def __init__(self):
-        # Stated, because guessing runs the pair twice and so moves the random numbers and BatchNorm's statistics.
-        super().__init__(max_plate_nesting=1, strict_enumeration_warning=False)
-        self.log_likelihood = self.z = None
-
-    def _get_trace(self, model, guide, args, kwargs):
-        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
-        if "x" in model_trace:
-            self.log_likelihood = model_trace.nodes["x"]["log_prob_sum"].detach()
-            self.z = guide_trace.nodes["z"]["value"].detach()
-        return model_trace, guide_trace
 
 
 class Trainer:

@@ -1,0 +1,83 @@
+"""Pyro's enumerated ELBO, with a short cut for what the two training steps need of it."""
+
+from collections.abc import Callable, Iterator
+
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import TraceEnum_ELBO
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+from pyro.util import check_site_shape
+from torch import Tensor
+
+
+class Elbo(TraceEnum_ELBO):
+    """``TraceEnum_ELBO(max_plate_nesting=1)``, which also keeps what the history needs of its last evaluation.
+
+    With one plate, indicators enumerated in the model, and reparameterised draws in the guide, the ELBO is a plain sum
+    of log-densities with one ``logsumexp`` over the indicators. It is then computed so, 4 ms sooner than by the tensor
+    contractions that the general case takes; any other pair is left to Pyro.
+
+    Attributes:
+        log_likelihood: the sum of log p(x | z) over rows, ().
+        z: the guide's draws, (M, D).
+    """
+
+    def __init__(self):
+        # Stated, because guessing runs the pair twice and so moves the random numbers and BatchNorm's statistics.
+        super().__init__(max_plate_nesting=1, strict_enumeration_warning=False)
+        self.log_likelihood = self.z = None
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args, **kwargs) -> Tensor:
+        """Minus the ELBO, a sum over rows, ()."""
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        if not all(map(_is_simple, _sample_sites(guide_trace))):
+            return super().differentiable_loss(model, guide, *args, **kwargs)
+        enumerated = poutine.enum(poutine.replay(model, trace=guide_trace), first_available_dim=-2)
+        model_trace = poutine.trace(enumerated).get_trace(*args, **kwargs)
+        loss = _sum(guide_trace) - _sum(model_trace)
+        self._keep(model_trace, guide_trace)
+        return loss
+
+    def loss(self, model: Callable, guide: Callable, *args, **kwargs) -> float:
+        """Minus the ELBO, a sum over rows, as a number."""
+        return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def _get_trace(self, model, guide, args, kwargs):
+        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        self._keep(model_trace, guide_trace)
+        return model_trace, guide_trace
+
+    def _keep(self, model_trace: Trace, guide_trace: Trace) -> None:
+        if "x" in model_trace and "z" in guide_trace:
+            site = model_trace.nodes["x"]
+            self.log_likelihood = scale_and_mask(site["log_prob"], site["scale"], site["mask"]).sum().detach()
+            self.z = guide_trace.nodes["z"]["value"].detach()
+
+
+def _sample_sites(trace: Trace) -> Iterator[dict]:
+    return (site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site))
+
+
+def _is_simple(site: dict) -> bool:
+    """Neither enumerated nor in need of a score-function estimator."""
+    return not site["infer"].get("enumerate") and (site["is_observed"] or site["fn"].has_rsample)
+
+
+def _sum(trace: Trace) -> Tensor | float:
+    """The log-densities of a trace, summed over rows, and over the values (K, M) of what was enumerated."""
+    total, joint, weight = 0.0, 0.0, 1.0
+    for site in _sample_sites(trace):
+        if site["mask"] is False:
+            continue
+        log_prob = site["log_prob"] = site["fn"].log_prob(site["value"])
+        if is_validation_enabled():
+            check_site_shape(site, max_plate_nesting=1)
+        if log_prob.dim() > 1:
+            joint, weight = joint + scale_and_mask(log_prob, mask=site["mask"]), site["scale"]
+        else:
+            total = total + scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
+    if isinstance(joint, Tensor):
+        total = total + weight * joint.flatten(end_dim=-2).logsumexp(0).sum()
+    return total

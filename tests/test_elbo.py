@@ -1,0 +1,139 @@
+"""The training loop's objective against Pyro's own, and the shortcuts of its densities against torch's."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import TraceEnum_ELBO
+
+from pyro_vmm.distributions import ReciprocalGamma, TrilNormal
+from pyro_vmm.elbo import Elbo
+from pyro_vmm.likelihoods import Normal, SharedScaleNormal
+from pyro_vmm.models import VAE
+from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
+from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
+
+M, G, D, K = 7, 5, 2, 3
+PRIORS = {
+    "standard_normal": lambda: StandardNormal(D),
+    "vamp": lambda: VampPrior(D, torch.randn(K, G)),
+    "gmm": lambda: GaussianMixture(torch.randn(K, D)),
+    "vmm": lambda: VampMixture(D, torch.randn(K, G)),
+    "differentiated": lambda: VampMixture(D, torch.randn(K, G), responsibilities="differentiated"),
+    "sampled": lambda: VampMixture(D, torch.randn(K, G), expectation="sampled"),
+}
+
+
+class Subsampled(VAE):
+    """Every row stands for four."""
+
+    def model(self, x, p_z=None):
+        with pyro.poutine.scale(scale=4.0):
+            return super().model(x, p_z)
+
+    def guide(self, x, p_z=None):
+        with pyro.poutine.scale(scale=4.0):
+            super().guide(x, p_z)
+
+
+def build(prior: str, cls=VAE) -> VAE:
+    encoder = GaussianEncoder(mlp(G, (6,)), 6, D)
+    return cls(encoder, Decoder(mlp(D, (6,)), 6, (G,)), Normal((G,)), PRIORS[prior]())
+
+
+def assert_same(model, guide, parameters, *args):
+    losses, gradients = [], []
+    for elbo in (Elbo(), TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)):
+        torch.manual_seed(3)
+        losses.append(elbo.differentiable_loss(model, guide, *args))
+        gradients.append(torch.autograd.grad(losses[-1], parameters, allow_unused=True, retain_graph=True))
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=0.0)
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("cls", [VAE, Subsampled])
+@pytest.mark.parametrize("whole", [False, True], ids=["p_z", "hierarchy"])
+def test_elbo_is_pyros(prior, cls, whole):
+    vae, x = build(prior, cls), torch.randn(M, G)
+    assert_same(vae.model, vae.guide, list(vae.parameters()), x, None if whole else vae.prior(vae.encoder))
+
+
+@pytest.mark.parametrize("prior", ["gmm", "vmm", "differentiated", "sampled"])
+@pytest.mark.parametrize("analytic", [True, False])
+def test_map_objective_is_pyros(prior, analytic):
+    vae, z = build(prior), torch.randn(M, D)
+    centres = vae.prior.centres(vae.encoder) if analytic else None
+    assert_same(vae.prior.model, vae.prior.guide, vae.prior_parameters(), z, vae.encoder, centres)
+
+
+def test_a_guide_that_enumerates_is_left_to_pyro():
+    """Here the ELBO is a sum over the guide's own c, of which the short cut knows nothing."""
+    weights = torch.tensor([0.2, 0.8]).requires_grad_()
+    x = torch.randn(M)
+
+    def model():
+        with pyro.plate("data", M):
+            c = pyro.sample("c", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(c, 1.0), obs=x)
+
+    def guide():
+        with pyro.plate("data", M):
+            pyro.sample("c", dist.Bernoulli(weights[0]), infer={"enumerate": "parallel"})
+
+    assert_same(model, guide, [weights])
+
+
+def test_a_forgotten_event_dimension_is_an_error():
+    class Forgetful(Normal):
+        def forward(self, h):
+            return dist.Normal(h, self.scale)
+
+    vae = build("standard_normal")
+    vae.likelihood = Forgetful((G,))
+    with pytest.raises(ValueError, match="at site"):
+        Elbo().differentiable_loss(vae.model, vae.guide, torch.randn(M, G), vae.prior(vae.encoder))
+
+
+def tril_normal() -> tuple[torch.Tensor, torch.Tensor]:
+    loc, tril = torch.randn(M, D), torch.randn(M, D, D).tril(-1) + torch.diag_embed(torch.rand(M, D) + 0.1)
+    return loc.requires_grad_(), tril.requires_grad_()
+
+
+def test_density_of_a_normals_own_draw():
+    """Value and total gradient are torch's, in which the draw moves with the parameters."""
+    loc, tril = tril_normal()
+    q = TrilNormal(loc, tril)
+    z = q.rsample()
+    ours, theirs = q.log_prob(z), dist.MultivariateNormal(loc, scale_tril=tril).log_prob(z)
+    torch.testing.assert_close(ours, theirs)
+    weight = torch.randn(M)
+    expected = torch.autograd.grad((weight * theirs).sum(), (loc, tril), retain_graph=True)
+    found = torch.autograd.grad((weight * ours).sum() + 0 * loc.sum(), (loc, tril))
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1].tril())
+
+
+def test_density_of_another_draw():
+    loc, tril = tril_normal()
+    q, dense = TrilNormal(loc, tril), dist.MultivariateNormal(loc, scale_tril=tril)
+    q.rsample()
+    for value in (torch.randn(M, D), q.rsample().detach()):
+        torch.testing.assert_close(q.log_prob(value), dense.log_prob(value))
+    assert q.rsample((4,)).shape == q.expand((4, M)).rsample().shape == (4, M, D)
+
+
+@pytest.mark.parametrize("shape", [(), (G,)])
+def test_shared_scale_normal_is_normal(shape):
+    loc, scale, x = torch.randn(M, G), torch.rand(shape) + 0.1, torch.randn(M, G)
+    for ours in (SharedScaleNormal(loc, scale), SharedScaleNormal(loc[:1], scale).expand((M, G))):
+        torch.testing.assert_close(ours.log_prob(x), dist.Normal(ours.loc, scale).log_prob(x))
+
+
+def test_reciprocal_gamma_with_jacobian_is_inverse_gamma():
+    alpha, a, b = torch.rand(9) + 0.1, torch.tensor(2.5), torch.tensor(0.7)
+    found = ReciprocalGamma(a, b, jacobian=True).log_prob(alpha)
+    torch.testing.assert_close(found, dist.InverseGamma(a, b).log_prob(alpha))

@@ -1,7 +1,7 @@
 """Scores of a clustering and of a model: arrays in, floats out.
 
-`labels` are known classes, which training never sees; `clusters` are the clusters assigned to the same rows,
-and `probabilities` the (N, K) probabilities that row i belongs to cluster k.
+``labels`` are known classes, which training never sees; ``clusters`` are the clusters assigned to the same rows,
+and ``probabilities`` the (N, K) probabilities that row i belongs to cluster k.
 """
 
 import math
@@ -43,7 +43,7 @@ def clustering_scores(
 
 
 def utilised_clusters(clusters: ArrayLike) -> int:
-    """Number of distinct clusters among `clusters`, shape (N,): those that win at least one row."""
+    """Number of distinct clusters among ``clusters``, shape (N,): those that win at least one row."""
     return int(_codes("clusters", clusters).max()) + 1
 
 
@@ -69,7 +69,7 @@ def labels_by_exemplar(
 
 
 def accuracy_by_exemplar(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Share of the (N,) rows whose label `labels_by_exemplar` predicts from the (N, K) probabilities."""
+    """Share of the (N,) rows whose label ``labels_by_exemplar`` predicts from the (N, K) probabilities."""
     return float((labels_by_exemplar(labels, probabilities) == _check_labels("labels", labels)).mean())
 
 
@@ -184,8 +184,8 @@ def elbo_surgery(
         seed: Of the draws.
 
     Returns:
-        `log_px` (importance-weighted), `elbo`, `distortion`, `rate`, `marginal_kl`, `mutual_information`, and
-        `rate_marginal`, the rate over the draws that q(z) was evaluated at, which is the sum of the two before it.
+        ``log_px`` (importance-weighted), ``elbo``, ``distortion``, ``rate``, ``marginal_kl``, ``mutual_information``,
+        and ``rate_marginal``, the rate over the draws that q(z) was evaluated at: the sum of the two before it.
     """
     _check_draws(n_samples, n_marginal)
     with inference_mode(vae), fork_rng(x.device):

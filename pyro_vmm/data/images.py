@@ -34,7 +34,7 @@ class Dataset:
         x: The data, shape (N, *event_shape): float32 for the named sets, a file's own real dtype.
         labels: The known class of each row, shape (N,), or None. Never used in training.
         name: The data set's name, or the file's without its ending.
-        n_train: The first `n_train` rows are the official training set; None where there is none.
+        n_train: The first ``n_train`` rows are the official training set; None where there is none.
         row_names: A name for each row, shape (N,), or None.
     """
 
@@ -53,9 +53,9 @@ def load(
     """The data set of that name, or the file of that path.
 
     Arguments:
-        name_or_path: A key of `DATASETS`, or the path of a `.npy`, `.npz`, `.csv` or `.parquet` file.
-        data_dir: Where the named sets' files lie; see `load_mnist`. Files do not need it.
-        label_column: The column (or key of an `.npz`) of a file that holds the labels.
+        name_or_path: A key of ``DATASETS``, or the path of a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file.
+        data_dir: Where the named sets' files lie; see ``load_mnist``. Files do not need it.
+        label_column: The column (or key of an ``.npz``) of a file that holds the labels.
     """
     named = DATASETS.get(str(name_or_path))
     if named is not None:
@@ -81,8 +81,8 @@ def load_mnist(data_dir: str | Path | None = None) -> Dataset:
     """MNIST (LeCun, Cortes & Burges), shape (70000, 28, 28), in [0, 1]; the 10000 test rows come last.
 
     Arguments:
-        data_dir: Folder with the four IDX files, gzipped or not, in `MNIST/raw` or in itself. Defaults to
-            `$PYRO_VMM_DATA`, then to a cache folder in the user's home. Missing files are downloaded into it.
+        data_dir: Folder with the four IDX files, gzipped or not, in ``MNIST/raw`` or in itself. Defaults to
+            ``$PYRO_VMM_DATA``, then to a cache folder in the user's home. Missing files are downloaded into it.
     """
     return _load_idx("mnist", "MNIST", data_dir)
 
@@ -91,7 +91,7 @@ def load_fashion_mnist(data_dir: str | Path | None = None) -> Dataset:
     """Fashion-MNIST (Xiao, Rasul & Vollgraf, 2017, arXiv:1708.07747), laid out as MNIST is.
 
     Arguments:
-        data_dir: As for `load_mnist`, with `FashionMNIST/raw` in place of `MNIST/raw`.
+        data_dir: As for ``load_mnist``, with ``FashionMNIST/raw`` in place of ``MNIST/raw``.
     """
     return _load_idx("fashion_mnist", "FashionMNIST", data_dir)
 
@@ -99,14 +99,14 @@ def load_fashion_mnist(data_dir: str | Path | None = None) -> Dataset:
 def load_file(path: str | Path, label_column: str | None = None) -> Dataset:
     """A user's file, its numbers unchanged.
 
-    - `.npy`: one array, shape (N, *event_shape).
-    - `.npz`: the array `x`, or the only one; labels in `y` or `labels`, if there.
-    - `.csv`, `.parquet`: numeric columns are features. A csv's unnamed first column, or a parquet's index,
+    - ``.npy``: one array, shape (N, *event_shape).
+    - ``.npz``: the array ``x``, or the only one; labels in ``y`` or ``labels``, if there.
+    - ``.csv``, ``.parquet``: numeric columns are features. A csv's unnamed first column, or a parquet's index,
       names the rows. A csv whose first line holds values has no header: that line is the first row.
 
     Arguments:
         path: The file.
-        label_column: The column of a table, or the key of an `.npz`, that holds the labels.
+        label_column: The column of a table, or the key of an ``.npz``, that holds the labels.
     """
     path = Path(path).expanduser()
     reader = READERS.get(path.suffix.lower())
@@ -233,7 +233,7 @@ def _read_numpy(path: Path, label_column: str | None) -> Arrays:
 
 
 def _open_numpy(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of the file, that of a `.npy` under the name x. Never unpickles: a pickle can run code."""
+    """All arrays of the file, that of a ``.npy`` under the name x. Never unpickles: a pickle can run code."""
     try:
         with path.open("rb") as file:
             content = np.load(file, allow_pickle=False)

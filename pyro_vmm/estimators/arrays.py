@@ -82,7 +82,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         >>> from sklearn.datasets import load_digits
         >>> from pyro_vmm import VMM
         >>> X, _ = load_digits(return_X_y=True)
-        >>> clusters = VMM(epochs=1, hidden=(32,), random_state=0).fit_predict(X)
+        >>> model = VMM(latent_dim=6, hidden=(128, 128), learning_rate=1e-3, random_state=0)
+        >>> clusters = model.fit_predict(X)
     """
 
     def __init__(

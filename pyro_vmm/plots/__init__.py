@@ -1,9 +1,9 @@
-"""Figures: arrays in, a matplotlib `Figure` out.
+"""Figures: arrays in, a matplotlib ``Figure`` out.
 
-No figure passes through `pyplot` and no global setting changes, so that nothing stays open and a user's style
-is respected. Show a figure as the last line of a notebook's cell (after `%matplotlib inline`), or `save` it.
+No figure passes through ``pyplot`` and no global setting changes, so that nothing stays open and a user's style
+is respected. Show a figure as the last line of a notebook's cell (after ``%matplotlib inline``), or ``save`` it.
 
-`weights` are the mixture weights pi, shape (K,); components keep the number they have there in every figure.
+``weights`` are the mixture weights pi, shape (K,); components keep the number they have there in every figure.
 """
 
 from pyro_vmm.plots.components import component_samples, samples_per_component

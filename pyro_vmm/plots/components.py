@@ -22,10 +22,10 @@ def samples_per_component(
     weights: ArrayLike,  # shape: (K,)
     tallest: int = 10,
 ) -> np.ndarray:  # shape: (K,)
-    """How many samples each column of `component_samples` needs: in proportion to the weight.
+    """How many samples each column of ``component_samples`` needs: in proportion to the weight.
 
     Arguments:
-        weights: The mixture weights, shape (K,); the largest gets `tallest` samples, any positive one at least one.
+        weights: The mixture weights, shape (K,); the largest gets ``tallest`` samples, any positive one at least one.
         tallest: Samples in the tallest column.
     """
     weights = check_weights("weights", weights)
@@ -49,7 +49,7 @@ def component_samples(
 
     Arguments:
         samples: Draws from each of the K components, shape (n_k, *event_shape), with n_k at least
-            `samples_per_component(weights, tallest)[k]`. One without draws is not in use, and not drawn.
+            ``samples_per_component(weights, tallest)[k]``. One without draws is not in use, and not drawn.
         weights: The mixture weights, shape (K,).
         exemplars: The row of the data that is most probable under each component, shape (K, *event_shape).
         image_shape: (H, W), (H, W, C) or (C, H, W) with C 1 or 3. By default the event's shape if it has two or
@@ -116,7 +116,7 @@ def _channels_last(image: np.ndarray) -> np.ndarray:
 
 
 def _column_figure(columns: Sequence[np.ndarray], aspect: float, image_shape: tuple[int, ...] | None) -> Figure:
-    """Tiles on one pair of axes: column j from x = j to j + 1, rows `aspect` high, the exemplar lowest."""
+    """Tiles on one pair of axes: column j from x = j to j + 1, rows ``aspect`` high, the exemplar lowest."""
     tallest = max(len(column) - 1 for column in columns)
     height = aspect * (tallest + 1 + GAP)
     tile = 0.48 if len(columns) > 12 else 0.6  # inches

@@ -46,7 +46,7 @@ def save(figure: Figure, path: str | Path) -> None:
 
     Arguments:
         figure: The figure.
-        path: A file ending in `.png`, in a folder that exists.
+        path: A file ending in ``.png``, in a folder that exists.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":

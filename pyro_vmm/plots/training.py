@@ -19,8 +19,8 @@ def training_curves(history: pd.DataFrame) -> Figure:
     The first epochs may lie orders of magnitude away; they are then left off the scale, and the panel says so.
 
     Arguments:
-        history: One row per epoch with the columns `epoch`, `elbo`, `log_likelihood`, `kl` (nats per row of data)
-            and `n_active`; `val_elbo` and `val_nmi` are drawn if they are there. NaN is left out.
+        history: One row per epoch with the columns ``epoch``, ``elbo``, ``log_likelihood``, ``kl`` (nats per row of
+            data) and ``n_active``; ``val_elbo`` and ``val_nmi`` are drawn if they are there. NaN is left out.
     """
     _check_history(history)
     figure = Figure(figsize=(11, 6.4), layout="constrained")

@@ -16,7 +16,7 @@ def cluster_weights(
 ) -> Figure:
     """Bars of the mixture weights, the largest first, beside the share of rows assigned to each.
 
-    Components without rows (without `shares`: of less than a tenth of the uniform weight 1/K) are not in use
+    Components without rows (without ``shares``: of less than a tenth of the uniform weight 1/K) are not in use
     and end in one last pair of bars.
 
     Arguments:

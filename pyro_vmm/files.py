@@ -17,9 +17,14 @@ def save(content: dict, path: str | Path, kind: str) -> None:
         path: the file.
         kind: "model" or "checkpoint", for :func:`load` to tell them apart.
     """
-    path = Path(path)
     buffer = io.BytesIO()
     torch.save({"kind": kind, "format_version": FORMAT_VERSION, **content}, buffer)
+    write(buffer, path)
+
+
+def write(buffer: io.BytesIO, path: str | Path) -> None:
+    """Put bytes in the place of a file in one go; ``OSError`` if they do not fit, with the old file as it was."""
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         temporary.write_bytes(buffer.getbuffer())

@@ -1,13 +1,13 @@
 r"""The four priors on z, each a module whose ``forward(encoder)`` returns p(z), and a Pyro model/guide pair.
 
-=====================  ==========================================  ============================
-prior                  p(z)                                        parameters, and who trains them
-=====================  ==========================================  ============================
-:class:`StandardNormal`  Normal(0, I)                              none
-:class:`VampPrior`       :math:`K^{-1} \sum_k q(z; u_k)`           u, in the SVI step
-:class:`GaussianMixture` :math:`\sum_k \pi_k N(\mu_k, \Lambda_k^{-1})`  alpha, pi, mu, Lambda, in the MAP step
-:class:`VampMixture`     the same, :math:`\mu_k \sim q(\mu; u_k)`  alpha, pi, u, Lambda, in the MAP step
-=====================  ==========================================  ============================
+========================  ================================================  =========================================
+prior                     p(z)                                              parameters, and the step that trains them
+========================  ================================================  =========================================
+:class:`StandardNormal`   Normal(0, I)                                      none
+:class:`VampPrior`        :math:`K^{-1} \sum_k q(z; u_k)`                   u, SVI
+:class:`GaussianMixture`  :math:`\sum_k \pi_k N(z; \mu_k, \Lambda_k^{-1})`  alpha, pi, mu, Lambda, MAP
+:class:`VampMixture`      the same, :math:`\mu_k \sim q(\mu; u_k)`          alpha, pi, u, Lambda, MAP
+========================  ================================================  =========================================
 
 The sites are ``alpha``, ``log_pi`` (and ``pi``), ``mu``, ``precision_tril`` (and ``precision``), ``c`` and ``z``.
 """

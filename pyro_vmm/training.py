@@ -49,19 +49,25 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "checkpoint_every", "patience"):
-            value = getattr(self, name)
-            if not (isinstance(value, Integral) and value >= 1) and (name, value) != ("patience", None):
-                raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
-        for name in ("learning_rate", "prior_learning_rate"):
-            value = getattr(self, name)
-            if not (isinstance(value, Real) and 0 < value < math.inf) and (name, value) != (
-                "prior_learning_rate",
-                None,
-            ):
-                raise ValueError(f"{name}={value!r} should be a positive number")
+        for name in ("epochs", "batch_size", "checkpoint_every"):
+            _check_whole(name, getattr(self, name))
+        if self.patience is not None:
+            _check_whole("patience", self.patience)
+        _check_positive("learning_rate", self.learning_rate)
+        if self.prior_learning_rate is not None:
+            _check_positive("prior_learning_rate", self.prior_learning_rate)
         if self.monitor not in MONITORS:
             raise ValueError(f"monitor={self.monitor!r} should be one of {MONITORS}")
+
+
+def _check_whole(name: str, value) -> None:
+    if not (isinstance(value, Integral) and value >= 1):
+        raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
+
+
+def _check_positive(name: str, value) -> None:
+    if not (isinstance(value, Real) and 0 < value < math.inf):
+        raise ValueError(f"{name}={value!r} should be a positive number")
 
 
 class TrainingDiverged(ArithmeticError):

@@ -1,7 +1,6 @@
 """What the figures share: colours, the check of weights, the file format."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,8 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
+
+from pyro_vmm import files
 
 # Okabe & Ito's colours, which the colour-blind can tell apart; the yellow is too pale for points and lines.
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -57,12 +58,4 @@ def save(figure: Figure, path: str | Path) -> None:
     figure.savefig(rendered, format="png", dpi=DPI)
     # A palette makes the file about three times smaller, and figures are committed.
     Image.open(rendered).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(packed, "png", optimize=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(packed.getbuffer())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            error.errno, f"can't save {path}: {error.strerror}; an earlier file there is untouched"
-        ) from error
+    files.write(packed, path)

@@ -147,13 +147,13 @@ def _run(given: dict) -> int:
             checkpoint=folder.checkpoint,
             resume=folder.checkpoint if resume is not None and folder.checkpoint.exists() else None,
         )
+        folder.write_results(model, data)
     except KeyboardInterrupt:
         print(f"\ninterrupted; continue with --resume {folder.path}", file=sys.stderr)
         return 130
     except ValueError:  # told before any training
         folder.discard()
         raise
-    folder.write_results(model, data)
     print(closing_table(model, data), f"results in {folder.path}", sep="\n")
     return 0
 

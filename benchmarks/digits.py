@@ -1,0 +1,87 @@
+"""The default command's fit of scikit-learn's digits over seeds, beside baselines that may know the number of classes.
+
+    python benchmarks/digits.py --out benchmarks/results/digits.md
+
+The model and its settings are those of ``python scripts/fit.py``; labels are used for the scores alone.
+"""
+
+import argparse
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.cluster import KMeans
+from sklearn.mixture import BayesianGaussianMixture
+
+from pyro_vmm import metrics
+from pyro_vmm.cli import estimator, resolve
+from pyro_vmm.data.images import Dataset, load_digits
+
+
+def vmm(x: np.ndarray, seed: int, prior: str = "vmm") -> np.ndarray:
+    """Clusters (N,) by the settings of the default command."""
+    return estimator(resolve({"seed": seed, "prior": prior}), progress=False).fit(x).labels_
+
+
+def k_means(x: np.ndarray, seed: int, k: int) -> np.ndarray:
+    """Clusters (N,) of the pixels."""
+    return KMeans(k, n_init=10, random_state=seed).fit_predict(x.reshape(len(x), -1))
+
+
+def bayesian_mixture(x: np.ndarray, seed: int) -> np.ndarray:
+    """Clusters (N,) of scikit-learn's truncated-Dirichlet-process mixture of the pixels, K = 100."""
+    mixture = BayesianGaussianMixture(n_components=100, covariance_type="diag", max_iter=500, random_state=seed)
+    return mixture.fit_predict(x.reshape(len(x), -1))
+
+
+METHODS = {
+    "VMM": vmm,
+    "GMM (the same, free centres)": lambda x, seed: vmm(x, seed, "gmm"),
+    "VampPrior": lambda x, seed: vmm(x, seed, "vamp"),
+    "k-means on pixels, k = 10": lambda x, seed: k_means(x, seed, 10),
+    "k-means on pixels, k = 20": lambda x, seed: k_means(x, seed, 20),
+    "BayesianGaussianMixture on pixels": bayesian_mixture,
+}
+
+
+def measure(method, data: Dataset, seed: int) -> dict:
+    """One clustering, scored."""
+    start = time.perf_counter()
+    clusters = method(data.x, seed)
+    seconds = time.perf_counter() - start
+    return {
+        "clusters": metrics.utilised_clusters(clusters),
+        "NMI": metrics.nmi(data.labels, clusters),
+        "ARI": metrics.ari(data.labels, clusters),
+        "majority accuracy": metrics.accuracy_by_majority(data.labels, clusters),
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="a Markdown file")
+    args = parser.parse_args()
+    data, lines = load_digits(), []
+    for name, method in METHODS.items():
+        table = pd.DataFrame([measure(method, data, seed) for seed in range(args.seeds)])
+        if not lines:
+            columns = ["method", *table.columns, "NMI by seed"]
+            lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+            print(*lines, sep="\n", flush=True)
+        cells = [f"{table[column].mean():.3g} ± {table[column].std():.2g}" for column in table.columns]
+        lines.append("| " + " | ".join([name, *cells, ", ".join(f"{nmi:.3f}" for nmi in table["NMI"])]) + " |")
+        print(lines[-1], flush=True)
+    if args.out:
+        machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        head = ["# Handwritten digits", "", f"Seeds 0 to {args.seeds - 1}, mean ± standard deviation; {machine}.", ""]
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text("\n".join(head + lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Distributions over counts by mean and inverse dispersion, as single-cell models of gene expression use them.
+
+Both are scVI's (Lopez et al., "Deep generative modeling for single-cell transcriptomics", Nature Methods 15:1053, 2018,
+https://doi.org/10.1038/s41592-018-0229-2). Their log-densities and gradients are finite and accurate in float32 where
+the textbook forms overflow or cancel: means of zero, counts of a million, inverse dispersions from 1e-8 to 1e8.
+"""
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+from torch.distributions.utils import broadcast_all
+from torch.nn import functional as F
+
+from pyro_vmm.distributions import LOG_TWO_PI
+
+# Added to every mean, so that a positive count is possible where a softmax has underflowed to a mean of zero. Added,
+# and not a clamp: the gradient still points away from zero there, and its square still fits into float32.
+MEAN_FLOOR = 1e-12
+# torch.poisson counts in int64 and wraps around above 9.2e18; float32 is exact to seven digits anyway.
+LARGEST_RATE = 1e18
+# From here on the series in 1/a have an error below 1e-13, and differences of lgamma(a) lose digits.
+SERIES_FROM = 16.0
+
+
+class NegativeBinomial(TorchDistribution):
+    r"""The negative binomial distribution by its mean and inverse dispersion: a Poisson with a gamma distributed rate.
+
+    .. math:: \log p(x) = \log \frac{\Gamma(x + \theta)}{\Gamma(\theta)\, x!}
+              + \theta \log \frac{\theta}{\theta + m} + x \log \frac{m}{\theta + m},
+              \qquad \mathrm{E}\, x = m, \quad \mathrm{Var}\, x = m + m^2 / \theta
+
+    As theta tends to infinity it becomes the Poisson distribution. A mean m of zero is allowed and stands for 1e-12, so
+    that a positive count there is unlikely, not impossible. The log-density has gradients in m and theta, not in x, and
+    no second derivatives.
+
+    Arguments:
+        mean: m, any shape, non-negative.
+        inverse_dispersion: theta, any shape that broadcasts with ``mean``, positive.
+
+    Source: Lopez et al., Nature Methods 15:1053, 2018.
+    """
+
+    arg_constraints = {"mean": constraints.nonnegative, "inverse_dispersion": constraints.positive}
+    support = constraints.nonnegative_integer
+
+    def __init__(self, mean: Tensor, inverse_dispersion: Tensor, validate_args: bool | None = None):
+        self._mean, self.inverse_dispersion = broadcast_all(mean, inverse_dispersion)
+        super().__init__(self._mean.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape, _instance=None):
+        mean, theta = self._mean.expand(batch_shape), self.inverse_dispersion.expand(batch_shape)
+        return NegativeBinomial(mean, theta, validate_args=self._validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        """m, of the batch shape."""
+        return self._mean
+
+    @property
+    def variance(self) -> Tensor:
+        """m + m^2 / theta, of the batch shape."""
+        return self._mean * (1 + self._mean / self.inverse_dispersion)
+
+    @torch.no_grad()
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        """Counts of the mean's dtype, (*sample_shape, *batch_shape)."""
+        theta = self.inverse_dispersion.expand(self._extended_shape(sample_shape))
+        # A gamma variable of mean 1 times m: its rate theta / m would be infinite at m = 0.
+        rate = self._mean * torch.distributions.Gamma(theta, theta, validate_args=False).sample()
+        return torch.poisson(rate.clamp(max=LARGEST_RATE))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        value, mean, theta = broadcast_all(value.to(self._mean.dtype), self._mean, self.inverse_dispersion)
+        flat = _NegativeBinomialLogProb.apply(value.flatten(), mean.flatten() + MEAN_FLOOR, theta.flatten())
+        return flat.view(value.shape)
+
+
+class ZeroInflatedNegativeBinomial(TorchDistribution):
+    r"""A negative binomial whose counts are replaced by zero with probability :math:`\pi = \mathrm{sigmoid}(g)`.
+
+    .. math:: p(x) = \pi\, [x = 0] + (1 - \pi)\, \mathrm{NB}(x;\ m, \theta),
+              \qquad \mathrm{E}\, x = (1 - \pi)\, m
+
+    Arguments:
+        mean: m, the mean *before* zeros are put in (the property ``mean`` is that of x), any shape, non-negative.
+        inverse_dispersion: theta, any shape that broadcasts, positive.
+        gate_logits: g, any shape that broadcasts, real.
+
+    Source: Lopez et al., Nature Methods 15:1053, 2018.
+    """
+
+    arg_constraints = {"inverse_dispersion": constraints.positive, "gate_logits": constraints.real}
+    support = constraints.nonnegative_integer
+
+    def __init__(
+        self, mean: Tensor, inverse_dispersion: Tensor, gate_logits: Tensor, validate_args: bool | None = None
+    ):
+        mean, theta, self.gate_logits = broadcast_all(mean, inverse_dispersion, gate_logits)
+        # It checks m and theta; the values of x are checked once, here.
+        self.base = NegativeBinomial(mean, theta, validate_args=validate_args)
+        super().__init__(mean.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape, _instance=None):
+        mean, theta = self.base.mean.expand(batch_shape), self.inverse_dispersion.expand(batch_shape)
+        gate_logits = self.gate_logits.expand(batch_shape)
+        return ZeroInflatedNegativeBinomial(mean, theta, gate_logits, validate_args=self._validate_args)
+
+    @property
+    def inverse_dispersion(self) -> Tensor:
+        """theta, of the batch shape."""
+        return self.base.inverse_dispersion
+
+    @property
+    def mean(self) -> Tensor:
+        """(1 - pi) m, the mean of x, of the batch shape."""
+        return torch.sigmoid(-self.gate_logits) * self.base.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """(1 - pi) (m + m^2 / theta + pi m^2), of the batch shape."""
+        between = torch.sigmoid(self.gate_logits) * self.base.mean.square()
+        return torch.sigmoid(-self.gate_logits) * (self.base.variance + between)
+
+    @torch.no_grad()
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        """Counts of the mean's dtype, (*sample_shape, *batch_shape)."""
+        kept = torch.bernoulli(torch.sigmoid(-self.gate_logits).expand(self._extended_shape(sample_shape)))
+        return kept * self.base.sample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_prob = self.base.log_prob(value)
+        # log(exp(g) + p) - log(1 + exp(g)): in this form no digit of log p is lost where g tends to minus infinity.
+        either = torch.where(value == 0, torch.logaddexp(self.gate_logits, log_prob), log_prob)
+        # From the default threshold of 20 on, softplus is off by 1e-9.
+        return either - F.softplus(self.gate_logits, threshold=40)
+
+
+class _NegativeBinomialLogProb(torch.autograd.Function):
+    r"""The log-density by its deviance (Loader, "Fast and accurate computation of binomial probabilities", 2000).
+
+    With :math:`\ell = \log\frac{x + \theta}{m + \theta}` and :math:`\ell' = \log\frac{x (m + \theta)}{m (x + \theta)}`,
+
+    .. math:: \log p(0) &= \theta \ell \\
+              \log p(x) &= \theta \ell - x \ell' + \tfrac12 \log \frac{\theta}{2 \pi x (x + \theta)}
+                           + s(x + \theta) - s(x) - s(\theta) \\
+              \partial \log p / \partial m &= \frac{\theta}{m + \theta} \, \frac{x - m}{m} \\
+              \partial \log p / \partial \theta &= \ell - \frac{x - m}{m + \theta} + r(x + \theta) - r(\theta)
+
+    where s is the error of Stirling's formula and r that of :math:`\psi(a) \approx \log a`. Written out, because the
+    terms that cancel for large theta or x are gone from the value *and* from the gradient, and because only positive
+    counts, a tenth of an expression matrix, need the gamma function.
+
+    Shapes: value, mean (positive) and theta are alike, and 1-D.
+    """
+
+    @staticmethod
+    def forward(ctx, value: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+        log_ratio = _log_ratio(value, mean, theta)
+        positive = value.nonzero().squeeze(-1)
+        ctx.save_for_backward(value, mean, theta, log_ratio, positive)
+        more = _positive_terms(value[positive], mean[positive], theta[positive])
+        return (theta * log_ratio).index_add_(0, positive, more)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+        value, mean, theta, log_ratio, positive = ctx.saved_tensors
+        by_mean = by_theta = None
+        relative = (value - mean) / (mean + theta)
+        if ctx.needs_input_grad[1]:
+            by_mean = gradient * relative * (theta / mean)
+        if ctx.needs_input_grad[2]:
+            some = theta[positive]
+            more = _digamma_error(value[positive] + some) - _digamma_error(some)
+            by_theta = gradient * (log_ratio - relative).index_add_(0, positive, more)
+        return None, by_mean, by_theta
+
+
+def _log_ratio(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+    """log((x + theta) / (mean + theta)), accurate also where the ratio is close to one or to zero."""
+    return (x - mean).sign() * ((x - mean).abs() / (theta + torch.minimum(x, mean))).log1p()
+
+
+def _positive_terms(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+    """What the log-density of positive counts has beyond ``theta * log_ratio``."""
+    low, high = torch.minimum(x, mean), torch.maximum(x, mean)
+    deviance = (x - mean).sign() * x * ((high - low) / low * (theta / (theta + high))).log1p()
+    stirling = _stirling_error(x + theta) - _stirling_error(x) - _stirling_error(theta)
+    return stirling - deviance - 0.5 * ((x / theta).log1p() + x.log() + LOG_TWO_PI)
+
+
+def _stirling_error(a: Tensor) -> Tensor:
+    """lgamma(a + 1) - (a + 1/2) log a + a - log(2 pi) / 2, for positive a."""
+    exact = torch.lgamma(a + 1) - (a + 0.5) * a.log() + a - 0.5 * LOG_TWO_PI
+    b = a.clamp(min=SERIES_FROM).reciprocal()
+    c = b * b
+    series = b * (1 / 12 - c * (1 / 360 - c * (1 / 1260 - c * (1 / 1680 - c / 1188))))
+    return torch.where(a < SERIES_FROM, exact, series)
+
+
+def _digamma_error(a: Tensor) -> Tensor:
+    """digamma(a) - log a, for positive a."""
+    b = a.clamp(min=SERIES_FROM).reciprocal()
+    c = b * b
+    series = -b / 2 - c * (1 / 12 - c * (1 / 120 - c * (1 / 252 - c * (1 / 240 - c / 132))))
+    return torch.where(a < SERIES_FROM, torch.digamma(a) - a.log(), series)

@@ -1,0 +1,314 @@
+"""AnnData in, tensors out: counts a minibatch at a time, categories as codes, genes by name.
+
+What users get wrong is told here, before any training. A matrix of counts is never made dense as a whole: rows are, a
+minibatch at a time, whether it is sparse or dense, in memory or in a file opened with ``backed="r"``.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# Numbers in the largest block of rows that is looked at at once: 32 MB as float64.
+CHUNK_NUMBERS = 2**22
+# No logarithm of a count comes near, and its exponential does not overflow.
+LARGEST_LOG = 50
+COUNTS = "counts: integers 0, 1, 2, ..."
+
+
+class CellBatches:
+    """Rows of an AnnData's counts as dense tensors, a minibatch at a time.
+
+    Arguments:
+        adata: N cells, in memory or backed, a view or not.
+        layer: the layer of ``adata`` that holds the counts; None for ``adata.X``.
+        columns: positions of the genes wanted, (G,), in their order (see ``match_genes``); None for all of them.
+
+    A CSC matrix is converted to CSR once, in memory; anything else stays what and where it is.
+    """
+
+    def __init__(self, adata: "AnnData", layer: str | None = None, columns: np.ndarray | None = None):
+        cells, genes, source = None, None, adata
+        if layer is None and adata.isbacked and adata.is_view:
+            # The view's own X would be read as a whole; only private names tell which rows of the file it shows.
+            source = adata._adata_ref
+            cells, genes = np.arange(source.n_obs)[adata._oidx], np.arange(source.n_vars)[adata._vidx]
+        if columns is not None:
+            genes = columns if genes is None else genes[columns]
+        matrix = counts_matrix(source, layer)
+        self._matrix, self._on_disk = (matrix, False) if isinstance(matrix, np.ndarray) else _by_rows(matrix)
+        self._cells, self._genes = cells, genes
+        self.layer = layer
+        self.layers = list(adata.layers)
+        self.cell_names = adata.obs_names
+        self.gene_names = adata.var_names if columns is None else adata.var_names[columns]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, G)."""
+        return len(self.cell_names), len(self.gene_names)
+
+    def __len__(self) -> int:
+        return len(self.cell_names)
+
+    def rows(self, index: np.ndarray | Tensor | Sequence[int]) -> Tensor:
+        """The counts of the cells at positions ``index`` (M,), in that order, repeated ones too: float32 (M, G)."""
+        index = np.asarray(index)
+        assert index.dtype.kind in "iu" or index.size == 0, index.dtype
+        block = self._read(index.astype(np.int64))
+        dense = block.toarray() if sparse.issparse(block) else block
+        return torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32))
+
+    def chunks(self) -> Iterator[tuple[int, sparse.csr_matrix]]:
+        """All cells in order, as blocks of sparse rows: the position of the first row, and the block."""
+        step = max(1, CHUNK_NUMBERS // max(1, self._matrix.shape[1]))
+        for start in range(0, len(self), step):
+            block = self._read(np.arange(start, min(start + step, len(self))))
+            yield start, sparse.csr_matrix(block)
+
+    def _read(self, index: np.ndarray) -> np.ndarray | sparse.csr_matrix:
+        """A copy of the rows at these positions, sparse if the matrix is."""
+        if self._cells is not None:
+            index = self._cells[index]
+        if self._on_disk:
+            # A file gives each row once, and in its own order.
+            index, back = np.unique(index, return_inverse=True)
+            steps = slice(index[0], index[-1] + 1) if _is_range(index) else index
+            block = self._matrix[steps][back] if len(index) else np.empty((0, self._matrix.shape[1]))
+        else:
+            block = self._matrix[index]
+        return block if self._genes is None else block[:, self._genes]
+
+
+def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
+    """``adata.X``, or the layer of that name, as it is: a NumPy array, a SciPy CSR or CSC matrix, or one in a file."""
+    import h5py
+    from anndata import AnnData
+    from anndata.abc import CSCDataset, CSRDataset
+
+    if not isinstance(adata, AnnData):
+        raise ValueError(f"adata is a {type(adata).__name__}, expected an AnnData")
+    if layer is not None and layer not in adata.layers:
+        raise ValueError(f"layer={layer!r} is not in adata.layers, which holds {_names(adata.layers)}")
+    matrix = adata.X if layer is None else adata.layers[layer]
+    place = _place(layer)
+    if matrix is None:
+        raise ValueError(f"{place} is empty; name the layer that holds the counts: {_names(adata.layers)}")
+    if not (isinstance(matrix, np.ndarray | h5py.Dataset | CSRDataset | CSCDataset) or sparse.issparse(matrix)):
+        kind = f"{type(matrix).__module__}.{type(matrix).__name__}"
+        raise ValueError(f"{place} is a {kind}, expected a NumPy array or a SciPy sparse matrix")
+    if matrix.dtype.kind not in "biuf":
+        raise ValueError(f"{place} has dtype {matrix.dtype}, expected {COUNTS}")
+    return np.asarray(matrix) if isinstance(matrix, np.ndarray) else matrix
+
+
+def match_genes(adata: "AnnData", var_names: Sequence[str]) -> np.ndarray:
+    """Positions in ``adata`` of the genes of these names, (G,), in their order; ``adata`` may have others besides."""
+    var_names = pd.Index(var_names)
+    missing = var_names[~var_names.isin(adata.var_names)]
+    if len(missing):
+        raise ValueError(
+            f"adata lacks {len(missing)} of the {len(var_names)} genes that the model was trained on: "
+            f"{_names(missing)}; its own var_names start with {_names(adata.var_names, limit=3)}"
+        )
+    twice = adata.var_names[adata.var_names.duplicated()].unique().intersection(var_names)
+    if len(twice):
+        raise ValueError(_told_twice("gene", "var", twice))
+    return adata.var_names.get_indexer_for(var_names)
+
+
+# --- categories ---
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The known categories of a column of ``adata.obs``, compared as text.
+
+    Arguments:
+        argument: the name of the argument by which the user chose the column, for messages.
+        key: the column.
+        names: the categories; a cell's code is the position of its category in here.
+    """
+
+    argument: str
+    key: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, adata: "AnnData", key: str, argument: str = "batch_key") -> "Categories":
+        """The categories that occur in the column, in its own order if it is categorical, else sorted."""
+        column = _column(adata, key, argument)
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            values = column.cat.remove_unused_categories().cat.categories
+        else:
+            values = pd.Index(column.unique())
+            # Numbers in the order of numbers; a mixture of types has only that of text.
+            mixed = values.inferred_type.startswith("mixed")
+            values = values.sort_values(key=_as_text if mixed else None)
+        return cls(argument, key, tuple(dict.fromkeys(_as_text(values))))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def codes(self, adata: "AnnData") -> Tensor:
+        """The code of each cell's category, int64 (N,)."""
+        column = _column(adata, self.key, self.argument)
+        positions, values = pd.factorize(column)
+        values = _as_text(values)
+        known = pd.Index(self.names).get_indexer(values)
+        codes = known[positions]
+        if (codes < 0).any():
+            raise ValueError(
+                f"{self.argument}={self.key!r} has {(codes < 0).sum()} of {len(codes)} cells in categories that the "
+                f"model was not trained on: {_names(values[known < 0])}; expected one of {_names(self.names)}"
+            )
+        return torch.from_numpy(codes.astype(np.int64))
+
+
+def _column(adata: "AnnData", key: str, argument: str) -> pd.Series:
+    if key not in adata.obs.columns:
+        raise ValueError(f"{argument}={key!r} is not a column of adata.obs, which has {_names(adata.obs.columns)}")
+    column = adata.obs[key]
+    missing = column.isna()
+    if missing.any():
+        raise ValueError(
+            f"{argument}={key!r} has no value in {missing.sum()} of {len(column)} cells, the first of them "
+            f"{adata.obs_names[missing.to_numpy()][0]!r}; give them a category or leave them out"
+        )
+    if column.dtype.kind == "f" and (column % 1 != 0).any():
+        value = column[column % 1 != 0].iloc[0]
+        raise ValueError(f"{argument}={key!r} holds the number {value:g}, expected categories: text or whole numbers")
+    return column
+
+
+def _as_text(values: pd.Index) -> pd.Index:
+    """Text that does not depend on how a file stores the values: one's 1.0 is another's 1."""
+    whole = (int(v) if isinstance(v, float | np.floating) and v % 1 == 0 else v for v in values)
+    return pd.Index([str(value) for value in whole], dtype=object)
+
+
+# --- checks ---
+
+
+def check_counts(cells: CellBatches, training: bool = True) -> np.ndarray:
+    """Raise ``ValueError`` unless these are counts that a model can be trained on; the cells' totals, float64 (N,).
+
+    Arguments:
+        cells: the counts, looked at a block of rows at a time.
+        training: whether to refuse genes that have no count in any cell, as any may that are mapped by a trained model.
+    """
+    place = _place(cells.layer)
+    if 0 in cells.shape:
+        raise ValueError(f"{place} has shape {cells.shape}, expected at least one cell and one gene")
+    for kind, attribute, names in (("cell", "obs", cells.cell_names), ("gene", "var", cells.gene_names)):
+        if not names.is_unique:
+            raise ValueError(_told_twice(kind, attribute, names[names.duplicated()].unique()))
+    totals, expressed = np.empty(len(cells)), np.zeros(cells.shape[1], dtype=bool)
+    for start, block in cells.chunks():
+        block.sum_duplicates()
+        _check_block(cells, start, block)
+        totals[start : start + block.shape[0]] = np.asarray(block.sum(1, dtype=np.float64)).ravel()
+        expressed[block.indices[block.data > 0]] = True
+    _check_nonzero(place, "cell", cells.cell_names[totals == 0], len(totals))
+    if training:
+        _check_nonzero(place, "gene", cells.gene_names[~expressed], len(expressed))
+    return totals
+
+
+def _check_block(cells: CellBatches, start: int, block: sparse.csr_matrix) -> None:
+    values = block.data
+    if values.dtype.kind in "bu":
+        return
+    for bad, explain in (
+        (~np.isfinite(values), lambda: "set missing values to 0, or drop these cells or genes"),
+        (values < 0, lambda: _hint(cells, "it looks scaled or corrected")),
+        (values != np.rint(values), lambda: _normalisation(cells, block)),
+    ):
+        if bad.any():
+            first = bad.argmax()
+            row = np.searchsorted(block.indptr, first, side="right") - 1
+            raise ValueError(
+                f"{_place(cells.layer)} holds {values[first]:.6g} (cell {cells.cell_names[start + row]!r}, "
+                f"gene {cells.gene_names[block.indices[first]]!r}), expected {COUNTS}; {explain()}"
+            )
+
+
+def _normalisation(cells: CellBatches, block: sparse.csr_matrix) -> str:
+    """What has been done to these counts, as far as the rows of the block tell."""
+    if 0 <= block.data.min() and block.data.max() < LARGEST_LOG:
+        evidence = _evidence(np.expm1(block.astype(np.float64)))
+        if evidence:
+            return _hint(cells, f"it looks log-normalised: after expm1 {evidence}")
+    evidence = _evidence(block.astype(np.float64))
+    finding = f"it looks normalised: {evidence}" if evidence else "if they are corrected or estimated, round them"
+    return _hint(cells, finding)
+
+
+def _evidence(block: sparse.csr_matrix) -> str:
+    """What rows of counts have in common after they were divided by their totals; empty if they have not."""
+    block.eliminate_zeros()
+    block = block[np.diff(block.indptr) > 1]
+    if block.shape[0] < 2:
+        return ""
+    totals = np.asarray(block.sum(1)).ravel()
+    if totals.std() < 0.01 * totals.mean():
+        return f"the values of every cell add up to about {totals.mean():.6g}"
+    # Of a part of the genes the totals differ; but a cell's least value is most often that of a single count.
+    starts, lengths = block.indptr[:-1], np.diff(block.indptr)
+    multiples = block.data / np.repeat(np.minimum.reduceat(block.data, starts), lengths)
+    whole = np.logical_and.reduceat(np.abs(multiples - np.rint(multiples)) < 0.01, starts)
+    if whole.mean() > 0.9 and multiples.max() > 1.5:
+        return "the values of every cell are multiples of its smallest"
+    return ""
+
+
+def _hint(cells: CellBatches, finding: str) -> str:
+    return f"{finding}. If a layer holds the raw counts, name it as layer; adata.layers holds {_names(cells.layers)}"
+
+
+def _check_nonzero(place: str, kind: str, names: pd.Index, total: int) -> None:
+    if len(names):
+        raise ValueError(
+            f"{place} has no counts in {len(names)} of {total} {kind}s: {_names(names)}; expected at least one in "
+            f"each. scanpy.pp.filter_{kind}s(adata, min_counts=1) drops them, adata holding just the genes in use"
+        )
+
+
+def _told_twice(kind: str, attribute: str, names: pd.Index) -> str:
+    return (
+        f"adata.{attribute}_names holds {len(names)} {kind} names more than once: {_names(names)}; expected each once. "
+        f"Make them unique: adata.{attribute}_names_make_unique()"
+    )
+
+
+# --- matrices ---
+
+
+def _by_rows(matrix: Any) -> tuple[Any, bool]:
+    """A matrix quick to read by rows, and whether it lies in a file."""
+    if getattr(matrix, "format", None) == "csc":
+        return (matrix if sparse.issparse(matrix) else matrix.to_memory()).tocsr(), False
+    return matrix, not sparse.issparse(matrix)
+
+
+def _is_range(index: np.ndarray) -> bool:
+    """Whether sorted positions follow one on the other: a file reads those at once."""
+    return len(index) > 0 and index[-1] - index[0] + 1 == len(index)
+
+
+def _place(layer: str | None) -> str:
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
+def _names(names: Any, limit: int = 10) -> str:
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + more or "nothing"

@@ -30,8 +30,7 @@ class NegativeBinomial(TorchDistribution):
               \qquad \mathrm{E}\, x = m, \quad \mathrm{Var}\, x = m + m^2 / \theta
 
     As theta tends to infinity it becomes the Poisson distribution. A mean m of zero is allowed and stands for 1e-12, so
-    that a positive count there is unlikely, not impossible. The log-density has gradients in m and theta, not in x, and
-    no second derivatives.
+    that a positive count there is unlikely, not impossible. The log-density has gradients in m and theta, not in x.
 
     Arguments:
         mean: m, any shape, non-negative.
@@ -164,9 +163,11 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
         return (theta * log_ratio).index_add_(0, positive, more)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
         value, mean, theta, log_ratio, positive = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # Second derivatives are asked for; the saved logarithm would be a constant to them.
+            log_ratio = _log_ratio(value, mean, theta)
         by_mean = by_theta = None
         relative = (value - mean) / (mean + theta)
         if ctx.needs_input_grad[1]:
@@ -180,7 +181,9 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
 
 def _log_ratio(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
     """log((x + theta) / (mean + theta)), accurate also where the ratio is close to one or to zero."""
-    return (x - mean).sign() * ((x - mean).abs() / (theta + torch.minimum(x, mean))).log1p()
+    # Not sign(), whose zero at x = mean would remove the gradient there.
+    sign = torch.where(x < mean, -1.0, 1.0).to(mean.dtype)
+    return sign * (sign * (x - mean) / (theta + torch.minimum(x, mean))).log1p()
 
 
 def _positive_terms(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:

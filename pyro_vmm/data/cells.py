@@ -36,6 +36,7 @@ class CellBatches:
     """
 
     def __init__(self, adata: "AnnData", layer: str | None = None, columns: np.ndarray | None = None):
+        _require_anndata(adata)
         cells, genes, source = None, None, adata
         if layer is None and adata.isbacked and adata.is_view:
             # The view's own X would be read as a whole; only private names tell which rows of the file it shows.
@@ -91,11 +92,9 @@ class CellBatches:
 def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
     """``adata.X``, or the layer of that name, as it is: a NumPy array, a SciPy CSR or CSC matrix, or one in a file."""
     import h5py
-    from anndata import AnnData
     from anndata.abc import CSCDataset, CSRDataset
 
-    if not isinstance(adata, AnnData):
-        raise ValueError(f"adata is a {type(adata).__name__}, expected an AnnData")
+    _require_anndata(adata)
     if layer is not None and layer not in adata.layers:
         raise ValueError(f"layer={layer!r} is not in adata.layers, which holds {_names(adata.layers)}")
     matrix = adata.X if layer is None else adata.layers[layer]
@@ -108,6 +107,13 @@ def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
     if matrix.dtype.kind not in "biuf":
         raise ValueError(f"{place} has dtype {matrix.dtype}, expected {COUNTS}")
     return np.asarray(matrix) if isinstance(matrix, np.ndarray) else matrix
+
+
+def _require_anndata(adata: Any) -> None:
+    from anndata import AnnData
+
+    if not isinstance(adata, AnnData):
+        raise ValueError(f"adata is a {type(adata).__name__}, expected an AnnData")
 
 
 def match_genes(adata: "AnnData", var_names: Sequence[str]) -> np.ndarray:

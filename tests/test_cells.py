@@ -1,0 +1,423 @@
+"""AnnData to tensors against plain NumPy, and what is refused before any training."""
+
+import subprocess
+import sys
+import tracemalloc
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+from pyro_vmm.data import cells
+from pyro_vmm.data.cells import Categories, CellBatches, check_counts, counts_matrix, match_genes
+
+FORMATS = {
+    "dense": np.array,
+    "csr": sparse.csr_matrix,
+    "csc": sparse.csc_matrix,
+    "csr_array": sparse.csr_array,
+    "csc_array": sparse.csc_array,
+}
+PLACES = ["memory", "layer", "view", "backed", "backed view", "backed slice"]
+N, G = 23, 7
+
+
+def counts(n: int = N, g: int = G, rate: float = 0.7) -> np.ndarray:
+    """Random counts without a cell or a gene that has none."""
+    x = np.random.default_rng(1).poisson(rate, (n, g)).astype(np.float32)
+    x[:, 0] += 1
+    x[0] += 1
+    return x
+
+
+def annotated(x, **arguments) -> ad.AnnData:
+    obs = pd.DataFrame(index=[f"cell{i}" for i in range(x.shape[0])])
+    var = pd.DataFrame(index=[f"gene{j}" for j in range(x.shape[1])])
+    return ad.AnnData(x, obs=obs, var=var, **arguments)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """An AnnData and the same counts as a plain array, by format and by place."""
+    opened = []
+
+    def build(format_: str, place: str, x: np.ndarray | None = None) -> tuple[ad.AnnData, np.ndarray, str | None]:
+        x = counts() if x is None else x
+        matrix = FORMATS[format_](x)
+        if place == "layer":
+            return annotated(np.full(x.shape, 0.5, np.float32), layers={"raw": matrix}), x, "raw"
+        adata = annotated(matrix)
+        if "backed" in place:
+            adata.write_h5ad(tmp_path / "cells.h5ad")
+            adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+            opened.append(adata.file)
+        if place.endswith("view"):
+            rows, columns = np.random.default_rng(2).permutation(N)[:15], np.array([5, 0, 2, 6])
+            return adata[rows, columns], x[rows][:, columns], None
+        if place.endswith("slice"):
+            return adata[3:20:2], x[3:20:2], None
+        return adata, x, None
+
+    yield build
+    for file in opened:
+        file.close()
+
+
+# Rows
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("format_", FORMATS)
+def test_rows_are_those_of_the_plain_array(stored, format_, place):
+    adata, x, layer = stored(format_, place)
+    batches = CellBatches(adata, layer)
+    assert batches.shape == x.shape and len(batches) == len(x)
+    for index in ([4, 1, 3], [2, 2, 7, 2], [5], range(3, 8), [], np.arange(len(x))[::-1], torch.tensor([6, 0])):
+        rows = batches.rows(index)
+        assert type(rows) is torch.Tensor and rows.dtype == torch.float32
+        np.testing.assert_array_equal(rows, x[np.asarray(index, dtype=int)])
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("format_", FORMATS)
+def test_columns_of_rows_follow_the_genes_wanted(stored, format_, place):
+    adata, x, layer = stored(format_, place, counts(rate=3.0))
+    columns = np.array([3, 0, 2])
+    batches = CellBatches(adata, layer, columns)
+    assert batches.shape == (len(x), 3) and list(batches.gene_names) == list(adata.var_names[columns])
+    np.testing.assert_array_equal(batches.rows([8, 1, 1]), x[[8, 1, 1]][:, columns])
+    np.testing.assert_array_equal(check_counts(batches), x[:, columns].sum(1))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("format_", FORMATS)
+def test_chunks_are_all_rows_in_order(stored, format_, place, monkeypatch):
+    monkeypatch.setattr(cells, "CHUNK_NUMBERS", 4 * G)
+    adata, x, layer = stored(format_, place)
+    starts, blocks = zip(*CellBatches(adata, layer).chunks(), strict=True)
+    assert list(starts) == list(np.cumsum([0, *(block.shape[0] for block in blocks)])[:-1])
+    assert all(sparse.issparse(block) and 0 < np.prod(block.shape) <= 4 * G for block in blocks)
+    np.testing.assert_array_equal(sparse.vstack(blocks).toarray(), x)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.float64, bool])
+@pytest.mark.parametrize("format_", ["dense", "csr", "csc"])
+def test_rows_of_any_real_dtype(format_, dtype):
+    x = counts().astype(dtype)
+    batches = CellBatches(annotated(FORMATS[format_](x)))
+    np.testing.assert_array_equal(batches.rows([3, 1]), x[[3, 1]].astype(np.float32))
+    np.testing.assert_array_equal(check_counts(batches), x.sum(1))
+
+
+@pytest.mark.parametrize("format_", ["dense", "csr", "csc"])
+def test_rows_do_not_share_memory_with_the_data(format_):
+    adata = annotated(FORMATS[format_](counts()))
+    CellBatches(adata).rows(np.arange(N)).zero_()
+    np.testing.assert_array_equal(CellBatches(adata).rows(np.arange(N)), counts())
+
+
+def test_entries_stored_twice_are_added():
+    twice = sparse.csr_matrix((np.full(3, 0.5), np.array([1, 1, 0]), np.array([0, 2, 3])), shape=(2, 2))
+    twice.data[2] = 4.0
+    batches = CellBatches(annotated(twice))
+    assert batches.rows([0, 1]).tolist() == [[0, 1], [4, 0]]
+    assert check_counts(batches).tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("format_", ["dense", "csr"])
+def test_a_file_gives_only_the_rows_asked_for(stored, format_, monkeypatch):
+    """The largest piece read of the file, in numbers, by a spy on what h5py hands out."""
+    import h5py
+
+    adata, x, _ = stored(format_, "backed view", counts(n=N))
+    batches, read, getitem = CellBatches(adata), [], h5py.Dataset.__getitem__
+
+    def spy(dataset, *arguments, **options):
+        piece = getitem(dataset, *arguments, **options)
+        read.append(np.size(piece) if dataset.name != "/X/indptr" else 0)
+        return piece
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", spy)
+    np.testing.assert_array_equal(batches.rows([9, 4]), x[[9, 4]])
+    assert 0 < max(read) <= 2 * G
+
+
+@pytest.mark.parametrize("format_", ["dense", "csr", "csc"])
+def test_memory_is_flat_in_the_number_of_cells(format_, monkeypatch):
+    """By bytes allocated, not by a clock. A cell has 800 as a dense row and some 150 as a sparse one."""
+    monkeypatch.setattr(cells, "CHUNK_NUMBERS", 2**14)
+
+    def peak(n: int) -> int:
+        matrix = FORMATS[format_](counts(n, 200, rate=0.1))
+        batches = CellBatches(annotated(matrix))
+        tracemalloc.start()
+        check_counts(batches)
+        for start in range(0, n, 64):
+            batches.rows(np.arange(start, min(start + 64, n))[::-1])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    # Its total, and its name's entry in the check for names told twice.
+    assert (peak(4000) - peak(1000)) / 3000 < 60
+    assert peak(4000) < 4000 * 800 / 8
+
+
+# Which matrix
+
+
+def test_counts_matrix_picks_x_or_the_layer():
+    x, raw = counts(), sparse.csr_matrix(counts() + 1)
+    adata = annotated(x, layers={"raw": raw})
+    assert counts_matrix(adata) is adata.X
+    assert counts_matrix(adata, "raw") is adata.layers["raw"]
+    assert type(counts_matrix(adata[:3])) is np.ndarray
+
+
+def test_a_backed_matrix_stays_in_its_file(stored):
+    adata, x, _ = stored("csr", "backed")
+    assert not sparse.issparse(counts_matrix(adata))
+    assert counts_matrix(adata).shape == x.shape
+
+
+def test_a_missing_layer_lists_those_there_are():
+    adata = annotated(counts(), layers={"raw": counts(), "spliced": counts()})
+    with pytest.raises(ValueError, match=r"layer='counts' is not in adata.layers, which holds 'raw', 'spliced'"):
+        counts_matrix(adata, "counts")
+    with pytest.raises(ValueError, match=r"layer='counts' is not in adata.layers, which holds nothing"):
+        CellBatches(annotated(counts()), "counts")
+
+
+def test_what_is_no_matrix_of_numbers_is_refused():
+    with pytest.raises(ValueError, match="adata is a ndarray, expected an AnnData"):
+        CellBatches(counts())
+    with pytest.raises(ValueError, match="adata is a ndarray, expected an AnnData"):
+        counts_matrix(counts())
+    empty = annotated(counts(), layers={"raw": counts()})
+    empty.X = None
+    with pytest.raises(ValueError, match=r"adata.X is empty; name the layer that holds the counts: 'raw'"):
+        counts_matrix(empty)
+    with pytest.raises(ValueError, match=r"adata.layers\['odd'\] has dtype complex128, expected counts"):
+        counts_matrix(annotated(counts(), layers={"odd": counts().astype(complex)}), "odd")
+
+
+# Checks
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("format_", FORMATS)
+def test_counts_pass_and_their_totals_come_back(stored, format_, place, monkeypatch):
+    monkeypatch.setattr(cells, "CHUNK_NUMBERS", 4 * G)
+    adata, x, layer = stored(format_, place, counts(rate=3.0))
+    totals = check_counts(CellBatches(adata, layer))
+    assert totals.dtype == np.float64
+    np.testing.assert_array_equal(totals, x.sum(1))
+
+
+BAD = {
+    "nan": (np.nan, "holds nan {where}, expected counts: integers .*set missing values to 0"),
+    "inf": (np.inf, "holds inf {where}, expected counts"),
+    "negative": (-2.0, "holds -2 {where}, expected counts: .*scaled or corrected.*name it as layer"),
+    "fraction": (1.25, "holds 1.25 {where}, expected counts: .*round them"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("place", ["memory", "layer", "backed"])
+@pytest.mark.parametrize("format_", ["dense", "csr", "csc"])
+def test_bad_values_are_told_with_cell_and_gene(stored, format_, place, kind, monkeypatch):
+    monkeypatch.setattr(cells, "CHUNK_NUMBERS", 4 * G)
+    value, message = BAD[kind]
+    x = counts()
+    x[13, 4] = value
+    x[21, 1] = value
+    adata, _, layer = stored(format_, place, x)
+    held = r"adata.layers\['raw'\]" if layer else "adata.X"
+    message = message.format(where=r"\(cell 'cell13', gene 'gene4'\)")
+    with pytest.raises(ValueError, match=f"{held} {message}"):
+        check_counts(CellBatches(adata, layer))
+
+
+def test_bad_values_are_told_by_the_names_of_a_view_and_of_the_genes_wanted():
+    x = counts()
+    x[13, 4] = np.nan
+    batches = CellBatches(annotated(sparse.csr_matrix(x))[[2, 13, 5]], columns=np.array([6, 4]))
+    with pytest.raises(ValueError, match=r"holds nan \(cell 'cell13', gene 'gene4'\)"):
+        check_counts(batches)
+    # Genes that are not wanted may hold anything.
+    check_counts(CellBatches(annotated(x), columns=np.array([0, 1, 2])), training=False)
+
+
+@pytest.mark.parametrize("format_", ["dense", "csr", "csc"])
+@pytest.mark.parametrize("target", [1e4, 37.5])
+@pytest.mark.parametrize("logged", [True, False])
+@pytest.mark.parametrize("some_genes", [True, False])
+def test_normalised_data_are_recognised(format_, target, logged, some_genes):
+    """Also where only some of the genes are left, and totals differ from cell to cell."""
+    raw = counts(60, 40, rate=0.8)
+    x = raw / raw.sum(1, keepdims=True) * target
+    x = (np.log1p(x) if logged else x).astype(np.float32)[:, : 20 if some_genes else None]
+    adata = annotated(FORMATS[format_](x), layers={"counts": raw[:, : x.shape[1]]})
+    finding = "it looks log-normalised: after expm1 the values" if logged else "it looks normalised: the values"
+    evidence = "are multiples of its smallest" if some_genes else f"add up to about {target:g}"
+    with pytest.raises(ValueError, match=f"{finding} of every cell {evidence}.*adata.layers holds 'counts'"):
+        check_counts(CellBatches(adata))
+    check_counts(CellBatches(adata, "counts"))
+
+
+def test_other_fractions_are_not_called_normalised():
+    x = np.random.default_rng(0).gamma(1.0, 2.0, (60, 20))
+    with pytest.raises(ValueError, match="corrected or estimated, round them") as caught:
+        check_counts(CellBatches(annotated(x)))
+    assert "normalised" not in str(caught.value)
+
+
+@pytest.mark.parametrize("format_", ["dense", "csr", "csc"])
+def test_cells_and_genes_without_counts(format_):
+    x = counts(40)
+    x[[5, 17]] = 0
+    with pytest.raises(ValueError, match=r"no counts in 2 of 40 cells: 'cell5', 'cell17'; .*filter_cells"):
+        check_counts(CellBatches(annotated(FORMATS[format_](x))), training=False)
+    x[2:] = 0
+    with pytest.raises(ValueError, match=r"no counts in 38 of 40 cells: 'cell2', .*'cell11' and 28 more; "):
+        check_counts(CellBatches(annotated(FORMATS[format_](x))))
+    x = counts()
+    x[:, 3] = 0
+    batches = CellBatches(annotated(FORMATS[format_](x)))
+    with pytest.raises(ValueError, match=r"no counts in 1 of 7 genes: 'gene3'; .*filter_genes"):
+        check_counts(batches)
+    np.testing.assert_array_equal(check_counts(batches, training=False), x.sum(1))
+
+
+def test_stored_zeros_are_no_counts():
+    x = sparse.csr_matrix(counts())
+    x.data[x.indices == 3] = 0
+    with pytest.raises(ValueError, match="no counts in 1 of 7 genes: 'gene3'"):
+        check_counts(CellBatches(annotated(x)))
+
+
+@pytest.mark.filterwarnings("ignore:.*names are not unique:UserWarning")
+@pytest.mark.parametrize(("kind", "attribute"), [("cell", "obs"), ("gene", "var")])
+def test_names_told_twice_are_refused(kind, attribute):
+    adata = annotated(counts())
+    names = list(getattr(adata, f"{attribute}_names"))
+    names[4] = names[2] = names[1]
+    setattr(adata, f"{attribute}_names", names)
+    message = rf"adata.{attribute}_names holds 1 {kind} names more than once: '{kind}1'; .*names_make_unique\(\)"
+    with pytest.raises(ValueError, match=message):
+        check_counts(CellBatches(adata))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+@pytest.mark.parametrize("format_", ["dense", "csr", "csc"])
+def test_nothing_to_train_on(format_, shape):
+    with pytest.raises(ValueError, match=rf"adata.X has shape \({shape[0]}, {shape[1]}\), expected at least one cell"):
+        check_counts(CellBatches(annotated(FORMATS[format_](np.zeros(shape, np.float32)))))
+
+
+# Genes
+
+
+def test_genes_are_matched_by_name():
+    adata, wanted = annotated(counts()), ["gene4", "gene0", "gene5"]
+    columns = match_genes(adata, wanted)
+    assert columns.tolist() == [4, 0, 5]
+    np.testing.assert_array_equal(CellBatches(adata, columns=columns).rows([3, 2]), counts()[[3, 2]][:, [4, 0, 5]])
+    shuffled = adata[:, ["gene5", "gene4", "gene1", "gene0"]]
+    assert match_genes(shuffled, wanted).tolist() == [1, 3, 0]
+
+
+def test_missing_genes_are_listed():
+    wanted = ["gene1", *(f"other{j}" for j in range(12))]
+    with pytest.raises(ValueError, match="lacks 12 of the 13 genes") as caught:
+        match_genes(annotated(counts()), wanted)
+    message = str(caught.value)
+    assert "'other0'" in message and "'other9' and 2 more" in message and "'other10'" not in message
+    assert "start with 'gene0', 'gene1', 'gene2' and 4 more" in message
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique:UserWarning")
+def test_a_gene_wanted_must_be_there_once():
+    adata = annotated(counts())
+    adata.var_names = ["a", "b", "c", "b", "d", "e", "e"]
+    assert match_genes(adata, ["d", "a"]).tolist() == [4, 0]
+    with pytest.raises(ValueError, match=r"adata.var_names holds 1 gene names more than once: 'b'"):
+        match_genes(adata, ["d", "b"])
+
+
+# Categories
+
+
+def with_batch(values) -> ad.AnnData:
+    adata = annotated(counts(len(values)))
+    adata.obs["batch"] = pd.Series(values, index=adata.obs_names)
+    return adata
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "codes"),
+    [
+        (["b", "a", "b"], ("a", "b"), [1, 0, 1]),
+        (pd.Categorical(["b", "a", "b"], categories=["c", "b", "a"]), ("b", "a"), [0, 1, 0]),
+        ([10, 9, 10], ("9", "10"), [1, 0, 1]),
+        ([10.0, 9.0, 10.0], ("9", "10"), [1, 0, 1]),
+        ([True, False, True], ("False", "True"), [1, 0, 1]),
+        ([2, "x", 10], ("10", "2", "x"), [1, 2, 0]),
+        (["only"] * 3, ("only",), [0, 0, 0]),
+    ],
+)
+def test_categories(values, names, codes):
+    adata = with_batch(values)
+    categories = Categories.of(adata, "batch")
+    assert categories == Categories("batch_key", "batch", names) and len(categories) == len(names)
+    assert categories.codes(adata).dtype == torch.int64
+    assert categories.codes(adata).tolist() == codes
+
+
+def test_codes_of_other_cells_are_those_of_the_known_categories():
+    categories = Categories.of(with_batch(["1", "2", "3"]), "batch")
+    # Another order, other types, fewer or more categories declared than occur.
+    assert categories.codes(with_batch(pd.Categorical(["3", "1"], categories=["9", "3", "1"]))).tolist() == [2, 0]
+    assert categories.codes(with_batch([2, 3, 2])).tolist() == [1, 2, 1]
+    assert categories.codes(with_batch([2.0, 1.0])).tolist() == [1, 0]
+
+
+def test_categories_survive_a_file_and_a_view(tmp_path):
+    adata = with_batch(["b", "a", "c", "a"])
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    stored = ad.read_h5ad(tmp_path / "cells.h5ad")
+    assert Categories.of(stored, "batch") == Categories.of(adata, "batch")
+    view = stored[[1, 0]]
+    assert Categories.of(view, "batch").names == ("a", "b")
+    assert Categories.of(stored, "batch").codes(view).tolist() == [0, 1]
+
+
+def test_unknown_categories_are_listed():
+    categories = Categories.of(with_batch(["a", "b"]), "batch", argument="categorical_covariate_keys")
+    message = "categorical_covariate_keys='batch' has 3 of 4 cells in .*: 'z', 'c'; expected one of 'a', 'b'"
+    with pytest.raises(ValueError, match=message):
+        categories.codes(with_batch(["z", "a", "c", "z"]))
+
+
+@pytest.mark.parametrize("values", [["a", None, "b"], pd.Categorical(["a", None, "b"]), [1.0, np.nan, 2.0]])
+def test_missing_categories_are_refused(values):
+    with pytest.raises(ValueError, match="batch_key='batch' has no value in 1 of 3 cells, the first of them 'cell1'"):
+        Categories.of(with_batch(values), "batch")
+    with pytest.raises(ValueError, match="no value in 1 of 3 cells"):
+        Categories("batch_key", "batch", ("a", "b")).codes(with_batch(values))
+
+
+def test_a_missing_column_and_one_of_measurements_are_refused():
+    adata = with_batch([0.5, 1.0, 2.0])
+    with pytest.raises(ValueError, match=r"batch_key='donor' is not a column of adata.obs, which has 'batch'"):
+        Categories.of(adata, "donor")
+    with pytest.raises(ValueError, match=r"batch_key='batch' holds the number 0.5, expected categories"):
+        Categories.of(adata, "batch")
+
+
+def test_import_needs_no_anndata():
+    code = "import sys, pyro_vmm.data.cells; sys.exit(bool({'anndata', 'scanpy', 'h5py'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -45,7 +45,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         likelihood: "normal", "bernoulli", "continuous_bernoulli", "student_t", "poisson", "categorical", or any
             callable from decoder output (N, ...) to a Pyro distribution over x; see :mod:`pyro_vmm.likelihoods`.
         likelihood_options: arguments of a named likelihood, such as ``{"scale": "per_feature", "initial_scale": 0.5}``.
-            The noise of "normal" and "student_t" starts at the data's own spread, the categories are counted.
+            The noise of "normal" and "student_t" starts at a quarter of the data's spread, the categories are counted.
         hidden: widths of the encoder's layers, mirrored in the decoder; the paper's images have (500, 500, 2000).
         encoder: "mlp", "conv", or a module from x (N, ...) to features (N, H).
         decoder: "mlp", "conv", or a module from z (N, D) to features (N, H).

@@ -73,9 +73,10 @@ def likelihood_options(likelihood: str | Callable, options: dict | None, x: Tens
     """
     told = {}
     if likelihood in ("normal", "student_t"):
-        # The noise of a model that knows the mean and nothing else. From far above it, the posterior collapses first.
+        # A quarter of the noise of a model that knows the mean and nothing else. From that noise itself, clusters merge
+        # before the likelihood is sharp enough to tell them apart; from far above it, the posterior collapses.
         spread = float(x.var(dim=0, correction=0).mean().sqrt())
-        told["initial_scale"] = spread if spread > 0 else 1.0
+        told["initial_scale"] = spread / 4 if spread > 0 else 1.0
     elif likelihood == "categorical":
         told["n_categories"] = max(2, int(x.max()) + 1)
     return {**told, **(options or {})}

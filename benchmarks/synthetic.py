@@ -84,8 +84,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))), help="numbers, from 0")
+    parser.add_argument("--prior-learning-rate", type=float, default=SETTINGS["prior_learning_rate"])
     parser.add_argument("--out", type=Path, help="a Markdown file")
     args = parser.parse_args()
+    settings = {**SETTINGS, "prior_learning_rate": args.prior_learning_rate}
     columns = [
         "rows",
         "clusters",
@@ -99,7 +101,7 @@ def main() -> None:
     ]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for case in (CASES[i] for i in args.cases):
-        table = pd.DataFrame([measure(case, seed, SETTINGS) for seed in range(args.seeds)])
+        table = pd.DataFrame([measure(case, seed, settings) for seed in range(args.seeds)])
         found = ", ".join(str(number) for number in table["found"])
         nmi = f"{table['nmi'].min():.3f}, {table['nmi'].median():.3f}"
         right = f"{table['passed'].sum()} of {len(table)}"
@@ -108,7 +110,7 @@ def main() -> None:
         print(lines[-1], flush=True)
     if args.out:
         machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        head = ["# Gaussian clusters through a random network", "", f"Settings {SETTINGS}; {machine}.", ""]
+        head = ["# Gaussian clusters through a random network", "", f"Settings {settings}; {machine}.", ""]
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text("\n".join(head + lines) + "\n")
 

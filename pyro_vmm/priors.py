@@ -105,7 +105,7 @@ class Prior(nn.Module):
         centres: Centres | None = None,
         rows: int = 1,
     ) -> Tensor:
-        """The sites above the plate, then c and z (M, D) for every row.
+        """The sites above the plate, then c and z (M, D) for every row; with z, what the MAP step maximises, times M.
 
         Arguments:
             z: draws from q(z; x), (M, D); None to sample.
@@ -116,7 +116,11 @@ class Prior(nn.Module):
         rows = rows if z is None else len(z)
         p_z = self.hierarchy(rows, encoder, centres)
         with pyro.plate("data", rows):
-            return latent(p_z, obs=z)
+            return self.per_row(p_z, z)
+
+    def per_row(self, p_z: MixtureOfGaussians, z: Tensor | None) -> Tensor:
+        """The sites inside the plate of data, for the model: c and z (M, D), given or drawn."""
+        return latent(p_z, obs=z)
 
     def guide(
         self,
@@ -291,21 +295,12 @@ class _BayesianMixture(Prior):
                 pyro.sample("mu", q_mu)
                 pyro.sample("precision_tril", dist.Delta(self.precision_tril).to_event(2))
 
-    def model(
-        self,
-        z: Tensor | None = None,
-        encoder: nn.Module | None = None,
-        centres: Centres | None = None,
-        rows: int = 1,
-    ) -> Tensor:
-        """The hierarchy and z: with z given, what the MAP step maximises, times the rows."""
-        rows = rows if z is None else len(z)
-        p_z = self.hierarchy(rows, encoder, centres)
-        with pyro.plate("data", rows):
-            if z is not None and self.responsibilities == "differentiated":
-                log_q_c = p_z.joint_log_prob(z).log_softmax(-1)
-                pyro.factor("responsibility_entropy", (log_q_c.exp() * log_q_c).sum(-1))
-            return latent(p_z, obs=z)
+    def per_row(self, p_z: MixtureOfGaussians, z: Tensor | None) -> Tensor:
+        """c and z; differentiated responsibilities take their entropy off what the MAP step maximises."""
+        if z is not None and self.responsibilities == "differentiated":
+            log_q_c = p_z.joint_log_prob(z).log_softmax(-1)
+            pyro.factor("responsibility_entropy", (log_q_c.exp() * log_q_c).sum(-1))
+        return super().per_row(p_z, z)
 
 
 class GaussianMixture(_BayesianMixture):

@@ -145,7 +145,7 @@ def _run(given: dict) -> int:
     model = estimator(config, progress=not quiet)
     if resume is None:
         folder.create()
-    folder.write_config(config, model)
+        folder.write_config(config, model)
     try:
         model.fit(
             data.x,
@@ -158,8 +158,11 @@ def _run(given: dict) -> int:
         print(f"\ninterrupted; continue with --resume {folder.path}", file=sys.stderr)
         return 130
     except ValueError:  # told before any training
-        folder.discard()
+        if resume is None:
+            folder.discard()
         raise
+    # Only now for a resumed run: what it changes must first have proved to fit.
+    folder.write_config(config, model)
     print(closing_table(model, data), f"results in {folder.path}", sep="\n")
     return 0
 

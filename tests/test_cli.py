@@ -99,6 +99,16 @@ def test_resume_continues_bit_identically(table, tmp_path):
     assert (tmp_path / "part" / "latent.npy").read_bytes() == (tmp_path / "whole" / "latent.npy").read_bytes()
 
 
+def test_a_refused_resumption_leaves_the_run_as_it_was(table, tmp_path, capsys):
+    assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST) == 0
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    assert run("--resume", tmp_path / "run", "--latent-dim", "3", "--quiet") == 2
+    assert "latent_dim=3" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    assert run("--resume", tmp_path / "run", "--epochs", "3", "--quiet") == 0
+    assert '"epochs": 3' in (tmp_path / "run" / "config.json").read_text()
+
+
 def test_interrupt_leaves_a_checkpoint(table, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     real, calls = VMM.fit, []

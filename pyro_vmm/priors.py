@@ -14,29 +14,21 @@ The sites are ``alpha``, ``log_pi`` (and ``pi``), ``mu``, ``precision_tril`` (an
 
 import math
 from numbers import Real
-from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.hyperpriors import HyperPrior, as_hyperprior
-from pyro_vmm.networks import inference_mode, inverse_softplus, lower_cholesky, scale_tril
+from pyro_vmm.networks import inverse_softplus, lower_cholesky
+from pyro_vmm.pseudo_inputs import Centres, PseudoInputs
 
 EXPECTATIONS = ("analytic", "sampled")
 RESPONSIBILITIES = ("held", "differentiated")
-
-
-class Centres(NamedTuple):
-    """q(mu): means ``loc`` (K, D) and Cholesky factors ``tril`` (K, D, D) of the covariances; None for points."""
-
-    loc: Tensor
-    tril: Tensor | None
 
 
 def latent(p_z: MixtureOfGaussians, obs: Tensor | None = None) -> Tensor:
@@ -148,40 +140,17 @@ class StandardNormal(Prior):
         return MixtureOfGaussians.from_precision(self.origin.new_zeros(1), self.origin[None], identity[None])
 
 
-class PseudoInputs(nn.Module):
-    """Trainable inputs of the encoder, (K, *event_shape), started at given rows of data.
-
-    Arguments:
-        initial: the values to start from, (K, *event_shape); a copy is trained.
-    """
-
-    def __init__(self, initial: Tensor):
-        super().__init__()
-        self.u = nn.Parameter(initial.detach().clone())
-
-    def forward(self) -> Tensor:
-        return self.u
-
-    def encode(self, encoder: nn.Module) -> Centres:
-        """q(.; u), always in inference mode: no dropout, running statistics only."""
-        # Copies of the buffers: a training pass before the backward one would move BatchNorm's statistics under it.
-        buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
-        with inference_mode(encoder):
-            q = functional_call(encoder, buffers, (self(),))
-        return Centres(q.mean, scale_tril(q))
-
-
 class VampPrior(Prior):
     r"""The VampPrior of Tomczak & Welling (AISTATS 2018, arXiv:1705.07120): :math:`p(z) = K^{-1} \sum_k q(z; u_k)`.
 
     Arguments:
         latent_dim: D.
-        pseudo_inputs: initial u, (K, *event_shape).
+        pseudo_inputs: initial u, (K, *event_shape), or a module of :mod:`pyro_vmm.pseudo_inputs`.
     """
 
-    def __init__(self, latent_dim: int, pseudo_inputs: Tensor):
+    def __init__(self, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs):
         super().__init__(latent_dim, len(pseudo_inputs))
-        self.pseudo_inputs = PseudoInputs(pseudo_inputs)
+        self.pseudo_inputs = _as_module(pseudo_inputs)
 
     def forward(self, encoder: nn.Module) -> MixtureOfGaussians:
         components = self.pseudo_inputs.encode(encoder)
@@ -329,14 +298,14 @@ class VampMixture(_BayesianMixture):
 
     Arguments:
         latent_dim: D.
-        pseudo_inputs: initial u, (K, *event_shape).
+        pseudo_inputs: initial u, (K, *event_shape), or a module of :mod:`pyro_vmm.pseudo_inputs`.
         settings: ``hyperprior`` ("paper", "reference" or a :class:`HyperPrior`), ``m_prior``, ``expectation``
             ("analytic" or "sampled"), ``responsibilities`` ("held" or "differentiated").
     """
 
-    def __init__(self, latent_dim: int, pseudo_inputs: Tensor, **settings):
+    def __init__(self, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs, **settings):
         super().__init__(latent_dim, len(pseudo_inputs), **settings)
-        self.pseudo_inputs = PseudoInputs(pseudo_inputs)
+        self.pseudo_inputs = _as_module(pseudo_inputs)
 
     def centres(self, encoder: nn.Module) -> Centres:
         return self.pseudo_inputs.encode(encoder)
@@ -348,6 +317,10 @@ PRIORS: dict[str, type[Prior]] = {
     "gmm": GaussianMixture,
     "vmm": VampMixture,
 }
+
+
+def _as_module(pseudo_inputs: Tensor | PseudoInputs) -> PseudoInputs:
+    return pseudo_inputs if isinstance(pseudo_inputs, PseudoInputs) else PseudoInputs(pseudo_inputs)
 
 
 def _m_prior(value: float | str) -> float | str:

@@ -1,0 +1,54 @@
+"""How a cell is one row of numbers, so that minibatches of cells are plain tensors."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CellLayout:
+    """The columns of a cell: G counts, P covariates, and its library size.
+
+    The covariates are the categorical ones one-hot, the experimental batch first, then the continuous ones. A
+    pseudo-input has no library size: it ends after the covariates.
+
+    Arguments:
+        n_genes: G.
+        n_categories: the number of categories of each categorical covariate; that of the batch, B, comes first.
+        n_continuous: how many continuous covariates there are.
+    """
+
+    n_genes: int
+    n_categories: tuple[int, ...] = (1,)
+    n_continuous: int = 0
+
+    @property
+    def n_batches(self) -> int:
+        """B."""
+        return self.n_categories[0]
+
+    @property
+    def n_covariates(self) -> int:
+        """P."""
+        return sum(self.n_categories) + self.n_continuous
+
+    @property
+    def width(self) -> int:
+        """G + P + 1."""
+        return self.n_genes + self.n_covariates + 1
+
+    def counts(self, cells: Tensor) -> Tensor:
+        """(..., G) of (..., G + P + 1)."""
+        return cells[..., : self.n_genes]
+
+    def covariates(self, cells: Tensor) -> Tensor:
+        """(..., P) of (..., G + P + 1), or of pseudo-inputs (..., G + P)."""
+        return cells[..., self.n_genes : self.n_genes + self.n_covariates]
+
+    def batch(self, covariates: Tensor) -> Tensor:
+        """The batch, one-hot or a distribution over batches, (..., B) of covariates (..., P)."""
+        return covariates[..., : self.n_batches]
+
+    def library(self, cells: Tensor) -> Tensor:
+        """The library size, (..., 1) of (..., G + P + 1)."""
+        return cells[..., self.width - 1 :]

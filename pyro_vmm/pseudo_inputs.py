@@ -1,0 +1,113 @@
+"""Trainable inputs of the encoder, and what it makes of them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from pyro_vmm.cell_layout import CellLayout
+from pyro_vmm.networks import inference_mode, scale_tril
+
+PSEUDO_BATCHES = ("averaged", "uniform", "trained")
+# Below it a pseudo-count would have no logarithm in float32.
+LEAST_COUNT = -1 + 1e-6
+
+
+class Centres(NamedTuple):
+    """q(mu): means ``loc`` (K, D) and Cholesky factors ``tril`` (K, D, D) of the covariances; None for points."""
+
+    loc: Tensor
+    tril: Tensor | None
+
+
+class PseudoInputs(nn.Module):
+    """Trainable inputs of the encoder, (K, *event_shape), started at given rows of data.
+
+    Arguments:
+        initial: the values to start from, (K, *event_shape); a copy is trained.
+    """
+
+    def __init__(self, initial: Tensor):
+        super().__init__()
+        self.u = nn.Parameter(initial.detach().clone())
+
+    def __len__(self) -> int:
+        return len(self.u)
+
+    def forward(self) -> Tensor:
+        return self.u
+
+    def encode(self, encoder: nn.Module) -> Centres:
+        """q(.; u), always in inference mode: no dropout, running statistics only."""
+        # Copies of the buffers: a training pass before the backward one would move BatchNorm's statistics under it.
+        buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+        with inference_mode(encoder):
+            q = functional_call(encoder, buffers, (self(),))
+        return Centres(q.mean, scale_tril(q))
+
+
+class CellPseudoInputs(PseudoInputs):
+    r"""Pseudo-cells, (K, G + P): pseudo-counts softplus(u) - 1, and covariates.
+
+    The shift lets a pseudo-count be zero (DESIGN: the authors' code), at the price of values down to -1.
+
+    What batch a pseudo-cell belongs to decides whether a cluster can belong to a batch:
+
+    - "trained": a point of the simplex by softmax, started at its middle, as in the authors' code;
+    - "uniform": held in the middle;
+    - "averaged": in every batch, and q(mu; u) is the normal with the mean and covariance of
+      :math:`B^{-1} \sum_b q(\mu; u, b)`.
+
+    Further categorical covariates are in the middle of their simplices; continuous covariates, which are taken to be
+    standardised, are zero; if the batch is "trained", so are they.
+
+    Arguments:
+        layout: the columns of a cell.
+        initial: cells to start from, (K, G + P) or wider.
+        batch: one of ``PSEUDO_BATCHES``.
+        counts: whether the data are counts; else u stands for itself.
+    """
+
+    def __init__(self, layout: CellLayout, initial: Tensor, batch: str = "trained", counts: bool = True):
+        if batch not in PSEUDO_BATCHES:
+            raise ValueError(f"pseudo_batch={batch!r} should be one of {PSEUDO_BATCHES}")
+        values = layout.counts(initial)
+        super().__init__(_inverse_softplus(values + 1) if counts else values)
+        self.layout, self.batch, self.counts = layout, batch, counts
+        raw = values.new_zeros(len(values), layout.n_covariates)
+        if batch == "trained":
+            self.covariates_raw = nn.Parameter(raw)
+        else:
+            self.register_buffer("covariates_raw", raw, persistent=False)
+
+    @property
+    def covariates(self) -> Tensor:
+        """(K, P); where the batch is averaged over, (B K, P), each batch in turn."""
+        *categorical, continuous = self.covariates_raw.split([*self.layout.n_categories, self.layout.n_continuous], -1)
+        parts = [*(logits.softmax(-1) for logits in categorical), continuous]
+        if self.batch == "averaged":
+            parts = [part.repeat(self.layout.n_batches, 1) for part in parts]
+            parts[0] = torch.eye(self.layout.n_batches).to(parts[0]).repeat_interleave(len(self), 0)
+        return torch.cat(parts, -1)
+
+    def forward(self) -> Tensor:
+        """(K, G + P), or (B K, G + P)."""
+        values = (F.softplus(self.u) - 1).clamp(min=LEAST_COUNT) if self.counts else self.u
+        covariates = self.covariates
+        return torch.cat([values.repeat(len(covariates) // len(values), 1), covariates], -1)
+
+    def encode(self, encoder: nn.Module) -> Centres:
+        centres = super().encode(encoder)
+        if self.batch != "averaged" or self.layout.n_batches == 1:
+            return centres
+        loc, tril = (each.unflatten(0, (self.layout.n_batches, -1)) for each in centres)
+        between = (loc - loc.mean(0)).permute(1, 2, 0)
+        covariance = (tril @ tril.mT).mean(0) + between @ between.mT / self.layout.n_batches
+        return Centres(loc.mean(0), torch.linalg.cholesky(covariance))
+
+
+def _inverse_softplus(values: Tensor) -> Tensor:
+    """What softplus maps to ``values``, positive and of any shape."""
+    return values + (-torch.expm1(-values)).log()

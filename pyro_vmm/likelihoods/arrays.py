@@ -1,4 +1,4 @@
-"""Decoder output to the distribution of x, equation (2), and the registry of names.
+"""Likelihoods of vectors, images and arrays, and the registry of their names.
 
 A likelihood is any callable from decoder output h (N, *event_shape) to a Pyro distribution over x (N, *event_shape).
 Those below are modules with two things more: ``outputs_per_feature``, where they need more than one number per feature

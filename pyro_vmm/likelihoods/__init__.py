@@ -1,0 +1,47 @@
+"""Decoder output to the distribution of x, equation (2), and the registries of names."""
+
+from pyro_vmm.likelihoods.arrays import (
+    LIKELIHOODS,
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    CustomLikelihood,
+    Likelihood,
+    Normal,
+    Poisson,
+    SharedScaleNormal,
+    StudentT,
+)
+from pyro_vmm.likelihoods.cells import (
+    CELL_LIKELIHOODS,
+    DISPERSIONS,
+    BinaryPeaks,
+    CellLikelihood,
+    CustomCellLikelihood,
+    NegativeBinomialCounts,
+    NormalExpression,
+    PoissonCounts,
+    ZeroInflatedNegativeBinomialCounts,
+)
+
+__all__ = [
+    "CELL_LIKELIHOODS",
+    "DISPERSIONS",
+    "LIKELIHOODS",
+    "Bernoulli",
+    "BinaryPeaks",
+    "Categorical",
+    "CellLikelihood",
+    "ContinuousBernoulli",
+    "CustomCellLikelihood",
+    "CustomLikelihood",
+    "Likelihood",
+    "NegativeBinomialCounts",
+    "Normal",
+    "NormalExpression",
+    "Poisson",
+    "PoissonCounts",
+    "SharedScaleNormal",
+    "StudentT",
+    "ZeroInflatedNegativeBinomialCounts",
+]

@@ -1,0 +1,203 @@
+"""Likelihoods of cells, and the registry of their names.
+
+A likelihood of cells is a module from the decoder's output h, the library size and the covariates to a Pyro
+distribution over the G values of a cell. The expected counts of a cell are its library size times ``expression(h)``,
+which sums to one over genes.
+
+Sources: Lopez et al., Nature Methods 15:1053, 2018 (scVI: zinb, nb); Ashuach et al., Cell Reports Methods 2:100182,
+2022 (PeakVI) and Martens et al., Nature Methods 21:28, 2024 (PoissonVI) for peaks.
+"""
+
+from collections.abc import Callable
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vmm.cell_layout import CellLayout
+from pyro_vmm.counts import MEAN_FLOOR, NegativeBinomial, ZeroInflatedNegativeBinomial
+from pyro_vmm.likelihoods.arrays import FLOOR, SharedScaleNormal
+from pyro_vmm.networks import inverse_softplus
+
+DISPERSIONS = ("gene", "gene-batch", "gene-cell")
+# Where the inverse dispersion is as good as zero or infinite, and the densities still exact.
+LARGEST_LOG_DISPERSION = 18.0
+
+
+class CellLikelihood(nn.Module):
+    """What all likelihoods of cells share; never used by itself.
+
+    Arguments:
+        layout: the columns of a cell.
+    """
+
+    #: P', the rows of G numbers that the decoder gives; with 1, h is (..., G), else (..., P', G).
+    outputs_per_gene = 1
+    #: Whether the values are counts: pseudo-inputs are then counts, and the encoder sees logarithms.
+    counts = True
+
+    def __init__(self, layout: CellLayout):
+        super().__init__()
+        self.layout = layout
+
+    def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
+        """p(x | z) of library sizes (..., 1) and covariates (..., P): batch shape (...), event shape (G,)."""
+        raise NotImplementedError
+
+    def expression(self, h: Tensor) -> Tensor:
+        """Normalised expression, (..., G): positive, one over all genes."""
+        return self.first(h).softmax(-1)
+
+    def first(self, h: Tensor) -> Tensor:
+        """The decoder's first row, (..., G)."""
+        return h if self.outputs_per_gene == 1 else h[..., 0, :]
+
+    def check(self, values: Tensor) -> None:
+        """Raise ``ValueError`` if values (M, G), already known to be counts where they should be, have no density."""
+
+
+class PoissonCounts(CellLikelihood):
+    """Poisson(library * expression); for UMI counts of deep sequencing, or fragments in peaks."""
+
+    def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
+        return dist.Poisson(library * self.expression(h) + MEAN_FLOOR).to_event(1)
+
+
+class NegativeBinomialCounts(CellLikelihood):
+    """Negative binomial of mean library * expression.
+
+    Arguments:
+        layout: the columns of a cell.
+        dispersion: an inverse dispersion for every "gene", "gene-batch" (gene and batch), or "gene-cell" (decoded).
+    """
+
+    def __init__(self, layout: CellLayout, dispersion: str = "gene"):
+        super().__init__(layout)
+        if dispersion not in DISPERSIONS:
+            raise ValueError(f"dispersion={dispersion!r} should be one of {DISPERSIONS}")
+        self.dispersion = dispersion
+        if dispersion == "gene-cell":
+            self.outputs_per_gene = self.outputs_per_gene + 1
+        else:
+            rows = layout.n_batches if dispersion == "gene-batch" else 1
+            self.log_inverse_dispersion = nn.Parameter(torch.zeros(rows, layout.n_genes))
+
+    def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
+        mean = library * self.expression(h)
+        return NegativeBinomial(mean, self.inverse_dispersion(h, covariates)).to_event(1)
+
+    def inverse_dispersion(self, h: Tensor, covariates: Tensor) -> Tensor:
+        """Positive, of a shape that broadcasts with (..., G)."""
+        if self.dispersion == "gene-cell":
+            log = h[..., -1, :]
+        elif self.dispersion == "gene-batch":
+            log = self.layout.batch(covariates) @ self.log_inverse_dispersion
+        else:
+            log = self.log_inverse_dispersion[0]
+        return log.clamp(-LARGEST_LOG_DISPERSION, LARGEST_LOG_DISPERSION).exp()
+
+
+class ZeroInflatedNegativeBinomialCounts(NegativeBinomialCounts):
+    """The same with zeros put in; the decoder gives the logits of the zeros.
+
+    Arguments:
+        layout: the columns of a cell.
+        dispersion: as of :class:`NegativeBinomialCounts`.
+    """
+
+    outputs_per_gene = 2
+
+    def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
+        mean, theta = library * self.expression(h), self.inverse_dispersion(h, covariates)
+        return ZeroInflatedNegativeBinomial(mean, theta, h[..., 1, :]).to_event(1)
+
+
+class BinaryPeaks(CellLikelihood):
+    """Bernoulli: whether a Poisson(library * expression) is positive, for values 0 and 1 such as open peaks."""
+
+    def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
+        rate = library * self.expression(h) + MEAN_FLOOR
+        # log(exp(rate) - 1), which neither overflows nor cancels.
+        return dist.Bernoulli(logits=rate + (-torch.expm1(-rate)).log()).to_event(1)
+
+    def check(self, values: Tensor) -> None:
+        if (values > 1).any():
+            raise ValueError(
+                f"a value is {values.max().item():g}; likelihood='bernoulli' expects 0 or 1: use 'poisson', or set "
+                "counts above 1 to 1"
+            )
+
+
+class NormalExpression(CellLikelihood):
+    """Normal(h, scale) with a learned scale for every gene, for proteins or normalised data; no library size.
+
+    Arguments:
+        layout: the columns of a cell.
+        initial_scale: where the scales start, positive.
+    """
+
+    counts = False
+
+    def __init__(self, layout: CellLayout, initial_scale: float = 1.0):
+        super().__init__(layout)
+        if not initial_scale > 0:
+            raise ValueError(f"initial_scale={initial_scale} should be positive")
+        self.scale_raw = nn.Parameter(torch.full((layout.n_genes,), inverse_softplus(initial_scale)))
+
+    def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
+        return SharedScaleNormal(h, F.softplus(self.scale_raw) + FLOOR).to_event(1)
+
+    def expression(self, h: Tensor) -> Tensor:
+        """The mean, (..., G), in the units of the data."""
+        return h
+
+
+CELL_LIKELIHOODS: dict[str, type[CellLikelihood]] = {
+    "zinb": ZeroInflatedNegativeBinomialCounts,
+    "nb": NegativeBinomialCounts,
+    "poisson": PoissonCounts,
+    "bernoulli": BinaryPeaks,
+    "normal": NormalExpression,
+}
+
+
+class CustomCellLikelihood(CellLikelihood):
+    """Any callable from decoder output and library size to a Pyro distribution; its own parameters are trained too.
+
+    Arguments:
+        layout: the columns of a cell.
+        function: h (..., G), library (..., 1) -> distribution over (..., G).
+        outputs_per_gene: P'; with more than 1, h is (..., P', G).
+        counts: whether the values are counts.
+    """
+
+    def __init__(
+        self,
+        layout: CellLayout,
+        function: Callable[[Tensor, Tensor], TorchDistribution],
+        outputs_per_gene: int = 1,
+        counts: bool = True,
+    ):
+        super().__init__(layout)
+        self.function, self.outputs_per_gene, self.counts = function, outputs_per_gene, counts
+
+    def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
+        distribution = self.function(h, library)
+        if not isinstance(distribution, TorchDistributionMixin):
+            raise ValueError(f"likelihood returned a {type(distribution).__name__}, expected a Pyro distribution")
+        rows = h.dim() - 1 - (self.outputs_per_gene > 1)
+        return distribution.to_event(len(distribution.batch_shape) - rows)
+
+    def check(self, values: Tensor) -> None:
+        """Try the callable: it has to return a distribution of the right shape that can score the values."""
+        shape = (len(values), *((self.outputs_per_gene,) if self.outputs_per_gene > 1 else ()), self.layout.n_genes)
+        try:
+            distribution = self(values.new_zeros(shape), values.sum(-1, keepdim=True), values.new_zeros(len(values), 0))
+            log_prob = distribution.log_prob(values)
+        except Exception as error:  # whatever the caller's function may raise
+            raise ValueError(f"likelihood can't score values of shape {tuple(values.shape)}: {error}") from error
+        if log_prob.shape != values.shape[:1]:
+            raise ValueError(f"likelihood scored {tuple(values.shape)} values by {tuple(log_prob.shape)} numbers")

@@ -1,18 +1,54 @@
-"""The model/guide pair of a variational autoencoder with any of the priors."""
+"""The model/guide pairs of variational autoencoders with any of the priors."""
 
 import weakref
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.networks import DIAGONAL_FLOOR
 from pyro_vmm.priors import Prior, latent
 
+# A batch of alike cells would have a prior without width.
+LEAST_LIBRARY_SCALE = 0.01
 
-class VAE(nn.Module):
+
+class LatentVariableModel(nn.Module):
+    """What the models share; never used by itself.
+
+    Arguments:
+        encoder: x -> q(z; x), a normal with batch shape (N,) and event shape (D,).
+        decoder: z -> parameters of the likelihood.
+        likelihood: decoder output -> p(x | z).
+        prior: one of :mod:`pyro_vmm.priors`.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, prior: Prior):
+        super().__init__()
+        self.encoder, self.decoder, self.likelihood, self.prior = encoder, decoder, likelihood, prior
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        """What the SVI step trains: the networks, the likelihood's own parameters, and a VampPrior's pseudo-inputs."""
+        prior = {id(p) for p in self.prior_parameters()}
+        return [p for p in self.parameters() if id(p) not in prior]
+
+    def prior_parameters(self) -> list[nn.Parameter]:
+        """What the MAP step trains."""
+        return list(self.prior.parameters()) if self.prior.trained_by_map else []
+
+    @torch.no_grad()
+    def cluster_probabilities(self, z: Tensor) -> Tensor:
+        """q(c | z) of z (N, D), (N, K)."""
+        return self.prior.clustering(self.encoder).responsibilities(z)
+
+
+class VAE(LatentVariableModel):
     """A variational autoencoder: encoder, decoder, likelihood and a prior on z, as a Pyro model and guide.
 
     ``pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), TraceEnum_ELBO(max_plate_nesting=1))`` trains
@@ -25,10 +61,6 @@ class VAE(nn.Module):
         likelihood: decoder output -> p(x | z), batch shape (N,); see :mod:`pyro_vmm.likelihoods`.
         prior: one of :mod:`pyro_vmm.priors`.
     """
-
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, prior: Prior):
-        super().__init__()
-        self.encoder, self.decoder, self.likelihood, self.prior = encoder, decoder, likelihood, prior
 
     def model(self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1) -> Tensor:
         """p(alpha, pi, mu, Lambda) and, for each row, p(c | pi) p(z | c, mu, Lambda) p(x | z).
@@ -55,23 +87,100 @@ class VAE(nn.Module):
             with pyro.plate("data", len(x)):
                 pyro.sample("z", self.encoder(x))
 
-    def network_parameters(self) -> list[nn.Parameter]:
-        """What the SVI step trains: the networks, the likelihood's own parameters, and a VampPrior's pseudo-inputs."""
-        prior = {id(p) for p in self.prior_parameters()}
-        return [p for p in self.parameters() if id(p) not in prior]
-
-    def prior_parameters(self) -> list[nn.Parameter]:
-        """What the MAP step trains."""
-        return list(self.prior.parameters()) if self.prior.trained_by_map else []
-
     def p_x(self, z: Tensor) -> TorchDistribution:
         """p(x | z) of z (N, D): batch shape (N,)."""
         return self.likelihood(self.decoder(z))
 
-    @torch.no_grad()
-    def cluster_probabilities(self, z: Tensor) -> Tensor:
-        """q(c | z) of z (N, D), (N, K)."""
-        return self.prior.clustering(self.encoder).responsibilities(z)
+
+class SingleCellVAE(LatentVariableModel):
+    """scVI's model of single cells (Lopez et al., Nature Methods 15:1053, 2018) with any of the priors.
+
+    A row is a cell as :class:`~pyro_vmm.cell_layout.CellLayout` describes it: counts, covariates, library size.
+
+    Arguments:
+        layout: the columns of a cell.
+        encoder: cells (N, G + P + 1), or pseudo-inputs (K, G + P), -> q(z; x).
+        decoder: z (N, D) and covariates (N, P) -> h; see :class:`~pyro_vmm.networks.CellDecoder`.
+        likelihood: h, library size (N, 1), covariates (N, P) -> p(x | z), batch shape (N,), event shape (G,).
+        prior: one of :mod:`pyro_vmm.priors`.
+        library: the guide of a latent library size and its prior, a :class:`Library`; None to take what is observed.
+    """
+
+    def __init__(
+        self,
+        layout: CellLayout,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: nn.Module,
+        prior: Prior,
+        library: "Library | None" = None,
+    ):
+        super().__init__(encoder, decoder, likelihood, prior)
+        self.layout, self.library = layout, library
+
+    def model(self, cells: Tensor, p_z: MixtureOfGaussians | None = None, observe: bool = True) -> Tensor:
+        """p(alpha, pi, mu, Lambda) and, for each cell, p(c | pi) p(z | c, mu, Lambda) p(library) p(x | z, library).
+
+        Arguments:
+            cells: (M, G + P + 1).
+            p_z: the prior on z, to condition on; None for the whole hierarchy.
+            observe: whether the counts are those of the cells, or drawn for their covariates and library sizes.
+        """
+        if p_z is None:
+            show_parameters(self)
+            p_z = self.prior.hierarchy(len(cells), self.encoder)
+        counts, covariates, library = self.split(cells)
+        with pyro.plate("data", len(cells)):
+            z = latent(p_z)
+            if self.library is not None:
+                library = pyro.sample("library", self.library.prior(covariates)).unsqueeze(-1)
+            h = self.decoder(z, covariates)
+            return pyro.sample("x", self.likelihood(h, library, covariates), obs=counts if observe else None)
+
+    def guide(self, cells: Tensor, p_z: MixtureOfGaussians | None = None, observe: bool = True) -> None:
+        """q(alpha) q(pi) q(mu; u) q(Lambda) and, for each cell, q(z; x) q(library; x); the signature is the model's."""
+        if p_z is None:
+            show_parameters(self)
+            self.prior.hierarchy_guide(self.encoder)
+        with pyro.plate("data", len(cells)):
+            pyro.sample("z", self.encoder(cells))
+            if self.library is not None:
+                pyro.sample("library", self.library(cells))
+
+    def split(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Counts (M, G), covariates (M, P) and library sizes (M, 1) of cells (M, G + P + 1)."""
+        return self.layout.counts(cells), self.layout.covariates(cells), self.layout.library(cells)
+
+    def library_size(self, cells: Tensor) -> Tensor:
+        """What is observed, or the median of q(library; x), (M, 1)."""
+        return self.layout.library(cells) if self.library is None else self.library(cells).base_dist.loc.exp()[:, None]
+
+
+class Library(nn.Module):
+    """A latent library size: log-normal with the mean and variance of the cell's batch, and its guide.
+
+    Arguments:
+        layout: the columns of a cell.
+        encoder: cells (N, G + P + 1) -> two numbers (N, 2), the median's logarithm and the raw scale.
+        log_mean: the mean of the logarithm in each batch, (B,).
+        log_variance: its variance, (B,).
+    """
+
+    def __init__(self, layout: CellLayout, encoder: nn.Module, log_mean: Tensor, log_variance: Tensor):
+        super().__init__()
+        self.layout, self.encoder = layout, encoder
+        self.register_buffer("log_mean", log_mean)
+        self.register_buffer("log_scale", log_variance.sqrt().clamp(min=LEAST_LIBRARY_SCALE))
+
+    def prior(self, covariates: Tensor) -> TorchDistribution:
+        """p(library) of cells with these covariates (..., P), batch shape (...)."""
+        batch = self.layout.batch(covariates)
+        return dist.LogNormal(batch @ self.log_mean, batch @ self.log_scale)
+
+    def forward(self, cells: Tensor) -> TorchDistribution:
+        """q(library; x), batch shape (N,)."""
+        loc, raw = self.encoder(cells).unbind(-1)
+        return dist.LogNormal(loc, F.softplus(raw) + DIAGONAL_FLOOR)
 
 
 def show_parameters(module: nn.Module) -> None:

@@ -11,6 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.distributions import TrilNormal
 
 COVARIANCES = ("full", "diagonal")
@@ -96,6 +97,44 @@ class SoftOneHot(nn.Module):
         return (1 - (x.unsqueeze(-1) - self.codes).abs()).relu()
 
 
+def cell_mlp(in_features: int, hidden: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
+    """scVI's layers, (N, in_features) -> (N, hidden[-1]): Linear, BatchNorm, ReLU, dropout.
+
+    Arguments:
+        in_features: the width of the input.
+        hidden: widths of the layers.
+        dropout: the probability; scVI has 0.1 in the encoder, none in the decoder.
+
+    Source: Lopez et al., Nature Methods 15:1053, 2018; BatchNorm's numbers are those of scvi-tools.
+    """
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise([in_features, *hidden]):
+        layers += [linear(n_in, n_out), nn.BatchNorm1d(n_out, momentum=0.01, eps=0.001), nn.ReLU()]
+        layers += [nn.Dropout(dropout)] if dropout > 0 else []
+    return nn.Sequential(*layers)
+
+
+class CellFeatures(nn.Module):
+    """What an encoder sees of cells: log(1 + counts) beside the covariates, (N, G + P + 1) -> (N, G + P).
+
+    Arguments:
+        layout: the columns of a cell; a pseudo-input ends before the last one.
+        log: whether the values are counts, to be taken to a logarithmic scale.
+        covariates: whether the covariates are seen; without them it is (N, G).
+    """
+
+    def __init__(self, layout: CellLayout, log: bool = True, covariates: bool = True):
+        super().__init__()
+        self.layout, self.log, self.covariates = layout, log, covariates
+        self.width = layout.n_genes + (layout.n_covariates if covariates else 0)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        if not self.log:
+            return cells[:, : self.width]
+        values = self.layout.counts(cells).log1p()
+        return torch.cat([values, self.layout.covariates(cells)], -1) if self.covariates else values
+
+
 class GaussianEncoder(nn.Module):
     r"""The variational family :math:`q_\phi(z; x) = \mathcal{N}(m(x), T(x) T(x)^\top)`: features in, a normal out.
 
@@ -167,6 +206,29 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         rows = z.shape[:-1]
         return self.head(self.body(z.reshape(-1, z.shape[-1]))).reshape(rows + self.output_shape)
+
+
+class CellDecoder(nn.Module):
+    """From z and covariates to the likelihood's parameters, P' rows of G numbers.
+
+    Arguments:
+        layout: the columns of a cell.
+        latent_dim: D.
+        hidden: widths of the layers, see :func:`cell_mlp`.
+        outputs_per_gene: P', the parameters that the likelihood wants per gene; with 1 there is no axis for them.
+    """
+
+    def __init__(self, layout: CellLayout, latent_dim: int, hidden: Sequence[int], outputs_per_gene: int = 1):
+        super().__init__()
+        self.body = cell_mlp(latent_dim + layout.n_covariates, hidden)
+        self.output_shape = (outputs_per_gene, layout.n_genes) if outputs_per_gene > 1 else (layout.n_genes,)
+        self.head = linear(hidden[-1], outputs_per_gene * layout.n_genes)
+
+    def forward(self, z: Tensor, covariates: Tensor) -> Tensor:
+        """(..., G) or (..., P', G) of z (..., D) and covariates (..., P)."""
+        rows = z.shape[:-1]
+        inputs = torch.cat([z, covariates.expand(*rows, -1)], -1)
+        return self.head(self.body(inputs.reshape(-1, inputs.shape[-1]))).reshape(*rows, *self.output_shape)
 
 
 def output_width(module: nn.Module, example: Tensor, name: str) -> int:

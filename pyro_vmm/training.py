@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import pyro
 import torch
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.elbo import Elbo
-from pyro_vmm.models import VAE
+from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
 
 MONITORS = ("val_elbo", "val_nmi")
@@ -70,6 +70,24 @@ def _check_positive(name: str, value) -> None:
         raise ValueError(f"{name}={value!r} should be a positive number")
 
 
+class Rows(Protocol):
+    """What training reads: a tensor (N, ...) does, and so does anything that makes minibatches of a file."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """The rows at positions ``index`` (M,), an (M, ...) tensor on the model's device."""
+
+
+def minibatches(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Positions (N,) in minibatches; a last one of a single row joins the one before, for BatchNorm's sake."""
+    batches = list(order.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
 class TrainingDiverged(ArithmeticError):
     """A loss was not finite; the model holds the last good parameters."""
 
@@ -82,14 +100,14 @@ class Trainer:
         config: how to train.
     """
 
-    def __init__(self, vae: VAE, config: TrainingConfig):
+    def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
         self.vae, self.config = vae, config
         self.networks, self.prior = vae.network_parameters(), vae.prior_parameters()
         prior_rate = config.prior_learning_rate or config.learning_rate
         self.network_optimizer = _adam(self.networks, config.learning_rate)
         self.prior_optimizer = _adam(self.prior, prior_rate) if self.prior else None
         self.elbo = Elbo()
-        self.device = vae.prior.origin.device
+        self.device, self.dtype = vae.prior.origin.device, vae.prior.origin.dtype
         self.order = torch.Generator().manual_seed(config.seed)
         self.history: list[dict] = []
         self.best: dict = {"epoch": 0, "value": float("-inf"), "model": None}
@@ -123,13 +141,13 @@ class Trainer:
         sampled = self.vae.prior.trained_by_map and self.vae.prior.expectation == "sampled"
         return self.vae.prior.sampled(self.vae.encoder) if sampled else self.vae.prior(self.vae.encoder)
 
-    def train_epoch(self, x: Tensor, progress: Callable[[int], None]) -> dict:
+    def train_epoch(self, x: Rows, progress: Callable[[int], None]) -> dict:
         """One pass over the rows in random order; returns the means of the objectives and the active clusters."""
         self.vae.train()
-        batches = torch.randperm(len(x), generator=self.order).to(x.device).split(self.config.batch_size)
+        batches = minibatches(torch.randperm(len(x), generator=self.order), self.config.batch_size)
         # Read once at the end of the epoch: a look at every step would make the host wait for the device.
-        terms = x.new_full((len(batches), len(STEP_TERMS)), float("nan"))
-        used = torch.zeros(self.vae.prior.n_components, dtype=torch.bool, device=x.device)
+        terms = torch.full((len(batches), len(STEP_TERMS)), float("nan"), dtype=self.dtype, device=self.device)
+        used = torch.zeros(self.vae.prior.n_components, dtype=torch.bool, device=self.device)
         for i, rows in enumerate(batches):
             batch = x[rows]
             terms[i, 0], terms[i, 1], p_z = self.svi_step(batch)
@@ -167,10 +185,10 @@ class Trainer:
 
     def fit(
         self,
-        x: Tensor,
-        x_val: Tensor | None = None,
+        x: Rows,
+        x_val: Rows | None = None,
         labels_val: Sequence | None = None,
-        callbacks: Sequence[Callable[[dict, VAE], bool | None]] = (),
+        callbacks: Sequence[Callable[[dict, LatentVariableModel], bool | None]] = (),
         checkpoint: Callable[[dict], None] | None = None,
         progress: bool = True,
     ) -> list[dict]:
@@ -179,7 +197,7 @@ class Trainer:
         A second call continues where the first one ended, not from the best epoch.
 
         Arguments:
-            x: training rows, (N, ...), on the model's device.
+            x: training rows, (N, ...): a tensor on the model's device, or what gives such tensors.
             x_val: validation rows; without them the training ELBO is monitored.
             labels_val: their labels, used only for ``monitor="val_nmi"`` and the history's column ``val_nmi``.
             callbacks: called with the epoch's row of the history and the model; one that returns True stops training.
@@ -231,7 +249,7 @@ class Trainer:
         if self.best["model"] is not None:
             self.vae.load_state_dict(self.best["model"])
 
-    def _epoch(self, x: Tensor, x_val: Tensor | None, labels_val, bar: tqdm, started: float) -> dict:
+    def _epoch(self, x: Rows, x_val: Rows | None, labels_val, bar: tqdm, started: float) -> dict:
         row = {"epoch": len(self.history) + 1, "seconds": 0.0, **self.train_epoch(x, bar.update)}
         row["val_elbo"] = float("nan") if x_val is None else self.evaluate(x_val)
         if x_val is not None and not math.isfinite(row["val_elbo"]):
@@ -248,23 +266,23 @@ class Trainer:
         return row
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor) -> float:
+    def evaluate(self, x: Rows) -> float:
         """The mean ELBO of rows (N, ...), by one draw each, the same random numbers at every call."""
         rows = max(self.config.batch_size, 1024)
         with inference_mode(self.vae), fork_rng(self.device):
             torch.manual_seed(self.config.seed)
             p_z = self.vae.prior(self.vae.encoder)
             pair = (self.vae.model, self.vae.guide)
-            losses = [self.elbo.loss(*pair, batch, p_z) for batch in x.split(rows)]
+            losses = [self.elbo.loss(*pair, x[some], p_z) for some in torch.arange(len(x)).split(rows)]
         return -sum(losses) / len(x)
 
     @torch.no_grad()
-    def _nmi(self, x: Tensor, labels: Sequence) -> float:
+    def _nmi(self, x: Rows, labels: Sequence) -> float:
         # Imported here, as only who asks for labels needs it.
         from sklearn.metrics import normalized_mutual_info_score
 
         with inference_mode(self.vae):
-            z = torch.cat([self.vae.encoder(batch).mean for batch in x.split(1024)])
+            z = torch.cat([self.vae.encoder(x[some]).mean for some in torch.arange(len(x)).split(1024)])
             clusters = self.vae.cluster_probabilities(z).argmax(-1)
         return float(normalized_mutual_info_score(labels, clusters.cpu().numpy()))
 

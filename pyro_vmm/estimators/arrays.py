@@ -1,15 +1,11 @@
 """The estimator of arrays: vectors, images, anything of shape (N, ...)."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from pyro.distributions import TorchDistribution
 from sklearn.base import (
-    BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
     ClusterMixin,
     DensityMixin,
@@ -19,20 +15,17 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from pyro_vmm import files
-from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.estimators import building, storing
+from pyro_vmm.estimators.base import DTYPES, Estimator, choice, typical
 from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.likelihoods import LIKELIHOODS, Likelihood
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
-from pyro_vmm.priors import PRIORS, Prior
-from pyro_vmm.training import Trainer, TrainingConfig, fork_rng
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+from pyro_vmm.networks import inference_mode
+from pyro_vmm.priors import Prior
+from pyro_vmm.training import fork_rng
 
 
-class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, BaseEstimator):
+class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, Estimator):
     """Clustering, embedding and density estimation by a variational autoencoder with a mixture prior.
 
     Starts from ``n_components`` clusters and keeps those that the data need. Rows may be vectors, images or any arrays:
@@ -169,29 +162,17 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         X = self._validate(X, reset=True)
         state = None if resume is None else storing.read_checkpoint(resume, self.configuration(), X)
         self.seed_ = check_random_state(self.random_state).randint(2**31) if state is None else state["seed"]
-        config = self._training_config()
+        self._training_config()  # which says what is wrong with the settings
         train, val = self._split(len(X))
         labels_val = None if self.monitor != "val_nmi" else self._labels(y, len(X))[val]
         with building.random_start(self.seed_):
             self._build(X, train)
         x = self._to_tensor(X)
-        trainer = Trainer(self.vae_, config)
-        if state is not None:
-            trainer.load_state_dict(state["trainer"])
         writer = None
         if checkpoint is not None:
             writer = storing.checkpoint_writer(checkpoint, self.configuration(), self.seed_, X)
-        trainer.fit(
-            x[train],
-            x[val] if len(val) else None,
-            labels_val,
-            callbacks=callbacks,
-            checkpoint=writer,
-            progress=self.progress,
-        )
-        self.history_ = pd.DataFrame(trainer.history)
-        self.n_iter_, self.best_epoch_ = len(trainer.history), trainer.best["epoch"]
-        self._number_by_weight(x)
+        self._train(x[train], x[val] if len(val) else None, labels_val, callbacks, writer, state)
+        self._number_clusters(x)
         return self
 
     def _validate(self, X, reset: bool) -> np.ndarray:
@@ -214,42 +195,12 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
 
     def _check_parameters(self) -> None:
         """Whatever can be told to be wrong without looking at X."""
-        _choice("prior", self.prior, tuple(PRIORS))
-        _choice("covariance", self.covariance, COVARIANCES)
-        _choice("scaling", self.scaling, building.SCALINGS)
-        _choice("init", self.init, building.INITS)
-        _choice("dtype", self.dtype, tuple(DTYPES))
-        if not callable(self.likelihood):
-            _choice("likelihood", self.likelihood, tuple(LIKELIHOODS))
+        self._check_shared_parameters(tuple(LIKELIHOODS))
+        choice("scaling", self.scaling, building.SCALINGS)
+        choice("init", self.init, building.INITS)
         for name in ("encoder", "decoder"):
             if not isinstance(getattr(self, name), nn.Module):
-                _choice(name, getattr(self, name), ("mlp", "conv"))
-        for name in ("n_components", "latent_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} should be at least 1")
-        if len(self.hidden) == 0 or min(self.hidden) < 1:
-            raise ValueError(f"hidden={self.hidden} should hold at least one width, each at least 1")
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction={self.validation_fraction} should be at least 0 and below 1")
-        building.choose_device(self.device)
-
-    def _training_config(self) -> TrainingConfig:
-        return TrainingConfig(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            prior_learning_rate=self.prior_learning_rate,
-            patience=self.patience,
-            monitor=self.monitor,
-            checkpoint_every=self.checkpoint_every,
-            seed=self.seed_,
-        )
-
-    def _split(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows to train on and rows to hold back, each in the order of X."""
-        order = np.random.RandomState(self.seed_).permutation(n)
-        n_val = int(self.validation_fraction * n)
-        return np.sort(order[n_val:]), np.sort(order[:n_val])
+                choice(name, getattr(self, name), ("mlp", "conv"))
 
     def _labels(self, y, n: int) -> np.ndarray:
         if y is None:
@@ -269,16 +220,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         likelihood.check(x)
         vae = self._build_vae(likelihood, x[:2])
         vae.prior = self._build_prior(x[building.initial_rows(x, self.n_components_, self.init, self.seed_)])
-        self.vae_ = vae.to(device=building.choose_device(self.device), dtype=DTYPES[self.dtype])
-
-    def _n_components(self, n: int) -> int:
-        if self.prior == "standard_normal":
-            return 1
-        if self.n_components > n:
-            warnings.warn(
-                f"n_components={self.n_components} is more than the {n} rows to train on; using {n}", stacklevel=4
-            )
-        return min(self.n_components, n)
+        self.vae_ = self._place(vae)
 
     def _build_likelihood(self) -> Likelihood:
         return building.build_likelihood(self.likelihood, self.event_shape_, self.likelihood_options_)
@@ -288,27 +230,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         return building.build_vae(likelihood, rows, *networks)
 
     def _build_prior(self, pseudo_inputs: Tensor) -> Prior:
-        responsibilities = self.responsibilities
-        if responsibilities is None:
-            responsibilities = "differentiated" if self.hyperprior == "reference" else "held"
-        settings = {
-            "hyperprior": self.hyperprior,
-            "m_prior": self.m_prior,
-            "expectation": self.expectation,
-            "responsibilities": responsibilities,
-        }
-        return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, settings)
-
-    def _number_by_weight(self, x: Tensor) -> None:
-        """Reorder the components, largest weight first and those without a row last, and assign the rows."""
-        with torch.no_grad():
-            weights = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
-            counts = np.bincount(self._probabilities(x).argmax(1), minlength=len(weights))
-            order = np.lexsort((-counts, -weights, counts == 0))
-            self.vae_.prior.reorder(torch.as_tensor(order, device=x.device))
-        self.weights_ = weights[order]
-        self.labels_ = self._probabilities(x).argmax(1)
-        self.n_clusters_ = len(np.unique(self.labels_))
+        return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, self._prior_settings())
 
     # What a fitted model tells
 
@@ -322,8 +244,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
 
     def transform(self, X) -> np.ndarray:
         """The means of q(z | x), (N, D)."""
-        x = self._tensor(X)
-        return self._batched(lambda rows: self.vae_.encoder(rows).mean, x)
+        return self._latent_means(self._tensor(X))
 
     def inverse_transform(self, Z) -> np.ndarray:
         """The mean of p(x | z) in the units of X, (N, ...); the most probable value where there is no mean."""
@@ -332,7 +253,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         if Z.ndim != 2 or Z.shape[1] != self.latent_dim or not np.isfinite(Z).all():
             raise ValueError(f"Z has shape {Z.shape}, expected finite numbers of shape (N, {self.latent_dim})")
         z = torch.as_tensor(Z, dtype=DTYPES[self.dtype], device=self._own_device())
-        return self._batched(lambda rows: _typical(self.vae_.p_x(rows)), z) * self.scale_ + self.shift_
+        return self._batched(lambda rows: typical(self.vae_.p_x(rows)), z) * self.scale_ + self.shift_
 
     def score_samples(self, X, n_importance_samples: int = 100) -> np.ndarray:
         """Importance-weighted log p(x) of each row, (N,), in the units of X (Burda et al. 2016, arXiv:1509.00519).
@@ -343,12 +264,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             X: the data, (N, ...).
             n_importance_samples: draws from q(z | x); the estimate is a lower bound that rises with them.
         """
-        x = self._tensor(X)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed_)
-            noise = torch.randn(n_importance_samples, self.latent_dim, dtype=torch.float64).to(x)
-        p_z = self.vae_.prior(self.vae_.encoder)
-        log_p = self._batched(lambda rows: self._importance_weighted(rows, noise, p_z), x, rows_at_once=128)
+        log_p = self._scores(self._tensor(X), n_importance_samples, rows_at_once=128)
         # The density of X itself: the model's, over the volume that the scaling stretched.
         log_volume = np.broadcast_to(np.log(self.scale_), self.event_shape_).sum()
         return log_p - log_volume
@@ -369,21 +285,14 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             random_state: an int for the same draws; None goes by the estimator's.
         """
         check_is_fitted(self)
-        if n_samples < 1:
-            raise ValueError(f"n_samples={n_samples} should be at least 1")
-        if component is not None and not 0 <= component < self.n_components_:
-            raise ValueError(f"component={component} should be between 0 and {self.n_components_ - 1}")
+        self._check_draw(n_samples, component)
         seed = check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
         device = self._own_device()
         with fork_rng(device), torch.no_grad(), inference_mode(self.vae_):
             torch.manual_seed(seed)
-            p_z = self.vae_.prior(self.vae_.encoder)
-            if component is None:
-                c = torch.multinomial(p_z.weights, n_samples, replacement=True)
-            else:
-                c = torch.full((n_samples,), component, device=device)
-            p_x = self.vae_.p_x(p_z.component(c).sample())
-            x = _typical(p_x) if mean else p_x.sample()
+            z, c = self._draw_components(n_samples, component)
+            p_x = self.vae_.p_x(z)
+            x = typical(p_x) if mean else p_x.sample()
         return x.cpu().numpy() * self.scale_ + self.shift_, c.cpu().numpy()
 
     def _tensor(self, X) -> Tensor:
@@ -394,31 +303,12 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         x = (X - self.shift_) / self.scale_
         return torch.as_tensor(x, dtype=DTYPES[self.dtype], device=self._own_device())
 
-    def _own_device(self) -> torch.device:
-        return self.vae_.prior.origin.device
-
-    def _probabilities(self, x: Tensor) -> np.ndarray:
-        clustering = self.vae_.prior.clustering(self.vae_.encoder)
-        return self._batched(lambda rows: clustering.responsibilities(self.vae_.encoder(rows).mean), x)
-
-    def _importance_weighted(self, x: Tensor, noise: Tensor, p_z: MixtureOfGaussians) -> Tensor:
-        """log mean_s p(x | z_s) p(z_s) / q(z_s | x), (M,), for x (M, ...) and noise (S, D)."""
-        q_z = self.vae_.encoder(x)
-        z = q_z.mean + torch.einsum("mij,sj->smi", scale_tril(q_z), noise)
-        log_px = self.vae_.p_x(z).log_prob(x)
-        return (log_px + p_z.log_prob(z) - q_z.log_prob(z)).logsumexp(0) - np.log(len(noise))
-
-    @torch.no_grad()
-    def _batched(self, function: Callable[[Tensor], Tensor], x: Tensor, rows_at_once: int = 1024) -> np.ndarray:
-        with inference_mode(self.vae_):
-            return torch.cat([function(rows) for rows in x.split(rows_at_once)]).cpu().numpy()
+    def _log_p_x(self, z: Tensor, rows: Tensor) -> Tensor:
+        return self.vae_.p_x(z).log_prob(rows)
 
     @property
     def _n_features_out(self) -> int:
         return self.latent_dim
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "labels_")
 
     # Files
 
@@ -433,20 +323,11 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             "event_shape": list(self.event_shape_),
             "n_features_in": int(self.n_features_in_),
             "feature_names_in": [str(name) for name in getattr(self, "feature_names_in_", [])],
-            "n_components": int(self.n_components_),
             "shift": torch.as_tensor(self.shift_),
             "scale": torch.as_tensor(self.scale_),
-            "weights": torch.as_tensor(self.weights_),
-            "labels": torch.as_tensor(self.labels_),
-            "history": self.history_.to_dict("list"),
-            "n_iter": self.n_iter_,
-            "best_epoch": self.best_epoch_,
-            "seed": int(self.seed_),
             "likelihood_options": storing.configuration(self.likelihood_options_),
         }
-        state = {name: value.cpu() for name, value in self.vae_.state_dict().items()}
-        about = {"params": self.configuration(), "versions": storing.versions()}
-        files.save({**about, "fitted": fitted, "state": state}, path, "model")
+        self._save(path, fitted)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto", encoder=None, decoder=None, likelihood=None) -> "VMM":
@@ -457,43 +338,20 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             device: where to put the model.
             encoder, decoder, likelihood: the modules or callables that the model was made with, if it was.
         """
-        content = files.load(path, "model")
         custom = {"encoder": encoder, "decoder": decoder, "likelihood": likelihood}
-        params = storing.parameters(content["params"], custom, path)
-        model = cls(**{**params, "device": device})
+        model, content = cls._load(path, device, custom)
         model._restore(content["fitted"], content["state"], path)
         return model
 
     def _restore(self, fitted: dict, state: dict, path: str | Path) -> None:
-        self._check_parameters()
         self.event_shape_, self.n_features_in_ = tuple(fitted["event_shape"]), fitted["n_features_in"]
         if fitted["feature_names_in"]:
             self.feature_names_in_ = np.asarray(fitted["feature_names_in"], dtype=object)
-        self.n_components_, self.seed_ = fitted["n_components"], fitted["seed"]
         self.likelihood_options_ = fitted["likelihood_options"]
         self.shift_, self.scale_ = fitted["shift"].numpy(), fitted["scale"].numpy()
-        self.weights_, self.labels_ = fitted["weights"].numpy(), fitted["labels"].numpy()
-        self.history_ = pd.DataFrame(fitted["history"])
-        self.n_clusters_ = len(np.unique(self.labels_))
-        self.n_iter_, self.best_epoch_ = fitted["n_iter"], fitted["best_epoch"]
         with building.random_start(self.seed_):
             rows = torch.zeros((max(self.n_components_, 2), *self.event_shape_))
             vae = self._build_vae(self._build_likelihood(), rows[:2])
             vae.prior = self._build_prior(rows[: self.n_components_])
         storing.load_state(vae, state, path)
-        self.vae_ = vae.to(device=building.choose_device(self.device), dtype=DTYPES[self.dtype])
-
-    def configuration(self) -> dict:
-        """The parameters as plain values, for a file; a custom module or callable by its name only."""
-        return storing.configuration(self.get_params(deep=False))
-
-
-def _typical(p_x: TorchDistribution) -> Tensor:
-    """The mean of p(x), or its mode where there is no mean."""
-    mean = p_x.mean
-    return mean if mean.isfinite().all() else p_x.mode.to(mean.dtype)
-
-
-def _choice(name: str, value, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} should be one of {choices}")
+        self.vae_ = self._place(vae)

@@ -1,0 +1,234 @@
+"""What the estimators share: parameters, the fit around a trainer, numbering of clusters, batched inference."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from pyro.distributions import TorchDistribution
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from pyro_vmm import files
+from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.estimators import building, storing
+from pyro_vmm.models import LatentVariableModel
+from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
+from pyro_vmm.priors import PRIORS
+from pyro_vmm.training import Rows, Trainer, TrainingConfig
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class Estimator(BaseEstimator):
+    """What the estimators share; never used by itself.
+
+    A subclass has the parameters that these methods name, sets ``vae_``, ``seed_`` and ``n_components_`` before it
+    trains, and says in ``_log_p_x`` how rows are scored.
+    """
+
+    #: The monitor of an estimator that gives no choice.
+    monitor = "val_elbo"
+    #: Whether clusters are numbered by their weight or by their share of the rows, largest first.
+    numbered_by = "weight"
+
+    def _check_shared_parameters(self, likelihoods: Sequence[str]) -> None:
+        """Whatever can be told to be wrong without looking at the data."""
+        choice("prior", self.prior, tuple(PRIORS))
+        choice("covariance", self.covariance, COVARIANCES)
+        choice("dtype", self.dtype, tuple(DTYPES))
+        if not callable(self.likelihood):
+            choice("likelihood", self.likelihood, tuple(likelihoods))
+        for name in ("n_components", "latent_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} should be at least 1")
+        if len(self.hidden) == 0 or min(self.hidden) < 1:
+            raise ValueError(f"hidden={self.hidden} should hold at least one width, each at least 1")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction={self.validation_fraction} should be at least 0 and below 1")
+        building.choose_device(self.device)
+
+    def _training_config(self) -> TrainingConfig:
+        return TrainingConfig(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            prior_learning_rate=self.prior_learning_rate,
+            patience=self.patience,
+            monitor=self.monitor,
+            checkpoint_every=self.checkpoint_every,
+            seed=self.seed_,
+        )
+
+    def _split(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to train on and rows to hold back, each in the order of the data."""
+        order = np.random.RandomState(self.seed_).permutation(n)
+        n_val = int(self.validation_fraction * n)
+        return np.sort(order[n_val:]), np.sort(order[:n_val])
+
+    def _n_components(self, n: int) -> int:
+        if self.prior == "standard_normal":
+            return 1
+        if self.n_components > n:
+            warnings.warn(
+                f"n_components={self.n_components} is more than the {n} rows to train on; using {n}", stacklevel=4
+            )
+        return min(self.n_components, n)
+
+    def _prior_settings(self) -> dict:
+        responsibilities = self.responsibilities
+        if responsibilities is None:
+            responsibilities = "differentiated" if self.hyperprior == "reference" else "held"
+        return {
+            "hyperprior": self.hyperprior,
+            "m_prior": self.m_prior,
+            "expectation": self.expectation,
+            "responsibilities": responsibilities,
+        }
+
+    def _place(self, vae: LatentVariableModel) -> LatentVariableModel:
+        """The model on its device and in its dtype."""
+        return vae.to(device=building.choose_device(self.device), dtype=DTYPES[self.dtype])
+
+    def _train(
+        self,
+        x: Rows,
+        x_val: Rows | None,
+        labels_val: np.ndarray | None = None,
+        callbacks: Sequence[Callable[[dict, LatentVariableModel], bool | None]] = (),
+        checkpoint: Callable[[dict], None] | None = None,
+        state: dict | None = None,
+    ) -> None:
+        """Train ``vae_``, from a checkpoint's state on if there is one."""
+        trainer = Trainer(self.vae_, self._training_config())
+        if state is not None:
+            trainer.load_state_dict(state["trainer"])
+        trainer.fit(x, x_val, labels_val, callbacks=callbacks, checkpoint=checkpoint, progress=self.progress)
+        self.history_ = pd.DataFrame(trainer.history)
+        self.n_iter_, self.best_epoch_ = len(trainer.history), trainer.best["epoch"]
+
+    def _number_clusters(self, x: Rows) -> None:
+        """Reorder the components, largest first and those without a row last, and assign the rows."""
+        with torch.no_grad():
+            weights = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
+            counts = np.bincount(self._probabilities(x).argmax(1), minlength=len(weights))
+            by_size = (-counts, -weights) if self.numbered_by == "weight" else (-weights, -counts)
+            order = np.lexsort((*by_size, counts == 0))
+            self.vae_.prior.reorder(torch.as_tensor(order, device=self._own_device()))
+        self.weights_ = weights[order]
+        self.labels_ = self._probabilities(x).argmax(1)
+        self.n_clusters_ = len(np.unique(self.labels_))
+
+    # Inference, some rows at a time
+
+    def _own_device(self) -> torch.device:
+        return self.vae_.prior.origin.device
+
+    @torch.no_grad()
+    def _batched(self, function: Callable[[Tensor], Tensor], x: Rows, rows_at_once: int = 1024) -> np.ndarray:
+        with inference_mode(self.vae_):
+            parts = [function(x[some]) for some in torch.arange(len(x)).split(rows_at_once)]
+            return torch.cat(parts).cpu().numpy()
+
+    def _latent_means(self, x: Rows) -> np.ndarray:
+        return self._batched(lambda rows: self.vae_.encoder(rows).mean, x)
+
+    def _probabilities(self, x: Rows) -> np.ndarray:
+        with torch.no_grad():
+            clustering = self.vae_.prior.clustering(self.vae_.encoder)
+        return self._batched(lambda rows: clustering.responsibilities(self.vae_.encoder(rows).mean), x)
+
+    def _log_p_x(self, z: Tensor, rows: Tensor) -> Tensor:
+        """log p(x | z), (S, M), of rows (M, ...) at z (S, M, D)."""
+        raise NotImplementedError
+
+    def _scores(self, x: Rows, n_importance_samples: int, rows_at_once: int) -> np.ndarray:
+        """Importance-weighted log p(x), (N,); the same standard-normal draws serve every row."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed_)
+            noise = torch.randn(n_importance_samples, self.latent_dim, dtype=torch.float64)
+        noise = noise.to(self._own_device(), DTYPES[self.dtype])
+        with torch.no_grad():
+            p_z = self.vae_.prior(self.vae_.encoder)
+        return self._batched(lambda rows: self._importance_weighted(rows, noise, p_z), x, rows_at_once)
+
+    def _importance_weighted(self, rows: Tensor, noise: Tensor, p_z: MixtureOfGaussians) -> Tensor:
+        """log mean_s p(x | z_s) p(z_s) / q(z_s | x), (M,), for rows (M, ...) and noise (S, D)."""
+        q_z = self.vae_.encoder(rows)
+        z = q_z.mean + torch.einsum("mij,sj->smi", scale_tril(q_z), noise)
+        log_weights = self._log_p_x(z, rows) + p_z.log_prob(z) - q_z.log_prob(z)
+        return log_weights.logsumexp(0) - np.log(len(noise))
+
+    def _draw_components(self, n_samples: int, component: int | None) -> tuple[Tensor, Tensor]:
+        """z (n_samples, D) and c (n_samples,) from the prior, or from one component of it."""
+        p_z = self.vae_.prior(self.vae_.encoder)
+        if component is None:
+            c = torch.multinomial(p_z.weights, n_samples, replacement=True)
+        else:
+            c = torch.full((n_samples,), component, device=self._own_device())
+        return p_z.component(c).sample(), c
+
+    def _check_draw(self, n_samples: int, component: int | None) -> None:
+        if n_samples < 1:
+            raise ValueError(f"n_samples={n_samples} should be at least 1")
+        if component is not None and not 0 <= component < self.n_components_:
+            raise ValueError(f"component={component} should be between 0 and {self.n_components_ - 1}")
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "labels_")
+
+    # Files
+
+    def configuration(self) -> dict:
+        """The parameters as plain values, for a file; a custom module or callable by its name only."""
+        return storing.configuration(self.get_params(deep=False))
+
+    def _save(self, path: str | Path, fitted: dict) -> None:
+        """Write the parameters, the networks and what the fit found; ``fitted`` is what this estimator has besides."""
+        found = {
+            "n_components": int(self.n_components_),
+            "weights": torch.as_tensor(self.weights_),
+            "labels": torch.as_tensor(self.labels_),
+            "history": self.history_.to_dict("list"),
+            "n_iter": self.n_iter_,
+            "best_epoch": self.best_epoch_,
+            "seed": int(self.seed_),
+        }
+        content = {
+            "estimator": type(self).__name__,
+            "params": self.configuration(),
+            "versions": storing.versions(),
+            "fitted": {**found, **fitted},
+            "state": {name: value.cpu() for name, value in self.vae_.state_dict().items()},
+        }
+        files.save(content, path, "model")
+
+    @classmethod
+    def _load(cls, path: str | Path, device: str, custom: dict) -> tuple["Estimator", dict]:
+        """An estimator with the parameters of a file and what its fit found; and the file's content."""
+        content = files.load(path, "model")
+        if content.get("estimator", cls.__name__) != cls.__name__:
+            raise ValueError(f"{path} is a model of {content['estimator']}, not of {cls.__name__}")
+        params = storing.parameters(content["params"], custom, path)
+        model, fitted = cls(**{**params, "device": device}), content["fitted"]
+        model._check_parameters()
+        model.n_components_, model.seed_ = fitted["n_components"], fitted["seed"]
+        model.weights_, model.labels_ = fitted["weights"].numpy(), fitted["labels"].numpy()
+        model.history_ = pd.DataFrame(fitted["history"])
+        model.n_clusters_ = len(np.unique(model.labels_))
+        model.n_iter_, model.best_epoch_ = fitted["n_iter"], fitted["best_epoch"]
+        return model, content
+
+
+def typical(p_x: TorchDistribution) -> Tensor:
+    """The mean of p(x), or its mode where there is no mean."""
+    mean = p_x.mean
+    return mean if mean.isfinite().all() else p_x.mode.to(mean.dtype)
+
+
+def choice(name: str, value, choices: tuple) -> None:
+    """Raise ``ValueError`` unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} should be one of {choices}")

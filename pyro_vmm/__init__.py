@@ -1,7 +1,7 @@
 """The VampPrior Mixture Model in Pyro: a prior for variational autoencoders that finds the number of clusters."""
 
-from pyro_vmm.estimators import VMM
-from pyro_vmm.models import VAE
+from pyro_vmm.estimators import VMM, SingleCellVMM
+from pyro_vmm.models import VAE, SingleCellVAE
 from pyro_vmm.priors import GaussianMixture, HyperPrior, StandardNormal, VampMixture, VampPrior
 from pyro_vmm.training import Trainer, TrainingConfig
 from pyro_vmm.version import __version__
@@ -11,6 +11,8 @@ __all__ = [
     "VMM",
     "GaussianMixture",
     "HyperPrior",
+    "SingleCellVAE",
+    "SingleCellVMM",
     "StandardNormal",
     "Trainer",
     "TrainingConfig",

@@ -204,6 +204,18 @@ def _as_text(values: pd.Index) -> pd.Index:
 # --- checks ---
 
 
+def check_values(cells: CellBatches) -> np.ndarray:
+    """Raise ``ValueError`` unless these are finite numbers, not necessarily counts; the cells' sums, float64 (N,)."""
+    _check_names(cells)
+    sums = np.empty(len(cells))
+    for start, block in cells.chunks():
+        sums[start : start + block.shape[0]] = np.asarray(block.sum(1, dtype=np.float64)).ravel()
+    if not np.isfinite(sums).all():
+        name = cells.cell_names[~np.isfinite(sums)][0]
+        raise ValueError(f"{_place(cells.layer)} holds a value that is not finite (cell {name!r}); drop or impute it")
+    return sums
+
+
 def check_counts(cells: CellBatches, training: bool = True) -> np.ndarray:
     """Raise ``ValueError`` unless these are counts that a model can be trained on; the cells' totals, float64 (N,).
 
@@ -211,12 +223,8 @@ def check_counts(cells: CellBatches, training: bool = True) -> np.ndarray:
         cells: the counts, looked at a block of rows at a time.
         training: whether to refuse genes that have no count in any cell, as any may that are mapped by a trained model.
     """
+    _check_names(cells)
     place = _place(cells.layer)
-    if 0 in cells.shape:
-        raise ValueError(f"{place} has shape {cells.shape}, expected at least one cell and one gene")
-    for kind, attribute, names in (("cell", "obs", cells.cell_names), ("gene", "var", cells.gene_names)):
-        if not names.is_unique:
-            raise ValueError(_told_twice(kind, attribute, names[names.duplicated()].unique()))
     totals, expressed = np.empty(len(cells)), np.zeros(cells.shape[1], dtype=bool)
     for start, block in cells.chunks():
         block.sum_duplicates()
@@ -227,6 +235,15 @@ def check_counts(cells: CellBatches, training: bool = True) -> np.ndarray:
     if training:
         _check_nonzero(place, "gene", cells.gene_names[~expressed], len(expressed))
     return totals
+
+
+def _check_names(cells: CellBatches) -> None:
+    """There are cells and genes, each of its own name."""
+    if 0 in cells.shape:
+        raise ValueError(f"{_place(cells.layer)} has shape {cells.shape}, expected at least one cell and one gene")
+    for kind, attribute, names in (("cell", "obs", cells.cell_names), ("gene", "var", cells.gene_names)):
+        if not names.is_unique:
+            raise ValueError(_told_twice(kind, attribute, names[names.duplicated()].unique()))
 
 
 def _check_block(cells: CellBatches, start: int, block: sparse.csr_matrix) -> None:

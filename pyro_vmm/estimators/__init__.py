@@ -1,5 +1,6 @@
 """Scikit-learn's view of the models: fit, predict, transform, save, load."""
 
 from pyro_vmm.estimators.arrays import VMM
+from pyro_vmm.estimators.cells import SingleCellVMM
 
-__all__ = ["VMM"]
+__all__ = ["VMM", "SingleCellVMM"]

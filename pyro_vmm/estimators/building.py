@@ -6,14 +6,38 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from scipy import sparse
 from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 
-from pyro_vmm.likelihoods import LIKELIHOODS, CustomLikelihood, Likelihood
-from pyro_vmm.models import VAE
-from pyro_vmm.networks import Decoder, GaussianEncoder, conv_decoder, conv_encoder, mlp, output_width
+from pyro_vmm.cell_layout import CellLayout
+from pyro_vmm.data.cell_rows import CellRows
+from pyro_vmm.likelihoods import (
+    CELL_LIKELIHOODS,
+    LIKELIHOODS,
+    CellLikelihood,
+    CustomCellLikelihood,
+    CustomLikelihood,
+    Likelihood,
+)
+from pyro_vmm.models import VAE, Library, SingleCellVAE
+from pyro_vmm.networks import (
+    CellDecoder,
+    CellFeatures,
+    Decoder,
+    GaussianEncoder,
+    cell_mlp,
+    conv_decoder,
+    conv_encoder,
+    linear,
+    mlp,
+    output_width,
+)
 from pyro_vmm.priors import GaussianMixture, Prior, StandardNormal, VampMixture, VampPrior
+from pyro_vmm.pseudo_inputs import PseudoInputs
 
+# k-means++ looks at no more cells than these: memory must not grow with their number.
+KMEANS_CELLS = 10_000
 SCALINGS = ("auto", "range", "standard", None)
 INITS = ("random", "k-means++")
 
@@ -129,13 +153,58 @@ def build_vae(
     return VAE(qz, px, likelihood, StandardNormal(latent_dim))
 
 
-def build_prior(name: str, latent_dim: int, pseudo_inputs: Tensor, settings: dict) -> Prior:
+def build_cell_likelihood(likelihood: str | Callable, layout: CellLayout, options: dict) -> CellLikelihood:
+    """A named likelihood of cells, or the module around a callable; ``options`` are its arguments."""
+    try:
+        if callable(likelihood):
+            return CustomCellLikelihood(layout, copy.deepcopy(likelihood), **options)
+        return CELL_LIKELIHOODS[likelihood](layout, **options)
+    except TypeError as error:
+        raise ValueError(f"likelihood_options={options} do not fit: {error}") from error
+
+
+def build_cell_vae(
+    likelihood: CellLikelihood,
+    hidden: Sequence[int],
+    latent_dim: int,
+    covariance: str,
+    dropout: float,
+    encode_covariates: bool,
+    library: tuple[Tensor, Tensor] | None,
+) -> SingleCellVAE:
+    """scVI's networks around a likelihood, in float32; the prior is a placeholder until there are pseudo-inputs.
+
+    Arguments:
+        likelihood: what the decoder is for.
+        hidden: widths of the encoder's layers; the decoder has them in reverse.
+        latent_dim: D.
+        covariance: of q(z; x).
+        dropout: in the encoder.
+        encode_covariates: whether the encoder sees them.
+        library: mean and variance of the logarithms of library sizes in each batch, (B,) each; None to observe them.
+    """
+    layout = likelihood.layout
+    features = CellFeatures(layout, likelihood.counts, encode_covariates)
+    body = nn.Sequential(features, cell_mlp(features.width, hidden, dropout))
+    encoder = GaussianEncoder(body, hidden[-1], latent_dim, covariance)
+    decoder = CellDecoder(layout, latent_dim, list(hidden)[::-1], likelihood.outputs_per_gene)
+    if library is not None:
+        body = nn.Sequential(features, cell_mlp(features.width, hidden[-1:], dropout), linear(hidden[-1], 2))
+        # It starts where the prior is, as exp of an untrained network may be far off.
+        with torch.no_grad():
+            body[-1].bias[0] = library[0].mean()
+        library = Library(layout, body, *library)
+    return SingleCellVAE(layout, encoder, decoder, likelihood, StandardNormal(latent_dim), library)
+
+
+def build_prior(name: str, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs, settings: dict) -> Prior:
     """A prior by its name.
 
     Arguments:
         name: a key of :data:`pyro_vmm.priors.PRIORS`.
         latent_dim: D.
-        pseudo_inputs: initial u, (K, ...); a "gmm" takes only their number, its centres start from Normal(0, I).
+        pseudo_inputs: initial u, (K, ...), or the module; a "gmm" takes only their number, its centres start from
+            Normal(0, I).
         settings: of the Bayesian mixtures.
     """
     if name == "standard_normal":
@@ -153,3 +222,34 @@ def initial_rows(x: Tensor, n: int, init: str, seed: int) -> Tensor:
         return torch.randperm(len(x))[:n]
     _, rows = kmeans_plusplus(x.flatten(1).numpy(), n, random_state=seed)
     return torch.as_tensor(rows)
+
+
+def initial_cells(cells: CellRows, n: int, init: str | Sequence[str], seed: int, counts: bool) -> Tensor:
+    """Positions (n,) of the cells that pseudo-inputs start from.
+
+    Arguments:
+        cells: training cells.
+        n: K.
+        init: "random", "k-means++", or names of cells, which random ones then follow.
+        seed: of k-means++.
+        counts: whether the values are counts; k-means++ then compares log-normalised ones.
+    """
+    random = torch.randperm(len(cells))
+    if init == "random":
+        return random[:n]
+    if init == "k-means++":
+        some = random[:KMEANS_CELLS]
+        values = [cells.counts.rows(cells.cells[part]) for part in some.split(1024)]
+        if counts:
+            values = [(1e4 * part / part.sum(-1, keepdim=True).clamp(min=1)).log1p() for part in values]
+        _, rows = kmeans_plusplus(
+            sparse.vstack([sparse.csr_matrix(part.numpy()) for part in values]), n, random_state=seed
+        )
+        return some[torch.as_tensor(rows)]
+    names = cells.counts.cell_names[cells.cells.numpy()]
+    positions = names.get_indexer(list(init))
+    if (positions < 0).any():
+        missing = [name for name, position in zip(init, positions, strict=True) if position < 0]
+        raise ValueError(f"init names cells that are not among the training cells: {missing[:10]}")
+    named = torch.as_tensor(positions)
+    return torch.cat([named, random[~torch.isin(random, named)]])[:n]

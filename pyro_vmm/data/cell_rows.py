@@ -1,0 +1,182 @@
+"""Cells as the model reads them: counts, covariates and library size in one row, a minibatch at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyro_vmm.cell_layout import CellLayout
+from pyro_vmm.data.cells import Categories, CellBatches
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """A continuous covariate, standardised by the mean and standard deviation of the cells it was learned from.
+
+    Arguments:
+        key: the column of ``adata.obs``.
+        mean, scale: of that column.
+    """
+
+    key: str
+    mean: float
+    scale: float
+
+    @classmethod
+    def of(cls, adata: "AnnData", key: str) -> "Continuous":
+        """The covariate in this column; a constant one is all zeros."""
+        values = numbers(adata, key, "continuous_covariate_keys")
+        return cls(key, float(values.mean()), float(values.std()) or 1.0)
+
+    def values(self, adata: "AnnData") -> Tensor:
+        """float32 (N,)."""
+        values = numbers(adata, self.key, "continuous_covariate_keys")
+        return torch.as_tensor((values - self.mean) / self.scale, dtype=torch.float32)
+
+
+def numbers(adata: "AnnData", key: str, argument: str) -> np.ndarray:
+    """A column of ``adata.obs`` as finite float64 numbers (N,); ``ValueError`` where it is not."""
+    if key not in adata.obs.columns:
+        raise ValueError(f"{argument}={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}")
+    try:
+        values = adata.obs[key].to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{argument}={key!r} should hold numbers: {error}") from error
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise ValueError(
+            f"{argument}={key!r} has no finite value in {bad.sum()} of {len(values)} cells, the first of them "
+            f"{adata.obs_names[bad][0]!r}"
+        )
+    return values
+
+
+@dataclass(frozen=True)
+class Covariates:
+    """What the model knows of a cell besides its counts.
+
+    Arguments:
+        categorical: the batch first; None for a model of one batch.
+        continuous: continuous covariates.
+        size_factor_key: the column of size factors, or None to go by the totals.
+        size_factor_scale: what a size factor is multiplied by, to become a library size.
+    """
+
+    categorical: tuple[Categories | None, ...]
+    continuous: tuple[Continuous, ...] = ()
+    size_factor_key: str | None = None
+    size_factor_scale: float = 1.0
+
+    @classmethod
+    def of(
+        cls,
+        adata: "AnnData",
+        totals: np.ndarray,  # (N,)
+        batch_key: str | None,
+        categorical_keys: Sequence[str] = (),
+        continuous_keys: Sequence[str] = (),
+        size_factor_key: str | None = None,
+    ) -> "Covariates":
+        """What these columns of ``adata.obs`` hold."""
+        batch = None if batch_key is None else Categories.of(adata, batch_key)
+        others = (Categories.of(adata, key, "categorical_covariate_keys") for key in categorical_keys)
+        scale = 1.0
+        if size_factor_key is not None:
+            scale = float(totals.mean() / _size_factors(adata, size_factor_key).mean())
+        continuous = tuple(Continuous.of(adata, key) for key in continuous_keys)
+        return cls((batch, *others), continuous, size_factor_key, scale)
+
+    def to_dict(self) -> dict:
+        """Plain values, for a file."""
+        return {
+            "categorical": [
+                None if each is None else [each.argument, each.key, *each.names] for each in self.categorical
+            ],
+            "continuous": [[each.key, each.mean, each.scale] for each in self.continuous],
+            "size_factor": [self.size_factor_key, self.size_factor_scale],
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Covariates":
+        """What :meth:`to_dict` made values of."""
+        categorical = tuple(each and Categories(each[0], each[1], tuple(each[2:])) for each in values["categorical"])
+        return cls(categorical, tuple(Continuous(*each) for each in values["continuous"]), *values["size_factor"])
+
+    @property
+    def batches(self) -> tuple[str, ...]:
+        """The names of the batches, (B,); a model of one batch calls it "all"."""
+        return ("all",) if self.categorical[0] is None else self.categorical[0].names
+
+    def layout(self, n_genes: int) -> CellLayout:
+        """The columns of a cell."""
+        sizes = tuple(1 if each is None else len(each) for each in self.categorical)
+        return CellLayout(n_genes, sizes, len(self.continuous))
+
+    def design(self, adata: "AnnData", totals: np.ndarray) -> Tensor:
+        """The covariates of each cell and its library size, float32 (N, P + 1).
+
+        Raises:
+            ValueError: a column or a value is missing, or a category is unknown.
+        """
+        parts = [_one_hot(each, adata) for each in self.categorical]
+        parts += [each.values(adata)[:, None] for each in self.continuous]
+        library = totals
+        if self.size_factor_key is not None:
+            library = _size_factors(adata, self.size_factor_key) * self.size_factor_scale
+        parts.append(torch.as_tensor(library, dtype=torch.float32)[:, None])
+        return torch.cat(parts, -1)
+
+
+def _size_factors(adata: "AnnData", key: str) -> np.ndarray:
+    values = numbers(adata, key, "size_factor_key")
+    if (values <= 0).any():
+        raise ValueError(f"size_factor_key={key!r} holds {values.min():g}; size factors should be positive")
+    return values
+
+
+def _one_hot(categories: Categories | None, adata: "AnnData") -> Tensor:
+    if categories is None:
+        return torch.ones(adata.n_obs, 1)
+    return F.one_hot(categories.codes(adata), len(categories)).float()
+
+
+class CellRows:
+    """Cells as rows (N, G + P + 1), made a minibatch at a time; a :class:`~pyro_vmm.training.Rows`.
+
+    Arguments:
+        counts: where the counts come from.
+        design: covariates and library sizes, (N, P + 1).
+        device, dtype: of the minibatches.
+        cells: positions of the cells wanted, (M,); None for all of them.
+    """
+
+    def __init__(
+        self,
+        counts: CellBatches,
+        design: Tensor,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        cells: np.ndarray | None = None,
+    ):
+        self.counts, self.design, self.device, self.dtype = counts, design, torch.device(device), dtype
+        self.cells = torch.arange(len(counts)) if cells is None else torch.as_tensor(cells)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """The cells at positions ``index`` (M,): (M, G + P + 1)."""
+        cells = self.cells[index]
+        rows = torch.cat([self.counts.rows(cells), self.design[cells]], -1)
+        return rows.to(self.device, self.dtype)
+
+    def subset(self, cells: np.ndarray) -> "CellRows":
+        """The cells at these positions, (M,)."""
+        return CellRows(self.counts, self.design, self.device, self.dtype, self.cells[torch.as_tensor(cells)])

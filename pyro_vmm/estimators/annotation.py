@@ -1,0 +1,69 @@
+"""What a fitted model of cells writes into an AnnData."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.special import entr
+
+from pyro_vmm.estimators import storing
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from pyro_vmm.estimators.cells import SingleCellVMM
+
+
+def batch_shares(
+    clusters: np.ndarray,  # (N,)
+    batch: np.ndarray,  # (N,)
+    n_clusters: int,
+    names: Sequence[str],  # (B,)
+) -> pd.DataFrame:
+    """Clusters x batches: what share of a cluster's cells is of each batch; rows add up to one.
+
+    With batches of different sizes, compare with the shares of all cells, the last row, "all".
+    """
+    counts = np.zeros((n_clusters + 1, len(names)))
+    np.add.at(counts, (clusters, batch), 1)
+    counts[-1] = counts.sum(0)
+    return table(counts / counts.sum(1, keepdims=True).clip(1), names)
+
+
+def table(shares: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
+    """Name the rows and columns of shares (clusters + 1, B)."""
+    clusters = pd.Index([*map(str, range(len(shares) - 1)), "all"], name="cluster")
+    return pd.DataFrame(shares, index=clusters, columns=pd.Index(names))
+
+
+def write(adata: "AnnData", key: str, z: np.ndarray, probabilities: np.ndarray, model: "SingleCellVMM") -> None:
+    """Write an embedding (N, D) and cluster probabilities (N, K), and what the model says of itself.
+
+    All of it survives ``write_h5ad``.
+    """
+    if adata.is_view:
+        adata._init_as_actual(adata.copy())  # as scanpy does: without a warning
+    clusters = probabilities.argmax(1)
+    names = [str(k) for k in range(max(model.n_clusters_, clusters.max() + 1))]
+    adata.obsm[f"X_{key}"] = z
+    adata.obs[key] = pd.Categorical.from_codes(clusters, names).remove_unused_categories()
+    adata.obs[f"{key}_probability"] = probabilities.max(1)
+    adata.obs[f"{key}_entropy"] = entr(probabilities).sum(1)
+    # Another annotation's colours may have other clusters in mind.
+    adata.uns.pop(f"{key}_colors", None)
+    adata.uns[key] = {
+        "weights": model.weights_,
+        "batch_shares": model.batch_shares_,
+        "history": model.history_.set_axis(model.history_.index.astype(str)),
+        "settings": {name: _scalar(value) for name, value in model.configuration().items()},
+        "versions": storing.versions(),
+        "best_epoch": model.best_epoch_,
+        "seed": model.seed_,
+    }
+
+
+def _scalar(value):
+    """What every version of AnnData can write: None and lists as JSON."""
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -1,5 +1,16 @@
-"""Data sets and files as plain arrays."""
+"""Data sets and files: plain arrays for images and tables, AnnData for single cells."""
 
+from pyro_vmm.data.cell_sets import (
+    CELL_PRESETS,
+    CELL_SETS,
+    load_cells,
+    load_cortex,
+    load_lung_atlas,
+    load_pbmc,
+    load_pbmc68k,
+    load_split_seq,
+    select_genes,
+)
 from pyro_vmm.data.images import (
     Dataset,
     load,
@@ -9,4 +20,20 @@ from pyro_vmm.data.images import (
     load_mnist,
 )
 
-__all__ = ["Dataset", "load", "load_digits", "load_fashion_mnist", "load_file", "load_mnist"]
+__all__ = [
+    "CELL_PRESETS",
+    "CELL_SETS",
+    "Dataset",
+    "load",
+    "load_cells",
+    "load_cortex",
+    "load_digits",
+    "load_fashion_mnist",
+    "load_file",
+    "load_lung_atlas",
+    "load_mnist",
+    "load_pbmc",
+    "load_pbmc68k",
+    "load_split_seq",
+    "select_genes",
+]

@@ -1,0 +1,253 @@
+"""The paper's single-cell data sets, as the paper prepares them, and any ``.h5ad`` file, as it is."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from pyro_vmm.data.cell_sets.files import (
+    CORTEX_FILES,
+    LUNG_URL,
+    PBMC_FILES,
+    SPLIT_SEQ_FILES,
+    download,
+    find,
+    folders,
+    quiet,
+    read_cortex,
+    read_h5ad,
+    read_split_seq,
+    where_to_get,
+)
+from pyro_vmm.data.cell_sets.genes import MIN_COUNTS, categorical, enough, most_variable, one_batch, whole_counts
+from pyro_vmm.data.cells import counts_matrix
+from pyro_vmm.data.images import _data_root
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: What the authors' code chooses for each data set, as parameters of the single-cell estimator.
+CELL_PRESETS: dict[str, dict] = {
+    "cortex": {"hidden": (128,), "latent_dim": 10, "likelihood": "zinb", "learning_rate": 4e-4},
+    "pbmc": {"hidden": (128,), "latent_dim": 10, "likelihood": "zinb", "learning_rate": 4e-4},
+    "lung_atlas": {"hidden": (128, 128), "latent_dim": 30, "likelihood": "nb", "learning_rate": 1e-3},
+    "split_seq": {"hidden": (128, 128), "latent_dim": 30, "likelihood": "zinb", "learning_rate": 1e-3},
+}
+
+# What the bundled pbmc68k was scaled to, and the error of a value with three decimals, in float32.
+PBMC68K_TARGET, PBMC68K_ERROR = 1e4, 5.01e-4
+
+
+def load_cells(name_or_path: str | Path, data_dir: str | Path | None = None) -> "AnnData":
+    """The data set of that name, or an ``.h5ad`` file, unchanged.
+
+    Arguments:
+        name_or_path: A key of ``CELL_SETS``, the path of an ``.h5ad`` file, or the name of one in the data folder,
+            with or without its ending.
+        data_dir: The data folder; files are looked for in its ``cells`` and in itself. Defaults to
+            ``$PYRO_VMM_DATA``, then to a cache folder in the user's home. Downloads go to its ``cells``.
+    """
+    name = str(name_or_path)
+    if name in CELL_SETS:
+        return CELL_SETS[name](data_dir)
+    path, root = Path(name).expanduser(), _data_root(data_dir)
+    is_h5ad = path.suffix.lower() == ".h5ad"
+    if path.is_file():
+        if not is_h5ad:
+            raise ValueError(f"cannot read {path}: expected a file ending in .h5ad")
+        return read_h5ad(path)
+    found = find(root, name if is_h5ad else f"{name}.h5ad")
+    if found is not None:
+        return read_h5ad(found)
+    if is_h5ad:
+        raise FileNotFoundError(
+            f"there is no file {path} (looked in {path.parent.absolute()}, {root / 'cells'}, {root})"
+        )
+    stored = sorted({file.stem for folder in folders(root) for file in folder.glob("*.h5ad")} - set(CELL_SETS))
+    raise ValueError(
+        f"no data set or file is called {name!r}; expected one of {', '.join(CELL_SETS)}, an .h5ad file, "
+        f"or one of those in {root}: {', '.join(stored) or 'none'}"
+    )
+
+
+def load_cortex(data_dir: str | Path | None = None) -> "AnnData":
+    """Mouse cortex (Zeisel et al., 2015): 3005 cells of 7 types, 558 variable genes, one batch.
+
+    Arguments:
+        data_dir: Folder with ``cortex.h5ad``, or the published ``expression_mRNA_17-Aug-2014.txt``, which scvi-tools
+            keeps as ``expression.bin``; see ``load_cells``. Where neither is there, scvi-tools downloads it.
+    """
+    root = _data_root(data_dir)
+    path, adata = _stored("cortex", root)
+    if adata is None:
+        path = find(root, *CORTEX_FILES)
+        adata = read_cortex(path) if path is not None else download("cortex", root, _fetch_cortex)
+    return _prepared(adata, path or "cortex", batch=None, n_top_genes=558)
+
+
+def load_pbmc(data_dir: str | Path | None = None) -> "AnnData":
+    """Blood cells of a healthy donor in two batches, 4k and 8k (10x Genomics; labels and genes of Lopez et al., 2018).
+
+    Arguments:
+        data_dir: Folder with ``pbmc.h5ad``, or with the files of ``scvi.data.pbmc_dataset``, which scvi-tools reads
+            and, where they are missing, downloads; see ``load_cells``.
+    """
+    root = _data_root(data_dir)
+    path, adata = _stored("pbmc", root)
+    if adata is None:
+        adata = download("pbmc", root, _fetch_pbmc)
+    return _prepared(adata, path or "pbmc", cell_type=("cell_type", "str_labels"))
+
+
+def load_lung_atlas(data_dir: str | Path | None = None) -> "AnnData":
+    """Human lung in 16 batches, of scIB's integration tasks (Luecken et al., 2022): 2000 variable genes.
+
+    The file holds log-normalised values in ``X`` and counts in ``layers["counts"]``. Those of its 10x cells were
+    corrected for ambient RNA, which leaves fractions: they are rounded, with a warning. (The authors' code takes
+    ``X``, that is, log-normalised values for counts.)
+
+    Arguments:
+        data_dir: Folder with ``lung_atlas.h5ad``, which is downloaded if it is missing; see ``load_cells``.
+    """
+    root = _data_root(data_dir)
+    path, adata = _stored("lung_atlas", root)
+    if adata is None:
+        adata = download("lung_atlas", root, _fetch_lung_atlas)
+    return _prepared(adata, path or "lung_atlas", n_top_genes=2000, rounding=True)
+
+
+def load_split_seq(data_dir: str | Path | None = None) -> "AnnData":
+    """The SPLiT-seq cells of the paper's authors; batch is the column ``polydT``, type ``cellchat_clusters``.
+
+    Arguments:
+        data_dir: Folder with ``split_seq.h5ad``, or with ``split-seq/cells_meta.tsv.gz`` (a row for each cell) and
+            ``split-seq/counts_small.npz`` (SciPy's sparse cells by genes); see ``load_cells``.
+    """
+    root = _data_root(data_dir)
+    path, adata = _stored("split_seq", root)
+    if adata is None:
+        path, counts = (find(root, file) for file in SPLIT_SEQ_FILES)
+        if path is None or counts is None:
+            raise FileNotFoundError(where_to_get("split_seq", root, ""))
+        adata = read_split_seq(path, counts)
+    return _prepared(adata, path, batch=("batch", "polydT"), cell_type=("cell_type", "cellchat_clusters"))
+
+
+def load_pbmc68k() -> "AnnData":
+    """The 700 blood cells x 765 genes bundled with scanpy, a subset of 68k PBMCs (Zheng et al., 2017); one batch.
+
+    scanpy's ``pbmc68k_reduced`` keeps ``log1p(1e4 * count / n_counts)`` in ``raw``, rounded to three decimals, where
+    ``obs["n_counts"]`` is the cell's total over all the genes measured; those that were kept hold a fifth of it. That
+    is undone exactly: the nearest whole count gives back every value to within its rounding, the next one would be
+    off by 0.0038 or more. Every cell's least positive count is 1. Later versions of scanpy bring a layer of counts,
+    which is then taken.
+    """
+    import scanpy
+
+    with quiet():
+        adata = scanpy.datasets.pbmc68k_reduced()
+    if "counts" not in adata.layers:
+        if adata.raw is None:
+            raise ValueError(
+                "scanpy's pbmc68k_reduced has neither a layer counts nor raw: take another version of scanpy"
+            )
+        counts = _undo_log_normalisation(sparse.csr_matrix(adata.raw.X), adata.obs["n_counts"].to_numpy(np.float64))
+        adata.layers["counts"] = counts
+    return _prepared(adata, "pbmc68k", batch=None, cell_type=("bulk_labels",))
+
+
+CELL_SETS: dict[str, Callable[[str | Path | None], "AnnData"]] = {
+    "cortex": load_cortex,
+    "pbmc": load_pbmc,
+    "lung_atlas": load_lung_atlas,
+    "split_seq": load_split_seq,
+    "pbmc68k": lambda data_dir: load_pbmc68k(),
+}
+
+
+def _stored(name: str, root: Path) -> tuple[Path, "AnnData"] | tuple[None, None]:
+    path = find(root, f"{name}.h5ad")
+    if path is None:
+        return None, None
+    with quiet():
+        return path, read_h5ad(path)
+
+
+def _fetch_cortex(root: Path) -> "AnnData":
+    import scvi
+
+    return scvi.data.cortex(save_path=str(root / "cells"))
+
+
+def _fetch_pbmc(root: Path) -> "AnnData":
+    import scvi
+
+    # It reads what is there and downloads the rest.
+    first = find(root, PBMC_FILES[0])
+    return scvi.data.pbmc_dataset(save_path=str(first.parent if first else root / "cells"))
+
+
+def _fetch_lung_atlas(root: Path) -> "AnnData":
+    import scanpy
+
+    return scanpy.read(root / "cells" / "lung_atlas.h5ad", backup_url=LUNG_URL)
+
+
+def _prepared(
+    adata: "AnnData",
+    place: str | Path,
+    batch: tuple[str, ...] | None = ("batch",),
+    cell_type: tuple[str, ...] = ("cell_type",),
+    n_top_genes: int | None = None,
+    rounding: bool = False,
+) -> "AnnData":
+    """The paper's preparation: selected genes, then those with 3 counts or more and the cells with 3 or more of them.
+
+    Arguments:
+        adata: As read; its layer ``counts`` is taken before its ``X``.
+        place: Where it comes from, for messages.
+        batch: The columns that can hold the batches, the first of them that is there is taken; None for one batch.
+        cell_type: The columns that can hold the cell types.
+        n_top_genes: How many variable genes to select; None for all.
+        rounding: Whether to round fractions in the layer ``counts`` rather than refuse them.
+    """
+    from anndata import AnnData
+
+    layer = "counts" if "counts" in adata.layers else None
+    counts = whole_counts(counts_matrix(adata, layer), f"{place}: {layer or 'X'}", rounding and layer == "counts")
+    batches = one_batch(adata) if batch is None else categorical(adata, _first(adata, batch), f"{place}: batch")
+    types = categorical(adata, _first(adata, cell_type), f"{place}: cell_type")
+    top = np.ones(adata.n_vars, dtype=bool) if n_top_genes is None else most_variable(counts, batches, n_top_genes)
+    cells, genes = enough(counts[:, top], MIN_COUNTS)
+    genes = np.flatnonzero(top)[genes]
+    if not (cells.any() and len(genes)):
+        raise ValueError(f"{place}: no cell has {MIN_COUNTS} counts in genes with as many")
+    obs = adata.obs.drop(columns=[*(batch or ()), *cell_type], errors="ignore")
+    obs = obs.assign(batch=batches, cell_type=types)
+    with quiet():
+        result = AnnData(counts[cells][:, genes], obs=obs[cells], var=adata.var.iloc[genes].copy())
+        result.obs_names_make_unique()
+        result.var_names_make_unique()
+    for column in ("batch", "cell_type"):
+        result.obs[column] = result.obs[column].cat.remove_unused_categories()
+    return result
+
+
+def _undo_log_normalisation(values: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
+    """The counts of which these are ``log1p(1e4 * count / total)``, rounded to three decimals; ``totals`` is (N,)."""
+    scale = PBMC68K_TARGET / np.repeat(totals, np.diff(values.indptr))
+    counts = np.rint(np.expm1(values.data.astype(np.float64)) / scale)
+    error = np.abs(np.log1p(counts * scale) - values.data)
+    if not (error <= PBMC68K_ERROR).all():
+        worst = np.nanargmax(error)
+        raise ValueError(
+            f"scanpy's pbmc68k_reduced is not what it was: its value {values.data[worst]:.6g} is off that of the count "
+            f"{counts[worst]:g} by {error[worst]:.2g}, expected at most {PBMC68K_ERROR}"
+        )
+    return sparse.csr_matrix((counts, values.indices, values.indptr), values.shape)
+
+
+def _first(adata: "AnnData", columns: tuple[str, ...]) -> str:
+    return next((column for column in columns if column in adata.obs), columns[0])

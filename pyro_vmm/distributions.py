@@ -222,7 +222,7 @@ class MixtureOfGaussians(TorchDistribution):
     Build it with :meth:`from_precision` or :meth:`from_covariance`.
 
     Arguments:
-        log_weights: log pi, (K,), normalised.
+        log_weights: log pi, (K,), normalised; (M, K) where they differ between rows.
         loc: component means m, (K, D).
         whitener: W, (K, D, D), any square root of the precisions; :math:`W_k^\top (z - m_k)` is standard normal.
         log_norm: (K,), the component log-densities at their means.
@@ -285,6 +285,11 @@ class MixtureOfGaussians(TorchDistribution):
         identity = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device).expand_as(scale_tril)
         whitener = torch.linalg.solve_triangular(scale_tril, identity, upper=False).mT
         return cls(log_weights, loc, whitener, _log_norm(-_log_diagonal(scale_tril), loc))
+
+    def reweighted(self, log_factors: Tensor) -> "MixtureOfGaussians":
+        """A mixture for each row, its weights multiplied by exp of ``log_factors`` (M, K): batch shape (M,)."""
+        log_weights = (self.log_weights + log_factors).log_softmax(-1)
+        return MixtureOfGaussians(log_weights, self.loc, self.whitener, self.log_norm, log_factors.shape[:-1])
 
     @property
     def n_components(self) -> int:

@@ -10,6 +10,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vmm.balance import BatchBalance
 from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.networks import DIAGONAL_FLOOR
@@ -41,6 +42,17 @@ class LatentVariableModel(nn.Module):
     def prior_parameters(self) -> list[nn.Parameter]:
         """What the MAP step trains."""
         return list(self.prior.parameters()) if self.prior.trained_by_map else []
+
+    def log_factors(self, x: Tensor) -> Tensor | None:
+        """What is added to log pi in each row, (M, K), where the mixture's weights differ between rows."""
+        return None
+
+    def observe_clusters(self, x: Tensor, responsibilities: Tensor) -> None:
+        """Called in training with a minibatch and its p(c | z), (M, K)."""
+
+    def reorder(self, order: Tensor) -> None:
+        """Renumber the components in place: number k becomes what ``order[k]`` was, (K,)."""
+        self.prior.reorder(order)
 
     @torch.no_grad()
     def cluster_probabilities(self, z: Tensor) -> Tensor:
@@ -104,6 +116,8 @@ class SingleCellVAE(LatentVariableModel):
         likelihood: h, library size (N, 1), covariates (N, P) -> p(x | z), batch shape (N,), event shape (G,).
         prior: one of :mod:`pyro_vmm.priors`.
         library: the guide of a latent library size and its prior, a :class:`Library`; None to take what is observed.
+        balance: what keeps clusters from following batches, a :class:`~pyro_vmm.balance.BatchBalance`; None for the
+            paper's model. It learns where the batches are from :class:`~pyro_vmm.training.Trainer`.
     """
 
     def __init__(
@@ -114,9 +128,10 @@ class SingleCellVAE(LatentVariableModel):
         likelihood: nn.Module,
         prior: Prior,
         library: "Library | None" = None,
+        balance: BatchBalance | None = None,
     ):
         super().__init__(encoder, decoder, likelihood, prior)
-        self.layout, self.library = layout, library
+        self.layout, self.library, self.balance = layout, library, balance
 
     def model(self, cells: Tensor, p_z: MixtureOfGaussians | None = None, observe: bool = True) -> Tensor:
         """p(alpha, pi, mu, Lambda) and, for each cell, p(c | pi) p(z | c, mu, Lambda) p(library) p(x | z, library).
@@ -130,6 +145,8 @@ class SingleCellVAE(LatentVariableModel):
             show_parameters(self)
             p_z = self.prior.hierarchy(len(cells), self.encoder)
         counts, covariates, library = self.split(cells)
+        if self.balance is not None:
+            p_z = p_z.reweighted(self.log_factors(cells))
         with pyro.plate("data", len(cells)):
             z = latent(p_z)
             if self.library is not None:
@@ -146,6 +163,22 @@ class SingleCellVAE(LatentVariableModel):
             pyro.sample("z", self.encoder(cells))
             if self.library is not None:
                 pyro.sample("library", self.library(cells))
+
+    def log_factors(self, x: Tensor) -> Tensor | None:
+        return None if self.balance is None else self.balance(self.batch(x))
+
+    def observe_clusters(self, x: Tensor, responsibilities: Tensor) -> None:
+        if self.balance is not None:
+            self.balance.observe(self.batch(x), responsibilities)
+
+    def reorder(self, order: Tensor) -> None:
+        super().reorder(order)
+        if self.balance is not None:
+            self.balance.reorder(order)
+
+    def batch(self, cells: Tensor) -> Tensor:
+        """The batch of cells (M, G + P + 1), one-hot, (M, B)."""
+        return self.layout.batch(self.layout.covariates(cells))
 
     def split(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Counts (M, G), covariates (M, P) and library sizes (M, 1) of cells (M, G + P + 1)."""

@@ -96,6 +96,7 @@ class Prior(nn.Module):
         encoder: nn.Module | None = None,
         centres: Centres | None = None,
         rows: int = 1,
+        log_factors: Tensor | None = None,
     ) -> Tensor:
         """The sites above the plate, then c and z (M, D) for every row; with z, what the MAP step maximises, times M.
 
@@ -104,9 +105,12 @@ class Prior(nn.Module):
             encoder: what guides the centres.
             centres: q(mu), for expectations over it in closed form; None to sample mu.
             rows: M, when z is None.
+            log_factors: what is added to log pi in each row, (M, K); see :mod:`pyro_vmm.balance`.
         """
         rows = rows if z is None else len(z)
         p_z = self.hierarchy(rows, encoder, centres)
+        if log_factors is not None:
+            p_z = p_z.reweighted(log_factors)
         with pyro.plate("data", rows):
             return self.per_row(p_z, z)
 
@@ -120,6 +124,7 @@ class Prior(nn.Module):
         encoder: nn.Module | None = None,
         centres: Centres | None = None,
         rows: int = 1,
+        log_factors: Tensor | None = None,
     ) -> None:
         """The latent sites above the plate; c is enumerated. The signature is the model's."""
         self.hierarchy_guide(encoder, centres)

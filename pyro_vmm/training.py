@@ -126,13 +126,17 @@ class Trainer:
         _step(self.network_optimizer, loss, self.networks)
         return -loss.detach(), self.elbo.log_likelihood / len(x), p_z
 
-    def map_step(self, x: Tensor) -> Tensor:
-        """Ascend the MAP objective of a minibatch (M, ...) by the prior's parameters; returns it."""
+    def map_step(self, x: Tensor, balanced: bool = True) -> Tensor:
+        """Ascend the MAP objective of a minibatch (M, ...) by the prior's parameters; returns it.
+
+        ``balanced``: whether the mixture's weights may differ between rows, where the model says so.
+        """
         prior, encoder = self.vae.prior, self.vae.encoder
         with torch.no_grad(), inference_mode(encoder):
             z = encoder(x).sample()
         centres = prior.centres(encoder) if prior.expectation == "analytic" else None
-        loss = self.elbo.differentiable_loss(prior.model, prior.guide, z, encoder, centres) / len(x)
+        pair, log_factors = (prior.model, prior.guide), self.vae.log_factors(x) if balanced else None
+        loss = self.elbo.differentiable_loss(*pair, z, encoder, centres, len(x), log_factors) / len(x)
         _step(self.prior_optimizer, loss, self.prior)
         return -loss.detach()
 
@@ -152,7 +156,9 @@ class Trainer:
             batch = x[rows]
             terms[i, 0], terms[i, 1], p_z = self.svi_step(batch)
             terms[i, 2] = self.map_step(batch) if self.prior_optimizer else 0.0
-            used[_clusters(p_z, self.elbo.z)] = True
+            responsibilities = _responsibilities(p_z, self.elbo.z)
+            used[responsibilities.argmax(-1)] = True
+            self.vae.observe_clusters(batch, responsibilities)
             progress(len(rows))
         self._check_finite(terms)
         sizes = terms.new_tensor([len(rows) for rows in batches])
@@ -237,6 +243,40 @@ class Trainer:
         self._ended = good
         self.restore_best()
         return self.history
+
+    def consolidate(self, x: Rows, steps: int, learning_rate: float = 1e-2) -> None:
+        """MAP steps alone, at a learning rate of their own: the mixture settles on what the trained encoder makes of x.
+
+        The weights of components that the data do not need fall by at most a learning rate a step, so that training
+        ends with more clusters than the prior wants. With the networks at rest nothing is lost by going faster, and a
+        step costs a third. The mixture's weights are those of p(z), the same in every row.
+
+        Arguments:
+            x: training rows, (N, ...).
+            steps: how many.
+            learning_rate: of Adam, whose moments start anew.
+
+        Raises:
+            TrainingDiverged: a parameter was not finite; the best epoch's parameters are restored.
+        """
+        if not (self.prior and steps):
+            return
+        optimizer, self.prior_optimizer = self.prior_optimizer, _adam(self.prior, learning_rate)
+        order = torch.Generator().manual_seed(self.config.seed)
+        try:
+            with fork_rng(self.device), _quiet_pyro():
+                torch.manual_seed(self.config.seed)
+                while steps:
+                    batches = minibatches(torch.randperm(len(x), generator=order), self.config.batch_size)[:steps]
+                    for rows in batches:
+                        self.map_step(x[rows], balanced=False)
+                    steps -= len(batches)
+        finally:
+            self.prior_optimizer = optimizer
+        bad = [name for name, parameter in self.vae.prior.named_parameters() if not parameter.isfinite().all()]
+        if bad:
+            self.restore_best()
+            raise TrainingDiverged(f"{bad} are not finite in consolidation; the parameters are those before it")
 
     def finished(self) -> bool:
         """Whether ``epochs`` or ``patience`` is used up."""
@@ -342,8 +382,8 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list) -> N
 
 
 @torch.no_grad()
-def _clusters(p_z: MixtureOfGaussians, z: Tensor) -> Tensor:
-    return p_z.joint_log_prob(z).argmax(-1)
+def _responsibilities(p_z: MixtureOfGaussians, z: Tensor) -> Tensor:
+    return p_z.responsibilities(z)
 
 
 @contextmanager

@@ -1,0 +1,90 @@
+"""MAP steps alone, after training: who they touch, and where they lead."""
+
+import math
+
+import pytest
+import torch
+from test_training import D, build, config, data, noisy, state
+
+from pyro_vmm.training import Trainer, TrainingDiverged
+
+
+def trained(prior: str = "vmm", **settings) -> Trainer:
+    trainer = Trainer(build(prior, noisy, **settings), config(epochs=3))
+    trainer.fit(data(), progress=False)
+    return trainer
+
+
+@pytest.mark.parametrize("prior", ["gmm", "vmm"])
+def test_only_the_prior_moves(prior):
+    trainer = trained(prior)
+    before, optimizer = state(trainer.vae), trainer.prior_optimizer
+    trainer.consolidate(data(), 5)
+    for name, value in trainer.vae.state_dict().items():
+        assert torch.equal(value, before[name]) != name.startswith("prior."), name
+    assert trainer.prior_optimizer is optimizer
+
+
+@pytest.mark.parametrize("prior", ["standard_normal", "vamp"])
+def test_nothing_moves_where_the_map_step_has_nothing_to_train(prior):
+    trainer = trained(prior)
+    before = state(trainer.vae)
+    trainer.consolidate(data(), 5)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.vae.state_dict().items())
+
+
+def test_no_steps_change_nothing():
+    trainer = trained()
+    before = state(trainer.vae)
+    trainer.consolidate(data(), 0)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.vae.state_dict().items())
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 7])
+def test_number_of_steps(steps, monkeypatch):
+    trainer, taken = trained(), []
+    monkeypatch.setattr(Trainer, "map_step", lambda self, x, balanced: taken.append((len(x), balanced)))
+    trainer.consolidate(data(), steps)
+    assert len(taken) == steps
+    assert not any(balanced for _, balanced in taken)
+    assert sum(rows for rows, _ in taken[:4]) == min(50, 16 * steps), "an epoch has each row once"
+
+
+def test_same_numbers_whatever_ran_before_and_the_callers_are_untouched():
+    outcomes = []
+    for burn in (0, 3):
+        trainer = trained()
+        torch.manual_seed(5)
+        torch.randn(burn)
+        before = torch.get_rng_state()
+        trainer.consolidate(data(), 6)
+        assert torch.equal(torch.get_rng_state(), before)
+        outcomes.append(state(trainer.vae))
+    assert all(torch.equal(outcomes[0][name], outcomes[1][name]) for name in outcomes[0])
+
+
+def test_training_goes_on_as_if_it_had_not_been():
+    apart, through = trained(), trained()
+    apart.consolidate(data(), 5)
+    for trainer in (apart, through):
+        trainer.config = config(epochs=5)
+        trainer.fit(data(), progress=False)
+    left, right = state(apart.vae), state(through.vae)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_components_without_data_lose_their_weight():
+    trainer = trained()
+    prior = trainer.vae.prior
+    before = prior.log_pi.exp().min().item()
+    trainer.consolidate(data(), 400)
+    assert prior.log_pi.exp().min().item() < before / 2
+    assert prior.log_pi.shape == (3,) and prior.latent_dim == D
+
+
+def test_divergence_restores_what_was_there():
+    trainer = trained()
+    before = state(trainer.vae)
+    with pytest.raises(TrainingDiverged, match="consolidation"):
+        trainer.consolidate(data() * math.nan, 2)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.vae.state_dict().items())

@@ -6,13 +6,12 @@ The model and its settings are those of ``python scripts/fit.py``; labels are us
 """
 
 import argparse
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
+import tables
 from sklearn.cluster import KMeans
 from sklearn.mixture import BayesianGaussianMixture
 
@@ -70,17 +69,14 @@ def main() -> None:
     for name, method in METHODS.items():
         table = pd.DataFrame([measure(method, data, seed) for seed in range(args.seeds)])
         if not lines:
-            columns = ["method", *table.columns, "NMI by seed"]
-            lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+            lines = tables.header(["method", *table.columns, "NMI by seed"])
             print(*lines, sep="\n", flush=True)
-        cells = [f"{table[column].mean():.3g} ± {table[column].std():.2g}" for column in table.columns]
-        lines.append("| " + " | ".join([name, *cells, ", ".join(f"{nmi:.3f}" for nmi in table["NMI"])]) + " |")
+        cells = [tables.mean_std(table[column]) for column in table.columns]
+        lines.append(tables.line([name, *cells, ", ".join(f"{nmi:.3f}" for nmi in table["NMI"])]))
         print(lines[-1], flush=True)
     if args.out:
-        machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        head = ["# Handwritten digits", "", f"Seeds 0 to {args.seeds - 1}, mean ± standard deviation; {machine}.", ""]
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("\n".join(head + lines) + "\n")
+        about = f"Seeds 0 to {args.seeds - 1}, mean ± standard deviation; {tables.machine()}."
+        tables.write(args.out, "Handwritten digits", about, lines)
 
 
 if __name__ == "__main__":

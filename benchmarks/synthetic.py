@@ -9,13 +9,12 @@ least 0.5 % of the rows.
 """
 
 import argparse
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
+import tables
 from sklearn.metrics import normalized_mutual_info_score
 
 from pyro_vmm import VMM
@@ -88,31 +87,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a Markdown file")
     args = parser.parse_args()
     settings = {**SETTINGS, "prior_learning_rate": args.prior_learning_rate}
-    columns = [
-        "rows",
-        "clusters",
-        "latent",
-        "features",
-        "separation",
-        "found, by seed",
-        "NMI: min, median",
-        "right",
-        "s",
-    ]
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    shape = ["rows", "clusters", "latent", "features", "separation"]
+    lines = tables.header([*shape, "found, by seed", "NMI: min, median", "right", "s"])
     for case in (CASES[i] for i in args.cases):
         table = pd.DataFrame([measure(case, seed, settings) for seed in range(args.seeds)])
         found = ", ".join(str(number) for number in table["found"])
         nmi = f"{table['nmi'].min():.3f}, {table['nmi'].median():.3f}"
         right = f"{table['passed'].sum()} of {len(table)}"
-        row = [*case, found, nmi, right, f"{table['seconds'].median():.0f}"]
-        lines.append("| " + " | ".join(str(entry) for entry in row) + " |")
+        lines.append(tables.line([*case, found, nmi, right, f"{table['seconds'].median():.0f}"]))
         print(lines[-1], flush=True)
     if args.out:
-        machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        head = ["# Gaussian clusters through a random network", "", f"Settings {settings}; {machine}.", ""]
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("\n".join(head + lines) + "\n")
+        about = f"Settings {settings}; {tables.machine()}."
+        tables.write(args.out, "Gaussian clusters through a random network", about, lines)
 
 
 if __name__ == "__main__":

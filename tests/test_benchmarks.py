@@ -1,18 +1,27 @@
-"""The benchmarks' own code: their simulations hold what they say, and one case of them passes."""
+"""The benchmarks' own code: their simulations and scores hold what they say, and one case of them passes."""
 
-import importlib.util
+import importlib
+import json
+import math
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from anndata import AnnData
+from scipy import sparse
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def load(name: str):
-    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(autouse=True)
+def neighbours(monkeypatch):
+    """The benchmarks are scripts: each finds the others in its own folder."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+load = importlib.import_module
 
 
 @pytest.mark.parametrize(("n", "dim"), [(3, 2), (10, 5), (20, 10)])
@@ -35,3 +44,115 @@ def test_simulation_depends_on_the_seed_alone():
 def test_finds_the_number_of_clusters():
     synthetic = load("synthetic")
     assert synthetic.measure(synthetic.CASES[0], 0, synthetic.SETTINGS)["passed"]
+
+
+# --- tables ---
+
+
+def test_marks_the_best_and_what_is_not_significantly_worse():
+    samples = {
+        "best": [0.80, 0.81, 0.82, 0.83],
+        "as good": [0.79, 0.805, 0.815, 0.825],
+        "worse": [0.60, 0.61, 0.62, 0.63],
+        "none": [math.nan] * 4,
+    }
+    best = load("tables").best
+    assert best(samples) == {"best", "as good"}
+    assert best(samples, larger=False) == {"worse"}
+    assert best({"none": [math.nan]}) == set()
+    # Of four and four, all eight in order have p = 1 / 70; of three and three, 1 / 20.
+    assert best({name: values[:3] for name, values in samples.items()}) == {"best"}
+    assert best({"one": [1.0] * 5, "same": [1.0] * 5, "less": [0.5] * 5}) == {"one", "same"}
+
+
+def test_mean_and_standard_deviation():
+    mean_std = load("tables").mean_std
+    assert mean_std([1.0, 2.0, 3.0, math.nan], ".2f", ".1f") == "2.00 ± 1.0"
+    assert mean_std([1.0], ".2f") == "1.00"
+    assert mean_std([math.nan]) == "-"
+
+
+# --- integration ---
+
+
+def test_batch_mixing_by_hand():
+    """Six cells of batch a and two of b; cluster 0 holds 3 + 1, cluster 1 holds 3 + 0, cluster 2 holds 0 + 1."""
+    batches, clusters = list("aaaaaabb"), [0, 0, 0, 1, 1, 1, 0, 2]
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))  # of cluster 0, and of all cells
+    batch_mixing = load("integration_scores").batch_mixing
+    assert batch_mixing(batches, clusters) == pytest.approx(4 / 8 * entropy / entropy)
+    assert batch_mixing(batches, [0] * 8) == pytest.approx(1)
+    assert batch_mixing(batches, batches) == pytest.approx(0)
+    assert math.isnan(batch_mixing(["a"] * 8, clusters))
+
+
+def record(method: str, seed: int, **settings) -> dict:
+    scores = load("integration_scores")
+    values = dict.fromkeys((*scores.CLUSTER_SCORES, *scores.EMBEDDING_SCORES))
+    values.update({"NMI Leiden": 0.5 + 0.01 * seed + 0.2 * (method == "vmm")})
+    costs = {
+        "seconds": 8.0,
+        "training_seconds": 2.0,
+        "peak_mb": 300.0,
+        "start_mb": 200.0,
+        "epochs": 4.0,
+        "n_train": 50.0,
+    }
+    costs.update({"val_elbo": -7.0, "best_val_elbo": None})
+    return {"file": "cells", "method": method, "seed": seed, "settings": settings, "scores": values, "costs": costs}
+
+
+def test_report_shows_the_scores_there_are_and_marks_the_best():
+    lines = load("integration_report").report({m: [record(m, seed) for seed in range(4)] for m in ("pca", "vmm")})
+    assert lines[0] == "| method | seeds | NMI Leiden |", "scores that no method has are left out"
+    assert lines[2:4] == ["| pca | 4 | 0.515 ± 0.013 |", "| vmm | 4 | **0.715 ± 0.013** |"]
+    assert lines[-1] == "| vmm | -7.0 ± 0.0 | - | 4 ± 0 | 8.0 ± 0.0 | 100 ± 0 | 300 ± 0 | 200 ± 0 |"
+
+
+def test_report_takes_no_mean_over_different_settings():
+    runs = [record("vmm", 0, n_components=100), record("vmm", 1, n_components=50)]
+    with pytest.raises(ValueError, match="VMM has other settings in seeds 0 and 1 of cells"):
+        load("integration_report").report({"VMM": runs})
+
+
+def test_stored_run_is_not_repeated_with_other_options(tmp_path):
+    integration = load("integration")
+    path = tmp_path / "cells-vmm-0.json"
+    assert not integration.finished(path, {})
+    made = {"options": {"epochs": 3}, "scores": integration.plain({"NMI": 0.5, "ARI": math.nan})}
+    integration.store(path, made, np.zeros((5, 2)), None)
+    assert integration.finished(path, {"epochs": 3})
+    assert json.loads(path.read_text())["scores"] == {"NMI": 0.5, "ARI": None}
+    with pytest.raises(ValueError, match="was made with the options"):
+        integration.finished(path, {})
+
+
+def test_only_one_process_has_a_run(tmp_path):
+    claim, path = load("integration").claim, tmp_path / "cells-vmm-0.json"
+    with claim(path) as first, claim(path) as second:
+        assert first and not second
+    with claim(path) as again:
+        assert again
+
+
+def test_single_batch_is_not_integrated():
+    args = Namespace(seeds=2, only=["pca", "harmony", "vmm"], runs=Path("runs"))
+    jobs = load("integration").jobs
+    assert [job[:2] for job in jobs("cells", 1, args)] == [("pca", 0), ("vmm", 0), ("pca", 1), ("vmm", 1)]
+    assert len([*jobs("cells", 2, args)]) == 6
+
+
+@pytest.mark.filterwarnings("ignore")  # scanpy's and scikit-misc's own
+def test_preprocessing_keeps_counts_of_variable_genes():
+    pytest.importorskip("skmisc", reason="scanpy's flavor seurat_v3 needs scikit-misc")
+    random = np.random.RandomState(0)
+    rates, planted = np.tile(np.geomspace(1, 30, 200), (90, 1)), [20, 60, 100, 140, 180]
+    rates[:, planted] *= random.choice([0.1, 1.9], (90, 5))
+    obs = pd.DataFrame({"batch": ["a", "b"] * 45, "cell_type": "x"}, index=[f"cell {i}" for i in range(90)])
+    adata = AnnData(sparse.csr_matrix(random.poisson(rates).astype(np.int32)), obs=obs)
+    adata.var_names = [f"gene {i}" for i in range(200)]
+    before = adata.to_df()
+    selected = load("integration_data").select(adata, n_genes=5)
+    assert set(selected.var_names) == {f"gene {i}" for i in planted}
+    pd.testing.assert_frame_equal(selected.to_df(), before[selected.var_names])
+    assert list(selected.obs["batch"].cat.categories) == ["a", "b"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import inference_mode, scale_tril
-from pyro_vmm.training import fork_rng
+from pyro_vmm.randomness import fork_rng
 
 
 def clustering_scores(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import pyro
 import torch
@@ -19,6 +19,8 @@ from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.elbo import Elbo
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.randomness import fork_rng, rng_state, set_rng_state
+from pyro_vmm.rows import Rows, minibatches
 
 MONITORS = ("val_elbo", "val_nmi")
 STEP_TERMS = ("elbo", "log_likelihood", "map_objective")
@@ -68,24 +70,6 @@ def _check_whole(name: str, value) -> None:
 def _check_positive(name: str, value) -> None:
     if not (isinstance(value, Real) and 0 < value < math.inf):
         raise ValueError(f"{name}={value!r} should be a positive number")
-
-
-class Rows(Protocol):
-    """What training reads: a tensor (N, ...) does, and so does anything that makes minibatches of a file."""
-
-    def __len__(self) -> int:
-        """N."""
-
-    def __getitem__(self, index: Tensor) -> Tensor:
-        """The rows at positions ``index`` (M,), an (M, ...) tensor on the model's device."""
-
-
-def minibatches(order: Tensor, batch_size: int) -> list[Tensor]:
-    """Positions (N,) in minibatches; a last one of a single row joins the one before, for BatchNorm's sake."""
-    batches = list(order.split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
 
 
 class TrainingDiverged(ArithmeticError):
@@ -337,7 +321,7 @@ class Trainer:
             "network_optimizer": copy.deepcopy(self.network_optimizer.state_dict()),
             "prior_optimizer": copy.deepcopy(self.prior_optimizer.state_dict()) if self.prior_optimizer else None,
             "order": self.order.get_state(),
-            "rng": _rng_state(self.device) if self._fitting else self.rng_state,
+            "rng": rng_state(self.device) if self._fitting else self.rng_state,
             "best": dict(self.best),
             "history": [dict(row) for row in self.history],
         }
@@ -361,7 +345,7 @@ class Trainer:
             if self.rng_state is None:
                 torch.manual_seed(self.config.seed)
             else:
-                _set_rng_state(self.rng_state, self.device)
+                set_rng_state(self.rng_state, self.device)
             self._fitting = True
             try:
                 yield
@@ -402,21 +386,3 @@ def _bar(progress: bool, rows: int, trainer: Trainer) -> tqdm:
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
-
-
-def fork_rng(device: torch.device):
-    """A context that leaves the caller's random numbers, on the CPU and on that device, as they were."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
-def _rng_state(device: torch.device) -> dict:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_rng_state(state: dict, device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,24 @@
+"""What training reads: rows, a minibatch at a time."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Rows(Protocol):
+    """What training reads: a tensor (N, ...) does, and so does anything that makes minibatches of a file."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """The rows at positions ``index`` (M,), an (M, ...) tensor on the model's device."""
+
+
+def minibatches(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Positions (N,) in minibatches; a last one of a single row joins the one before, for BatchNorm's sake."""
+    batches = list(order.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches

@@ -17,7 +17,7 @@ from torch import nn
 from pyro_vmm import VMM, HyperPrior, files
 from pyro_vmm.priors import PRIORS
 
-TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "random_state": 0}
+TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 3, "random_state": 0}
 EXEMPT = {
     # Two epochs leave these at their random start; clusters are tested for the VMM, and on digits.
     "gmm": {"check_clustering": "the centres start at random and need more than two epochs to find three blobs"},
@@ -200,6 +200,12 @@ def test_own_networks(X, tmp_path):
     np.testing.assert_array_equal(again.transform(X), model.transform(X))
     with pytest.raises(ValueError, match="encoder can't take"):
         VMM(**TINY, encoder=nn.Linear(9, 6)).fit(X)
+
+
+def test_a_file_keeps_every_digit_of_float64(X, tmp_path):
+    model = VMM(**TINY, dtype="float64").fit(X)
+    model.save(tmp_path / "model.pt")
+    np.testing.assert_array_equal(VMM.load(tmp_path / "model.pt").transform(X), model.transform(X))
 
 
 def test_save_and_load(fitted, X, tmp_path):

@@ -148,7 +148,7 @@ def _one_hot(categories: Categories | None, adata: "AnnData") -> Tensor:
 
 
 class CellRows:
-    """Cells as rows (N, G + P + 1), made a minibatch at a time; a :class:`~pyro_vmm.training.Rows`.
+    """Cells as rows (N, G + P + 1), made a minibatch at a time; a :class:`~pyro_vmm.rows.Rows`.
 
     Arguments:
         counts: where the counts come from.

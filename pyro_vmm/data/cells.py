@@ -118,6 +118,7 @@ def _require_anndata(adata: Any) -> None:
 
 def match_genes(adata: "AnnData", var_names: Sequence[str]) -> np.ndarray:
     """Positions in ``adata`` of the genes of these names, (G,), in their order; ``adata`` may have others besides."""
+    _require_anndata(adata)
     var_names = pd.Index(var_names)
     missing = var_names[~var_names.isin(adata.var_names)]
     if len(missing):

@@ -38,6 +38,17 @@ def table(shares: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(shares, index=clusters, columns=pd.Index(names))
 
 
+def categorical(clusters: np.ndarray, n_clusters: int) -> pd.Categorical:
+    """Clusters (N,) by their numbers as text, in the order of the numbers; those without a cell are left out."""
+    return pd.Categorical.from_codes(clusters, [str(k) for k in range(n_clusters)]).remove_unused_categories()
+
+
+def check_writable(adata: "AnnData") -> None:
+    """Raise ``ValueError`` for a view of a file, which can't be written to."""
+    if adata.is_view and adata.isbacked:
+        raise ValueError("adata is a view of a file, expected one that can be written to: adata.to_memory()")
+
+
 def write(adata: "AnnData", key: str, z: np.ndarray, probabilities: np.ndarray, model: "SingleCellVMM") -> None:
     """Write an embedding (N, D) and cluster probabilities (N, K), and what the model says of itself.
 
@@ -45,17 +56,16 @@ def write(adata: "AnnData", key: str, z: np.ndarray, probabilities: np.ndarray, 
     """
     if adata.is_view:
         adata._init_as_actual(adata.copy())  # as scanpy does: without a warning
-    clusters = probabilities.argmax(1)
-    names = [str(k) for k in range(max(model.n_clusters_, clusters.max() + 1))]
     adata.obsm[f"X_{key}"] = z
-    adata.obs[key] = pd.Categorical.from_codes(clusters, names).remove_unused_categories()
+    adata.obs[key] = categorical(probabilities.argmax(1), probabilities.shape[1])
     adata.obs[f"{key}_probability"] = probabilities.max(1)
     adata.obs[f"{key}_entropy"] = entr(probabilities).sum(1)
     # Another annotation's colours may have other clusters in mind.
     adata.uns.pop(f"{key}_colors", None)
     adata.uns[key] = {
         "weights": model.weights_,
-        "batch_shares": model.batch_shares_,
+        # Batches in the rows: their names may hold anything, those of columns have to suit an HDF5 file.
+        "batch_shares": model.batch_shares_.T.rename_axis(index="batch", columns=None),
         "history": model.history_.set_axis(model.history_.index.astype(str)),
         "settings": {name: _scalar(value) for name, value in model.configuration().items()},
         "versions": storing.versions(),

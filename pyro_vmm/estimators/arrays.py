@@ -22,7 +22,7 @@ from pyro_vmm.likelihoods import LIKELIHOODS, Likelihood
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import Prior
-from pyro_vmm.training import fork_rng
+from pyro_vmm.randomness import fork_rng
 
 
 class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, Estimator):
@@ -55,6 +55,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         expectation: over the centres, "analytic" or "sampled".
         batch_size, learning_rate, prior_learning_rate, epochs, patience, monitor: see
             :class:`~pyro_vmm.training.TrainingConfig`.
+        consolidation_steps: MAP steps after training, with the networks at rest; see
+            :meth:`~pyro_vmm.training.Trainer.consolidate`.
         validation_fraction: share of the rows held back for early stopping; 0 for none.
         dtype: "float32" or "float64".
         device: "auto" (a GPU if there is one) or any torch device.
@@ -103,6 +105,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         epochs: int = 300,
         patience: int | None = 50,
         monitor: str = "val_elbo",
+        consolidation_steps: int = 1000,
         validation_fraction: float = 0.1,
         dtype: str = "float32",
         device: str = "auto",
@@ -131,6 +134,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         self.epochs = epochs
         self.patience = patience
         self.monitor = monitor
+        self.consolidation_steps = consolidation_steps
         self.validation_fraction = validation_fraction
         self.dtype = dtype
         self.device = device
@@ -353,5 +357,5 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             rows = torch.zeros((max(self.n_components_, 2), *self.event_shape_))
             vae = self._build_vae(self._build_likelihood(), rows[:2])
             vae.prior = self._build_prior(rows[: self.n_components_])
-        storing.load_state(vae, state, path)
         self.vae_ = self._place(vae)
+        storing.load_state(self.vae_, state, path)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from pyro_vmm.estimators import building, storing
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
 from pyro_vmm.priors import PRIORS
-from pyro_vmm.training import Rows, Trainer, TrainingConfig
+from pyro_vmm.rows import Rows
+from pyro_vmm.training import Trainer, TrainingConfig
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -42,10 +44,13 @@ class Estimator(BaseEstimator):
         if not callable(self.likelihood):
             choice("likelihood", self.likelihood, tuple(likelihoods))
         for name in ("n_components", "latent_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} should be at least 1")
-        if len(self.hidden) == 0 or min(self.hidden) < 1:
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) and value >= 1):
+                raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
+        if np.ndim(self.hidden) != 1 or len(self.hidden) == 0 or min(self.hidden) < 1:
             raise ValueError(f"hidden={self.hidden} should hold at least one width, each at least 1")
+        if not (isinstance(self.consolidation_steps, Integral) and self.consolidation_steps >= 0):
+            raise ValueError(f"consolidation_steps={self.consolidation_steps!r} should be a whole number, at least 0")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction={self.validation_fraction} should be at least 0 and below 1")
         building.choose_device(self.device)
@@ -106,6 +111,7 @@ class Estimator(BaseEstimator):
         if state is not None:
             trainer.load_state_dict(state["trainer"])
         trainer.fit(x, x_val, labels_val, callbacks=callbacks, checkpoint=checkpoint, progress=self.progress)
+        trainer.consolidate(x, self.consolidation_steps)
         self.history_ = pd.DataFrame(trainer.history)
         self.n_iter_, self.best_epoch_ = len(trainer.history), trainer.best["epoch"]
 
@@ -116,7 +122,7 @@ class Estimator(BaseEstimator):
             counts = np.bincount(self._probabilities(x).argmax(1), minlength=len(weights))
             by_size = (-counts, -weights) if self.numbered_by == "weight" else (-weights, -counts)
             order = np.lexsort((*by_size, counts == 0))
-            self.vae_.prior.reorder(torch.as_tensor(order, device=self._own_device()))
+            self.vae_.reorder(torch.as_tensor(order, device=self._own_device()))
         self.weights_ = weights[order]
         self.labels_ = self._probabilities(x).argmax(1)
         self.n_clusters_ = len(np.unique(self.labels_))

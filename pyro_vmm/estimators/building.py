@@ -224,32 +224,39 @@ def initial_rows(x: Tensor, n: int, init: str, seed: int) -> Tensor:
     return torch.as_tensor(rows)
 
 
-def initial_cells(cells: CellRows, n: int, init: str | Sequence[str], seed: int, counts: bool) -> Tensor:
+def initial_cells(
+    cells: CellRows,
+    train: np.ndarray,  # (M,)
+    n: int,
+    init: str | Sequence[str],
+    seed: int,
+    counts: bool,
+) -> Tensor:
     """Positions (n,) of the cells that pseudo-inputs start from.
 
     Arguments:
-        cells: training cells.
+        cells: all cells, for a name may be that of any.
+        train: positions of those to train on.
         n: K.
         init: "random", "k-means++", or names of cells, which random ones then follow.
         seed: of k-means++.
         counts: whether the values are counts; k-means++ then compares log-normalised ones.
     """
-    random = torch.randperm(len(cells))
-    if init == "random":
+    random = torch.as_tensor(train)[torch.randperm(len(train))]
+    if isinstance(init, str) and init == "random":
         return random[:n]
-    if init == "k-means++":
+    if isinstance(init, str):
         some = random[:KMEANS_CELLS]
-        values = [cells.counts.rows(cells.cells[part]) for part in some.split(1024)]
+        values = [cells.counts.rows(part) for part in some.split(1024)]
         if counts:
             values = [(1e4 * part / part.sum(-1, keepdim=True).clamp(min=1)).log1p() for part in values]
         _, rows = kmeans_plusplus(
             sparse.vstack([sparse.csr_matrix(part.numpy()) for part in values]), n, random_state=seed
         )
         return some[torch.as_tensor(rows)]
-    names = cells.counts.cell_names[cells.cells.numpy()]
-    positions = names.get_indexer(list(init))
+    positions = cells.counts.cell_names.get_indexer(list(init))
     if (positions < 0).any():
         missing = [name for name, position in zip(init, positions, strict=True) if position < 0]
-        raise ValueError(f"init names cells that are not among the training cells: {missing[:10]}")
+        raise ValueError(f"init names {len(missing)} cells that adata lacks: {missing[:10]}")
     named = torch.as_tensor(positions)
     return torch.cat([named, random[~torch.isin(random, named)]])[:n]

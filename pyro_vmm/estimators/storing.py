@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyro
 import torch
 from torch import nn
@@ -78,7 +79,7 @@ def read_checkpoint(path: str | Path, config: dict, X: np.ndarray) -> dict:
         found = ", ".join(f"{name}={config[name]!r} (was {saved['params'].get(name)!r})" for name in differing)
         raise ValueError(f"can't resume from {path} with other parameters: {found}")
     if saved["data"] != _fingerprint(X):
-        raise ValueError(f"can't resume from {path}: X is not the data of that run")
+        raise ValueError(f"can't resume from {path}: these are not the data of that run")
     return saved
 
 
@@ -92,7 +93,7 @@ def _plain(value):
         return asdict(value)
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, list | tuple | np.ndarray | pd.Index):
         return [_plain(entry) for entry in value]
     if isinstance(value, np.generic):
         return value.item()

@@ -193,11 +193,13 @@ class CustomCellLikelihood(CellLikelihood):
 
     def check(self, values: Tensor) -> None:
         """Try the callable: it has to return a distribution of the right shape that can score the values."""
-        shape = (len(values), *((self.outputs_per_gene,) if self.outputs_per_gene > 1 else ()), self.layout.n_genes)
+        rows = (len(values), *((self.outputs_per_gene,) if self.outputs_per_gene > 1 else ()), self.layout.n_genes)
+        library, covariates = values.sum(-1, keepdim=True), values.new_zeros(len(values), self.layout.n_covariates)
         try:
-            distribution = self(values.new_zeros(shape), values.sum(-1, keepdim=True), values.new_zeros(len(values), 0))
-            log_prob = distribution.log_prob(values)
+            distribution = self(values.new_zeros(rows), library, covariates)
+            shape = distribution.batch_shape + distribution.event_shape
+            if shape != values.shape:
+                raise ValueError(f"it returned a distribution of shape {tuple(shape)}")
+            distribution.log_prob(values)
         except Exception as error:  # whatever the caller's function may raise
             raise ValueError(f"likelihood can't score values of shape {tuple(values.shape)}: {error}") from error
-        if log_prob.shape != values.shape[:1]:
-            raise ValueError(f"likelihood scored {tuple(values.shape)} values by {tuple(log_prob.shape)} numbers")

@@ -1,0 +1,204 @@
+"""What a fitted model tells of cells: embedding, clusters, expression, scores, draws."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from pyro_vmm.data.cell_rows import CellRows
+from pyro_vmm.data.cells import CellBatches, match_genes
+from pyro_vmm.estimators import annotation
+from pyro_vmm.estimators.base import DTYPES, Estimator, typical
+from pyro_vmm.networks import inference_mode
+from pyro_vmm.randomness import fork_rng
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# What scoring and decoding may hold at once: 128 MB in float32.
+NUMBERS_AT_ONCE = 2**25
+
+
+class FittedCells(Estimator):
+    """What :class:`~pyro_vmm.SingleCellVMM` does once it is fitted; never used by itself.
+
+    The subclass has set ``vae_``, ``layout_``, ``covariates_``, ``genes_`` and ``library_size_``, and says in
+    ``_totals`` and ``_check_support`` what cells it takes.
+    """
+
+    @property
+    def batches_(self) -> tuple[str, ...]:
+        """The names of the batches, (B,)."""
+        return self.covariates_.batches
+
+    def transform(self, adata: "AnnData") -> np.ndarray:
+        """The means of q(z | x), (N, D)."""
+        return self._latent_means(self._rows(adata))
+
+    def predict(self, adata: "AnnData") -> np.ndarray:
+        """The most probable cluster of each cell, (N,); 0 is the largest in the training data."""
+        return self.predict_proba(adata).argmax(axis=1)
+
+    def predict_proba(self, adata: "AnnData") -> np.ndarray:
+        """q(c | x) at the mean of q(z | x), (N, K)."""
+        return self._probabilities(self._rows(adata))
+
+    def annotate(self, adata: "AnnData", key_added: str = "vmm") -> "AnnData":
+        """Write the embedding and the clusters into ``adata``, and return it.
+
+        - ``obsm["X_vmm"]``: the means of q(z | x), (N, D);
+        - ``obs["vmm"]``: the cluster, a categorical, largest cluster first;
+        - ``obs["vmm_probability"]``: that cluster's probability q(c | x); ``obs["vmm_entropy"]``: q(c | x)'s entropy;
+        - ``uns["vmm"]``: weights, batch shares, history, settings, versions.
+
+        Arguments:
+            adata: cells of known batches, with the genes of the training data and any others, in any order.
+            key_added: what replaces "vmm" above.
+        """
+        rows = self._rows(adata)
+        annotation.check_writable(adata)
+        z, probabilities = self._latent_means(rows), self._probabilities(rows)
+        annotation.write(adata, key_added, z, probabilities, self)
+        return adata
+
+    def normalized_expression(
+        self,
+        adata: "AnnData",
+        batch: str | Sequence[str] | None = None,
+        *,
+        library_size: float = 1e4,
+        genes: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """Denoised expression, cells x genes, at the mean of q(z | x).
+
+        Arguments:
+            adata: cells of known batches.
+            batch: what the cells would look like in this batch, or on average in these; None for each cell's own.
+            library_size: what the expression of a cell adds up to over all genes (no matter to "normal").
+            genes: which to return; None for all.
+        """
+        rows = self._rows(adata)
+        columns = self._columns(genes)
+        batches = [None] if batch is None else [self._batch_code(name) for name in np.atleast_1d(batch).tolist()]
+        scale = library_size if self.vae_.likelihood.counts else 1.0
+        positions = torch.as_tensor(columns, device=self._own_device())
+
+        def expression(cells: Tensor) -> Tensor:
+            z, covariates = self.vae_.encoder(cells).mean, self.layout_.covariates(cells)
+            found = [
+                self.vae_.likelihood.expression(self.vae_.decoder(z, self._as_of(covariates, code))) for code in batches
+            ]
+            return scale * torch.stack(found).mean(0).index_select(-1, positions)
+
+        values = self._batched(expression, rows, self._rows_at_once())
+        return pd.DataFrame(values, index=adata.obs_names, columns=self.genes_[columns])
+
+    def reconstruct(self, adata: "AnnData") -> np.ndarray:
+        """The mean of p(x | z) at the mean of q(z | x), in the cell's own batch and library size, (N, G)."""
+
+        def mean(cells: Tensor) -> Tensor:
+            return typical(self._p_x(self.vae_.encoder(cells).mean, cells))
+
+        return self._batched(mean, self._rows(adata), self._rows_at_once())
+
+    def score_samples(self, adata: "AnnData", n_importance_samples: int = 100) -> np.ndarray:
+        """Importance-weighted log p(x) of each cell, (N,) (Burda et al. 2016, arXiv:1509.00519).
+
+        A lower bound that rises with ``n_importance_samples``. An inferred library size is held at its median.
+        """
+        return self._scores(self._rows(adata), n_importance_samples, self._rows_at_once(n_importance_samples))
+
+    def score(self, adata: "AnnData", y=None) -> float:
+        """The mean of :meth:`score_samples`."""
+        return float(self.score_samples(adata).mean())
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        component: int | None = None,
+        *,
+        batch: str | None = None,
+        library_size: float | None = None,
+        random_state=None,
+    ) -> "AnnData":
+        """Draw cells from the model: an AnnData of n_samples x genes, with ``obs["vmm"]``.
+
+        Arguments:
+            n_samples: how many.
+            component: the cluster to draw from; None for the mixture.
+            batch: the batch they are of; None for the first. They are equally of every category of other covariates,
+                and continuous ones are at their mean.
+            library_size: total counts to expect; None for the geometric mean of the training data's.
+            random_state: an int for the same draws; None goes by the estimator's.
+        """
+        from anndata import AnnData
+        from scipy import sparse
+
+        check_is_fitted(self)
+        self._check_draw(n_samples, component)
+        if library_size is not None and not library_size > 0:
+            raise ValueError(f"library_size={library_size} should be positive")
+        code = 0 if batch is None else self._batch_code(batch)
+        seed = check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
+        with fork_rng(self._own_device()), torch.no_grad(), inference_mode(self.vae_):
+            torch.manual_seed(seed)
+            z, c = self._draw_components(n_samples, component)
+            middle = [z.new_full((n_samples, size), 1 / size) for size in self.layout_.n_categories]
+            covariates = torch.cat([*middle, z.new_zeros(n_samples, self.layout_.n_continuous)], -1)
+            covariates = self._as_of(covariates, code)
+            library = z.new_full((n_samples, 1), library_size or self.library_size_)
+            x = self.vae_.likelihood(self.vae_.decoder(z, covariates), library, covariates).sample().cpu().numpy()
+        clusters = annotation.categorical(c.cpu().numpy(), self.n_components_)
+        obs = pd.DataFrame({"vmm": clusters}, index=np.arange(n_samples).astype(str))
+        if self.batch_key is not None:
+            obs[self.batch_key] = pd.Categorical([self.batches_[code]] * n_samples, categories=self.batches_)
+        values = sparse.csr_matrix(x) if self.vae_.likelihood.counts else x
+        return AnnData(values, obs=obs, var=pd.DataFrame(index=self.genes_))
+
+    def _rows(self, adata: "AnnData") -> CellRows:
+        """Cells of this ``adata`` as the model reads them, genes matched by name."""
+        check_is_fitted(self)
+        counts = CellBatches(adata, self.layer, match_genes(adata, self.genes_))
+        design = self.covariates_.design(adata, self._totals(counts, training=False))
+        rows = CellRows(counts, design, self._own_device(), DTYPES[self.dtype])
+        self._check_support(self.vae_.likelihood, rows)
+        return rows
+
+    def _rows_at_once(self, draws: int = 1) -> int:
+        return max(1, min(1024, NUMBERS_AT_ONCE // (8 * draws * self.layout_.n_genes)))
+
+    def _p_x(self, z: Tensor, cells: Tensor):
+        covariates = self.layout_.covariates(cells)
+        return self.vae_.likelihood(self.vae_.decoder(z, covariates), self.vae_.library_size(cells), covariates)
+
+    def _log_p_x(self, z: Tensor, rows: Tensor) -> Tensor:
+        return self._p_x(z, rows).log_prob(self.layout_.counts(rows))
+
+    def _as_of(self, covariates: Tensor, code: int | None) -> Tensor:
+        """Covariates (N, P) with another batch."""
+        if code is None:
+            return covariates
+        other = covariates.clone()
+        other[:, : self.layout_.n_batches] = 0
+        other[:, code] = 1
+        return other
+
+    def _batch_code(self, name: str) -> int:
+        if str(name) not in self.batches_:
+            raise ValueError(f"batch={name!r} should be one of {self.batches_}")
+        return self.batches_.index(str(name))
+
+    def _columns(self, genes: Sequence[str] | None) -> np.ndarray:
+        if genes is None:
+            return np.arange(len(self.genes_))
+        genes = np.atleast_1d(genes).tolist()
+        positions = pd.Index(self.genes_).get_indexer(genes)
+        if (positions < 0).any():
+            missing = [gene for gene, position in zip(genes, positions, strict=True) if position < 0]
+            raise ValueError(f"genes={missing} are not among the {len(self.genes_)} genes of the model")
+        return positions

@@ -1,0 +1,174 @@
+"""What the model knows of a cell besides its counts, and cells as minibatches, against plain NumPy."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+from pyro_vmm.data.cell_rows import CellRows, Continuous, Covariates
+from pyro_vmm.data.cells import CellBatches
+
+N, G = 6, 4
+COUNTS = np.random.default_rng(0).poisson(3.0, (N, G)).astype(np.float32) + 1
+TOTALS = COUNTS.sum(1, dtype=np.float64)
+AGE = np.array([3.0, 1.0, 4.0, 1.0, 5.0, 9.0])
+
+
+def annotated(**columns) -> ad.AnnData:
+    obs = {"batch": list("babbab"), "donor": [3, 1, 2, 3, 3, 10], "age": AGE, "depth": [1, 2, 1, 2, 1, 2], **columns}
+    names = [f"cell{i}" for i in range(N)]
+    return ad.AnnData(sparse.csr_matrix(COUNTS), obs=pd.DataFrame(obs, index=names))
+
+
+def covariates(adata: ad.AnnData, **keys) -> Covariates:
+    return Covariates.of(adata, TOTALS, **{"batch_key": "batch", **keys})
+
+
+# Columns
+
+
+def test_columns_are_batch_then_categories_then_numbers_then_library():
+    adata = annotated()
+    found = covariates(adata, categorical_keys=["donor"], continuous_keys=["age", "depth"])
+    design = found.design(adata, TOTALS)
+    layout = found.layout(G)
+    assert (layout.n_genes, layout.n_categories, layout.n_continuous) == (G, (2, 4), 2)
+    assert found.batches == ("a", "b") and found.categorical[1].names == ("1", "2", "3", "10")
+    assert design.shape == (N, layout.n_covariates + 1) and design.dtype == torch.float32
+    np.testing.assert_array_equal(design[:, :2].argmax(1), [1, 0, 1, 1, 0, 1])
+    np.testing.assert_array_equal(design[:, 2:6].argmax(1), [2, 0, 1, 2, 2, 3])
+    np.testing.assert_array_equal(design[:, :6].sum(1), np.full(N, 2.0))
+    np.testing.assert_allclose(design[:, 6], (AGE - AGE.mean()) / AGE.std(), rtol=1e-6)
+    np.testing.assert_allclose(design[:, 7], [-1, 1, -1, 1, -1, 1])
+    np.testing.assert_array_equal(design[:, 8], TOTALS)
+
+
+def test_without_a_batch_all_cells_are_of_one():
+    found = covariates(annotated(), batch_key=None)
+    assert found.batches == ("all",) and found.layout(G).n_categories == (1,)
+    np.testing.assert_array_equal(found.design(annotated(), TOTALS), np.stack([np.ones(N), TOTALS], 1))
+
+
+def test_other_cells_are_seen_by_what_was_learned():
+    """Not by their own categories, mean and standard deviation."""
+    adata = annotated()
+    found = covariates(adata, categorical_keys=["donor"], continuous_keys=["age"], size_factor_key="depth")
+    whole, some = found.design(adata, TOTALS), [4, 2]
+    np.testing.assert_array_equal(found.design(adata[some], TOTALS[some]), whole[some])
+
+
+def test_size_factors_are_scaled_to_the_totals():
+    adata = annotated(factor=[0.5, 1.0, 2.0, 1.0, 1.0, 0.5])
+    library = covariates(adata, size_factor_key="factor").design(adata, TOTALS)[:, -1].numpy()
+    np.testing.assert_allclose(library, adata.obs["factor"] * TOTALS.mean(), rtol=1e-6)
+    np.testing.assert_allclose(library.mean(), TOTALS.mean(), rtol=1e-6)
+
+
+def test_a_constant_covariate_is_zero():
+    adata = annotated(same=np.full(N, 7.0))
+    assert Continuous.of(adata, "same") == Continuous("same", 7.0, 1.0)
+    assert (Continuous.of(adata, "same").values(adata) == 0).all()
+
+
+@pytest.mark.parametrize("values", [[1, 2, 3, 4, 5, 6], [True, False] * 3, pd.array([1, 2, 3, 4, 5, 6], dtype="Int64")])
+def test_numbers_of_any_kind(values):
+    adata = annotated(number=values)
+    numbers = np.asarray(values, dtype=float)
+    expected = (numbers - numbers.mean()) / numbers.std()
+    np.testing.assert_allclose(Continuous.of(adata, "number").values(adata), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"batch_key": None},
+        {"categorical_keys": ["donor"], "continuous_keys": ["age"]},
+        {"size_factor_key": "depth"},
+    ],
+)
+def test_covariates_survive_a_file(keys):
+    found = covariates(annotated(), **keys)
+    assert Covariates.from_dict(found.to_dict()) == found
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"batch_key": "plate"}, "batch_key='plate' is not a column of adata.obs, which has 'batch', 'donor'"),
+        ({"categorical_keys": ["sex"]}, "categorical_covariate_keys='sex' is not a column of adata.obs"),
+        ({"continuous_keys": ["weight"]}, "continuous_covariate_keys='weight' is not a column of adata.obs"),
+        ({"size_factor_key": "factor"}, "size_factor_key='factor' is not a column of adata.obs"),
+        ({"continuous_keys": ["batch"]}, "continuous_covariate_keys='batch' should hold numbers: could not convert"),
+        ({"categorical_keys": ["age2"]}, "categorical_covariate_keys='age2' holds the number 1.5, expected categories"),
+        ({"batch_key": "gap"}, "batch_key='gap' has no value in 1 of 6 cells, the first of them 'cell2'"),
+        ({"categorical_keys": ["gap"]}, "categorical_covariate_keys='gap' has no value in 1 of 6 cells"),
+        (
+            {"continuous_keys": ["hole"]},
+            "continuous_covariate_keys='hole' has no finite value in 1 of 6 cells, .*'cell1'",
+        ),
+        ({"size_factor_key": "hole"}, "size_factor_key='hole' has no finite value in 1 of 6 cells"),
+        ({"size_factor_key": "zero"}, "size_factor_key='zero' holds 0; size factors should be positive"),
+        ({"size_factor_key": "minus"}, "size_factor_key='minus' holds -2; size factors should be positive"),
+    ],
+)
+def test_wrong_columns(keys, message):
+    columns = {
+        "age2": AGE / 2,
+        "gap": ["a", "b", None, "a", "b", "a"],
+        "hole": [1.0, np.inf, 1.0, 1.0, 1.0, 1.0],
+        "zero": [1, 0, 1, 1, 1, 1],
+        "minus": [1, 1, 1, -2, 1, 1],
+    }
+    with pytest.raises(ValueError, match=message):
+        covariates(annotated(**columns), **keys)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"batch": list("abcabc")},
+            "batch_key='batch' has 2 of 6 cells in .* not trained on: 'c'; expected one of 'a'",
+        ),
+        (
+            {"donor": [1, 2, 3, 4, 5, 4]},
+            "categorical_covariate_keys='donor' has 3 of 6 cells in .*: '4', '5'; expected",
+        ),
+        ({"age": [1.0, np.nan] * 3}, "continuous_covariate_keys='age' has no finite value in 3 of 6 cells"),
+        ({"depth": [1.0, -1.0] * 3}, "size_factor_key='depth' holds -1; size factors should be positive"),
+    ],
+)
+def test_wrong_values_of_other_cells(columns, message):
+    keys = {"categorical_keys": ["donor"], "continuous_keys": ["age"], "size_factor_key": "depth"}
+    found = covariates(annotated(), **keys)
+    with pytest.raises(ValueError, match=message):
+        found.design(annotated(**columns), TOTALS)
+    with pytest.raises(ValueError, match=r"is not a column of adata.obs"):
+        found.design(ad.AnnData(COUNTS), TOTALS)
+
+
+# Rows
+
+
+def test_rows():
+    adata = annotated()
+    design = covariates(adata).design(adata, TOTALS)
+    rows = CellRows(CellBatches(adata), design)
+    assert len(rows) == N
+    found = rows[torch.tensor([4, 1, 1])]
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found, np.concatenate([COUNTS, design], 1)[[4, 1, 1]])
+    assert CellRows(CellBatches(adata), design, dtype=torch.float64)[torch.tensor([0])].dtype == torch.float64
+
+
+def test_rows_of_some_cells():
+    adata = annotated()
+    design = covariates(adata).design(adata, TOTALS)
+    some = CellRows(CellBatches(adata), design).subset(np.array([5, 0, 3]))
+    whole = np.concatenate([COUNTS, design], 1)
+    assert len(some) == 3
+    np.testing.assert_array_equal(some[torch.tensor([2, 0])], whole[[3, 5]])
+    np.testing.assert_array_equal(some.subset(np.array([1, 2]))[torch.tensor([0, 1])], whole[[0, 3]])

@@ -103,9 +103,12 @@ class CellPseudoInputs(PseudoInputs):
         if self.batch != "averaged" or self.layout.n_batches == 1:
             return centres
         loc, tril = (each.unflatten(0, (self.layout.n_batches, -1)) for each in centres)
-        between = (loc - loc.mean(0)).permute(1, 2, 0)
-        covariance = (tril @ tril.mT).mean(0) + between @ between.mT / self.layout.n_batches
-        return Centres(loc.mean(0), torch.linalg.cholesky(covariance))
+        between = (loc - loc.mean(0)).permute(1, 0, 2)  # (K, B, D)
+        # The rows of all roots stacked are a root of the sum; its triangle needs no covariance, which could be singular.
+        roots = torch.cat([tril.mT.permute(1, 0, 2, 3).flatten(1, 2), between], 1) / self.layout.n_batches**0.5
+        triangle = torch.linalg.qr(roots).R
+        signs = triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)
+        return Centres(loc.mean(0), (triangle * signs).mT)
 
 
 def _inverse_softplus(values: Tensor) -> Tensor:

@@ -55,9 +55,9 @@ class TrainingConfig:
             _check_whole(name, getattr(self, name))
         if self.patience is not None:
             _check_whole("patience", self.patience)
-        _check_positive("learning_rate", self.learning_rate)
+        check_positive("learning_rate", self.learning_rate)
         if self.prior_learning_rate is not None:
-            _check_positive("prior_learning_rate", self.prior_learning_rate)
+            check_positive("prior_learning_rate", self.prior_learning_rate)
         if self.monitor not in MONITORS:
             raise ValueError(f"monitor={self.monitor!r} should be one of {MONITORS}")
 
@@ -67,7 +67,8 @@ def _check_whole(name: str, value) -> None:
         raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
 
 
-def _check_positive(name: str, value) -> None:
+def check_positive(name: str, value) -> None:
+    """Raise ``ValueError`` unless the value is a positive, finite number."""
     if not (isinstance(value, Real) and 0 < value < math.inf):
         raise ValueError(f"{name}={value!r} should be a positive number")
 
@@ -228,7 +229,7 @@ class Trainer:
         self.restore_best()
         return self.history
 
-    def consolidate(self, x: Rows, steps: int, learning_rate: float = 1e-2) -> None:
+    def consolidate(self, x: Rows, steps: int, learning_rate: float = 3e-3) -> None:
         """MAP steps alone, at a learning rate of their own: the mixture settles on what the trained encoder makes of x.
 
         The weights of components that the data do not need fall by at most a learning rate a step, so that training

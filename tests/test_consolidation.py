@@ -77,7 +77,7 @@ def test_components_without_data_lose_their_weight():
     trainer = trained()
     prior = trainer.vae.prior
     before = prior.log_pi.exp().min().item()
-    trainer.consolidate(data(), 400)
+    trainer.consolidate(data(), 400, 1e-2)
     assert prior.log_pi.exp().min().item() < before / 2
     assert prior.log_pi.shape == (3,) and prior.latent_dim == D
 

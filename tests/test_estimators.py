@@ -17,7 +17,7 @@ from torch import nn
 from pyro_vmm import VMM, HyperPrior, files
 from pyro_vmm.priors import PRIORS
 
-TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 3, "random_state": 0}
+TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 0, "random_state": 0}
 EXEMPT = {
     # Two epochs leave these at their random start; clusters are tested for the VMM, and on digits.
     "gmm": {"check_clustering": "the centres start at random and need more than two epochs to find three blobs"},
@@ -244,9 +244,17 @@ def test_files_that_are_no_models(fitted, tmp_path):
         VMM.load(path)
 
 
+def test_consolidation_takes_no_more_steps_than_training_did(X, monkeypatch):
+    asked = []
+    monkeypatch.setattr("pyro_vmm.training.Trainer.consolidate", lambda self, x, *how: asked.append(how))
+    for steps in (1000, 3):
+        VMM(**{**TINY, "epochs": 3, "batch_size": 64, "consolidation_steps": steps}).fit(X)
+    assert asked == [(3 * 3, 3e-3), (3, 3e-3)], "180 rows are three minibatches"
+
+
 @pytest.mark.parametrize("prior", PRIORS)
 def test_resume_is_bit_identical(prior, X, tmp_path):
-    settings = {**TINY, "prior": prior, "epochs": 6, "checkpoint_every": 1, "patience": None}
+    settings = {**TINY, "consolidation_steps": 3, "prior": prior, "epochs": 6, "checkpoint_every": 1, "patience": None}
     whole = VMM(**settings).fit(X)
     VMM(**{**settings, "epochs": 3}).fit(X, checkpoint=tmp_path / "checkpoint.pt")
     torch.rand(5)

@@ -55,8 +55,9 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         expectation: over the centres, "analytic" or "sampled".
         batch_size, learning_rate, prior_learning_rate, epochs, patience, monitor: see
             :class:`~pyro_vmm.training.TrainingConfig`.
-        consolidation_steps: MAP steps after training, with the networks at rest; see
-            :meth:`~pyro_vmm.training.Trainer.consolidate`.
+        consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see
+            :meth:`~pyro_vmm.training.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
+            many as training took.
         validation_fraction: share of the rows held back for early stopping; 0 for none.
         dtype: "float32" or "float64".
         device: "auto" (a GPU if there is one) or any torch device.
@@ -106,6 +107,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         patience: int | None = 50,
         monitor: str = "val_elbo",
         consolidation_steps: int = 1000,
+        consolidation_learning_rate: float = 3e-3,
         validation_fraction: float = 0.1,
         dtype: str = "float32",
         device: str = "auto",
@@ -135,6 +137,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         self.patience = patience
         self.monitor = monitor
         self.consolidation_steps = consolidation_steps
+        self.consolidation_learning_rate = consolidation_learning_rate
         self.validation_fraction = validation_fraction
         self.dtype = dtype
         self.device = device

@@ -1,5 +1,6 @@
 """What the estimators share: parameters, the fit around a trainer, numbering of clusters, batched inference."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral
@@ -19,7 +20,7 @@ from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.rows import Rows
-from pyro_vmm.training import Trainer, TrainingConfig
+from pyro_vmm.training import Trainer, TrainingConfig, check_positive
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -51,6 +52,7 @@ class Estimator(BaseEstimator):
             raise ValueError(f"hidden={self.hidden} should hold at least one width, each at least 1")
         if not (isinstance(self.consolidation_steps, Integral) and self.consolidation_steps >= 0):
             raise ValueError(f"consolidation_steps={self.consolidation_steps!r} should be a whole number, at least 0")
+        check_positive("consolidation_learning_rate", self.consolidation_learning_rate)
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction={self.validation_fraction} should be at least 0 and below 1")
         building.choose_device(self.device)
@@ -111,7 +113,9 @@ class Estimator(BaseEstimator):
         if state is not None:
             trainer.load_state_dict(state["trainer"])
         trainer.fit(x, x_val, labels_val, callbacks=callbacks, checkpoint=checkpoint, progress=self.progress)
-        trainer.consolidate(x, self.consolidation_steps)
+        # What is hardly trained has no clusters yet that the mixture could settle on.
+        trained = len(trainer.history) * math.ceil(len(x) / self.batch_size)
+        trainer.consolidate(x, min(self.consolidation_steps, trained), self.consolidation_learning_rate)
         self.history_ = pd.DataFrame(trainer.history)
         self.n_iter_, self.best_epoch_ = len(trainer.history), trainer.best["epoch"]
 

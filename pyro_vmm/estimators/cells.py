@@ -61,8 +61,9 @@ class SingleCellVMM(FittedCells):
             that of the authors' code, which did better by .01 on two files.
         batch_size, learning_rate, prior_learning_rate, epochs, patience: see
             :class:`~pyro_vmm.training.TrainingConfig`.
-        consolidation_steps: MAP steps after training, with the networks at rest; see
-            :meth:`~pyro_vmm.training.Trainer.consolidate`.
+        consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see
+            :meth:`~pyro_vmm.training.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
+            many as training took.
         validation_fraction: share of the cells held back for early stopping; 0 for none.
         dtype, device, checkpoint_every, progress, random_state: as of :class:`~pyro_vmm.VMM`.
 
@@ -114,6 +115,7 @@ class SingleCellVMM(FittedCells):
         epochs: int = 400,
         patience: int | None = 45,
         consolidation_steps: int = 1000,
+        consolidation_learning_rate: float = 1e-2,
         validation_fraction: float = 0.1,
         dtype: str = "float32",
         device: str = "auto",
@@ -149,6 +151,7 @@ class SingleCellVMM(FittedCells):
         self.epochs = epochs
         self.patience = patience
         self.consolidation_steps = consolidation_steps
+        self.consolidation_learning_rate = consolidation_learning_rate
         self.validation_fraction = validation_fraction
         self.dtype = dtype
         self.device = device

@@ -109,7 +109,8 @@ class FittedCells(Estimator):
     def score_samples(self, adata: "AnnData", n_importance_samples: int = 100) -> np.ndarray:
         """Importance-weighted log p(x) of each cell, (N,) (Burda et al. 2016, arXiv:1509.00519).
 
-        A lower bound that rises with ``n_importance_samples``. An inferred library size is held at its median.
+        A lower bound that rises with ``n_importance_samples``. An inferred library size is held at its median; the
+        weights of clusters are pi, without the batch balance of training.
         """
         return self._scores(self._rows(adata), n_importance_samples, self._rows_at_once(n_importance_samples))
 

@@ -104,7 +104,7 @@ class CellPseudoInputs(PseudoInputs):
             return centres
         loc, tril = (each.unflatten(0, (self.layout.n_batches, -1)) for each in centres)
         between = (loc - loc.mean(0)).permute(1, 0, 2)  # (K, B, D)
-        # The rows of all roots stacked are a root of the sum; its triangle needs no covariance, which could be singular.
+        # The roots of all batches, stacked, are a root of the sum; no covariance is made, which could be singular.
         roots = torch.cat([tril.mT.permute(1, 0, 2, 3).flatten(1, 2), between], 1) / self.layout.n_batches**0.5
         triangle = torch.linalg.qr(roots).R
         signs = triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)

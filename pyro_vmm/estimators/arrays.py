@@ -106,7 +106,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         epochs: int = 300,
         patience: int | None = 50,
         monitor: str = "val_elbo",
-        consolidation_steps: int = 1000,
+        consolidation_steps: int = 0,
         consolidation_learning_rate: float = 3e-3,
         validation_fraction: float = 0.1,
         dtype: str = "float32",

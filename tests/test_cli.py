@@ -15,7 +15,19 @@ from pyro_vmm import VMM, plots
 from pyro_vmm.cli import build_parser, main, resolve
 
 ROOT = Path(__file__).parents[1]
-FAST = ["--hidden", "8", "--components", "4", "--latent-dim", "2", "--epochs", "2", "--quiet"]
+FAST = [
+    "--hidden",
+    "8",
+    "--components",
+    "4",
+    "--latent-dim",
+    "2",
+    "--epochs",
+    "2",
+    "--consolidation-steps",
+    "3",
+    "--quiet",
+]
 
 
 @pytest.fixture(autouse=True)

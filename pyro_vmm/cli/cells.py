@@ -1,0 +1,87 @@
+"""The command line on single cells."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pyro_vmm.cli.kind import Kind
+from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
+from pyro_vmm.data.cells import counts_matrix
+from pyro_vmm.estimators import SingleCellVMM
+from pyro_vmm.likelihoods import CELL_LIKELIHOODS
+from pyro_vmm.runs import CellData, CellResults
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# The others have one batch.
+SEVERAL_BATCHES = ("pbmc", "lung_atlas", "split_seq")
+#: The settings of the paper's authors, and the columns that :func:`~pyro_vmm.data.load_cells` makes.
+NAMED_CELLS: dict[str, dict] = {
+    name: {
+        **({"batch_key": "batch"} if name in SEVERAL_BATCHES else {}),
+        "label_key": "cell_type",
+        **CELL_PRESETS.get(name, {}),
+    }
+    for name in CELL_SETS
+}
+
+
+class Cells(Kind):
+    """Counts of cells in an AnnData: :class:`~pyro_vmm.SingleCellVMM`."""
+
+    noun = "single cells"
+    estimator = SingleCellVMM
+    likelihoods = tuple(CELL_LIKELIHOODS)
+    names = tuple(CELL_SETS)
+    endings = (".h5ad",)
+    own = frozenset({"label_key", "n_top_genes"})
+
+    def preset(self, dataset: str) -> dict:
+        return NAMED_CELLS.get(dataset, {})
+
+    def load(self, config: dict) -> CellData:
+        adata = load_cells(config["dataset"], config.get("data_dir"))
+        # What can be told to be wrong comes before the selection of genes, which takes longer.
+        label_key = config.get("label_key")
+        labels = None if label_key is None else _labels(adata, label_key)
+        selected = self._select(adata, config)
+        kept = adata.obs_names.isin(selected.obs_names)
+        labels = None if labels is None else labels[kept]
+        return CellData(adata if kept.all() else adata[kept].copy(), selected, adata.n_obs, labels, label_key)
+
+    def _select(self, adata: "AnnData", config: dict) -> "AnnData":
+        layer, likelihood = config.get("layer"), config.get("likelihood", self.defaults["likelihood"])
+        if config.get("n_top_genes") is not None:
+            return select_genes(adata, config["n_top_genes"], config.get("batch_key"), layer)
+        return _expressed(adata, layer) if CELL_LIKELIHOODS[likelihood].counts else adata
+
+    def fit(self, model: SingleCellVMM, data: CellData, checkpoint: Path, resume: Path | None) -> None:
+        model.fit(data.selected, checkpoint=checkpoint, resume=resume)
+
+    def results(self, model: SingleCellVMM, data: CellData) -> CellResults:
+        return CellResults(model, data)
+
+
+def _labels(adata: "AnnData", key: str) -> pd.Categorical:
+    """The types of the cells, as text; NaN where they are missing."""
+    if key not in adata.obs.columns:
+        raise ValueError(f"label_key={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}")
+    column = adata.obs[key]
+    if column.dtype.kind == "f" and (column.dropna() % 1 != 0).any():
+        raise ValueError(f"label_key={key!r} holds numbers such as {column.dropna().iloc[0]:g}, expected categories")
+    values = pd.Categorical(column).remove_unused_categories()
+    return pd.Categorical.from_codes(values.codes, [str(name) for name in values.categories])
+
+
+def _expressed(adata: "AnnData", layer: str | None) -> "AnnData":
+    """The genes that have a count in any cell: of the others a model can learn nothing, and refuses them."""
+    expressed = np.asarray((counts_matrix(adata, layer) != 0).sum(0)).ravel() > 0
+    if expressed.all() or not expressed.any():
+        return adata
+    silent = (~expressed).sum()
+    warnings.warn(f"left out {silent} of {adata.n_vars} genes, which have no count in any cell", stacklevel=2)
+    return adata[:, expressed].copy()

@@ -1,0 +1,72 @@
+"""What the command line has to know about a kind of data."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.runs import Results
+
+# Options that are parameters of an estimator under another name.
+RENAMED = {
+    "components": "n_components",
+    "seed": "random_state",
+    "categorical_covariates": "categorical_covariate_keys",
+    "continuous_covariates": "continuous_covariate_keys",
+}
+# Parameters that are no options.
+HIDDEN = {"encoder", "decoder", "progress"}
+
+
+class Kind(ABC):
+    """A kind of data: its options, its data sets, its estimator and its results; never used by itself."""
+
+    #: What to call it in messages.
+    noun: str
+    estimator: type[Estimator]
+    likelihoods: tuple[str, ...]
+    #: Names of data sets, and endings of files.
+    names: tuple[str, ...]
+    endings: tuple[str, ...]
+    #: Options that are not parameters of the estimator.
+    own: frozenset[str]
+
+    @property
+    def defaults(self) -> dict:
+        """The estimator's defaults by option."""
+        option = {parameter: name for name, parameter in RENAMED.items()}
+        params = self.estimator().get_params()
+        return {option.get(name, name): value for name, value in params.items() if name not in HIDDEN}
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The options that apply."""
+        return self.own | self.defaults.keys() | {"dataset", "data_dir"}
+
+    @abstractmethod
+    def preset(self, dataset: str) -> dict:
+        """What suits a data set better than the estimator's defaults."""
+
+    def parameters(self, config: dict) -> dict:
+        """The estimator's parameters of resolved options."""
+        params = {RENAMED.get(name, name): value for name, value in config.items() if name in self.defaults}
+        if params.get("patience") == 0:
+            params["patience"] = None
+        return params
+
+    @abstractmethod
+    def load(self, config: dict) -> Any:
+        """The data, as :meth:`fit` and :meth:`results` want them."""
+
+    @abstractmethod
+    def fit(self, model: Estimator, data: Any, checkpoint: Path, resume: Path | None) -> None:
+        """Train the model, from a checkpoint on if there is one."""
+
+    @abstractmethod
+    def results(self, model: Estimator, data: Any) -> Results:
+        """What the run came to."""
+
+
+def flag(option: str) -> str:
+    """``--n-top-genes`` for ``n_top_genes``."""
+    return f"--{option.replace('_', '-')}"

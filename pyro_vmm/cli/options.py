@@ -1,0 +1,91 @@
+"""Options by precedence, and the kind of data that they are for."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from pyro_vmm.cli.kind import Kind, flag
+from pyro_vmm.cli.kinds import CELLS, KINDS
+from pyro_vmm.data.cell_sets.files import find, folders
+from pyro_vmm.data.images import _data_root
+from pyro_vmm.estimators.base import Estimator
+
+
+def resolve(given: dict) -> dict:
+    """Options by precedence: the command line, the configuration file, the data set's preset."""
+    from_file = read_config(given["config"]) if "config" in given else {}
+    config = {"dataset": "digits", "seed": 0, **from_file, **{k: v for k, v in given.items() if k != "config"}}
+    return {**kind_of(config).preset(str(config["dataset"])), **config}
+
+
+def kind_of(config: dict) -> Kind:
+    """The kind of data that a data set is, by its name or its file's ending."""
+    name = str(config["dataset"])
+    for kind in KINDS:
+        if name in kind.names or Path(name).suffix.lower() in kind.endings:
+            return kind
+    root = _data_root(config.get("data_dir"))
+    if find(root, f"{name}.h5ad"):
+        return CELLS
+    named = "; ".join(f"{', '.join(kind.names)} ({kind.noun})" for kind in KINDS)
+    stored = sorted({file.stem for folder in folders(root) for file in folder.glob("*.h5ad")} - set(CELLS.names))
+    in_folder = f", one of the .h5ad files of {root} ({', '.join(stored)})" if stored else ""
+    raise ValueError(
+        f"no data set is called {name!r}, and no file that can be read; expected one of {named}{in_folder}, "
+        f"or a file ending in {', '.join(ending for kind in KINDS for ending in kind.endings)}"
+    )
+
+
+def check(config: dict, kind: Kind) -> None:
+    """Raise ``ValueError`` if an option does not go with this kind of data."""
+    wrong = sorted(config.keys() - kind.options)
+    if wrong:
+        others = frozenset().union(*(other.options for other in KINDS if other is not kind))
+        raise ValueError(
+            f"{_flags(wrong)} {'is' if len(wrong) == 1 else 'are'} not for {kind.noun}, which {config['dataset']} "
+            f"holds; what only these have is {_flags(kind.options - others)}"
+        )
+    likelihood = config.get("likelihood", kind.defaults["likelihood"])
+    if likelihood not in kind.likelihoods:
+        raise ValueError(
+            f"--likelihood {likelihood} is not for {kind.noun}, which {config['dataset']} holds; "
+            f"expected one of {', '.join(kind.likelihoods)}"
+        )
+
+
+def _flags(options: Iterable[str]) -> str:
+    return ", ".join(map(flag, sorted(options)))
+
+
+def estimator(config: dict, progress: bool) -> Estimator:
+    """The estimator that resolved options describe."""
+    kind = kind_of(config)
+    return kind.estimator(**kind.parameters(config), progress=progress)
+
+
+def read_config(path: Path) -> dict:
+    """Options from a TOML or JSON file, by their long names with underscores."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--config: there is no file {path}")
+    try:
+        if path.suffix == ".json":
+            config = json.loads(path.read_text())
+        else:
+            config = _toml().loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"--config: {path} is neither TOML nor JSON as its ending says: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"--config: {path} should hold names and values")
+    known = frozenset().union(*(kind.options for kind in KINDS))
+    unknown = sorted(config.keys() - known)
+    if unknown:
+        raise ValueError(f"--config: {path} has unknown options {unknown}; expected some of {sorted(known)}")
+    return config
+
+
+def _toml():
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    return tomllib

@@ -1,0 +1,72 @@
+"""What a run on arrays comes to."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pyro_vmm import plots
+from pyro_vmm.data.images import Dataset
+from pyro_vmm.estimators import VMM
+from pyro_vmm.runs import tables
+
+#: Shares printed in the closing table.
+SHARES_SHOWN = 15
+
+
+class ArrayResults:
+    """Assignments, latent means and figures of a fitted model.
+
+    Arguments:
+        model: fitted to the data.
+        data: rows, labels and names.
+    """
+
+    def __init__(self, model: VMM, data: Dataset):
+        self.model, self.data = model, data
+        self.probabilities = model.predict_proba(data.x)
+        self.clusters = self.probabilities.argmax(1)
+
+    def write(self, path: Path) -> None:
+        """The model, ``history.csv``, ``assignments.csv``, ``latent.npy`` and the figures."""
+        self.model.save(path / "model.pt")
+        self.model.history_.to_csv(path / "history.csv", index=False)
+        tables.assignments(self.probabilities, self.data.row_names).to_csv(path / "assignments.csv", index=False)
+        z = self.model.transform(self.data.x)
+        np.save(path / "latent.npy", z)
+        for name, figure in self.figures(z).items():
+            plots.save(figure, path / f"{name}.png")
+
+    def figures(self, z: np.ndarray) -> dict:
+        """The figures by name, of latent means z (N, D); without clusters (one component) there are fewer."""
+        found = {"curves": plots.training_curves(self.model.history_)}
+        found["latent"] = plots.latent_map(z, self.clusters, self.data.labels)
+        if self.probabilities.shape[1] > 1:
+            shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
+            found["weights"] = plots.cluster_weights(self.model.weights_, shares)
+            found["components"] = self.component_figure()
+        return found
+
+    def component_figure(self):
+        """The paper's figure 1: what each used cluster generates, in proportion to its weight, and its exemplar."""
+        used = np.unique(self.clusters)
+        weights = self.model.weights_[used]
+        numbers = plots.samples_per_component(weights)
+        samples = [
+            self.model.sample(n, component=k, mean=True, random_state=0)[0] for k, n in zip(used, numbers, strict=True)
+        ]
+        return plots.component_samples(samples, weights, self.data.x[self.probabilities[:, used].argmax(0)])
+
+    def closing_table(self) -> str:
+        """Clusters, shares, ELBO and scores, as text."""
+        counts, x = np.bincount(self.clusters), self.data.x
+        shares = [f"{share:.1%}" for share in counts[counts > 0] / counts.sum()]
+        lines = [
+            ("rows, features", f"{len(x)}, {int(np.prod(x.shape[1:]))}"),
+            ("clusters used", f"{len(shares)} of {self.model.n_components_}"),
+            ("shares", tables.abridged(shares, SHARES_SHOWN)),
+            *tables.training_lines(self.model, "row"),
+        ]
+        if self.data.labels is not None:
+            used = "used for early stopping" if self.model.monitor == "val_nmi" else "not used in training"
+            lines += [(f"labels ({used})", ""), *tables.score_lines(self.data.labels, self.probabilities)]
+        return tables.pairs(lines)

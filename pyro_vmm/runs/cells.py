@@ -1,0 +1,220 @@
+"""What a run on cells comes to: an annotated AnnData, tables of clusters by batch and by type, figures."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pyro_vmm import plots
+from pyro_vmm.estimators import SingleCellVMM
+from pyro_vmm.runs import tables
+from pyro_vmm.threads import same_threads
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: Clusters, and columns of batches, in the closing table.
+CLUSTERS_SHOWN, BATCHES_SHOWN = 20, 8
+# Of batches with longer names together than this the table has numbers.
+NAMES_WIDTH = 40
+# A cluster is almost of one batch if the others have less than this share of the cells that their sizes let expect...
+FEW = 0.25
+# ... and these would have been so many: of fewer their absence may be chance.
+ENOUGH = 5
+# Fewer cells than this have no neighbourhoods to draw a map by.
+MIN_CELLS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class CellData:
+    """Cells to integrate and cluster, with what is known about them.
+
+    Arguments:
+        adata: The cells that the model sees, with all genes of the input.
+        selected: The same cells with the genes that the model sees.
+        n_read: How many cells the input had.
+        labels: The known type of each cell, (N,), or None; NaN where it is not known. Never used in training.
+        label_key: The column of ``adata.obs`` that holds them.
+    """
+
+    adata: "AnnData"
+    selected: "AnnData"
+    n_read: int
+    labels: pd.Categorical | None = None
+    label_key: str | None = None
+
+
+class CellResults:
+    """Assignments, embedding, annotated cells, tables and figures of a fitted model.
+
+    Arguments:
+        model: fitted to ``data.selected``.
+        data: the cells; they are annotated.
+    """
+
+    def __init__(self, model: SingleCellVMM, data: CellData):
+        self.model, self.data = model, data
+        self.probabilities = model.predict_proba(data.selected)
+        self.clusters = self.probabilities.argmax(1)
+        model.annotate(data.adata)
+        data.adata.var["vmm"] = data.adata.var_names.isin(model.genes_)
+        batch = model.covariates_.categorical[0]
+        codes = np.zeros(len(self.clusters), int) if batch is None else batch.codes(data.selected).numpy()
+        self.batches = pd.Categorical.from_codes(codes, model.batches_)
+        self.by_batch = cross_table(self.clusters, self.batches)
+        self.by_type = None if data.labels is None else cross_table(self.clusters, data.labels)
+        self.marked = single_batch_clusters(self.by_batch)
+
+    def write(self, path: Path) -> None:
+        """The model, ``annotated.h5ad``, ``assignments.csv``, ``history.csv``, ``latent.npy``, tables and figures."""
+        adata = self.data.adata
+        self.model.save(path / "model.pt")
+        self.model.history_.to_csv(path / "history.csv", index=False)
+        assignments = tables.assignments(self.probabilities, adata.obs_names, kind="cell")
+        assignments.to_csv(path / "assignments.csv", index=False)
+        np.save(path / "latent.npy", adata.obsm["X_vmm"])
+        if self.model.batch_key is not None:
+            self.by_batch.to_csv(path / "clusters_by_batch.csv")
+        if self.by_type is not None:
+            self.by_type.to_csv(path / "clusters_by_type.csv")
+        embed(adata)
+        write_h5ad(adata, path / "annotated.h5ad")
+        for name, figure in self.figures().items():
+            plots.save(figure, path / f"{name}.png")
+
+    def figures(self) -> dict:
+        """The figures by name; those of several batches, clusters or enough cells only where there are."""
+        found, adata = {"curves": plots.training_curves(self.model.history_, unit="cell")}, self.data.adata
+        several = len(self.by_batch.columns) > 1
+        if "X_umap" in adata.obsm:
+            groups = {"batch": self.batches} if several else {}
+            groups |= {} if self.data.labels is None else {"cell type": self.data.labels}
+            found["umap"] = plots.umap_panels(adata.obsm["X_umap"], {**groups, "cluster": self.clusters})
+        if self.probabilities.shape[1] > 1:
+            shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
+            found["weights"] = plots.cluster_weights(self.model.weights_, shares, unit="cell")
+            if several:
+                found["batches"] = plots.cluster_batches(self.by_batch, marked=self.marked)
+        return found
+
+    def closing_table(self) -> str:
+        """Clusters, what share of each is of which batch, ELBO and scores, as text."""
+        adata, selected = self.data.adata, self.data.selected
+        genes = f"{selected.n_vars}" + (f" of {adata.n_vars}" if selected.n_vars < adata.n_vars else "")
+        dropped = self.data.n_read - adata.n_obs
+        cells = f"{adata.n_obs}" + (f" of {self.data.n_read}, the others have no count in these genes" * (dropped > 0))
+        lines = [("cells", cells), ("genes", genes)]
+        if self.model.batch_key is not None:
+            lines.append(("batches", _batch_line(self.by_batch)))
+        lines.append(("clusters used", f"{len(self.by_batch)} of {self.model.n_components_}"))
+        lines += tables.training_lines(self.model, "cell")
+        parts = [tables.pairs(lines), self.cluster_table()]
+        if self.data.labels is not None:
+            known = ~self.data.labels.isna()
+            some = "" if known.all() else f"; {known.sum()} cells have one"
+            head = [(f"labels {self.data.label_key!r} (not used in training{some})", "")]
+            scores = tables.score_lines(np.asarray(self.data.labels)[known], self.probabilities[known])
+            parts.append("\n".join([tables.pairs(head), tables.pairs(scores)]))
+        return "\n\n".join(parts)
+
+    def cluster_table(self) -> str:
+        """A line for each cluster: its size, its shares of the batches, its most frequent type, a mark."""
+        sizes = self.by_batch.sum(1)
+        columns = [["cluster", *map(str, sizes.index)], ["cells", *map(str, sizes)]]
+        columns.append(["share", *(f"{share:.1%}" for share in sizes / sizes.sum())])
+        columns += _batch_columns(self.by_batch)
+        texts = [len(columns)]
+        if self.by_type is not None:
+            shares = self.by_type.div(sizes, axis=0)
+            columns.append([self.data.label_key, *(f"{row.idxmax()} {row.max():.0%}" for _, row in shares.iterrows())])
+            texts.append(len(columns))
+        columns.append(["", *(f"almost only {self.marked[k]}" if k in self.marked else "" for k in sizes.index)])
+        lines = [*zip(*columns, strict=True)]
+        text = tables.columns(lines[: CLUSTERS_SHOWN + 1], texts)
+        if len(sizes) > CLUSTERS_SHOWN:
+            text += f"\nand {len(sizes) - CLUSTERS_SHOWN} smaller ones"
+        return text + self._told_of_marks()
+
+    def _told_of_marks(self) -> str:
+        if not self.marked:
+            return ""
+        return (
+            f"\n{len(self.marked)} of {len(self.by_batch)} clusters almost only of one batch: "
+            "a cell type that the others lack, or an effect of the batch"
+        )
+
+
+def embed(adata: "AnnData") -> None:
+    """Write neighbours and a UMAP of ``obsm["X_vmm"]``, under the names that scanpy gives them."""
+    import scanpy as sc
+
+    if adata.n_obs < MIN_CELLS:
+        return
+    with same_threads():
+        sc.pp.neighbors(adata, n_neighbors=min(15, adata.n_obs - 1), use_rep="X_vmm")
+        sc.tl.umap(adata)
+
+
+def write_h5ad(adata: "AnnData", path: Path) -> None:
+    """Write a file in one go: an earlier one stays whole if the disk is full."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        adata.write_h5ad(temporary, compression="gzip")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"can't save {path}: {error}; an earlier file there is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cross_table(clusters: np.ndarray, groups: pd.Categorical) -> pd.DataFrame:
+    """Numbers of cells, clusters x groups, where both have any; cells without a group are counted as "missing"."""
+    if groups.isna().any():
+        groups = groups if "missing" in groups.categories else groups.add_categories("missing")
+        groups = pd.Categorical(groups).fillna("missing")
+    index, positions = np.unique(clusters, return_inverse=True)
+    counts = np.zeros((len(index), len(groups.categories)), int)
+    np.add.at(counts, (positions, groups.codes), 1)
+    table = pd.DataFrame(counts, pd.Index(index, name="cluster"), list(groups.categories))
+    return table.loc[:, table.any()]
+
+
+def single_batch_clusters(counts: pd.DataFrame) -> dict:
+    """The clusters that are almost of a single batch although there are several, and that batch.
+
+    Arguments:
+        counts: Numbers of cells, clusters x batches.
+    """
+    totals, found = counts.sum() / counts.to_numpy().sum(), {}
+    for cluster, row in counts.iterrows():
+        batch = row.idxmax()
+        due = row.sum() * (1 - totals[batch])
+        if due >= ENOUGH and row.sum() - row[batch] < FEW * due:
+            found[cluster] = batch
+    return found
+
+
+def _batch_line(counts: pd.DataFrame) -> str:
+    numbered = _numbered(counts)
+    texts = [f"{f'[{i}] ' if numbered else ''}{name} {n}" for i, (name, n) in enumerate(counts.sum().items(), 1)]
+    return f"{len(texts)}: {tables.abridged(texts, BATCHES_SHOWN, ', ')} cells"
+
+
+def _numbered(counts: pd.DataFrame) -> bool:
+    return counts.shape[1] <= BATCHES_SHOWN and sum(len(str(name)) for name in counts) > NAMES_WIDTH
+
+
+def _batch_columns(counts: pd.DataFrame) -> list[list[str]]:
+    """Columns of the cluster table: the shares of the batches, of many the largest."""
+    if counts.shape[1] == 1:
+        return []
+    shares = counts.div(counts.sum(1), axis=0)
+    if counts.shape[1] > BATCHES_SHOWN:
+        largest = [f"{row.idxmax()} {row.max():.0%}" for _, row in shares.iterrows()]
+        present = [f"{n} of {counts.shape[1]}" for n in (counts > 0).sum(1)]
+        return [["batches", *present], ["largest", *largest]]
+    names = [f"[{i + 1}]" if _numbered(counts) else str(name) for i, name in enumerate(counts)]
+    return [[name, *(f"{share:.0%}" for share in shares[column])] for name, column in zip(names, counts, strict=True)]

@@ -1,0 +1,367 @@
+"""scripts/fit.py on single cells: from an .h5ad file to a run folder, and messages instead of tracebacks."""
+
+import json
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+from pyro_vmm import VMM, SingleCellVMM
+from pyro_vmm.cli import build_parser, estimator, kind_of, main, resolve
+from pyro_vmm.cli.kinds import ARRAYS, CELLS, KINDS
+from pyro_vmm.data import CELL_SETS
+from pyro_vmm.runs import cells
+
+N, G = 120, 60
+EMBED = cells.embed
+FAST = ["--hidden", "8", "--components", "4", "--latent-dim", "2", "--epochs", "2", "--quiet"]
+FAST += ["--consolidation-steps", "3"]
+KEYS = ["--batch-key", "batch", "--label-key", "cell_type"]
+# Both are told of on stderr; here every warning is an error.
+pytestmark = pytest.mark.filterwarnings("ignore:left out:UserWarning", "ignore:select_genes dropped:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def quick_map(monkeypatch):
+    """A UMAP takes seconds and is tested by itself."""
+
+    def embed(adata):
+        adata.obsm["X_umap"] = adata.obsm["X_vmm"][:, :2]
+
+    monkeypatch.setattr(cells, "embed", embed)
+
+
+def simulated() -> anndata.AnnData:
+    """Three types in two batches; the last gene has no count in any cell."""
+    random = np.random.RandomState(0)
+    kind = random.randint(3, size=N)
+    means = random.gamma(1, 2, size=(3, G))[kind]
+    means[:, -1] = 0
+    obs = pd.DataFrame(
+        {
+            "batch": random.choice(["one", "two"], size=N),
+            "cell_type": np.array(["x", "y", "z"])[kind],
+            "donor": random.choice(["p", "q"], size=N),
+            "age": random.randn(N),
+        },
+        index=[f"cell{i}" for i in range(N)],
+    )
+    counts = sparse.csr_matrix(random.poisson(means).astype(np.int32))
+    return anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(G)]))
+
+
+@pytest.fixture
+def adata():
+    return simulated()
+
+
+@pytest.fixture
+def path(tmp_path, adata):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    return tmp_path / "cells.h5ad"
+
+
+def run(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_run_folder(path, adata, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("--dataset", path, *KEYS, "--n-top-genes", "30", "--out", out, *FAST) == 0
+    tables = {"history.csv", "assignments.csv", "clusters_by_batch.csv", "clusters_by_type.csv"}
+    figures = {"curves.png", "umap.png", "weights.png", "batches.png"}
+    others = {"config.json", "model.pt", "checkpoint.pt", "latent.npy", "annotated.h5ad"}
+    assert {file.name for file in out.iterdir()} == tables | figures | others
+    assert len(pd.read_csv(out / "history.csv")) == 2
+    config = json.loads((out / "config.json").read_text())
+    assert config["options"]["n_top_genes"] == 30 and config["parameters"]["batch_key"] == "batch"
+    printed = capsys.readouterr().out
+    for text in ("genes          30 of 60", "one", "two", "'cell_type' (not used in training)", "NMI", "ARI"):
+        assert text in printed
+
+
+def test_the_annotated_cells_have_all_genes(path, adata, tmp_path):
+    out = tmp_path / "run"
+    assert run("--dataset", path, *KEYS, "--n-top-genes", "30", "--out", out, *FAST) == 0
+    found = anndata.read_h5ad(out / "annotated.h5ad")
+    assert found.var_names.equals(adata.var_names) and found.obs_names.equals(adata.obs_names)
+    assert (found.X != adata.X).nnz == 0
+    assert found.var["vmm"].sum() == 30
+    assert {"vmm", "vmm_probability", "vmm_entropy", *adata.obs.columns} == set(found.obs.columns)
+    assert found.obsm["X_umap"].shape == (N, 2) and "weights" in found.uns["vmm"]
+    np.testing.assert_array_equal(found.obsm["X_vmm"], np.load(out / "latent.npy"))
+    model = SingleCellVMM.load(out / "model.pt")
+    np.testing.assert_array_equal(model.predict(found), found.obs["vmm"].astype(int))
+    assignments = pd.read_csv(out / "assignments.csv")
+    assert assignments["cell"].tolist() == adata.obs_names.tolist()
+    np.testing.assert_array_equal(assignments["cluster"], found.obs["vmm"].astype(int))
+
+
+def test_tables_count_every_cell(path, adata, tmp_path):
+    out = tmp_path / "run"
+    assert run("--dataset", path, *KEYS, "--out", out, *FAST) == 0
+    clusters = pd.read_csv(out / "assignments.csv")["cluster"].to_numpy()
+    for name, column in (("clusters_by_batch", "batch"), ("clusters_by_type", "cell_type")):
+        table = pd.read_csv(out / f"{name}.csv", index_col="cluster")
+        expected = pd.crosstab(clusters, adata.obs[column].to_numpy())
+        np.testing.assert_array_equal(table.to_numpy(), expected.to_numpy())
+        assert table.columns.tolist() == expected.columns.tolist()
+
+
+def test_without_batches_and_labels(path, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("--dataset", path, "--out", out, *FAST) == 0
+    names = {file.name for file in out.iterdir()}
+    assert not names & {"clusters_by_batch.csv", "clusters_by_type.csv", "batches.png"}
+    printed = capsys.readouterr().out.split("results in")[0]
+    assert "NMI" not in printed and "batch" not in printed
+    assert SingleCellVMM.load(out / "model.pt").genes_.size == G - 1, "the one without a count is left out"
+
+
+def test_warnings_are_one_line(path, tmp_path, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run("--dataset", path, "--out", tmp_path / "run", *FAST) == 0
+    assert "fit.py: warning: left out 1 of 60 genes, which have no count in any cell\n" in capsys.readouterr().err
+
+
+def test_every_option_reaches_the_model(path, tmp_path, adata):
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = adata.X.astype(np.float32) * 0.5
+    adata.obs["factor"] = np.linspace(0.5, 2, N)
+    adata.write_h5ad(path)
+    out = tmp_path / "run"
+    options = ["--layer", "counts", "--categorical-covariates", "donor", "--continuous-covariates", "age"]
+    options += ["--size-factor-key", "factor", "--library", "inferred", "--dropout", "0.2", "--no-encode-covariates"]
+    options += [
+        "--likelihood",
+        "nb",
+        "--likelihood-options",
+        '{"dispersion": "gene-batch"}',
+        "--pseudo-batch",
+        "trained",
+    ]
+    assert run("--dataset", path, *KEYS, *options, "--n-top-genes", "20", "--out", out, *FAST) == 0
+    params = json.loads((out / "config.json").read_text())["parameters"]
+    assert params["categorical_covariate_keys"] == ["donor"] and params["continuous_covariate_keys"] == ["age"]
+    assert (params["layer"], params["size_factor_key"], params["library"]) == ("counts", "factor", "inferred")
+    assert (params["dropout"], params["encode_covariates"], params["pseudo_batch"]) == (0.2, False, "trained")
+    assert params["likelihood"] == "nb" and params["likelihood_options"] == {"dispersion": "gene-batch"}
+
+
+@pytest.mark.parametrize("prior", ["standard_normal", "vamp", "gmm"])
+def test_every_prior(prior, path, tmp_path):
+    assert run("--dataset", path, *KEYS, "--prior", prior, "--out", tmp_path / "run", *FAST) == 0
+
+
+def test_values_that_are_no_counts(path, tmp_path, adata):
+    adata.X = np.random.RandomState(0).randn(N, G).astype(np.float32)
+    adata.write_h5ad(path)
+    assert run("--dataset", path, "--likelihood", "normal", "--out", tmp_path / "run", *FAST) == 0
+
+
+def test_cells_without_a_type_are_not_scored(path, tmp_path, adata, capsys):
+    adata.obs.loc[adata.obs_names[:30], "cell_type"] = None
+    adata.write_h5ad(path)
+    assert run("--dataset", path, *KEYS, "--out", tmp_path / "run", *FAST) == 0
+    assert "90 cells have one" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "run" / "clusters_by_type.csv")["missing"].sum() == 30
+
+
+def test_cells_without_a_count_in_the_selected_genes(path, tmp_path, adata, capsys):
+    counts = adata.X.toarray()
+    counts[5] = 0
+    adata.X = sparse.csr_matrix(counts)
+    adata.write_h5ad(path)
+    assert run("--dataset", path, *KEYS, "--n-top-genes", "30", "--out", tmp_path / "run", *FAST) == 0
+    assert "119 of 120" in capsys.readouterr().out
+    found = anndata.read_h5ad(tmp_path / "run" / "annotated.h5ad")
+    assert found.shape == (N - 1, G) and adata.obs_names[5] not in found.obs_names
+
+
+def test_resume_continues_bit_identically(path, tmp_path):
+    genes = ["--n-top-genes", "30"]
+    common = ["--dataset", path, *KEYS, *genes, *FAST, "--checkpoint-every", "1", "--patience", "0"]
+    assert run(*common, "--epochs", "4", "--out", tmp_path / "whole") == 0
+    assert run(*common, "--epochs", "2", "--out", tmp_path / "part") == 0
+    assert run("--resume", tmp_path / "part", "--epochs", "4", "--quiet") == 0
+    whole, part = (SingleCellVMM.load(tmp_path / name / "model.pt") for name in ("whole", "part"))
+    assert whole.genes_.tolist() == part.genes_.tolist()
+    for name, value in whole.vae_.state_dict().items():
+        assert torch.equal(value, part.vae_.state_dict()[name]), name
+    assert (tmp_path / "part" / "latent.npy").read_bytes() == (tmp_path / "whole" / "latent.npy").read_bytes()
+
+
+def test_resume_refuses_other_genes(path, tmp_path, capsys):
+    assert run("--dataset", path, *KEYS, "--n-top-genes", "30", "--out", tmp_path / "run", *FAST) == 0
+    assert run("--resume", tmp_path / "run", "--n-top-genes", "20", "--epochs", "3", "--quiet") == 2
+    assert "not the data of that run" in capsys.readouterr().err
+
+
+def test_interrupt_leaves_a_checkpoint(path, tmp_path, capsys, monkeypatch):
+    out, real, calls = tmp_path / "run", SingleCellVMM.fit, []
+
+    def interrupted(self, *args, **kwargs):
+        def press(row, vae):
+            if row["epoch"] == 1:
+                raise KeyboardInterrupt
+
+        calls.append(self)
+        return real(self, *args, callbacks=[press] if len(calls) == 1 else [], **kwargs)
+
+    monkeypatch.setattr(SingleCellVMM, "fit", interrupted)
+    assert run("--dataset", path, *KEYS, "--out", out, *FAST) == 130
+    assert f"--resume {out}" in capsys.readouterr().err
+    assert run("--resume", out, "--quiet") == 0
+    assert len(pd.read_csv(out / "history.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scaling", "range"], "--scaling is not for single cells, which cells.h5ad holds; what only these have is"),
+        (["--network", "conv"], "--network is not for single cells"),
+        (["--monitor", "val_nmi"], "--monitor is not for single cells"),
+        (["--label-column", "a", "--scaling", "none"], "--label-column, --scaling are not for single cells"),
+        (["--likelihood", "student_t"], "--likelihood student_t is not for single cells"),
+        (["--likelihood", "bernoulli"], "likelihood='bernoulli' expects 0 or 1"),
+        (
+            ["--batch-key", "nothing"],
+            "batch_key='nothing' is not a column of adata.obs, which has 'batch'",
+        ),
+        (["--label-key", "nothing"], "label_key='nothing' is not a column of adata.obs"),
+        (["--label-key", "age"], "label_key='age' holds numbers"),
+        (["--layer", "nothing"], "layer='nothing' is not in adata.layers"),
+        (["--layer", "nothing", "--n-top-genes", "20"], "layer='nothing' is not in adata.layers"),
+        (["--n-top-genes", "0"], "n_top_genes=0"),
+        (["--categorical-covariates", "nothing"], "categorical_covariate_keys='nothing'"),
+        (["--continuous-covariates", "donor"], "continuous_covariate_keys='donor'"),
+        (["--dropout", "1"], "dropout=1.0"),
+    ],
+)
+def test_mistakes_get_one_line(options, message, path, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("--dataset", "cells.h5ad", *FAST, *options, "--out", "run") == 2
+    printed = capsys.readouterr().err
+    assert message in printed and "Traceback" not in printed and len(printed.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_cells_are_refused_for_arrays(capsys):
+    assert run("--batch-key", "batch", *FAST) == 2
+    printed = capsys.readouterr().err
+    assert "--batch-key is not for arrays and images, which digits holds; what only these have is" in printed
+    assert "--scaling" in printed
+    assert run("--likelihood", "zinb", *FAST) == 2
+    assert "--likelihood zinb is not for arrays and images" in capsys.readouterr().err
+
+
+def test_options_of_another_kind_in_a_file(tmp_path, capsys):
+    (tmp_path / "config.toml").write_text('dataset = "digits"\nn_top_genes = 2000\n')
+    assert run("--config", tmp_path / "config.toml") == 2
+    assert "--n-top-genes is not for arrays and images" in capsys.readouterr().err
+
+
+def test_normalised_values_are_told(path, adata, tmp_path, capsys):
+    counts = adata.X.toarray().astype(np.float32)
+    adata.X = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))
+    adata.write_h5ad(path)
+    assert run("--dataset", path, "--out", tmp_path / "run", *FAST) == 2
+    assert "log-normalised" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_name_lists_what_there_is(tmp_path, capsys, monkeypatch):
+    (tmp_path / "cells").mkdir()
+    simulated().write_h5ad(tmp_path / "cells" / "mine.h5ad")
+    monkeypatch.setenv("PYRO_VMM_DATA", str(tmp_path))
+    assert run("--dataset", "yours") == 2
+    printed = capsys.readouterr().err
+    for name in ("'yours'", "digits", "pbmc68k", "cortex", "(mine)", ".h5ad", ".npy"):
+        assert name in printed
+    assert kind_of({"dataset": "mine"}) is CELLS
+    assert run("--dataset", "mine", "--out", tmp_path / "run", *FAST) == 0
+
+
+def test_a_file_that_is_not_there(capsys):
+    assert run("--dataset", "nothing.h5ad") == 2
+    assert "there is no file nothing.h5ad" in capsys.readouterr().err
+
+
+def test_full_disk(path, tmp_path, capsys, monkeypatch):
+    def full(self, file, **settings):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(anndata.AnnData, "write_h5ad", full)
+    assert run("--dataset", path, "--out", tmp_path / "run", *FAST) == 2
+    assert "annotated.h5ad" in capsys.readouterr().err
+    assert not [file for file in (tmp_path / "run").iterdir() if file.suffix == ".part"]
+
+
+def test_presets_of_the_papers_sets():
+    for name in CELL_SETS:
+        config = resolve({"dataset": name})
+        assert config["label_key"] == "cell_type"
+        assert isinstance(estimator(config, progress=False), SingleCellVMM)
+    assert resolve({"dataset": "lung_atlas"})["batch_key"] == "batch"
+    assert resolve({"dataset": "lung_atlas", "latent_dim": 5})["latent_dim"] == 5
+    assert isinstance(estimator(resolve({}), progress=False), VMM)
+
+
+def test_every_parameter_has_an_option():
+    options = {action.dest for action in build_parser()._actions}
+    for kind in KINDS:
+        assert kind.options <= options
+
+
+def test_help_shows_defaults_that_differ(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = build_parser().format_help()
+    for name in ("learning_rate", "patience", "batch_size"):
+        assert f"(default: {ARRAYS.defaults[name]}; cells: {CELLS.defaults[name]})" in text
+    assert "None" not in text and "%" not in text
+
+
+# What the table is made of
+
+
+def test_clusters_of_a_single_batch():
+    counts = pd.DataFrame({"a": [50, 97, 3, 95], "b": [50, 3, 0, 5]}, index=[0, 1, 2, 7])
+    assert cells.single_batch_clusters(counts) == {1: "a"}, "of cluster 2 it may be chance, of 7 the batch is large"
+    counts.loc[9] = [0, 300]
+    assert cells.single_batch_clusters(counts) == {1: "a", 7: "a", 9: "b"}
+    assert cells.single_batch_clusters(counts[["a"]]) == {}
+
+
+def test_many_batches_are_abridged():
+    adata = simulated()
+    adata.obs["batch"] = [f"batch number {i % 12}" for i in range(N)]
+    model = SingleCellVMM("batch", n_components=3, hidden=(4,), latent_dim=2, epochs=1, consolidation_steps=0)
+    model.fit(adata[:, :-1])
+    text = cells.CellResults(model, cells.CellData(adata, adata[:, :-1], N)).closing_table()
+    assert "and 4 more" in text and "12 of 12" in text and max(map(len, text.splitlines())) < 200
+
+
+def test_long_names_of_batches_get_numbers():
+    counts = pd.DataFrame([[3, 4], [5, 6]], columns=["a name of some length", "and another such name"])
+    assert [column[0] for column in cells._batch_columns(counts)] == ["[1]", "[2]"]
+    assert cells._batch_line(counts) == "2: [1] a name of some length 8, [2] and another such name 10 cells"
+
+
+@pytest.mark.filterwarnings("default")  # scanpy's own
+def test_the_real_map():
+    random = np.random.RandomState(0)
+    adata = anndata.AnnData(np.ones((40, 2), np.float32), obsm={"X_vmm": random.randn(40, 3)})
+    threads = torch.get_num_threads()
+    EMBED(adata)
+    assert adata.obsm["X_umap"].shape == (40, 2) and "neighbors" in adata.uns
+    assert torch.get_num_threads() == threads, "Numba sets them"
+    few = adata[:5].copy()
+    del few.obsm["X_umap"]
+    EMBED(few)
+    assert "X_umap" not in few.obsm

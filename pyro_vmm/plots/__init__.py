@@ -6,6 +6,7 @@ is respected. Show a figure as the last line of a notebook's cell (after ``%matp
 ``weights`` are the mixture weights pi, shape (K,); components keep the number they have there in every figure.
 """
 
+from pyro_vmm.plots.cells import cluster_batches, umap_panels
 from pyro_vmm.plots.components import component_samples, samples_per_component
 from pyro_vmm.plots.drawing import save
 from pyro_vmm.plots.latent import latent_map
@@ -13,10 +14,12 @@ from pyro_vmm.plots.training import training_curves
 from pyro_vmm.plots.weights import cluster_weights
 
 __all__ = [
+    "cluster_batches",
     "cluster_weights",
     "component_samples",
     "latent_map",
     "samples_per_component",
     "save",
     "training_curves",
+    "umap_panels",
 ]

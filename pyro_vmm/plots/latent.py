@@ -1,21 +1,18 @@
 """Maps of the latent space in two dimensions."""
 
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps, patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
-from pyro_vmm.plots.drawing import GREY, palette
+from pyro_vmm.plots.drawing import GREY
+from pyro_vmm.plots.scatter import MAX_LEGEND, draw_legend, draw_points, short_text, write_names
+from pyro_vmm.threads import same_threads
 
 METHODS = ("tsne", "pca", "umap")
-MAX_LEGEND = 20
-MAX_NAME = 30
 # Fewer points than this have no neighbourhoods to preserve: t-SNE and UMAP give way to PCA.
 MIN_NEIGHBOURS = 10
 
@@ -101,7 +98,8 @@ def _project(z: np.ndarray, method: str, random_state: int) -> tuple[np.ndarray,
     start = points / points[:, 0].std()
     if method == "umap":
         reducer = umap.UMAP(n_neighbors=min(15, len(z) - 1), init=10 * start, random_state=random_state, n_jobs=1)
-        return reducer.fit_transform(z), ("UMAP 1", "UMAP 2")
+        with same_threads():
+            return reducer.fit_transform(z), ("UMAP 1", "UMAP 2")
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(z) - 1) / 3)
@@ -133,94 +131,21 @@ def _import_umap():
     return umap
 
 
-def _draw_points(axes: Axes, points: np.ndarray, codes: np.ndarray, n_groups: int) -> np.ndarray:
-    """Scatter in random order, so that no group covers the others; returns the colours, shape (n_groups, 3)."""
-    colors = palette(n_groups)
-    shown = np.vstack([colors, colormaps["gray"](0.7)[:3]])[codes]  # a missing label has code -1
-    order = np.random.default_rng(0).permutation(len(points))
-    size = float(np.clip(8000 / len(points), 5, 40))
-    axes.scatter(*points[order].T, c=shown[order], s=size, linewidths=0, alpha=0.8)
-    return colors
-
-
 def _draw_clusters(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.ndarray, strips: bool) -> None:
-    colors = _draw_points(axes, points, codes, len(names))
+    colors = draw_points(axes, points, codes, len(names))
     axes.set_title(f"{len(names)} cluster{'s' if len(names) != 1 else ''}")
     if strips:
         step = -(-len(names) // MAX_LEGEND)
-        axes.set_yticks(np.arange(0, len(names), step), labels=[_text(name) for name in names[::step]])
-        return
-    present = np.unique(codes)
-    medians = np.stack([_central_member(points[codes == code]) for code in present])
-    texts = [_text(names[code]) for code in present]
-    # A sparse panel would lose its points under the numbers.
-    lift = 9 if len(points) < 10 * len(present) else 0
-    shifts = _text_shifts(medians, points, texts)
-    for code, text, place, shift in zip(present, texts, medians, shifts, strict=True):
-        annotation = axes.annotate(
-            text,
-            place,
-            (shift[0], shift[1] + lift),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=9,
-            fontweight="bold",
-            color=0.55 * colors[code],
-            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": GREY} if np.hypot(*shift) > 8 else None,
-        )
-        annotation.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])
-
-
-def _text(name: object) -> str:
-    """A name short enough to draw, its dollar signs not taken for mathematics."""
-    text = str(name)
-    return (text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}…").replace("$", r"\$")
-
-
-def _central_member(members: np.ndarray) -> np.ndarray:
-    """The point nearest the median: the median itself may lie between the parts of a torn cluster."""
-    return members[((members - np.median(members, axis=0)) ** 2).sum(axis=1).argmin()]
-
-
-def _text_shifts(
-    places: np.ndarray,  # shape: (n, 2), in data coordinates
-    points: np.ndarray,  # shape: (N, 2)
-    texts: Sequence[str],
-) -> np.ndarray:  # shape: (n, 2)
-    """How far to move bold texts of size 9 from their places so that they don't overlap, in typographic points."""
-    # About the size of a panel; exact would mean drawing the figure first.
-    panel = 72 * np.array([4.9, 4.6])
-    extent = np.ptp(points, axis=0)
-    start = places / np.where(extent > 0, extent, 1) * panel
-    # Places that coincide need a direction to part in.
-    boxes = start + np.random.default_rng(0).normal(scale=0.1, size=start.shape)
-    sizes = np.array([(6.5 * len(text) + 3, 11.0) for text in texts])
-    reach = (sizes[:, None] + sizes) / 2
-    for _ in range(200):
-        apart = boxes[:, None] - boxes
-        overlap = reach - np.abs(apart)
-        overlap[(overlap <= 0).any(axis=-1)] = 0
-        overlap[np.diag_indices(len(boxes))] = 0
-        if not overlap.any():
-            break
-        # Along the shorter way out only; each of the two moves less than half, for others push as well.
-        overlap[np.arange(2) != overlap.argmin(axis=-1, keepdims=True)] = 0
-        boxes = boxes + 0.4 * (np.sign(apart) * overlap).sum(axis=1)
-    return boxes - start
+        axes.set_yticks(np.arange(0, len(names), step), labels=[short_text(name) for name in names[::step]])
+    else:
+        write_names(axes, points, codes, names, colors)
 
 
 def _draw_labels(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.ndarray) -> None:
-    colors = _draw_points(axes, points, codes, len(names))
+    colors = draw_points(axes, points, codes, len(names))
     title = f"{len(names)} label{'s' if len(names) != 1 else ''}"
     if len(names) > MAX_LEGEND:
         axes.set_title(f"{title}, too many for a legend")
         return
     axes.set_title(title)
-    entries = [*zip(map(_text, names), colors, strict=True)]
-    if (codes < 0).any():
-        entries.append(("missing", colormaps["gray"](0.7)[:3]))
-    handles = [Line2D([], [], color=color, marker="o", linestyle="") for _, color in entries]
-    axes.legend(
-        handles, [name for name, _ in entries], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9
-    )
+    draw_legend(axes, codes, names, colors)

@@ -13,7 +13,7 @@ from pyro_vmm.plots.drawing import BLUE, GREY, ORANGE, VERMILLION
 HISTORY_COLUMNS = ("epoch", "elbo", "log_likelihood", "kl", "n_active")
 
 
-def training_curves(history: pd.DataFrame) -> Figure:
+def training_curves(history: pd.DataFrame, unit: str = "row") -> Figure:
     """Four panels over epochs: the ELBO, the clusters in use, and the ELBO's two terms.
 
     The first epochs may lie orders of magnitude away; they are then left off the scale, and the panel says so.
@@ -21,13 +21,14 @@ def training_curves(history: pd.DataFrame) -> Figure:
     Arguments:
         history: One row per epoch with the columns ``epoch``, ``elbo``, ``log_likelihood``, ``kl`` (nats per row of
             data) and ``n_active``; ``val_elbo`` and ``val_nmi`` are drawn if they are there. NaN is left out.
+        unit: What a row of data is.
     """
     _check_history(history)
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     (elbo, active), (log_likelihood, kl) = figure.subplots(2, 2, sharex=True)
-    _draw_curves(elbo, history, {"elbo": ("training", BLUE), "val_elbo": ("validation", ORANGE)}, "ELBO")
-    _draw_curves(log_likelihood, history, {"log_likelihood": ("training", BLUE)}, "Log-likelihood")
-    _draw_curves(kl, history, {"kl": ("training", BLUE)}, "KL divergence from the prior")
+    _draw_curves(elbo, history, {"elbo": ("training", BLUE), "val_elbo": ("validation", ORANGE)}, "ELBO", unit)
+    _draw_curves(log_likelihood, history, {"log_likelihood": ("training", BLUE)}, "Log-likelihood", unit)
+    _draw_curves(kl, history, {"kl": ("training", BLUE)}, "KL divergence from the prior", unit)
     _draw_active(active, history)
     epochs = history["epoch"].to_numpy(float)
     pad = max(0.5, 0.03 * np.ptp(epochs))
@@ -50,10 +51,10 @@ def _check_history(history: pd.DataFrame) -> None:
         raise ValueError("history must have at least one row (one epoch), got 0")
 
 
-def _draw_curves(axes: Axes, history: pd.DataFrame, curves: dict[str, tuple[str, str]], title: str) -> None:
+def _draw_curves(axes: Axes, history: pd.DataFrame, curves: dict[str, tuple[str, str]], title: str, unit: str) -> None:
     drawn = [values for name, style in curves.items() if (values := _draw_curve(axes, history, name, *style)).size]
     axes.set_title(title, loc="left")
-    axes.set_ylabel("nats per row")
+    axes.set_ylabel(f"nats per {unit}")
     axes.grid(alpha=0.3)
     if not drawn:
         axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", va="center", color=GREY)

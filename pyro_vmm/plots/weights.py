@@ -13,6 +13,7 @@ from pyro_vmm.plots.drawing import BLUE, ORANGE, check_weights
 def cluster_weights(
     weights: ArrayLike,  # shape: (K,)
     shares: ArrayLike | None = None,  # shape: (K,)
+    unit: str = "row",
 ) -> Figure:
     """Bars of the mixture weights, the largest first, beside the share of rows assigned to each.
 
@@ -22,6 +23,7 @@ def cluster_weights(
     Arguments:
         weights: The mixture weights, shape (K,).
         shares: The share of rows assigned to each component, shape (K,).
+        unit: What a row of data is.
     """
     weights = check_weights("weights", weights)
     if shares is not None:
@@ -36,7 +38,7 @@ def cluster_weights(
 
     figure = Figure(figsize=(float(np.clip(0.3 * len(positions) + 2, 5.5, 14)), 3.8), layout="constrained")
     axes = figure.add_subplot()
-    bars = [("weight π", weights, BLUE)] + ([] if shares is None else [("share of rows", shares, ORANGE)])
+    bars = [("weight π", weights, BLUE)] + ([] if shares is None else [(f"share of {unit}s", shares, ORANGE)])
     width = 0.85 / len(bars)
     for i, (name, values, color) in enumerate(bars):
         heights = np.append(values[used], values[rest].sum())[: len(positions)]

@@ -1,0 +1,112 @@
+"""What the maps share: coloured points, names written on them, legends."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps, patheffects
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from pyro_vmm.plots.drawing import GREY, palette
+
+MAX_LEGEND = 20
+MAX_NAME = 30
+MISSING = colormaps["gray"](0.7)[:3]
+
+
+def draw_points(
+    axes: Axes,
+    points: np.ndarray,  # shape: (N, 2)
+    codes: np.ndarray,  # shape: (N,); a missing value has code -1
+    n_groups: int,
+) -> np.ndarray:  # shape: (n_groups, 3)
+    """Scatter in random order, so that no group covers the others; returns the groups' colours."""
+    colors = palette(n_groups)
+    order = np.random.default_rng(0).permutation(len(points))
+    size = float(np.clip(8000 / len(points), 5, 40))
+    # Rasterized: a vector file of every point would be slow to open.
+    shown = np.vstack([colors, MISSING])[codes[order]]
+    axes.scatter(*points[order].T, c=shown, s=size, linewidths=0, alpha=0.8, rasterized=True)
+    return colors
+
+
+def write_names(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.ndarray, colors: np.ndarray) -> None:
+    """Each group's name at its middle."""
+    present = np.unique(codes[codes >= 0])
+    if len(present) == 0:
+        return
+    medians = np.stack([_central_member(points[codes == code]) for code in present])
+    texts = [short_text(names[code]) for code in present]
+    # A sparse panel would lose its points under the numbers.
+    lift = 9 if len(points) < 10 * len(present) else 0
+    shifts = _text_shifts(medians, points, texts)
+    for code, text, place, shift in zip(present, texts, medians, shifts, strict=True):
+        annotation = axes.annotate(
+            text,
+            place,
+            (shift[0], shift[1] + lift),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+            color=0.55 * colors[code],
+            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": GREY} if np.hypot(*shift) > 8 else None,
+        )
+        annotation.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])
+
+
+def draw_legend(axes: Axes, codes: np.ndarray, names: np.ndarray, colors: np.ndarray, columns: int = 1) -> None:
+    """The groups' names to the right of the axes, in so many columns."""
+    entries = [*zip(map(short_text, names), colors, strict=True)]
+    if (codes < 0).any():
+        entries.append(("missing", MISSING))
+    axes.legend(
+        [Line2D([], [], color=color, marker="o", linestyle="") for _, color in entries],
+        [name for name, _ in entries],
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        fontsize=9,
+        ncols=columns,
+        handletextpad=0.2,
+        columnspacing=1.0,
+    )
+
+
+def short_text(name: object) -> str:
+    """A name short enough to draw, its dollar signs not taken for mathematics."""
+    text = str(name)
+    return (text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}…").replace("$", r"\$")
+
+
+def _central_member(members: np.ndarray) -> np.ndarray:
+    """The point nearest the median: the median itself may lie between the parts of a torn cluster."""
+    return members[((members - np.median(members, axis=0)) ** 2).sum(axis=1).argmin()]
+
+
+def _text_shifts(
+    places: np.ndarray,  # shape: (n, 2), in data coordinates
+    points: np.ndarray,  # shape: (N, 2)
+    texts: Sequence[str],
+) -> np.ndarray:  # shape: (n, 2)
+    """How far to move bold texts of size 9 from their places so that they don't overlap, in typographic points."""
+    # About the size of a panel; exact would mean drawing the figure first.
+    panel = 72 * np.array([4.9, 4.6])
+    extent = np.ptp(points, axis=0)
+    start = places / np.where(extent > 0, extent, 1) * panel
+    # Places that coincide need a direction to part in.
+    boxes = start + np.random.default_rng(0).normal(scale=0.1, size=start.shape)
+    sizes = np.array([(6.5 * len(text) + 3, 11.0) for text in texts])
+    reach = (sizes[:, None] + sizes) / 2
+    for _ in range(200):
+        apart = boxes[:, None] - boxes
+        overlap = reach - np.abs(apart)
+        overlap[(overlap <= 0).any(axis=-1)] = 0
+        overlap[np.diag_indices(len(boxes))] = 0
+        if not overlap.any():
+            break
+        # Along the shorter way out only; each of the two moves less than half, for others push as well.
+        overlap[np.arange(2) != overlap.argmin(axis=-1, keepdims=True)] = 0
+        boxes = boxes + 0.4 * (np.sign(apart) * overlap).sum(axis=1)
+    return boxes - start

@@ -5,6 +5,8 @@ from pathlib import Path
 
 # Before anything imports matplotlib: no test may need a display.
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Numba, which computes UMAPs, sets the number of threads for torch too, here and in the notebooks' kernels.
+os.environ.setdefault("NUMBA_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "2"))
 
 import numpy as np
 import pyro

@@ -10,8 +10,9 @@ import torch
 def same_threads() -> Iterator[None]:
     """Leave torch with the number of threads that it had.
 
-    Numba, which computes UMAPs, shares torch's OpenMP and sets the number for both. With more threads than free cores,
-    training is then up to seventy times slower; and the number changes the last digits of what is trained afterwards.
+    Numba, with which scanpy selects genes and computes UMAPs, shares torch's OpenMP and sets the number for both. With
+    more threads than free cores, training is then many times slower; and the number changes the last digits of what is
+    trained afterwards.
     """
     before = torch.get_num_threads()
     try:

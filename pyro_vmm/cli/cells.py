@@ -13,6 +13,7 @@ from pyro_vmm.data.cells import counts_matrix
 from pyro_vmm.estimators import SingleCellVMM
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS
 from pyro_vmm.runs import CellData, CellResults
+from pyro_vmm.threads import same_threads
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,11 +45,13 @@ class Cells(Kind):
         return NAMED_CELLS.get(dataset, {})
 
     def load(self, config: dict) -> CellData:
-        adata = load_cells(config["dataset"], config.get("data_dir"))
+        with same_threads():
+            adata = load_cells(config["dataset"], config.get("data_dir"))
         # What can be told to be wrong comes before the selection of genes, which takes longer.
         label_key = config.get("label_key")
         labels = None if label_key is None else _labels(adata, label_key)
-        selected = self._select(adata, config)
+        with same_threads():
+            selected = self._select(adata, config)
         kept = adata.obs_names.isin(selected.obs_names)
         labels = None if labels is None else labels[kept]
         return CellData(adata if kept.all() else adata[kept].copy(), selected, adata.n_obs, labels, label_key)

@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import sparse
 
 from pyro_vmm.data.cells import COUNTS, Categories, counts_matrix
+from pyro_vmm.threads import same_threads
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,7 +42,8 @@ def select_genes(
         raise ValueError(f"n_top_genes={n_top_genes!r}, expected an integer of at least 1")
     counts = whole_counts(counts_matrix(adata, layer), "adata.X" if layer is None else f"adata.layers[{layer!r}]")
     batches = categorical(adata, batch_key, "batch_key") if batch_key is not None else one_batch(adata)
-    top = most_variable(counts, batches, n_top_genes)
+    with same_threads():
+        top = most_variable(counts, batches, n_top_genes)
     cells, genes = enough(counts[:, top], 1)
     _warn_of_drops(cells, genes)
     if not cells.any():

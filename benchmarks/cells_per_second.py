@@ -111,9 +111,9 @@ def main() -> None:
     parser.add_argument("--data-dir", help="the folder that holds cells/ (default: $PYRO_VMM_DATA)")
     parser.add_argument("--out", type=Path, help="a Markdown file")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     quieten_lightning()
     adata = load(args.file, args.data_dir)
+    torch.set_num_threads(args.threads)  # after scanpy, whose numba sets it too
     lines = table(measure(adata, args.rounds, args.epochs, args.validation))
     print(*lines, sep="\n")
     if args.out:

@@ -3,7 +3,7 @@
     python benchmarks/step_time.py --setting mnist
 
 First the two must agree in float64 on losses and gradients over three iterations with the same draws; then they take
-turns in one process. The two are the training loop's own steps, :class:`pyro_vmm.training.Trainer`, and :class:`ByHand`
+turns in one process. The two are the training loop's own steps, :class:`pyro_vmm.training.Steps`, and :class:`ByHand`
 below, which takes only parameters and layers from the library: no Pyro, no ``torch.distributions``, the closed forms
 written out. Both use the same fused Adam.
 """
@@ -33,7 +33,7 @@ from pyro_vmm.likelihoods import Normal
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, GaussianEncoder, mlp, scale_tril
 from pyro_vmm.priors import Centres, VampMixture
-from pyro_vmm.training import Trainer, TrainingConfig
+from pyro_vmm.training import Steps, TrainingConfig
 
 M, K, D = 256, 100, 10
 M_PRIOR = 256
@@ -159,10 +159,10 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list) -> No
     optimizer.step()
 
 
-def make_pair(vae: VAE) -> tuple[Trainer, ByHand]:
+def make_pair(vae: VAE) -> tuple[Steps, ByHand]:
     """The library's steps and those by hand, on two copies of a model."""
     config = TrainingConfig(batch_size=M, learning_rate=LEARNING_RATE)
-    return Trainer(copy.deepcopy(vae).train(), config), ByHand(copy.deepcopy(vae).train())
+    return Steps(copy.deepcopy(vae).train(), config), ByHand(copy.deepcopy(vae).train())
 
 
 def assert_agreement(vae: VAE, x: Tensor, iterations: int = 3) -> None:
@@ -184,9 +184,9 @@ def assert_agreement(vae: VAE, x: Tensor, iterations: int = 3) -> None:
 
 def parts(vae: VAE, x: Tensor) -> dict[str, Callable[[], object]]:
     """What the two steps are made of, each forwards and backwards by itself, on the library's own modules."""
-    trainer, _ = make_pair(vae)
-    trainer.svi_step(x), trainer.map_step(x)  # Adam needs gradients, and makes its state in its first step
-    vae, prior = trainer.vae, trainer.vae.prior
+    steps, _ = make_pair(vae)
+    steps.svi_step(x), steps.map_step(x)  # Adam needs gradients, and makes its state in its first step
+    vae, prior = steps.vae, steps.vae.prior
     u, encoder_parameters = prior.pseudo_inputs.u, list(vae.encoder.parameters())
     decoder_parameters = [*vae.decoder.parameters(), *vae.likelihood.parameters()]
     z = vae.encoder(x).sample().requires_grad_()
@@ -211,11 +211,11 @@ def parts(vae: VAE, x: Tensor) -> dict[str, Callable[[], object]]:
         "SVI: encoder on pseudo-inputs": lambda: encoded(u, encoder_parameters),
         "SVI: decoder and likelihood": lambda: vae.p_x(z).log_prob(x).sum().backward(inputs=[z, *decoder_parameters]),
         "SVI: mixture terms": lambda: mixture_terms(MixtureOfGaussians.from_precision, [z, *centres]),
-        "SVI: Adam": trainer.network_optimizer.step,
+        "SVI: Adam": steps.network_optimizer.step,
         "MAP: encoder on data, no gradient": without_gradient,
         "MAP: encoder on pseudo-inputs": lambda: encoded(u, [u]),
         "MAP: mixture terms": lambda: mixture_terms(MixtureOfGaussians.expected, components),
-        "MAP: Adam": trainer.prior_optimizer.step,
+        "MAP: Adam": steps.prior_optimizer.step,
     }
 
 

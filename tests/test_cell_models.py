@@ -347,7 +347,7 @@ def test_a_step_leaves_the_others_parameters_bit_identical(prior, inferred, pseu
     trainer, x = Trainer(vae, TrainingConfig(learning_rate=1e-2)), cells(40)
     vae.train()
     before = snapshot(vae)
-    trainer.svi_step(x)
+    trainer.steps.svi_step(x)
     moved = changed(vae, before)
     assert not any(is_the_maps(name, prior) for name in moved)
     assert {name for name in before if "running" in name} <= moved
@@ -355,7 +355,7 @@ def test_a_step_leaves_the_others_parameters_bit_identical(prior, inferred, pseu
     assert all(name.endswith(".0.bias") for name in networks - moved)
     if prior in ("gmm", "vmm"):
         before = snapshot(vae)
-        trainer.map_step(x)
+        trainer.steps.map_step(x)
         assert changed(vae, before) == {name for name, _ in vae.named_parameters() if name.startswith("prior.")}
 
 
@@ -364,8 +364,8 @@ def test_pseudo_inputs_of_the_vamp_prior_are_trained_by_the_svi_step(pseudo_batc
     """In the authors' code they are not."""
     vae = build("vamp", pseudo_batch=pseudo_batch)
     trainer, before = Trainer(vae, TrainingConfig(learning_rate=1e-2)), snapshot(vae.prior)
-    assert trainer.prior_optimizer is None
-    trainer.svi_step(cells(40))
+    assert trainer.steps.prior_optimizer is None
+    trainer.steps.svi_step(cells(40))
     moved = {"pseudo_inputs.u"} | ({"pseudo_inputs.covariates_raw"} if pseudo_batch == "trained" else set())
     assert changed(vae.prior, before) == moved
     assert (vae.prior.pseudo_inputs.u != before["pseudo_inputs.u"]).all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_training import D, build, config, data, noisy, state
 
-from pyro_vmm.training import Trainer, TrainingDiverged
+from pyro_vmm.training import Steps, Trainer, TrainingDiverged
 
 
 def trained(prior: str = "vmm", **settings) -> Trainer:
@@ -18,11 +18,11 @@ def trained(prior: str = "vmm", **settings) -> Trainer:
 @pytest.mark.parametrize("prior", ["gmm", "vmm"])
 def test_only_the_prior_moves(prior):
     trainer = trained(prior)
-    before, optimizer = state(trainer.vae), trainer.prior_optimizer
+    before, optimizer = state(trainer.vae), trainer.steps.prior_optimizer
     trainer.consolidate(data(), 5)
     for name, value in trainer.vae.state_dict().items():
         assert torch.equal(value, before[name]) != name.startswith("prior."), name
-    assert trainer.prior_optimizer is optimizer
+    assert trainer.steps.prior_optimizer is optimizer
 
 
 @pytest.mark.parametrize("prior", ["standard_normal", "vamp"])
@@ -43,7 +43,7 @@ def test_no_steps_change_nothing():
 @pytest.mark.parametrize("steps", [1, 3, 4, 7])
 def test_number_of_steps(steps, monkeypatch):
     trainer, taken = trained(), []
-    monkeypatch.setattr(Trainer, "map_step", lambda self, x, balanced: taken.append((len(x), balanced)))
+    monkeypatch.setattr(Steps, "map_step", lambda self, x, balanced: taken.append((len(x), balanced)))
     trainer.consolidate(data(), steps)
     assert len(taken) == steps
     assert not any(balanced for _, balanced in taken)

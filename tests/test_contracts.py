@@ -140,14 +140,14 @@ def test_sites(prior):
 def test_gradient_reaches_every_parameter_by_its_own_step(prior):
     vae, x = perturb(build(prior)), torch.randn(20, G)
     trainer = Trainer(vae, TrainingConfig())
-    trainer.svi_step(x)
+    trainer.steps.svi_step(x)
     for name, parameter in vae.named_parameters():
         by_svi = not name.startswith("prior.") or prior == "vamp"
         assert (parameter.grad is not None) == by_svi, name
         assert not by_svi or (parameter.grad != 0).any(), name
     vae.zero_grad(set_to_none=True)
-    if trainer.prior_optimizer:
-        trainer.map_step(x)
+    if trainer.steps.prior_optimizer:
+        trainer.steps.map_step(x)
     for name, parameter in vae.named_parameters():
         by_map = name.startswith("prior.") and prior != "vamp"
         assert (parameter.grad is not None) == by_map, name
@@ -301,7 +301,7 @@ def test_vae_of_every_likelihood(likelihood):
     other.load_state_dict(vae.state_dict())
     z = torch.randn(40, 2)
     assert torch.equal(other.p_x(z).log_prob(x), vae.p_x(z).log_prob(x))
-    Trainer(vae, TrainingConfig()).svi_step(x)
+    Trainer(vae, TrainingConfig()).steps.svi_step(x)
     for name, parameter in vae.named_parameters():
         assert name.startswith("prior.") or (parameter.grad != 0).any(), name
     inference = svi(build(likelihood=likelihood))

@@ -8,11 +8,11 @@ from pyro import poutine
 from torch import nn
 from torch.nn import functional as F
 
+from pyro_vmm.elbo import Elbo
 from pyro_vmm.likelihoods import CustomLikelihood, Normal, StudentT
 from pyro_vmm.models import VAE, show_parameters
 from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
 from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
-from pyro_vmm.training import Elbo
 
 M, G, D, K = 6, 4, 2, 3
 PRIORS = {

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from pyro_vmm import files
+from pyro_vmm.elbo import Elbo
 from pyro_vmm.likelihoods import Normal
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
 from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
-from pyro_vmm.training import Elbo, Trainer, TrainingConfig, TrainingDiverged
+from pyro_vmm.training import Trainer, TrainingConfig, TrainingDiverged
 
 G, D, K = 4, 2, 3
 every_prior = pytest.mark.parametrize("prior", ["standard_normal", "vamp", "gmm", "vmm"])
@@ -86,17 +87,17 @@ def test_each_step_leaves_the_others_parameters_bit_identical(prior, networks, e
     of_prior = {name for name in vae.state_dict() if name.startswith("prior.")}
     for _ in range(2):
         before = state(vae)
-        trainer.svi_step(x)
+        trainer.steps.svi_step(x)
         moved = changed(before, vae)
         if prior == "vamp":
             assert of_prior == {"prior.pseudo_inputs.u"} and of_prior < moved
         else:
             assert not moved & of_prior
         assert {name for name, _ in vae.named_parameters()} - of_prior <= moved
-        if not trainer.prior_optimizer:
+        if not trainer.steps.prior_optimizer:
             continue
         before = state(vae)
-        trainer.map_step(x)
+        trainer.steps.map_step(x)
         assert changed(before, vae) == of_prior
 
 
@@ -111,7 +112,7 @@ def test_map_step_is_adam_on_the_gradient_at_the_updated_encoders_draw(prior):
     gradients = torch.autograd.grad(loss / 16, vae.prior_parameters())
     expected = [p - 1e-3 * g / (g.abs() + 1e-7) for p, g in zip(vae.prior_parameters(), gradients, strict=True)]
     torch.manual_seed(3)
-    objective = trainer.map_step(x)
+    objective = trainer.steps.map_step(x)
     torch.testing.assert_close(objective, -loss.detach() / 16)
     torch.testing.assert_close([p.detach() for p in vae.prior_parameters()], [p.detach() for p in expected])
 
@@ -135,7 +136,7 @@ def test_svi_step_lets_the_gradient_flow_through_the_encoder_into_the_centres():
     through, held = gradient(lambda: vae.prior(vae.encoder)), gradient(constant)
     assert not torch.allclose(through, held)
     torch.manual_seed(3)
-    trainer.svi_step(x)
+    trainer.steps.svi_step(x)
     torch.testing.assert_close(weight.grad, through)
 
 
@@ -161,7 +162,7 @@ def test_short_last_batch_does_not_change_the_weight_of_the_hyperpriors():
 def test_an_epoch_sees_every_row_once_in_batches():
     vae, x = build("vmm"), data(50)
     trainer, seen = Trainer(vae, config()), []
-    trainer.svi_step = lambda batch, step=trainer.svi_step: seen.append(batch) or step(batch)
+    trainer.steps.svi_step = lambda batch, step=trainer.steps.svi_step: seen.append(batch) or step(batch)
     progress = []
     row = trainer.train_epoch(x, progress.append)
     assert [len(batch) for batch in seen] == progress == [16, 16, 16, 2]
@@ -176,12 +177,12 @@ def test_epoch_means_weigh_batches_by_their_rows():
     vae, x = build("vmm"), data(50)
     trainer, terms = Trainer(vae, config()), []
 
-    def step(batch, step=trainer.svi_step):
+    def step(batch, step=trainer.steps.svi_step):
         out = step(batch)
         terms.append((len(batch), out[0].item(), out[1].item()))
         return out
 
-    trainer.svi_step = step
+    trainer.steps.svi_step = step
     row = trainer.train_epoch(x, lambda rows: None)
     assert row["elbo"] == pytest.approx(sum(n * elbo for n, elbo, _ in terms) / 50)
     assert row["log_likelihood"] == pytest.approx(sum(n * term for n, _, term in terms) / 50)
@@ -334,15 +335,15 @@ def test_interrupt_leaves_a_checkpoint_that_continues_bit_identically(where):
         if where == "callback" and row["epoch"] == 4:
             raise KeyboardInterrupt
 
-    def map_step(batch, step=trainer.map_step):
+    def map_step(batch, step=trainer.steps.map_step):
         step(batch)
         if where == "first epoch" or (where == "step" and len(trainer.history) == 3):
             raise KeyboardInterrupt
         return torch.tensor(0.0)
 
     if where != "callback":
-        original = trainer.map_step
-        trainer.map_step = lambda batch: (
+        original = trainer.steps.map_step
+        trainer.steps.map_step = lambda batch: (
             map_step(batch) if len(trainer.history) == 3 or where != "step" else original(batch)
         )
     with pytest.raises(KeyboardInterrupt):
@@ -503,14 +504,14 @@ pyro_warns = pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
 def test_divergence_names_step_and_term_and_restores_the_last_good_parameters(break_it, term):
     vae, x, checkpoints = build("vmm"), data(), []
     trainer = Trainer(vae, config())
-    svi_step = trainer.svi_step
+    svi_step = trainer.steps.svi_step
 
     def breaking(batch):
         if len(trainer.history) == 2 and len(batch) == 2:  # the fourth and last batch of the third epoch
             break_it(vae)
         return svi_step(batch)
 
-    trainer.svi_step = breaking
+    trainer.steps.svi_step = breaking
     with pytest.raises(TrainingDiverged, match=rf"^{term} is nan in epoch 3, step 4 of 4; .* epoch 2\b"):
         trainer.fit(x, x[:20], checkpoint=checkpoints.append, progress=False)
     assert len(trainer.history) == 2
@@ -545,7 +546,7 @@ def test_parameters_broken_by_the_last_update_of_an_epoch_are_no_good_state(name
     """The losses of the epoch were finite, but its last step left NaN: nothing may call that state good or best."""
     vae, x = build("vmm"), data()
     trainer = Trainer(vae, config())
-    map_step = trainer.map_step
+    map_step = trainer.steps.map_step
 
     def breaking(batch):
         value = map_step(batch)
@@ -553,7 +554,7 @@ def test_parameters_broken_by_the_last_update_of_an_epoch_are_no_good_state(name
             vae.get_parameter(name).data.fill_(float("nan"))
         return value
 
-    trainer.map_step = breaking
+    trainer.steps.map_step = breaking
     with pytest.raises(TrainingDiverged):
         trainer.fit(x, x[:20], progress=False)
     assert all(value.isfinite().all() for value in vae.state_dict().values())
@@ -583,9 +584,9 @@ def test_configuration_errors(changes, message):
 def test_prior_learning_rate_is_the_networks_unless_given():
     for given, expected in [(None, 1e-2), (3e-3, 3e-3)]:
         trainer = Trainer(build(), config(prior_learning_rate=given))
-        assert trainer.prior_optimizer.param_groups[0]["lr"] == expected
-        assert trainer.network_optimizer.param_groups[0]["lr"] == 1e-2
-    assert Trainer(build("vamp"), config()).prior_optimizer is None
+        assert trainer.steps.prior_optimizer.param_groups[0]["lr"] == expected
+        assert trainer.steps.network_optimizer.param_groups[0]["lr"] == 1e-2
+    assert Trainer(build("vamp"), config()).steps.prior_optimizer is None
 
 
 # Files

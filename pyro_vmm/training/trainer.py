@@ -1,76 +1,22 @@
-"""The SVI step, the MAP step and their alternation (Algorithm 1), early stopping and checkpoints."""
+"""The alternation of the two steps over epochs (Algorithm 1), early stopping and checkpoints."""
 
 import copy
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import NoReturn
 
-import pyro
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.elbo import Elbo
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.randomness import fork_rng, rng_state, set_rng_state
 from pyro_vmm.rows import Rows, minibatches
-
-MONITORS = ("val_elbo", "val_nmi")
-STEP_TERMS = ("elbo", "log_likelihood", "map_objective")
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How to train.
-
-    Arguments:
-        epochs: at most so many passes over the data.
-        batch_size: rows in a minibatch; the last one of an epoch may be shorter.
-        learning_rate: of Adam in the SVI step.
-        prior_learning_rate: of Adam in the MAP step; None for the same.
-        patience: stop after so many epochs without a better ``monitor``; None for never.
-        monitor: "val_elbo", or "val_nmi", which uses the validation rows' labels.
-        checkpoint_every: epochs between checkpoints, where a file is given.
-        seed: of the order of the data and of all draws.
-    """
-
-    epochs: int = 300
-    batch_size: int = 256
-    learning_rate: float = 5e-4
-    prior_learning_rate: float | None = None
-    patience: int | None = 50
-    monitor: str = "val_elbo"
-    checkpoint_every: int = 10
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("epochs", "batch_size", "checkpoint_every"):
-            _check_whole(name, getattr(self, name))
-        if self.patience is not None:
-            _check_whole("patience", self.patience)
-        check_positive("learning_rate", self.learning_rate)
-        if self.prior_learning_rate is not None:
-            check_positive("prior_learning_rate", self.prior_learning_rate)
-        if self.monitor not in MONITORS:
-            raise ValueError(f"monitor={self.monitor!r} should be one of {MONITORS}")
-
-
-def _check_whole(name: str, value) -> None:
-    if not (isinstance(value, Integral) and value >= 1):
-        raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
-
-
-def check_positive(name: str, value) -> None:
-    """Raise ``ValueError`` unless the value is a positive, finite number."""
-    if not (isinstance(value, Real) and 0 < value < math.inf):
-        raise ValueError(f"{name}={value!r} should be a positive number")
+from pyro_vmm.training.config import TrainingConfig
+from pyro_vmm.training.steps import STEP_TERMS, Steps, adam, quiet_pyro
 
 
 class TrainingDiverged(ArithmeticError):
@@ -87,11 +33,7 @@ class Trainer:
 
     def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
         self.vae, self.config = vae, config
-        self.networks, self.prior = vae.network_parameters(), vae.prior_parameters()
-        prior_rate = config.prior_learning_rate or config.learning_rate
-        self.network_optimizer = _adam(self.networks, config.learning_rate)
-        self.prior_optimizer = _adam(self.prior, prior_rate) if self.prior else None
-        self.elbo = Elbo()
+        self.steps = Steps(vae, config)
         self.device, self.dtype = vae.prior.origin.device, vae.prior.origin.dtype
         self.order = torch.Generator().manual_seed(config.seed)
         self.history: list[dict] = []
@@ -102,34 +44,6 @@ class Trainer:
         # Where the last fit ended, before the best parameters were restored.
         self._ended: dict | None = None
 
-    # One iteration of Algorithm 1
-
-    def svi_step(self, x: Tensor) -> tuple[Tensor, Tensor, MixtureOfGaussians]:
-        """Ascend the ELBO of a minibatch (M, ...) by the networks; returns its mean, that of log p(x | z), and p(z)."""
-        p_z = self.p_z()
-        loss = self.elbo.differentiable_loss(self.vae.model, self.vae.guide, x, p_z) / len(x)
-        _step(self.network_optimizer, loss, self.networks)
-        return -loss.detach(), self.elbo.log_likelihood / len(x), p_z
-
-    def map_step(self, x: Tensor, balanced: bool = True) -> Tensor:
-        """Ascend the MAP objective of a minibatch (M, ...) by the prior's parameters; returns it.
-
-        ``balanced``: whether the mixture's weights may differ between rows, where the model says so.
-        """
-        prior, encoder = self.vae.prior, self.vae.encoder
-        with torch.no_grad(), inference_mode(encoder):
-            z = encoder(x).sample()
-        centres = prior.centres(encoder) if prior.expectation == "analytic" else None
-        pair, log_factors = (prior.model, prior.guide), self.vae.log_factors(x) if balanced else None
-        loss = self.elbo.differentiable_loss(*pair, z, encoder, centres, len(x), log_factors) / len(x)
-        _step(self.prior_optimizer, loss, self.prior)
-        return -loss.detach()
-
-    def p_z(self) -> MixtureOfGaussians:
-        """The prior as the SVI step sees it: centres integrated out, or drawn."""
-        sampled = self.vae.prior.trained_by_map and self.vae.prior.expectation == "sampled"
-        return self.vae.prior.sampled(self.vae.encoder) if sampled else self.vae.prior(self.vae.encoder)
-
     def train_epoch(self, x: Rows, progress: Callable[[int], None]) -> dict:
         """One pass over the rows in random order; returns the means of the objectives and the active clusters."""
         self.vae.train()
@@ -139,9 +53,7 @@ class Trainer:
         used = torch.zeros(self.vae.prior.n_components, dtype=torch.bool, device=self.device)
         for i, rows in enumerate(batches):
             batch = x[rows]
-            terms[i, 0], terms[i, 1], p_z = self.svi_step(batch)
-            terms[i, 2] = self.map_step(batch) if self.prior_optimizer else 0.0
-            responsibilities = _responsibilities(p_z, self.elbo.z)
+            terms[i], responsibilities = self.steps.iteration(batch)
             used[responsibilities.argmax(-1)] = True
             self.vae.observe_clusters(batch, responsibilities)
             progress(len(rows))
@@ -152,7 +64,7 @@ class Trainer:
             "elbo": elbo,
             "log_likelihood": log_likelihood,
             "kl": log_likelihood - elbo,
-            "map_objective": map_objective if self.prior_optimizer else float("nan"),
+            "map_objective": map_objective if self.steps.prior else float("nan"),
             "n_active": int(used.sum()),
         }
 
@@ -207,7 +119,7 @@ class Trainer:
             self.load_state_dict(self._ended)
         started = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0.0)
         good = self.state_dict()
-        with self._random_numbers(), _quiet_pyro(), _bar(progress, len(x), self) as bar:
+        with self._random_numbers(), quiet_pyro(), _bar(progress, len(x), self) as bar:
             try:
                 while not self.finished():
                     row = self._epoch(x, x_val, labels_val, bar, started)
@@ -244,20 +156,20 @@ class Trainer:
         Raises:
             TrainingDiverged: a parameter was not finite; the best epoch's parameters are restored.
         """
-        if not (self.prior and steps):
+        if not (self.steps.prior and steps):
             return
-        optimizer, self.prior_optimizer = self.prior_optimizer, _adam(self.prior, learning_rate)
+        trained, self.steps.prior_optimizer = self.steps.prior_optimizer, adam(self.steps.prior, learning_rate)
         order = torch.Generator().manual_seed(self.config.seed)
         try:
-            with fork_rng(self.device), _quiet_pyro():
+            with fork_rng(self.device), quiet_pyro():
                 torch.manual_seed(self.config.seed)
                 while steps:
                     batches = minibatches(torch.randperm(len(x), generator=order), self.config.batch_size)[:steps]
                     for rows in batches:
-                        self.map_step(x[rows], balanced=False)
+                        self.steps.map_step(x[rows], balanced=False)
                     steps -= len(batches)
         finally:
-            self.prior_optimizer = optimizer
+            self.steps.prior_optimizer = trained
         bad = [name for name, parameter in self.vae.prior.named_parameters() if not parameter.isfinite().all()]
         if bad:
             self.restore_best()
@@ -298,7 +210,7 @@ class Trainer:
             torch.manual_seed(self.config.seed)
             p_z = self.vae.prior(self.vae.encoder)
             pair = (self.vae.model, self.vae.guide)
-            losses = [self.elbo.loss(*pair, x[some], p_z) for some in torch.arange(len(x)).split(rows)]
+            losses = [self.steps.elbo.loss(*pair, x[some], p_z) for some in torch.arange(len(x)).split(rows)]
         return -sum(losses) / len(x)
 
     @torch.no_grad()
@@ -319,8 +231,7 @@ class Trainer:
             return copy.deepcopy(self._ended)
         return {
             "model": _copy(self.vae.state_dict()),
-            "network_optimizer": copy.deepcopy(self.network_optimizer.state_dict()),
-            "prior_optimizer": copy.deepcopy(self.prior_optimizer.state_dict()) if self.prior_optimizer else None,
+            **self.steps.optimizer_states(),
             "order": self.order.get_state(),
             "rng": rng_state(self.device) if self._fitting else self.rng_state,
             "best": dict(self.best),
@@ -330,10 +241,7 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         """Continue from :meth:`state_dict`, bit for bit as if there had been no break."""
         self.vae.load_state_dict(state["model"])
-        # load_state_dict may keep the tensors it is given: the state must survive a second use.
-        self.network_optimizer.load_state_dict(copy.deepcopy(state["network_optimizer"]))
-        if self.prior_optimizer:
-            self.prior_optimizer.load_state_dict(copy.deepcopy(state["prior_optimizer"]))
+        self.steps.load_optimizer_states(state)
         self.order.set_state(state["order"])
         self.rng_state, self._ended = state["rng"], None
         self.best = dict(state["best"])
@@ -352,31 +260,6 @@ class Trainer:
                 yield
             finally:
                 self._fitting = False
-
-
-def _adam(parameters: list, learning_rate: float) -> torch.optim.Adam:
-    """Adam with the authors' epsilon (Keras' default), as one fused kernel."""
-    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-7, fused=True)
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list) -> None:
-    """One step on just these parameters: the gradient must not reach, or be computed for, the other step's."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward(inputs=parameters)
-    optimizer.step()
-
-
-@torch.no_grad()
-def _responsibilities(p_z: MixtureOfGaussians, z: Tensor) -> Tensor:
-    return p_z.responsibilities(z)
-
-
-@contextmanager
-def _quiet_pyro() -> Iterator[None]:
-    """No argument checks in the loop, and no warning of a NaN that raises TrainingDiverged anyway."""
-    with pyro.validation_enabled(False), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Encountered NaN")
-        yield
 
 
 def _bar(progress: bool, rows: int, trainer: Trainer) -> tqdm:

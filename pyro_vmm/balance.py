@@ -1,5 +1,7 @@
 """What keeps clusters from following experimental batches."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -53,3 +55,13 @@ class BatchBalance(nn.Module):
     def reorder(self, order: Tensor) -> None:
         """Renumber the components in place: number k becomes what ``order[k]`` was, (K,)."""
         self.cells.copy_(self.cells[:, order])
+
+    def subset(self, kept: Tensor) -> "BatchBalance":
+        """The table of components ``kept`` (n,) alone, a copy."""
+        subset = copy.deepcopy(self)
+        subset.cells = self.cells[:, kept]
+        return subset
+
+    def absorb(self, subset: "BatchBalance", kept: Tensor) -> None:
+        """Take over what :meth:`subset` has counted since."""
+        self.cells[:, kept] = subset.cells

@@ -1,5 +1,6 @@
 """The model/guide pairs of variational autoencoders with any of the priors."""
 
+import copy
 import weakref
 
 import pyro
@@ -53,6 +54,16 @@ class LatentVariableModel(nn.Module):
     def reorder(self, order: Tensor) -> None:
         """Renumber the components in place: number k becomes what ``order[k]`` was, (K,)."""
         self.prior.reorder(order)
+
+    def subset(self, kept: Tensor) -> "LatentVariableModel":
+        """A model of components ``kept`` (n,) alone, to train in place of this one: it shares all but the prior."""
+        subset = copy.copy(self)
+        subset._modules = {**self._modules, "prior": self.prior.subset(kept)}
+        return subset
+
+    def absorb(self, subset: "LatentVariableModel", kept: Tensor) -> None:
+        """Take over what the prior of :meth:`subset` has learned."""
+        self.prior.absorb(subset.prior, kept)
 
     @torch.no_grad()
     def cluster_probabilities(self, z: Tensor) -> Tensor:
@@ -175,6 +186,17 @@ class SingleCellVAE(LatentVariableModel):
         super().reorder(order)
         if self.balance is not None:
             self.balance.reorder(order)
+
+    def subset(self, kept: Tensor) -> "SingleCellVAE":
+        subset = super().subset(kept)
+        if self.balance is not None:
+            subset.balance = self.balance.subset(kept)
+        return subset
+
+    def absorb(self, subset: "SingleCellVAE", kept: Tensor) -> None:
+        super().absorb(subset, kept)
+        if self.balance is not None:
+            self.balance.absorb(subset.balance, kept)
 
     def batch(self, cells: Tensor) -> Tensor:
         """The batch of cells (M, G + P + 1), one-hot, (M, B)."""

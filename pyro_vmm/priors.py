@@ -12,6 +12,7 @@ prior                     p(z)                                              para
 The sites are ``alpha``, ``log_pi`` (and ``pi``), ``mu``, ``precision_tril`` (and ``precision``), ``c`` and ``z``.
 """
 
+import copy
 import math
 from numbers import Real
 
@@ -53,6 +54,8 @@ class Prior(nn.Module):
 
     #: Whether the parameters belong to the MAP step (else to the SVI step, with the networks).
     trained_by_map = False
+    #: Whether components can be left out of training, see :meth:`subset`.
+    can_eliminate = False
 
     def __init__(self, latent_dim: int, n_components: int):
         super().__init__()
@@ -80,6 +83,19 @@ class Prior(nn.Module):
         for parameter in self.parameters():
             if parameter.dim():  # alpha is shared by all
                 parameter.copy_(parameter[order])
+
+    def subset(self, kept: Tensor) -> "Prior":
+        """A prior of components ``kept`` (n,) alone, with parameters of its own, to train in place of this one."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def absorb(self, subset: "Prior", kept: Tensor) -> None:
+        """Take over what :meth:`subset` has learned; the other components stay as they are."""
+        for parameter, learned in zip(self.parameters(), subset.parameters(), strict=True):
+            if parameter.dim():
+                parameter[kept] = learned
+            else:
+                parameter.copy_(learned)
 
     def hierarchy(
         self, rows: int, encoder: nn.Module | None = None, centres: Centres | None = None
@@ -179,6 +195,7 @@ class _BayesianMixture(Prior):
     """
 
     trained_by_map = True
+    can_eliminate = True
 
     def __init__(
         self,
@@ -199,6 +216,8 @@ class _BayesianMixture(Prior):
         self.pi_logits = nn.Parameter(torch.zeros(n_components))
         raw = torch.eye(latent_dim) * inverse_softplus(1.0)
         self.precision_raw = nn.Parameter(raw.repeat(n_components, 1, 1))
+        # Of the components that a subset leaves out.
+        self.register_buffer("frozen_logits", torch.empty(0), persistent=False)
 
     @property
     def alpha(self) -> Tensor:
@@ -208,12 +227,34 @@ class _BayesianMixture(Prior):
     @property
     def log_pi(self) -> Tensor:
         """Log-weights, (K,)."""
-        return self.pi_logits.log_softmax(-1)
+        return self._all_log_pi[: self.n_components]
+
+    @property
+    def _all_log_pi(self) -> Tensor:
+        """Those of frozen components too, at the end."""
+        return torch.cat([self.pi_logits, self.frozen_logits]).log_softmax(-1)
 
     @property
     def precision_tril(self) -> Tensor:
         """Cholesky factors of the components' precisions, (K, D, D)."""
         return lower_cholesky(self.precision_raw)
+
+    def subset(self, kept: Tensor) -> "_BayesianMixture":
+        """A prior of components ``kept`` (n,) alone, with parameters of its own, to train in place of this one.
+
+        The others are frozen: p(z) loses them and nothing else, as they keep their weights. The hyper-priors are those
+        of all K components; the terms of frozen mu and Lambda, which are constant, are left out.
+        """
+        subset = copy.deepcopy(self)
+        frozen = torch.ones_like(self.pi_logits, dtype=torch.bool)
+        frozen[kept] = False
+        subset.frozen_logits = torch.cat([self.pi_logits.detach()[frozen], self.frozen_logits])
+        for module in subset.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dim():
+                    setattr(module, name, nn.Parameter(parameter.detach()[kept].clone()))
+        subset.n_components = len(kept)
+        return subset
 
     def centres(self, encoder: nn.Module | None) -> Centres:
         """q(mu)."""
@@ -245,16 +286,17 @@ class _BayesianMixture(Prior):
 
         With ``centres`` the expectations over q(mu) are in closed form, and the site ``mu`` holds its mean.
         """
-        n, d, tril = self.n_components, self.latent_dim, None if centres is None else centres.tril
+        d, tril = self.latent_dim, None if centres is None else centres.tril
+        trained, n = self.n_components, self.n_components + len(self.frozen_logits)
         with poutine.scale(scale=1.0 if self.m_prior == "batch" else rows / self.m_prior):
             alpha = pyro.sample("alpha", self.hyperprior.alpha(self.origin))
             log_pi = pyro.sample("log_pi", self.hyperprior.log_pi(alpha, n))
-            with pyro.plate("components", n):
+            with pyro.plate("components", trained):
                 mu = pyro.sample("mu", self.hyperprior.mu(d, self.origin, tril))
                 precision_tril = pyro.sample("precision_tril", self.hyperprior.precision_tril(d, n, self.origin))
         pyro.deterministic("pi", log_pi.exp())
         pyro.deterministic("precision", precision_tril @ precision_tril.mT)
-        return MixtureOfGaussians.expected(log_pi, mu, precision_tril, tril)
+        return MixtureOfGaussians.expected(log_pi[..., :trained], mu, precision_tril, tril)
 
     def hierarchy_guide(self, encoder: nn.Module | None = None, centres: Centres | None = None) -> None:
         """Points for alpha, pi and Lambda; q(mu) for mu, or its mean where ``centres`` are given.
@@ -263,7 +305,7 @@ class _BayesianMixture(Prior):
         """
         with poutine.mask(mask=False):
             pyro.sample("alpha", dist.Delta(self.alpha))
-            pyro.sample("log_pi", dist.Delta(self.log_pi).to_event(1))
+            pyro.sample("log_pi", dist.Delta(self._all_log_pi).to_event(1))
             with pyro.plate("components", self.n_components):
                 q_mu = self.q_mu(self.centres(encoder)) if centres is None else dist.Delta(centres.loc).to_event(1)
                 pyro.sample("mu", q_mu)

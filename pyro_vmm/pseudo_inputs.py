@@ -76,16 +76,14 @@ class CellPseudoInputs(PseudoInputs):
         values = layout.counts(initial)
         super().__init__(_inverse_softplus(values + 1) if counts else values)
         self.layout, self.batch, self.counts = layout, batch, counts
-        raw = values.new_zeros(len(values), layout.n_covariates)
         if batch == "trained":
-            self.covariates_raw = nn.Parameter(raw)
-        else:
-            self.register_buffer("covariates_raw", raw, persistent=False)
+            self.covariates_raw = nn.Parameter(values.new_zeros(len(values), layout.n_covariates))
 
     @property
     def covariates(self) -> Tensor:
         """(K, P); where the batch is averaged over, (B K, P), each batch in turn."""
-        *categorical, continuous = self.covariates_raw.split([*self.layout.n_categories, self.layout.n_continuous], -1)
+        raw = self.covariates_raw if self.batch == "trained" else self.u.new_zeros(len(self), self.layout.n_covariates)
+        *categorical, continuous = raw.split([*self.layout.n_categories, self.layout.n_continuous], -1)
         parts = [*(logits.softmax(-1) for logits in categorical), continuous]
         if self.batch == "averaged":
             parts = [part.repeat(self.layout.n_batches, 1) for part in parts]

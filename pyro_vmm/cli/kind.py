@@ -50,8 +50,9 @@ class Kind(ABC):
     def parameters(self, config: dict) -> dict:
         """The estimator's parameters of resolved options."""
         params = {RENAMED.get(name, name): value for name, value in config.items() if name in self.defaults}
-        if params.get("patience") == 0:
-            params["patience"] = None
+        for name in ("patience", "freeze_after"):
+            if params.get(name) == 0:
+                params[name] = None
         return params
 
     @abstractmethod

@@ -151,6 +151,9 @@ def _add_training(group: Group) -> None:
     group.add("prior_learning_rate", "of the prior", type=float, metavar="R")
     group.add("epochs", "at most", type=int, metavar="N")
     group.add("patience", "stop after N epochs without improvement; 0 for never", type=int, metavar="N")
+    group.add(
+        "freeze_after", "components without rows leave training after N epochs; 0 for never", type=int, metavar="N"
+    )
     group.add("consolidation_steps", "steps of the prior alone, after training", type=int, metavar="N")
     group.add("consolidation_learning_rate", "of these steps", type=float, metavar="R")
     group.add("monitor", "what improvement is measured by; arrays only, val_nmi uses labels", choices=list(MONITORS))

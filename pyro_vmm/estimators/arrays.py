@@ -53,7 +53,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         m_prior: granularity: a cluster survives if it explains more than about one row in ``m_prior``. "batch" for the
             rows of the minibatch at hand.
         expectation: over the centres, "analytic" or "sampled".
-        batch_size, learning_rate, prior_learning_rate, epochs, patience, monitor: see
+        batch_size, learning_rate, prior_learning_rate, epochs, patience, monitor, freeze_after: see
             :class:`~pyro_vmm.training.TrainingConfig`.
         consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see
             :meth:`~pyro_vmm.training.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
@@ -105,6 +105,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         prior_learning_rate: float | None = None,
         epochs: int = 300,
         patience: int | None = 50,
+        freeze_after: int | None = 10,
         monitor: str = "val_elbo",
         consolidation_steps: int = 0,
         consolidation_learning_rate: float = 3e-3,
@@ -135,6 +136,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         self.prior_learning_rate = prior_learning_rate
         self.epochs = epochs
         self.patience = patience
+        self.freeze_after = freeze_after
         self.monitor = monitor
         self.consolidation_steps = consolidation_steps
         self.consolidation_learning_rate = consolidation_learning_rate

@@ -64,6 +64,7 @@ class Estimator(BaseEstimator):
             learning_rate=self.learning_rate,
             prior_learning_rate=self.prior_learning_rate,
             patience=self.patience,
+            freeze_after=self.freeze_after,
             monitor=self.monitor,
             checkpoint_every=self.checkpoint_every,
             seed=self.seed_,

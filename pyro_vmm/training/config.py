@@ -18,6 +18,8 @@ class TrainingConfig:
         prior_learning_rate: of Adam in the MAP step; None for the same.
         patience: stop after so many epochs without a better ``monitor``; None for never.
         monitor: "val_elbo", or "val_nmi", which uses the validation rows' labels.
+        freeze_after: a component that explains next to nothing for so many epochs leaves training, see
+            :class:`~pyro_vmm.training.Elimination`; None for never.
         checkpoint_every: epochs between checkpoints, where a file is given.
         seed: of the order of the data and of all draws.
     """
@@ -28,14 +30,16 @@ class TrainingConfig:
     prior_learning_rate: float | None = None
     patience: int | None = 50
     monitor: str = "val_elbo"
+    freeze_after: int | None = 10
     checkpoint_every: int = 10
     seed: int = 0
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "checkpoint_every"):
             check_whole(name, getattr(self, name))
-        if self.patience is not None:
-            check_whole("patience", self.patience)
+        for name in ("patience", "freeze_after"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name))
         check_positive("learning_rate", self.learning_rate)
         if self.prior_learning_rate is not None:
             check_positive("prior_learning_rate", self.prior_learning_rate)

@@ -68,6 +68,15 @@ class Steps:
         sampled = self.vae.prior.trained_by_map and self.vae.prior.expectation == "sampled"
         return self.vae.prior.sampled(self.vae.encoder) if sampled else self.vae.prior(self.vae.encoder)
 
+    def continue_with(self, vae: LatentVariableModel, kept: Tensor) -> None:
+        """Go on with a model of components ``kept`` (n,) of the present one; what Adam knows of them is kept too."""
+        before, state = self.prior, self.prior_optimizer.state
+        self.vae, self.prior = vae, vae.prior_parameters()
+        self.prior_optimizer = adam(self.prior, self.prior_optimizer.param_groups[0]["lr"])
+        for parameter, previous in zip(self.prior, before, strict=True):
+            values = state[previous].items()
+            self.prior_optimizer.state[parameter] = {name: v[kept] if v.dim() else v for name, v in values}
+
     def optimizer_states(self) -> dict:
         """What the optimisers remember, a copy; None for that of a prior without parameters."""
         prior = copy.deepcopy(self.prior_optimizer.state_dict()) if self.prior else None

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NoReturn
 
 import torch
@@ -16,7 +17,8 @@ from pyro_vmm.networks import inference_mode
 from pyro_vmm.randomness import fork_rng, rng_state, set_rng_state
 from pyro_vmm.rows import Rows, minibatches
 from pyro_vmm.training.config import TrainingConfig
-from pyro_vmm.training.steps import STEP_TERMS, Steps, adam, quiet_pyro
+from pyro_vmm.training.elimination import Elimination, Shares
+from pyro_vmm.training.steps import STEP_TERMS, Steps, quiet_pyro
 
 
 class TrainingDiverged(ArithmeticError):
@@ -33,6 +35,7 @@ class Trainer:
 
     def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
         self.vae, self.config = vae, config
+        self.elimination = Elimination(vae, config)
         self.steps = Steps(vae, config)
         self.device, self.dtype = vae.prior.origin.device, vae.prior.origin.dtype
         self.order = torch.Generator().manual_seed(config.seed)
@@ -50,22 +53,27 @@ class Trainer:
         batches = minibatches(torch.randperm(len(x), generator=self.order), self.config.batch_size)
         # Read once at the end of the epoch: a look at every step would make the host wait for the device.
         terms = torch.full((len(batches), len(STEP_TERMS)), float("nan"), dtype=self.dtype, device=self.device)
-        used = torch.zeros(self.vae.prior.n_components, dtype=torch.bool, device=self.device)
+        shares = Shares(self.steps.vae.prior)
         for i, rows in enumerate(batches):
             batch = x[rows]
             terms[i], responsibilities = self.steps.iteration(batch)
-            used[responsibilities.argmax(-1)] = True
-            self.vae.observe_clusters(batch, responsibilities)
+            shares.add(responsibilities)
+            self.steps.vae.observe_clusters(batch, responsibilities)
             progress(len(rows))
         self._check_finite(terms)
         sizes = terms.new_tensor([len(rows) for rows in batches])
         elbo, log_likelihood, map_objective = ((sizes @ terms) / sizes.sum()).tolist()
+        n_trained = self.steps.vae.prior.n_components
+        remain = self.elimination.end_epoch(shares.total / sizes.sum(), shares.largest)
+        if remain is not None:
+            self.steps.continue_with(self.elimination.model, remain)
         return {
             "elbo": elbo,
             "log_likelihood": log_likelihood,
             "kl": log_likelihood - elbo,
             "map_objective": map_objective if self.steps.prior else float("nan"),
-            "n_active": int(used.sum()),
+            "n_active": int(shares.used.sum()),
+            "n_trained": n_trained,
         }
 
     def _check_finite(self, terms: Tensor) -> None:
@@ -73,7 +81,7 @@ class Trainer:
         if len(bad):
             step, term = bad[0].tolist()
             self._diverged(f"{STEP_TERMS[term]} is {terms[step, term].item()}", f", step {step + 1} of {len(terms)}")
-        for name, parameter in self.vae.named_parameters():
+        for name, parameter in self.steps.vae.named_parameters():
             if not parameter.isfinite().all():
                 self._diverged(f"{name} is not finite", f", after step {len(terms)} of {len(terms)}")
 
@@ -158,18 +166,15 @@ class Trainer:
         """
         if not (self.steps.prior and steps):
             return
-        trained, self.steps.prior_optimizer = self.steps.prior_optimizer, adam(self.steps.prior, learning_rate)
+        alone = Steps(self.vae, replace(self.config, prior_learning_rate=learning_rate))
         order = torch.Generator().manual_seed(self.config.seed)
-        try:
-            with fork_rng(self.device), quiet_pyro():
-                torch.manual_seed(self.config.seed)
-                while steps:
-                    batches = minibatches(torch.randperm(len(x), generator=order), self.config.batch_size)[:steps]
-                    for rows in batches:
-                        self.steps.map_step(x[rows], balanced=False)
-                    steps -= len(batches)
-        finally:
-            self.steps.prior_optimizer = trained
+        with fork_rng(self.device), quiet_pyro():
+            torch.manual_seed(self.config.seed)
+            while steps:
+                batches = minibatches(torch.randperm(len(x), generator=order), self.config.batch_size)[:steps]
+                for rows in batches:
+                    alone.map_step(x[rows], balanced=False)
+                steps -= len(batches)
         bad = [name for name, parameter in self.vae.prior.named_parameters() if not parameter.isfinite().all()]
         if bad:
             self.restore_best()
@@ -231,6 +236,7 @@ class Trainer:
             return copy.deepcopy(self._ended)
         return {
             "model": _copy(self.vae.state_dict()),
+            "elimination": self.elimination.state_dict(),
             **self.steps.optimizer_states(),
             "order": self.order.get_state(),
             "rng": rng_state(self.device) if self._fitting else self.rng_state,
@@ -241,6 +247,8 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         """Continue from :meth:`state_dict`, bit for bit as if there had been no break."""
         self.vae.load_state_dict(state["model"])
+        self.elimination.load_state_dict(state["elimination"])
+        self.steps = Steps(self.elimination.model, self.config)
         self.steps.load_optimizer_states(state)
         self.order.set_state(state["order"])
         self.rng_state, self._ended = state["rng"], None

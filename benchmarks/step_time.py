@@ -3,9 +3,10 @@
     python benchmarks/step_time.py --setting mnist
 
 First the two must agree in float64 on losses and gradients over three iterations with the same draws; then they take
-turns in one process. The two are the training loop's own steps, :class:`pyro_vmm.training.Steps`, and :class:`ByHand`
-below, which takes only parameters and layers from the library: no Pyro, no ``torch.distributions``, the closed forms
-written out. Both use the same fused Adam.
+turns in one process with a third, the floor of any implementation: the matrix products of an iteration and nothing
+else. The two are the training loop's own steps, :class:`pyro_vmm.training.Steps`, and :class:`ByHand` below, which
+takes only parameters and layers from the library: no Pyro, no ``torch.distributions``, the closed forms written out.
+Both use the same fused Adam.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import copy
 import gc
 import math
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import floor
 import pyro
 import torch
+from tables import header, line, machine
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,6 +43,7 @@ LEARNING_RATE = 1e-4
 LOG_TWO_PI = math.log(2 * math.pi)
 # The floors of the library's Cholesky diagonals and noise scale: part of the function that both compute.
 FLOOR = 1e-5
+STEPS = ("svi_step", "map_step")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -170,7 +173,7 @@ def assert_agreement(vae: VAE, x: Tensor, iterations: int = 3) -> None:
     ours, hand = make_pair(copy.deepcopy(vae).double())
     x, close = x.double(), {"rtol": 1e-9, "atol": 1e-10}
     for seed in range(iterations):
-        for name in ("svi_step", "map_step"):
+        for name in STEPS:
             torch.manual_seed(seed)
             loss = getattr(ours, name)(x)
             torch.manual_seed(seed)
@@ -251,9 +254,11 @@ def measure(setting: Setting, repeats: int, warm_up: int, read: Callable[[], flo
     ours, hand = make_pair(vae)
     clock = Clock(read)
     turns = [
-        {f"{who} {name}": partial(getattr(steps, name), x) for name in ("svi_step", "map_step")}
+        {f"{who} {name}": partial(getattr(steps, name), x) for name in STEPS}
         for who, steps in (("ours", ours), ("hand", hand))
     ]
+    products = {name: floor.of(partial(getattr(hand, name), x)) for name in STEPS}
+    turns.append({f"floor {name}": products[name].floor() for name in STEPS})
     gc.collect()
     gc.disable()  # a collection would hit one of the two at random
     try:
@@ -261,22 +266,20 @@ def measure(setting: Setting, repeats: int, warm_up: int, read: Callable[[], flo
         clock.alternate([parts(vae, x)], repeats, warm_up)
     finally:
         gc.enable()
-    return "\n".join([*steps_table(clock), "", *parts_table(clock)])
+    work = f"The products of an iteration are {sum(p.flop for p in products.values()) / 1e9:.2f} GFLOP."
+    return "\n".join([*steps_table(clock), "", work, "", *parts_table(clock)])
 
 
 def steps_table(clock: Clock) -> list[str]:
-    lines = [
-        "| step | ours, median ms | min | by hand, median ms | min | ours - hand | ratio | of minima |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    rows = {"SVI": ["svi_step"], "MAP": ["map_step"], "**both**": ["svi_step", "map_step"]}
+    columns = ["step", "ours, median ms", "min", "by hand", "min", "floor", "min"]
+    columns += ["ours - hand", "ours / hand", "of minima", "ours / floor", "of minima"]
+    lines = header(columns)
+    rows = {"SVI": STEPS[:1], "MAP": STEPS[1:], "**both**": STEPS}
     for title, names in rows.items():
-        ours, hand = (clock.total(*(f"{who} {name}" for name in names)) for who in ("ours", "hand"))
-        a, b = statistics.median(ours), statistics.median(hand)
-        lines.append(
-            f"| {title} | {a:.2f} | {min(ours):.2f} | {b:.2f} | {min(hand):.2f} | {a - b:.2f} | {a / b:.3f} "
-            f"| {min(ours) / min(hand):.3f} |"
-        )
+        times = [clock.total(*(f"{who} {name}" for name in names)) for who in ("ours", "hand", "floor")]
+        (a, a_min), (b, b_min), (c, c_min) = ((statistics.median(each), min(each)) for each in times)
+        cells = [a, a_min, b, b_min, c, c_min, a - b, a / b, a_min / b_min, a / c, a_min / c_min]
+        lines.append(line([title, *(f"{cell:.2f}" for cell in cells)]))
     return lines
 
 
@@ -293,18 +296,6 @@ def parts_table(clock: Clock) -> list[str]:
     return [*lines, "", comparison]
 
 
-def machine() -> str:
-    """Where and with what the numbers were made."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":")[1].strip() if names else cpu
-    return (
-        f"{cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, Pyro {pyro.__version__}, {torch.get_num_threads()} threads"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setting", choices=[*SETTINGS, "all"], default="all")
@@ -316,7 +307,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    report = [f"    {shlex.join(['python', *sys.argv])}", "", f"{machine()}, {args.clock} time."]
+    report = [
+        f"    {shlex.join(['python', *sys.argv])}",
+        "",
+        f"{machine()}, load {os.getloadavg()[0]:.1f}; {args.clock} time.",
+    ]
     with pyro.validation_enabled(False):  # as in Trainer.fit
         for name in SETTINGS if args.setting == "all" else [args.setting]:
             setting = SETTINGS[name]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
 from scipy import sparse
 
@@ -156,3 +157,30 @@ def test_preprocessing_keeps_counts_of_variable_genes():
     assert set(selected.var_names) == {f"gene {i}" for i in planted}
     pd.testing.assert_frame_equal(selected.to_df(), before[selected.var_names])
     assert list(selected.obs["batch"].cat.categories) == ["a", "b"]
+
+
+# --- speed ---
+
+
+def test_the_floor_knows_every_matrix_product_of_both_passes():
+    floor = load("floor")
+    weight, x = torch.randn(5, 7, requires_grad=True), torch.randn(3, 7, requires_grad=True)
+    bias = torch.zeros(5, requires_grad=True)
+
+    def call():
+        torch.nn.functional.linear(x, weight, bias).sum().backward()
+
+    products = floor.of(call)
+    # Forwards, and backwards to the weight and to x.
+    shapes = sorted(tuple(factor.shape for factor in operands[1:]) for operands in products.operands)
+    assert shapes == sorted([((3, 7), (7, 5)), ((5, 3), (3, 7)), ((3, 5), (5, 7))])
+    assert products.flop == 3 * 2 * 3 * 5 * 7
+    products.floor()()
+
+
+def test_scaling_measures_a_configuration():
+    scaling = load("scaling")
+    size = {"batch": 8, "components": 3, "latent": 2, "features": 5, "rows": 20}
+    found = scaling.measure(size, repeats=1, device="cpu")
+    assert all(value > 0 for value in found.values())
+    assert len(scaling.table({"batch": [(8, found)]})) == 3

@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--m-prior", type=float, default=256)
     parser.add_argument("--epochs", type=int, default=400)
+    parser.add_argument("--decay-epochs", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,8 @@ def main() -> None:
     train, test = x[:60000], x[60000:]
     torch.manual_seed(args.seed)
     vae = build(train, 10, 100, args.preset, args.m_prior)
-    settings = {"epochs": args.epochs, "learning_rate": args.learning_rate, "patience": None, "seed": args.seed}
+    settings = {"epochs": args.epochs, "decay_epochs": args.decay_epochs, "learning_rate": args.learning_rate}
+    settings |= {"patience": None, "seed": args.seed}
     trainer = Trainer(vae, TrainingConfig(**settings))
     checkpoint, curve = args.out / "checkpoint.pt", args.out / "curve.csv"
     if checkpoint.exists():

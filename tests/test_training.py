@@ -570,6 +570,9 @@ def test_parameters_broken_by_the_last_update_of_an_epoch_are_no_good_state(name
         ({"batch_size": -3}, "batch_size=-3 should be a whole number, at least 1"),
         ({"checkpoint_every": 0}, "checkpoint_every=0 should be a whole number, at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 should be a positive number"),
+        ({"decay_epochs": -1}, "decay_epochs=-1 should be a whole number, at most epochs=300"),
+        ({"epochs": 6, "decay_epochs": 7}, "decay_epochs=7 should be a whole number, at most epochs=6"),
+        ({"freeze_after": 0}, "freeze_after=0 should be a whole number, at least 1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan should be a positive number"),
         ({"prior_learning_rate": -1.0}, "prior_learning_rate=-1.0 should be a positive number"),
         ({"patience": 0}, "patience=0 should be a whole number, at least 1"),
@@ -670,3 +673,35 @@ def test_load_refuses_a_foreign_file(content, message, tmp_path):
 def test_load_names_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*model\.pt"):
         files.load(tmp_path / "model.pt", "model")
+
+
+# Learning rates
+
+
+def test_learning_rates_fall_over_the_last_epochs_along_a_half_cosine():
+    trainer, rates = (
+        Trainer(build(), config(epochs=6, decay_epochs=3, learning_rate=0.02, prior_learning_rate=0.01)),
+        [],
+    )
+    steps = trainer.steps
+
+    def callback(row, vae):
+        rates.append([o.param_groups[0]["lr"] for o in (steps.network_optimizer, steps.prior_optimizer)])
+
+    trainer.fit(data(), callbacks=[callback], progress=False)
+    networks, prior = np.array(rates).T
+    fall = [(1 + math.cos(math.pi * t)) / 2 for t in (1 / 4, 2 / 4, 3 / 4)]
+    np.testing.assert_allclose(networks, 0.02 * np.array([1, 1, 1, *fall]))
+    np.testing.assert_allclose(prior, networks / 2)
+
+
+def test_resuming_in_the_decay_is_bit_identical():
+    half = []
+    trainer = Trainer(build(), config(epochs=6, decay_epochs=4))
+    trainer.fit(data(), callbacks=[lambda row, vae: row["epoch"] == 4], checkpoint=half.append, progress=False)
+    resumed = Trainer(build(), config(epochs=6, decay_epochs=4))
+    resumed.load_state_dict(half[-1])
+    resumed.fit(data(), progress=False)
+    trainer = Trainer(build(), config(epochs=6, decay_epochs=4))
+    trainer.fit(data(), progress=False)
+    assert_same(resumed.state_dict(), trainer.state_dict())

@@ -53,7 +53,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         m_prior: granularity: a cluster survives if it explains more than about one row in ``m_prior``. "batch" for the
             rows of the minibatch at hand.
         expectation: over the centres, "analytic" or "sampled".
-        batch_size, learning_rate, prior_learning_rate, epochs, patience, monitor, freeze_after: see
+        batch_size, learning_rate, prior_learning_rate, epochs, decay_epochs, patience, monitor, freeze_after: see
             :class:`~pyro_vmm.training.TrainingConfig`.
         consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see
             :meth:`~pyro_vmm.training.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
@@ -104,6 +104,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         learning_rate: float = 5e-4,
         prior_learning_rate: float | None = None,
         epochs: int = 300,
+        decay_epochs: int = 0,
         patience: int | None = 50,
         freeze_after: int | None = 10,
         monitor: str = "val_elbo",
@@ -135,6 +136,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         self.learning_rate = learning_rate
         self.prior_learning_rate = prior_learning_rate
         self.epochs = epochs
+        self.decay_epochs = decay_epochs
         self.patience = patience
         self.freeze_after = freeze_after
         self.monitor = monitor

@@ -63,6 +63,7 @@ class Estimator(BaseEstimator):
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             prior_learning_rate=self.prior_learning_rate,
+            decay_epochs=self.decay_epochs,
             patience=self.patience,
             freeze_after=self.freeze_after,
             monitor=self.monitor,

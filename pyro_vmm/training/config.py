@@ -16,6 +16,7 @@ class TrainingConfig:
         batch_size: rows in a minibatch; the last one of an epoch may be shorter.
         learning_rate: of Adam in the SVI step.
         prior_learning_rate: of Adam in the MAP step; None for the same.
+        decay_epochs: over the last so many of ``epochs`` both learning rates fall to nothing, along a half cosine.
         patience: stop after so many epochs without a better ``monitor``; None for never.
         monitor: "val_elbo", or "val_nmi", which uses the validation rows' labels.
         freeze_after: a component that explains next to nothing for so many epochs leaves training, see
@@ -28,6 +29,7 @@ class TrainingConfig:
     batch_size: int = 256
     learning_rate: float = 5e-4
     prior_learning_rate: float | None = None
+    decay_epochs: int = 0
     patience: int | None = 50
     monitor: str = "val_elbo"
     freeze_after: int | None = 10
@@ -40,11 +42,20 @@ class TrainingConfig:
         for name in ("patience", "freeze_after"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name))
+        if not (isinstance(self.decay_epochs, Integral) and 0 <= self.decay_epochs <= self.epochs):
+            raise ValueError(
+                f"decay_epochs={self.decay_epochs!r} should be a whole number, at most epochs={self.epochs}"
+            )
         check_positive("learning_rate", self.learning_rate)
         if self.prior_learning_rate is not None:
             check_positive("prior_learning_rate", self.prior_learning_rate)
         if self.monitor not in MONITORS:
             raise ValueError(f"monitor={self.monitor!r} should be one of {MONITORS}")
+
+    def learning_rate_factor(self, epoch: int) -> float:
+        """What both learning rates are multiplied by in an epoch, counted from 0."""
+        left = self.epochs - epoch
+        return 1.0 if left > self.decay_epochs else 0.5 - 0.5 * math.cos(math.pi * left / (self.decay_epochs + 1))
 
 
 def check_whole(name: str, value) -> None:

@@ -27,12 +27,19 @@ class Steps:
     """
 
     def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
-        self.vae, self.elbo = vae, Elbo()
+        self.vae, self.config, self.elbo = vae, config, Elbo()
         self.networks, self.prior = vae.network_parameters(), vae.prior_parameters()
         self.network_optimizer = adam(self.networks, config.learning_rate)
         self.prior_optimizer = None
         if self.prior:
             self.prior_optimizer = adam(self.prior, config.prior_learning_rate or config.learning_rate)
+
+    def set_learning_rates(self, factor: float) -> None:
+        """Multiply the learning rates of both steps, as they were configured, by a factor."""
+        rates = (self.config.learning_rate, self.config.prior_learning_rate or self.config.learning_rate)
+        for optimizer, rate in zip((self.network_optimizer, self.prior_optimizer), rates, strict=True):
+            if optimizer is not None:
+                optimizer.param_groups[0]["lr"] = factor * rate
 
     def iteration(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both steps on a minibatch (M, ...): the means of ``STEP_TERMS``, (3,), and p(c | z) of its rows, (M, K)."""

@@ -50,6 +50,7 @@ class Trainer:
     def train_epoch(self, x: Rows, progress: Callable[[int], None]) -> dict:
         """One pass over the rows in random order; returns the means of the objectives and the active clusters."""
         self.vae.train()
+        self.steps.set_learning_rates(self.config.learning_rate_factor(len(self.history)))
         batches = minibatches(torch.randperm(len(x), generator=self.order), self.config.batch_size)
         # Read once at the end of the epoch: a look at every step would make the host wait for the device.
         terms = torch.full((len(batches), len(STEP_TERMS)), float("nan"), dtype=self.dtype, device=self.device)

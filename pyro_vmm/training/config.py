@@ -4,7 +4,10 @@ import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+from pyro_vmm.precision import PRECISIONS
+
 MONITORS = ("val_elbo", "val_nmi")
+CAPTURES = ("auto", True, False)
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,9 @@ class TrainingConfig:
         monitor: "val_elbo", or "val_nmi", which uses the validation rows' labels.
         checkpoint_every: epochs between checkpoints, where a file is given.
         seed: of the order of the data and of all draws.
+        capture: whether the training step is recorded as a CUDA graph and replayed, many times faster: "auto" on a GPU
+            and where it can be, with a warning where it can't; True or an error; or False.
+        precision: in which the networks compute, one of ``PRECISIONS``; see :mod:`pyro_vmm.precision`.
     """
 
     epochs: int = 300
@@ -30,6 +36,8 @@ class TrainingConfig:
     monitor: str = "val_elbo"
     checkpoint_every: int = 10
     seed: int = 0
+    capture: bool | str = "auto"
+    precision: str = "float32"
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "checkpoint_every"):
@@ -39,8 +47,9 @@ class TrainingConfig:
         check_positive("learning_rate", self.learning_rate)
         if self.prior_learning_rate is not None:
             check_positive("prior_learning_rate", self.prior_learning_rate)
-        if self.monitor not in MONITORS:
-            raise ValueError(f"monitor={self.monitor!r} should be one of {MONITORS}")
+        for name, choices in (("monitor", MONITORS), ("capture", CAPTURES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} should be one of {choices}")
 
 
 def check_whole(name: str, value) -> None:

@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.precision import network_precision
 from pyro_vmm.randomness import fork_rng, rng_state, set_rng_state
-from pyro_vmm.rows import Rows, minibatches
+from pyro_vmm.rows import Rows, minibatches, read
 from pyro_vmm.training.config import TrainingConfig
 from pyro_vmm.training.steps import STEP_TERMS, Steps, adam, quiet_pyro
 
@@ -33,8 +34,10 @@ class Trainer:
 
     def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
         self.vae, self.config = vae, config
-        self.steps = Steps(vae, config)
         self.device, self.dtype = vae.prior.origin.device, vae.prior.origin.dtype
+        if config.precision != "float32" and self.dtype != torch.float32:
+            raise ValueError(f"precision={config.precision!r} is for models of float32, this one is of {self.dtype}")
+        self.steps = Steps(vae, config)
         self.order = torch.Generator().manual_seed(config.seed)
         self.history: list[dict] = []
         self.best: dict = {"epoch": 0, "value": float("-inf"), "model": None}
@@ -47,16 +50,15 @@ class Trainer:
     def train_epoch(self, x: Rows, progress: Callable[[int], None]) -> dict:
         """One pass over the rows in random order; returns the means of the objectives and the active clusters."""
         self.vae.train()
+        self.steps.iterate.refresh()
         batches = minibatches(torch.randperm(len(x), generator=self.order), self.config.batch_size)
         # Read once at the end of the epoch: a look at every step would make the host wait for the device.
         terms = torch.full((len(batches), len(STEP_TERMS)), float("nan"), dtype=self.dtype, device=self.device)
         used = torch.zeros(self.vae.prior.n_components, dtype=torch.bool, device=self.device)
-        for i, rows in enumerate(batches):
-            batch = x[rows]
-            terms[i], responsibilities = self.steps.iteration(batch)
-            used[responsibilities.argmax(-1)] = True
-            self.vae.observe_clusters(batch, responsibilities)
-            progress(len(rows))
+        for i, batch in enumerate(read(x, batches)):
+            terms[i], responsibilities = self.steps.iterate(batch)
+            used.index_fill_(0, responsibilities.argmax(-1), True)
+            progress(len(batch))
         self._check_finite(terms)
         sizes = terms.new_tensor([len(rows) for rows in batches])
         elbo, log_likelihood, map_objective = ((sizes @ terms) / sizes.sum()).tolist()
@@ -119,7 +121,8 @@ class Trainer:
             self.load_state_dict(self._ended)
         started = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0.0)
         good = self.state_dict()
-        with self._random_numbers(), quiet_pyro(), _bar(progress, len(x), self) as bar:
+        precision = network_precision(self.config.precision)
+        with self._random_numbers(), quiet_pyro(), precision, _bar(progress, len(x), self) as bar:
             try:
                 while not self.finished():
                     row = self._epoch(x, x_val, labels_val, bar, started)
@@ -135,6 +138,8 @@ class Trainer:
                 if checkpoint:
                     checkpoint(good)
                 raise
+            finally:
+                self.steps.iterate.reset()
         if checkpoint:
             checkpoint(good)
         self._ended = good
@@ -160,15 +165,17 @@ class Trainer:
             return
         trained, self.steps.prior_optimizer = self.steps.prior_optimizer, adam(self.steps.prior, learning_rate)
         order = torch.Generator().manual_seed(self.config.seed)
+        step = self.steps.captured(lambda rows: (self.steps.map_step(rows, balanced=False),))
         try:
-            with fork_rng(self.device), quiet_pyro():
+            with fork_rng(self.device), quiet_pyro(), network_precision(self.config.precision):
                 torch.manual_seed(self.config.seed)
                 while steps:
                     batches = minibatches(torch.randperm(len(x), generator=order), self.config.batch_size)[:steps]
-                    for rows in batches:
-                        self.steps.map_step(x[rows], balanced=False)
+                    for batch in read(x, batches):
+                        step(batch)
                     steps -= len(batches)
         finally:
+            step.reset()
             self.steps.prior_optimizer = trained
         bad = [name for name, parameter in self.vae.prior.named_parameters() if not parameter.isfinite().all()]
         if bad:

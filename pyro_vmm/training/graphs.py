@@ -61,10 +61,10 @@ class CudaGraphs:
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 outputs = step(x)
+                graph.capture_end()
             except BaseException:
                 self._abandon(graph)
                 raise
-            graph.capture_end()
 
         def replay() -> Outputs:
             graph.replay()

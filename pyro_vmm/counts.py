@@ -189,8 +189,7 @@ def _add_at_positive(total: Tensor, positive: Tensor | None, terms: Callable, va
     ``positive``: where they are, for the terms to be computed there alone; ``total`` is then changed in place.
     """
     if positive is None:
-        more = terms(torch.where(value == 0, 1.0, value), *others)
-        return torch.where(value == 0, total, total + more)
+        return torch.where(value == 0, total, total + terms(value, *others))
     return total.index_add_(0, positive, terms(*(each[positive] for each in (value, *others))))
 
 

@@ -5,6 +5,8 @@ https://doi.org/10.1038/s41592-018-0229-2). Their log-densities and gradients ar
 the textbook forms overflow or cancel: means of zero, counts of a million, inverse dispersions from 1e-8 to 1e8.
 """
 
+from collections.abc import Callable
+
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
@@ -149,7 +151,8 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
 
     where s is the error of Stirling's formula and r that of :math:`\psi(a) \approx \log a`. Written out, because the
     terms that cancel for large theta or x are gone from the value *and* from the gradient, and because only positive
-    counts, a tenth of an expression matrix, need the gamma function.
+    counts, a tenth of an expression matrix, need the gamma function. On a GPU it is computed for all of them all the
+    same: to find the positive ones, the host would have to wait for the device.
 
     Shapes: value, mean (positive) and theta are alike, and 1-D.
     """
@@ -157,10 +160,9 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
         log_ratio = _log_ratio(value, mean, theta)
-        positive = value.nonzero().squeeze(-1)
+        positive = value.nonzero().squeeze(-1) if _is_quick_to_search(value) else None
         ctx.save_for_backward(value, mean, theta, log_ratio, positive)
-        more = _positive_terms(value[positive], mean[positive], theta[positive])
-        return (theta * log_ratio).index_add_(0, positive, more)
+        return _add_at_positive(theta * log_ratio, positive, _positive_terms, value, mean, theta)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
@@ -173,10 +175,22 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             by_mean = gradient * relative * (theta / mean)
         if ctx.needs_input_grad[2]:
-            some = theta[positive]
-            more = _digamma_error(value[positive] + some) - _digamma_error(some)
-            by_theta = gradient * (log_ratio - relative).index_add_(0, positive, more)
+            by_theta = gradient * _add_at_positive(log_ratio - relative, positive, _digamma_terms, value, theta)
         return None, by_mean, by_theta
+
+
+def _is_quick_to_search(value: Tensor) -> bool:
+    return value.device.type == "cpu"
+
+
+def _add_at_positive(total: Tensor, positive: Tensor | None, terms: Callable, value: Tensor, *others: Tensor) -> Tensor:
+    """``total``, and where counts are positive ``terms(value, *others)`` besides; all are 1-D and of one length.
+
+    ``positive``: where they are, for the terms to be computed there alone; ``total`` is then changed in place.
+    """
+    if positive is None:
+        return torch.where(value == 0, total, total + terms(value, *others))
+    return total.index_add_(0, positive, terms(*(each[positive] for each in (value, *others))))
 
 
 def _log_ratio(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
@@ -192,6 +206,11 @@ def _positive_terms(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
     deviance = (x - mean).sign() * x * ((high - low) / low * (theta / (theta + high))).log1p()
     stirling = _stirling_error(x + theta) - _stirling_error(x) - _stirling_error(theta)
     return stirling - deviance - 0.5 * ((x / theta).log1p() + x.log() + LOG_TWO_PI)
+
+
+def _digamma_terms(x: Tensor, theta: Tensor) -> Tensor:
+    """What the derivative by theta has beyond, for positive counts."""
+    return _digamma_error(x + theta) - _digamma_error(theta)
 
 
 def _stirling_error(a: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ class WishartTril(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         half_log_det = value.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         trace = value.square().sum((-2, -1)) / self.scale
-        half_df = torch.as_tensor(self.df / 2, dtype=self.scale.dtype, device=self.scale.device)
+        half_df = self.scale.new_full((), self.df / 2)
         log_normaliser = half_df * self.dim * (math.log(2.0) + self.scale.log()) + torch.mvlgamma(half_df, self.dim)
         return (self.df - self.dim - 1) * half_log_det - trace / 2 - log_normaliser
 

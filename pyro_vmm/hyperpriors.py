@@ -44,7 +44,7 @@ class HyperPrior:
 
     def alpha(self, like: Tensor) -> ReciprocalGamma:
         """Equation (5), in the dtype and on the device of ``like``."""
-        shape, rate = like.new_tensor(self.alpha_shape), like.new_tensor(self.alpha_rate)
+        shape, rate = like.new_full((), self.alpha_shape), like.new_full((), self.alpha_rate)
         return ReciprocalGamma(shape, rate, self.alpha_jacobian)
 
     def log_pi(self, alpha: Tensor, n_components: int) -> LogDirichlet:
@@ -55,13 +55,14 @@ class HyperPrior:
         """Equation (7); with the Cholesky factors (K, D, D) of q(mu), its expectation under q(mu)."""
         if centre_tril is not None:
             return ExpectedNormal(self.mu_loc, self.mu_scale, centre_tril)
-        loc = like.new_full((latent_dim,), self.mu_loc)
-        return dist.Normal(loc, self.mu_scale).to_event(1)
+        loc, scale = (like.new_full((latent_dim,), number) for number in (self.mu_loc, self.mu_scale))
+        return dist.Normal(loc, scale).to_event(1)
 
     def precision_tril(self, latent_dim: int, n_components: int, like: Tensor) -> WishartTril:
         """Equation (8)."""
         df = latent_dim + self.wishart_excess_df
-        return WishartTril(df, like.new_tensor(n_components ** (self.wishart_exponent / latent_dim) / df), latent_dim)
+        scale = n_components ** (self.wishart_exponent / latent_dim) / df
+        return WishartTril(df, like.new_full((), scale), latent_dim)
 
 
 HYPERPRIORS = {

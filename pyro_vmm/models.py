@@ -15,6 +15,7 @@ from pyro_vmm.balance import BatchBalance
 from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.networks import DIAGONAL_FLOOR
+from pyro_vmm.precision import in_precision
 from pyro_vmm.priors import Prior, latent
 
 # A batch of alike cells would have a prior without width.
@@ -234,7 +235,7 @@ class Library(nn.Module):
 
     def forward(self, cells: Tensor) -> TorchDistribution:
         """q(library; x), batch shape (N,)."""
-        loc, raw = self.encoder(cells).unbind(-1)
+        loc, raw = in_precision(cells, self.encoder).unbind(-1)
         return dist.LogNormal(loc, F.softplus(raw) + DIAGONAL_FLOOR)
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.distributions import TrilNormal
+from pyro_vmm.precision import in_precision
 
 COVARIANCES = ("full", "diagonal")
 # A floor under Cholesky diagonals: softplus alone underflows to zero in float32.
@@ -157,7 +158,8 @@ class GaussianEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> TorchDistribution:
         """q(z; x) of x (N, ...): batch shape (N,), event shape (D,)."""
-        loc, raw = self.head(self.body(x)).tensor_split([self.latent_dim], dim=-1)
+        hidden = in_precision(x, self.body, self.head)
+        loc, raw = hidden.tensor_split([self.latent_dim], dim=-1)
         if self.covariance == "diagonal":
             return dist.Normal(loc, F.softplus(raw) + DIAGONAL_FLOOR, validate_args=False).to_event(1)
         square = raw.index_select(-1, self.tril_index).unflatten(-1, (self.latent_dim, self.latent_dim))
@@ -205,7 +207,8 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         rows = z.shape[:-1]
-        return self.head(self.body(z.reshape(-1, z.shape[-1]))).reshape(rows + self.output_shape)
+        h = in_precision(z.reshape(-1, z.shape[-1]), self.body, self.head)
+        return h.reshape(rows + self.output_shape)
 
 
 class CellDecoder(nn.Module):
@@ -228,7 +231,8 @@ class CellDecoder(nn.Module):
         """(..., G) or (..., P', G) of z (..., D) and covariates (..., P)."""
         rows = z.shape[:-1]
         inputs = torch.cat([z, covariates.expand(*rows, -1)], -1)
-        return self.head(self.body(inputs.reshape(-1, inputs.shape[-1]))).reshape(*rows, *self.output_shape)
+        h = in_precision(inputs.reshape(-1, inputs.shape[-1]), self.body, self.head)
+        return h.reshape(*rows, *self.output_shape)
 
 
 def output_width(module: nn.Module, example: Tensor, name: str) -> int:

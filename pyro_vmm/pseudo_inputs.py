@@ -87,7 +87,8 @@ class CellPseudoInputs(PseudoInputs):
         parts = [*(logits.softmax(-1) for logits in categorical), continuous]
         if self.batch == "averaged":
             parts = [part.repeat(self.layout.n_batches, 1) for part in parts]
-            parts[0] = torch.eye(self.layout.n_batches).to(parts[0]).repeat_interleave(len(self), 0)
+            identity = torch.eye(self.layout.n_batches, dtype=parts[0].dtype, device=parts[0].device)
+            parts[0] = identity.repeat_interleave(len(self), 0)
         return torch.cat(parts, -1)
 
     def forward(self) -> Tensor:

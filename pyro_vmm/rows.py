@@ -1,5 +1,6 @@
 """What training reads: rows, a minibatch at a time."""
 
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -22,3 +23,13 @@ def minibatches(order: Tensor, batch_size: int) -> list[Tensor]:
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
+
+
+def read(x: Rows, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The rows at each of these positions; one that has a method ``read`` may read ahead."""
+    if hasattr(x, "read"):
+        return x.read(batches)
+    if isinstance(x, Tensor) and x.device.type != "cpu":
+        # The positions go to the device all at once: for each of them the host would wait.
+        batches = torch.cat(list(batches)).to(x.device).split([len(rows) for rows in batches])
+    return (x[rows] for rows in batches)

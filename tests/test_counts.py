@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import special, stats
 
+from pyro_vmm import counts
 from pyro_vmm.counts import NegativeBinomial, ZeroInflatedNegativeBinomial
 
 COUNTS = torch.tensor([0.0, 1.0, 2.0, 7.0, 40.0, 3000.0]).double()
@@ -39,6 +40,12 @@ def reference_log_prob(x, mean, theta, gate_logits):
         return log_prob
     gate = gate_logits.sigmoid()
     return (gate * (x == 0) + (1 - gate) * log_prob.exp()).log()
+
+
+@pytest.fixture(autouse=True, params=["positive counts alone", "all counts"])
+def either_way(request, monkeypatch):
+    """As on a CPU, and as on a GPU."""
+    monkeypatch.setattr(counts, "_is_quick_to_search", lambda value: request.param == "positive counts alone")
 
 
 # Densities

@@ -11,6 +11,7 @@ from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.priors import GaussianMixture, VampMixture
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
 from pyro_vmm.training import Elimination, Steps, Trainer
+from pyro_vmm.training.graphs import Reruns
 
 KEPT = torch.tensor([0, 2])
 mixtures = pytest.mark.parametrize("prior", ["gmm", "vmm"])
@@ -248,3 +249,12 @@ def test_consolidation_has_all_components():
 def test_the_gaussian_mixtures_centres_too():
     prior = GaussianMixture(torch.randn(3, D))
     assert torch.equal(prior.subset(KEPT).mu, prior.mu[KEPT])
+
+
+def test_recorded_steps_are_those_of_the_components_that_remain():
+    trainers = [Trainer(unneeded(), config(epochs=8, freeze_after=2, decay_epochs=3)) for _ in range(2)]
+    trainers[1].steps = Steps(trainers[1].vae, trainers[1].config, Reruns())
+    for trainer in trainers:
+        trainer.fit(data().double(), data(20).double(), progress=False)
+        assert trainer.history[-1]["n_trained"] == 2
+    assert_same(*(trainer.state_dict() for trainer in trainers))

@@ -10,6 +10,7 @@ from pyro_vmm.estimators.building import INITS, SCALINGS
 from pyro_vmm.estimators.cells import LIBRARIES
 from pyro_vmm.hyperpriors import HYPERPRIORS
 from pyro_vmm.networks import COVARIANCES
+from pyro_vmm.precision import PRECISIONS
 from pyro_vmm.priors import EXPECTATIONS, PRIORS, RESPONSIBILITIES
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES
 from pyro_vmm.training import MONITORS
@@ -160,7 +161,9 @@ def _add_training(group: Group) -> None:
     group.add("monitor", "what improvement is measured by; arrays only, val_nmi uses labels", choices=list(MONITORS))
     group.add("seed", "of everything random", type=int)
     group.add("device", "auto, cpu, cuda, ...", metavar="NAME")
-    group.add("dtype", "precision", choices=["float32", "float64"])
+    group.add("dtype", "of all numbers", choices=["float32", "float64"])
+    group.add("precision", "of the networks' products", choices=list(PRECISIONS))
+    group.add("capture", "record steps as a CUDA graph", action=argparse.BooleanOptionalAction)
     group.add("checkpoint_every", "epochs", type=int, metavar="N")
 
 

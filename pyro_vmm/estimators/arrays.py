@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from pyro_vmm.device_rows import place, subset
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.estimators.base import DTYPES, Estimator, choice, typical
 from pyro_vmm.hyperpriors import HyperPrior
@@ -23,6 +24,7 @@ from pyro_vmm.models import VAE
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import Prior
 from pyro_vmm.randomness import fork_rng
+from pyro_vmm.rows import Rows
 
 
 class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, Estimator):
@@ -61,6 +63,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         validation_fraction: share of the rows held back for early stopping; 0 for none.
         dtype: "float32" or "float64".
         device: "auto" (a GPU if there is one) or any torch device.
+        capture, precision: of the training step, see :class:`~pyro_vmm.training.TrainingConfig`.
         checkpoint_every: epochs between checkpoints, if ``fit`` is given a file for them.
         progress: show a progress bar.
         random_state: an int for the same numbers at every fit.
@@ -113,6 +116,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         validation_fraction: float = 0.1,
         dtype: str = "float32",
         device: str = "auto",
+        capture: bool | str = "auto",
+        precision: str = "float32",
         checkpoint_every: int = 10,
         progress: bool = False,
         random_state=None,
@@ -145,6 +150,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         self.validation_fraction = validation_fraction
         self.dtype = dtype
         self.device = device
+        self.capture = capture
+        self.precision = precision
         self.checkpoint_every = checkpoint_every
         self.progress = progress
         self.random_state = random_state
@@ -182,7 +189,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         writer = None
         if checkpoint is not None:
             writer = storing.checkpoint_writer(checkpoint, self.configuration(), self.seed_, X)
-        self._train(x[train], x[val] if len(val) else None, labels_val, callbacks, writer, state)
+        x_val = subset(x, val) if len(val) else None
+        self._train(subset(x, train), x_val, labels_val, callbacks, writer, state)
         self._number_clusters(x)
         return self
 
@@ -306,13 +314,13 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             x = typical(p_x) if mean else p_x.sample()
         return x.cpu().numpy() * self.scale_ + self.shift_, c.cpu().numpy()
 
-    def _tensor(self, X) -> Tensor:
+    def _tensor(self, X) -> Rows:
         check_is_fitted(self)
         return self._to_tensor(self._validate(X, reset=False))
 
-    def _to_tensor(self, X: np.ndarray) -> Tensor:
+    def _to_tensor(self, X: np.ndarray) -> Rows:
         x = (X - self.shift_) / self.scale_
-        return torch.as_tensor(x, dtype=DTYPES[self.dtype], device=self._own_device())
+        return place(torch.as_tensor(x, dtype=DTYPES[self.dtype]), self._own_device())
 
     def _log_p_x(self, z: Tensor, rows: Tensor) -> Tensor:
         return self.vae_.p_x(z).log_prob(rows)

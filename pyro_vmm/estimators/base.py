@@ -56,8 +56,12 @@ class Estimator(BaseEstimator):
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction={self.validation_fraction} should be at least 0 and below 1")
         building.choose_device(self.device)
+        if self.precision != "float32" and self.dtype != "float32":
+            raise ValueError(f"precision={self.precision!r} needs dtype='float32', not {self.dtype!r}")
 
     def _training_config(self) -> TrainingConfig:
+        if self.capture is True and building.choose_device(self.device).type != "cuda":
+            raise ValueError(f"capture=True needs a CUDA device, expected 'auto' or False with device={self.device!r}")
         return TrainingConfig(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -69,6 +73,8 @@ class Estimator(BaseEstimator):
             monitor=self.monitor,
             checkpoint_every=self.checkpoint_every,
             seed=self.seed_,
+            capture=self.capture,
+            precision=self.precision,
         )
 
     def _split(self, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vmm.balance import BatchBalance
 from pyro_vmm.data.cell_rows import CellRows, Covariates
 from pyro_vmm.data.cells import CellBatches, check_counts, check_values
+from pyro_vmm.device_rows import resident, subset
 from pyro_vmm.estimators import annotation, building, storing
 from pyro_vmm.estimators.base import DTYPES, choice
 from pyro_vmm.estimators.fitted_cells import FittedCells
@@ -65,7 +66,7 @@ class SingleCellVMM(FittedCells):
             :meth:`~pyro_vmm.training.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
             many as training took.
         validation_fraction: share of the cells held back for early stopping; 0 for none.
-        dtype, device, checkpoint_every, progress, random_state: as of :class:`~pyro_vmm.VMM`.
+        dtype, device, capture, precision, checkpoint_every, progress, random_state: as of :class:`~pyro_vmm.VMM`.
 
     Attributes:
         labels_: the cluster of each cell, (N,); clusters are numbered by their number of cells, largest first.
@@ -121,6 +122,8 @@ class SingleCellVMM(FittedCells):
         validation_fraction: float = 0.1,
         dtype: str = "float32",
         device: str = "auto",
+        capture: bool | str = "auto",
+        precision: str = "float32",
         checkpoint_every: int = 10,
         progress: bool = False,
         random_state=None,
@@ -159,6 +162,8 @@ class SingleCellVMM(FittedCells):
         self.validation_fraction = validation_fraction
         self.dtype = dtype
         self.device = device
+        self.capture = capture
+        self.precision = precision
         self.checkpoint_every = checkpoint_every
         self.progress = progress
         self.random_state = random_state
@@ -212,12 +217,12 @@ class SingleCellVMM(FittedCells):
         rows = CellRows(counts, design)
         with building.random_start(self.seed_):
             self._build(rows, train)
-        x = CellRows(counts, design, self._own_device(), DTYPES[self.dtype])
+        x = resident(CellRows(counts, design, self._own_device(), DTYPES[self.dtype]), self._own_device())
         writer = None
         if checkpoint is not None:
             writer = storing.checkpoint_writer(checkpoint, self.configuration(), self.seed_, fingerprint)
-        x_val = x.subset(val) if len(val) else None
-        self._train(x.subset(train), x_val, callbacks=callbacks, checkpoint=writer, state=state)
+        x_val = subset(x, val) if len(val) else None
+        self._train(subset(x, train), x_val, callbacks=callbacks, checkpoint=writer, state=state)
         self._number_clusters(x)
         batch = self.layout_.batch(design).argmax(1).numpy()
         self.batch_shares_ = annotation.batch_shares(self.labels_, batch, self.n_clusters_, self.batches_)

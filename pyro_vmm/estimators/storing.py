@@ -19,7 +19,7 @@ from pyro_vmm.version import __version__
 #: Parameters that may hold modules or callables, which no file keeps.
 CUSTOM = ("encoder", "decoder", "likelihood")
 #: What may differ between an interrupted run and the one that continues it.
-RESUMABLE = ("epochs", "patience", "checkpoint_every", "progress", "device", "random_state")
+RESUMABLE = ("epochs", "patience", "checkpoint_every", "progress", "device", "capture", "random_state")
 
 
 def versions() -> dict[str, str]:

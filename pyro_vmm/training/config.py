@@ -4,7 +4,10 @@ import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+from pyro_vmm.precision import PRECISIONS
+
 MONITORS = ("val_elbo", "val_nmi")
+CAPTURES = ("auto", True, False)
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,9 @@ class TrainingConfig:
             :class:`~pyro_vmm.training.Elimination`; None for never.
         checkpoint_every: epochs between checkpoints, where a file is given.
         seed: of the order of the data and of all draws.
+        capture: whether the training step is recorded as a CUDA graph and replayed, many times faster: "auto" on a GPU
+            and where it can be, with a warning where it can't; True or an error; or False.
+        precision: in which the networks compute, one of ``PRECISIONS``; see :mod:`pyro_vmm.precision`.
     """
 
     epochs: int = 300
@@ -35,6 +41,8 @@ class TrainingConfig:
     freeze_after: int | None = 10
     checkpoint_every: int = 10
     seed: int = 0
+    capture: bool | str = "auto"
+    precision: str = "float32"
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "checkpoint_every"):
@@ -49,8 +57,9 @@ class TrainingConfig:
         check_positive("learning_rate", self.learning_rate)
         if self.prior_learning_rate is not None:
             check_positive("prior_learning_rate", self.prior_learning_rate)
-        if self.monitor not in MONITORS:
-            raise ValueError(f"monitor={self.monitor!r} should be one of {MONITORS}")
+        for name, choices in (("monitor", MONITORS), ("capture", CAPTURES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} should be one of {choices}")
 
     def learning_rate_factor(self, epoch: int) -> float:
         """What both learning rates are multiplied by in an epoch, counted from 0."""

@@ -35,7 +35,7 @@ class Shares:
         """Count a minibatch's p(c | z), (M, K)."""
         self.total += responsibilities.sum(0)
         self.largest = torch.maximum(self.largest, responsibilities.amax(0))
-        self.used[responsibilities.argmax(-1)] = True
+        self.used.index_fill_(0, responsibilities.argmax(-1), True)
 
 
 class Elimination:

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pyro
@@ -13,7 +13,9 @@ from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.elbo import Elbo
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.training.captured import Captured
 from pyro_vmm.training.config import TrainingConfig
+from pyro_vmm.training.graphs import Graphs, graphs_for
 
 STEP_TERMS = ("elbo", "log_likelihood", "map_objective")
 
@@ -23,16 +25,30 @@ class Steps:
 
     Arguments:
         vae: the model; trained in place.
-        config: the learning rates.
+        config: the learning rates, and whether to record the steps.
+        graphs: who records them, if not whom the configuration names.
+
+    Attributes:
+        iterate: :meth:`iteration`, recorded if it is to be; see :class:`~pyro_vmm.training.captured.Captured`.
     """
 
-    def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
+    def __init__(self, vae: LatentVariableModel, config: TrainingConfig, graphs: Graphs | None = None):
         self.vae, self.config, self.elbo = vae, config, Elbo()
         self.networks, self.prior = vae.network_parameters(), vae.prior_parameters()
         self.network_optimizer = adam(self.networks, config.learning_rate)
         self.prior_optimizer = None
         if self.prior:
             self.prior_optimizer = adam(self.prior, config.prior_learning_rate or config.learning_rate)
+        self.graphs = graphs or graphs_for(vae.prior.origin.device, config.capture)
+        self.iterate = self.captured(self.iteration)
+
+    def captured(self, step: Callable[[Tensor], tuple[Tensor, ...]]) -> Captured:
+        """A step with these parameters and optimisers, recorded if it is to be."""
+
+        def optimizers():
+            return [each for each in (self.network_optimizer, self.prior_optimizer) if each is not None]
+
+        return Captured(step, self.vae, optimizers, self.graphs, insist=self.config.capture is True)
 
     def set_learning_rates(self, factor: float) -> None:
         """Multiply the learning rates of both steps, as they were configured, by a factor."""
@@ -42,11 +58,15 @@ class Steps:
                 optimizer.param_groups[0]["lr"] = factor * rate
 
     def iteration(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both steps on a minibatch (M, ...): the means of ``STEP_TERMS``, (3,), and p(c | z) of its rows, (M, K)."""
+        """Both steps on a minibatch (M, ...): the means of ``STEP_TERMS``, (3,), and p(c | z) of its rows, (M, K).
+
+        Neither brings a number from the host to the device nor waits for one from there: it could not be recorded.
+        """
         elbo, log_likelihood, p_z = self.svi_step(x)
         with torch.no_grad():
             responsibilities = p_z.responsibilities(self.elbo.z)
         map_objective = self.map_step(x) if self.prior else torch.zeros_like(elbo)
+        self.vae.observe_clusters(x, responsibilities)
         return torch.stack([elbo, log_likelihood, map_objective]), responsibilities
 
     def svi_step(self, x: Tensor) -> tuple[Tensor, Tensor, MixtureOfGaussians]:
@@ -63,7 +83,7 @@ class Steps:
         """
         prior, encoder = self.vae.prior, self.vae.encoder
         with torch.no_grad(), inference_mode(encoder):
-            z = encoder(x).sample()
+            z = encoder(x).rsample()  # of a diagonal normal, sample() makes the host wait for the device
         centres = prior.centres(encoder) if prior.expectation == "analytic" else None
         pair, log_factors = (prior.model, prior.guide), self.vae.log_factors(x) if balanced else None
         loss = self.elbo.differentiable_loss(*pair, z, encoder, centres, len(x), log_factors) / len(x)
@@ -83,6 +103,8 @@ class Steps:
         for parameter, previous in zip(self.prior, before, strict=True):
             values = state[previous].items()
             self.prior_optimizer.state[parameter] = {name: v[kept] if v.dim() else v for name, v in values}
+        self.iterate.reset()
+        self.iterate = self.captured(self.iteration)
 
     def optimizer_states(self) -> dict:
         """What the optimisers remember, a copy; None for that of a prior without parameters."""

@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.precision import network_precision
 from pyro_vmm.randomness import fork_rng, rng_state, set_rng_state
-from pyro_vmm.rows import Rows, minibatches
+from pyro_vmm.rows import Rows, minibatches, read
 from pyro_vmm.training.config import TrainingConfig
 from pyro_vmm.training.elimination import Elimination, Shares
 from pyro_vmm.training.steps import STEP_TERMS, Steps, quiet_pyro
@@ -35,9 +36,11 @@ class Trainer:
 
     def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
         self.vae, self.config = vae, config
+        self.device, self.dtype = vae.prior.origin.device, vae.prior.origin.dtype
+        if config.precision != "float32" and self.dtype != torch.float32:
+            raise ValueError(f"precision={config.precision!r} is for models of float32, this one is of {self.dtype}")
         self.elimination = Elimination(vae, config)
         self.steps = Steps(vae, config)
-        self.device, self.dtype = vae.prior.origin.device, vae.prior.origin.dtype
         self.order = torch.Generator().manual_seed(config.seed)
         self.history: list[dict] = []
         self.best: dict = {"epoch": 0, "value": float("-inf"), "model": None}
@@ -51,16 +54,15 @@ class Trainer:
         """One pass over the rows in random order; returns the means of the objectives and the active clusters."""
         self.vae.train()
         self.steps.set_learning_rates(self.config.learning_rate_factor(len(self.history)))
+        self.steps.iterate.refresh()
         batches = minibatches(torch.randperm(len(x), generator=self.order), self.config.batch_size)
         # Read once at the end of the epoch: a look at every step would make the host wait for the device.
         terms = torch.full((len(batches), len(STEP_TERMS)), float("nan"), dtype=self.dtype, device=self.device)
         shares = Shares(self.steps.vae.prior)
-        for i, rows in enumerate(batches):
-            batch = x[rows]
-            terms[i], responsibilities = self.steps.iteration(batch)
+        for i, batch in enumerate(read(x, batches)):
+            terms[i], responsibilities = self.steps.iterate(batch)
             shares.add(responsibilities)
-            self.steps.vae.observe_clusters(batch, responsibilities)
-            progress(len(rows))
+            progress(len(batch))
         self._check_finite(terms)
         sizes = terms.new_tensor([len(rows) for rows in batches])
         elbo, log_likelihood, map_objective = ((sizes @ terms) / sizes.sum()).tolist()
@@ -128,7 +130,8 @@ class Trainer:
             self.load_state_dict(self._ended)
         started = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0.0)
         good = self.state_dict()
-        with self._random_numbers(), quiet_pyro(), _bar(progress, len(x), self) as bar:
+        precision = network_precision(self.config.precision)
+        with self._random_numbers(), quiet_pyro(), precision, _bar(progress, len(x), self) as bar:
             try:
                 while not self.finished():
                     row = self._epoch(x, x_val, labels_val, bar, started)
@@ -144,6 +147,8 @@ class Trainer:
                 if checkpoint:
                     checkpoint(good)
                 raise
+            finally:
+                self.steps.iterate.reset()
         if checkpoint:
             checkpoint(good)
         self._ended = good
@@ -167,15 +172,19 @@ class Trainer:
         """
         if not (self.steps.prior and steps):
             return
-        alone = Steps(self.vae, replace(self.config, prior_learning_rate=learning_rate))
+        alone = Steps(self.vae, replace(self.config, prior_learning_rate=learning_rate), self.steps.graphs)
         order = torch.Generator().manual_seed(self.config.seed)
-        with fork_rng(self.device), quiet_pyro():
-            torch.manual_seed(self.config.seed)
-            while steps:
-                batches = minibatches(torch.randperm(len(x), generator=order), self.config.batch_size)[:steps]
-                for rows in batches:
-                    alone.map_step(x[rows], balanced=False)
-                steps -= len(batches)
+        step = alone.captured(lambda rows: (alone.map_step(rows, balanced=False),))
+        try:
+            with fork_rng(self.device), quiet_pyro(), network_precision(self.config.precision):
+                torch.manual_seed(self.config.seed)
+                while steps:
+                    batches = minibatches(torch.randperm(len(x), generator=order), self.config.batch_size)[:steps]
+                    for batch in read(x, batches):
+                        step(batch)
+                    steps -= len(batches)
+        finally:
+            step.reset()
         bad = [name for name, parameter in self.vae.prior.named_parameters() if not parameter.isfinite().all()]
         if bad:
             self.restore_best()
@@ -249,7 +258,7 @@ class Trainer:
         """Continue from :meth:`state_dict`, bit for bit as if there had been no break."""
         self.vae.load_state_dict(state["model"])
         self.elimination.load_state_dict(state["elimination"])
-        self.steps = Steps(self.elimination.model, self.config)
+        self.steps = Steps(self.elimination.model, self.config, self.steps.graphs)
         self.steps.load_optimizer_states(state)
         self.order.set_state(state["order"])
         self.rng_state, self._ended = state["rng"], None

@@ -1,0 +1,157 @@
+"""Recording what a function does on a device, to repeat it without Python: CUDA graphs, and their stand-in on a CPU."""
+
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from numbers import Number
+from typing import Protocol
+
+import pyro
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Outputs = tuple[Tensor, ...]
+Step = Callable[[Tensor], Outputs]
+
+
+class Graphs(Protocol):
+    """Who rehearses and records steps."""
+
+    def rehearse(self, step: Step, x: Tensor) -> Outputs:
+        """Run the step; ``RuntimeError``, perhaps half-way, where it does what can't be recorded."""
+
+    def record(self, step: Step, x: Tensor) -> Callable[[], Outputs]:
+        """Without computing anything, what repeats the step on whatever x holds then.
+
+        Its outputs are the same tensors every time, with new values.
+        """
+
+
+class CudaGraphs:
+    """CUDA graphs, on one device.
+
+    Arguments:
+        device: of the step's tensors.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        # Of its own: nothing can be recorded on the default stream, and what autograd and cuBLAS make in the rehearsal
+        # belongs to the stream that it is made on.
+        self.stream = torch.cuda.Stream(device)
+
+    def rehearse(self, step: Step, x: Tensor) -> Outputs:
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        try:
+            # What waits for the device had better raise here: in a recording it would break more than the recording.
+            with torch.cuda.stream(self.stream), as_recorded(), no_waiting():
+                return step(x)
+        finally:
+            current.wait_stream(self.stream)
+
+    def record(self, step: Step, x: Tensor) -> Callable[[], Outputs]:
+        gc.collect()  # in the middle of a recording it might free what another stream still uses
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self.stream), as_recorded():
+            # Other threads, which may be reading ahead, go on.
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                outputs = step(x)
+                graph.capture_end()
+            except BaseException:
+                self._abandon(graph)
+                raise
+
+        def replay() -> Outputs:
+            graph.replay()
+            return outputs
+
+        return replay
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a recording that failed, and leave the device's random numbers usable."""
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            pass  # it tells of the failure once more
+        try:
+            graph.reset()
+            with torch.random.fork_rng(devices=[self.device]):
+                torch.rand(1, device=self.device)
+        except RuntimeError:
+            # The generator believes that it is still being recorded; a new state, standing where its own does, mends it
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            generator, fresh = torch.cuda.default_generators[index], torch.Generator(self.device)
+            fresh.set_state(generator.get_state())
+            generator.graphsafe_set_state(fresh.graphsafe_get_state())
+
+
+def graphs_for(device: torch.device, capture: bool | str) -> CudaGraphs | None:
+    """Who records steps on this device, if ``capture`` is "auto" or True; None for nobody."""
+    if capture is True and device.type != "cuda":
+        raise ValueError(
+            f"capture=True needs a model on a CUDA device, this one is on {device}; expected 'auto' or False"
+        )
+    return CudaGraphs(device) if capture and device.type == "cuda" else None
+
+
+class Reruns:
+    """What CUDA graphs do, without a GPU: a replay runs the step again, on the same tensors. For tests."""
+
+    def rehearse(self, step: Step, x: Tensor) -> Outputs:
+        with as_recorded():
+            return step(x)
+
+    def record(self, step: Step, x: Tensor) -> Callable[[], Outputs]:
+        outputs: list[Tensor] = []
+
+        def replay() -> Outputs:
+            with as_recorded():
+                values = step(x)
+            if not outputs:
+                outputs.extend(value.clone() for value in values)
+            for output, value in zip(outputs, values, strict=True):
+                output.copy_(value)
+            return tuple(outputs)
+
+        return replay
+
+
+class DeviceConstants(TorchFunctionMode):
+    """Makes tensors of a single number on their device, which otherwise are made on the host and copied there.
+
+    The host waits for such a copy, and none can be recorded. ``torch.distributions`` are full of them, such as that of
+    ``Laplace(h, 1.0)``.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and len(args) == 1 and isinstance(args[0], Number):
+            return torch.full((), *args, **kwargs)
+        if func is Tensor.new_tensor and len(args) == 2 and isinstance(args[1], Number):
+            return args[0].new_full((), args[1], **kwargs)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def as_recorded() -> Iterator[None]:
+    """How a step runs that is to be recorded: numbers made on the device, no checks of values, which wait for it."""
+    with DeviceConstants(), pyro.validation_enabled(False):
+        yield
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """``RuntimeError`` where the host would wait for a CUDA device."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode")  # a prototype, it says
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -1,0 +1,386 @@
+"""Recorded training steps: the same numbers as eager ones, by shape of minibatch, and what happens when they can't be.
+
+Without a GPU, :class:`~pyro_vmm.training.graphs.Reruns` stands in for CUDA graphs: it replays by running the step again
+on the same tensors. The tests marked ``cuda`` are the same ones with CUDA graphs.
+"""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from pyro_vmm import VMM
+from pyro_vmm.likelihoods import CustomLikelihood, Normal
+from pyro_vmm.models import VAE
+from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
+from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
+from pyro_vmm.training import Steps, Trainer, TrainingConfig
+from pyro_vmm.training.captured import MOST_SHAPES, Captured, describe
+from pyro_vmm.training.graphs import CudaGraphs, Reruns, graphs_for
+
+G, D, K = 4, 2, 3
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])
+
+
+class Counted(Reruns):
+    """Reruns that count what is asked of them; each of them may fail at a call of the step's own."""
+
+    def __init__(self, fails: str | None = None):
+        self.rehearsals, self.recordings, self.fails = 0, 0, fails
+
+    def rehearse(self, step, x):
+        self.rehearsals += 1
+        outputs = super().rehearse(step, x)
+        if self.fails == "rehearsal":  # at the very end: all that it did has to be undone
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return outputs
+
+    def record(self, step, x):
+        self.recordings += 1
+        if self.fails == "recording":
+            message = "operation not permitted when stream is capturing\nand more"
+            raise RuntimeError(message)
+        return super().record(step, x)
+
+
+def noisy(features: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(features, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3))
+
+
+def plain(features: int) -> nn.Sequential:
+    return mlp(features, (8,))
+
+
+def data(rows: int = 50, device: str = "cpu") -> torch.Tensor:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(rows, G, generator=generator) + 4.0 * (torch.arange(rows) % 2)[:, None]
+    return x.to(device)
+
+
+def build(prior: str = "vmm", networks=plain, device: str = "cpu", **settings) -> VAE:
+    torch.manual_seed(1)
+    priors = {
+        "standard_normal": lambda: StandardNormal(D),
+        "vamp": lambda: VampPrior(D, data(K)),
+        "gmm": lambda: GaussianMixture(torch.randn(K, D), **settings),
+        "vmm": lambda: VampMixture(D, data(K), **settings),
+    }
+    vae = VAE(GaussianEncoder(networks(G), 8, D), Decoder(networks(D), 8, (G,)), Normal((G,)), priors[prior]())
+    return vae.to(device)
+
+
+def config(**changes) -> TrainingConfig:
+    return TrainingConfig(**{"epochs": 4, "batch_size": 16, "learning_rate": 1e-2, "patience": None, **changes})
+
+
+def graphs_on(device: str):
+    return CudaGraphs(torch.device(device)) if device == "cuda" else Counted()
+
+
+def trainer(vae: VAE, graphs=None, **changes) -> Trainer:
+    """One whose steps are recorded, by these graphs; eager without."""
+    found = Trainer(vae, config(capture=False, **changes))
+    found.steps = Steps(vae, found.config, graphs)
+    return found
+
+
+def everything(found: Trainer) -> dict:
+    history = [{name: value for name, value in row.items() if name != "seconds"} for row in found.history]
+    return {"history": history, "model": found.vae.state_dict(), **found.steps.optimizer_states()}
+
+
+def assert_alike(left, right) -> None:
+    """To the last digit on a CPU; on a GPU products may be summed in another order."""
+    on_cpu = all(parameter.device.type == "cpu" for parameter in left["model"].values())
+    tolerance = {"rtol": 0, "atol": 0} if on_cpu else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(left, right, **tolerance, equal_nan=True)
+
+
+# The numbers
+
+
+@every_device
+@pytest.mark.parametrize("networks", [plain, noisy])
+@pytest.mark.parametrize("prior", ["standard_normal", "vamp", "gmm", "vmm"])
+def test_training_gives_the_numbers_of_eager_steps(prior, networks, device):
+    x, runs = data(device=device), []
+    for graphs in (None, graphs_on(device)):
+        found = trainer(build(prior, networks, device), graphs)
+        found.fit(x, x[:20], progress=False)
+        found.consolidate(x, 12)
+        runs.append(everything(found))
+    assert_alike(*runs)
+    if device == "cpu":
+        # Full and short minibatches; those of consolidation besides, unless there is no prior to settle.
+        expected = 4 if prior in ("gmm", "vmm") else 2
+        assert (graphs.rehearsals, graphs.recordings) == (expected, expected)
+
+
+@every_device
+@pytest.mark.parametrize("settings", [{"expectation": "sampled"}, {"responsibilities": "differentiated"}])
+def test_a_hundred_steps_agree(settings, device):
+    x, found = data(32, device), []
+    for graphs in (None, graphs_on(device)):
+        steps = Steps(build("vmm", noisy, device, **settings).train(), config(capture=False), graphs)
+        torch.manual_seed(3)
+        terms = [steps.iterate(x)[0].clone() for _ in range(100)]
+        assert steps.iterate.obstacle is None
+        found.append({"terms": torch.stack(terms), "model": steps.vae.state_dict(), **steps.optimizer_states()})
+    assert found[0]["terms"][-1, 0] > found[0]["terms"][0, 0] + 1
+    assert_alike(*found)
+
+
+@every_device
+def test_resuming_in_the_middle_is_bit_identical(device):
+    x, ends = data(device=device), []
+    whole = trainer(build("vmm", noisy, device), graphs_on(device))
+    whole.fit(x, x[:20], checkpoint=ends.append, progress=False)
+    half, checkpoints = trainer(build("vmm", noisy, device), graphs_on(device), epochs=2), []
+    half.fit(x, x[:20], checkpoint=checkpoints.append, progress=False)
+    rest = trainer(build("vmm", noisy, device), graphs_on(device))
+    rest.load_state_dict(checkpoints[-1])
+    rest.fit(x, x[:20], progress=False)
+    assert_alike(everything(rest), everything(whole))
+    # And within one trainer, whose optimisers' tensors were replaced on loading.
+    whole.load_state_dict(checkpoints[-1])
+    whole.fit(x, x[:20], progress=False)
+    assert_alike(everything(whole), everything(rest))
+
+
+def test_nothing_is_recorded_on_a_cpu_unless_asked():
+    assert graphs_for(torch.device("cpu"), "auto") is None
+    steps = Steps(build(), config())
+    steps.iterate(data())
+    assert steps.graphs is None and steps.iterate.obstacle is None
+
+
+@every_device
+def test_graphs_are_of_the_models_device(device):
+    assert (graphs_for(torch.device(device), "auto") is None) == (device == "cpu")
+    assert graphs_for(torch.device(device), False) is None
+
+
+def test_capture_true_needs_a_gpu():
+    with pytest.raises(ValueError, match="capture=True needs a model on a CUDA device, this one is on cpu"):
+        Trainer(build(), config(capture=True))
+    with pytest.raises(ValueError, match="capture=True needs a CUDA device"):
+        VMM(capture=True, device="cpu").fit(data().numpy())
+    with pytest.raises(ValueError, match="capture='always' should be one of"):
+        config(capture="always")
+
+
+# Recordings and what they hold
+
+
+def recorded(vae: nn.Module | None = None, graphs: Counted | None = None, **settings) -> tuple[Steps, Counted]:
+    graphs = graphs or Counted()
+    return Steps((vae or build()).train(), config(capture=False, **settings), graphs), graphs
+
+
+def test_each_shape_has_a_recording_up_to_a_number():
+    steps, graphs = recorded()
+    for _ in range(3):
+        for rows in range(2, MOST_SHAPES + 5):
+            steps.iterate(data(rows))
+    assert (graphs.rehearsals, graphs.recordings) == (MOST_SHAPES, MOST_SHAPES)
+
+
+def test_outputs_are_the_same_tensors_and_inputs_are_copied():
+    steps, _ = recorded()
+    x = data(16)
+    outputs = [steps.iterate(x) for _ in range(4)]
+    assert outputs[2][0] is outputs[3][0] and outputs[2][1] is outputs[3][1]
+    before = x.clone()
+    steps.iterate(data(32)[16:])
+    assert torch.equal(x, before)
+
+
+def learning_rate(steps: Steps) -> None:
+    steps.network_optimizer.param_groups[0]["lr"] = 1e-4
+
+
+def granularity(steps: Steps) -> None:
+    steps.vae.prior.m_prior = 10.0
+
+
+def moments(steps: Steps) -> None:
+    steps.load_optimizer_states(steps.optimizer_states())
+
+
+def parameters(steps: Steps) -> None:
+    steps.vae.encoder.head.weight.data = steps.vae.encoder.head.weight.data.clone()
+
+
+def mode(steps: Steps) -> None:
+    steps.vae.encoder.eval()
+
+
+def smaller_prior(steps: Steps) -> None:
+    steps.vae.prior = VampMixture(D, data(K - 1))
+    steps.prior = steps.vae.prior_parameters()
+    steps.prior_optimizer = torch.optim.Adam(steps.prior, 1e-2)
+
+
+@pytest.mark.parametrize("change", [learning_rate, granularity, moments, parameters, mode, smaller_prior])
+def test_a_change_is_seen_on_refreshing(change):
+    steps, graphs = recorded()
+    for _ in range(3):
+        steps.iterate(data(16))
+    steps.iterate.refresh()
+    steps.iterate(data(16))
+    assert graphs.recordings == 1, "nothing had changed"
+    change(steps)
+    steps.iterate.refresh()
+    for _ in range(3):
+        steps.iterate(data(16))
+    assert (graphs.rehearsals, graphs.recordings) == (2, 2)
+
+
+def test_training_sees_what_a_callback_changes():
+    def anneal(row, vae):
+        vae.prior.m_prior = 100.0 / row["epoch"]
+
+    runs = []
+    for graphs in (None, Counted()):
+        found = trainer(build(), graphs)
+        found.fit(data(), callbacks=[anneal], progress=False)
+        runs.append(everything(found))
+    assert_alike(*runs)
+    assert graphs.recordings > 2
+
+
+def test_a_module_may_keep_its_last_output():
+    class Keeps(nn.Linear):
+        def forward(self, x):
+            self.last = super().forward(x)
+            return self.last
+
+    vae = build(networks=lambda features: nn.Sequential(Keeps(features, 8), nn.ReLU()))
+    graphs = Counted()
+    trainer(vae, graphs).fit(data(), data(20), progress=False)
+    assert graphs.recordings == 2
+
+
+def test_reset_frees_recordings_and_gradients():
+    steps, graphs = recorded()
+    for _ in range(3):
+        steps.iterate(data(16))
+    assert any(parameter.grad is not None for parameter in steps.vae.parameters())
+    steps.iterate.reset()
+    assert all(parameter.grad is None for parameter in steps.vae.parameters())
+    steps.iterate(data(16))
+    assert graphs.rehearsals == 2
+
+
+def test_adam_is_told_of_recordings_alone():
+    told = []
+
+    class Asks(Counted):
+        def record(self, step, x):
+            told.append([group["capturable"] for group in steps.network_optimizer.param_groups])
+            return super().record(step, x)
+
+    steps, _ = recorded(graphs=Asks())
+    for _ in range(3):
+        steps.iterate(data(16))
+    assert told == [[True]]
+    assert not any(group["capturable"] for group in steps.network_optimizer.param_groups)
+
+
+# What can't be recorded
+
+
+@pytest.mark.parametrize("fails", ["rehearsal", "recording"])
+def test_a_step_that_cannot_be_recorded_runs_eagerly_with_the_same_numbers(fails):
+    x = data()
+    eager = trainer(build("vmm", noisy))
+    eager.fit(x, x[:20], progress=False)
+    found = trainer(build("vmm", noisy), Counted(fails))
+    with pytest.warns(UserWarning, match="can't be recorded as a CUDA graph: (called|operation)") as warned:
+        found.fit(x, x[:20], progress=False)
+    assert len(warned) == 1
+    assert_alike(everything(found), everything(eager))
+    assert "test_captured.py" in found.steps.iterate.obstacle and "and more" not in found.steps.iterate.obstacle
+
+
+def test_who_insists_gets_an_error_and_the_state_before():
+    vae = build("vmm", noisy).train()
+    graphs = Counted("rehearsal")
+    steps = Steps(vae, config(capture=False))
+    captured = Captured(steps.iteration, vae, lambda: [steps.network_optimizer], graphs, insist=True)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    random_numbers = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match=r"can't be recorded .* capture='auto' trains eagerly"):
+        captured(data())
+    torch.testing.assert_close(dict(vae.state_dict()), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+    assert not steps.network_optimizer.state
+
+
+def test_a_steps_own_error_is_not_taken_for_an_obstacle(recwarn):
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    vae = build()
+    vae.decoder.body = Broken()
+    steps, _ = recorded(vae)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        steps.iterate(data())
+    assert not recwarn and steps.iterate.obstacle is None
+
+
+def test_an_error_is_described_by_its_place():
+    try:
+        torch.zeros(2) @ torch.zeros(3)
+    except RuntimeError as error:
+        assert describe(error).endswith("torch.zeros(2) @ torch.zeros(3))")
+    assert describe(RuntimeError("two\nlines")) == "two"
+    assert describe(RuntimeError()) == "RuntimeError"
+
+
+# On a GPU alone
+
+
+class Waits(nn.Module):
+    def forward(self, x):
+        return x * float(x.abs().max().clamp(1, 1))
+
+
+class Draws(nn.Module):
+    """Passes the rehearsal, as no value comes to the host, and breaks the recording."""
+
+    def forward(self, x):
+        torch.cuda.current_stream().synchronize()
+        return x + 0 * torch.randn_like(x)
+
+
+@cuda
+@pytest.mark.parametrize("layer", [Waits, Draws])
+def test_a_gpu_is_usable_after_a_failure(layer):
+    x = data(device="cuda")
+
+    def networks(features):
+        return nn.Sequential(layer(), noisy(features))
+
+    runs = []
+    for capture in (False, "auto"):
+        found = Trainer(build("vmm", networks, "cuda"), config(capture=capture))
+        if capture:
+            with pytest.warns(UserWarning, match="can't be recorded as a CUDA graph"):
+                found.fit(x, x[:20], progress=False)
+        else:
+            found.fit(x, x[:20], progress=False)
+        runs.append(everything(found))
+    assert_alike(*runs)
+    # And another model can be recorded afterwards.
+    found = Trainer(build("vmm", noisy, "cuda"), config(capture=True))
+    found.fit(x, progress=False)
+
+
+@cuda
+def test_numbers_in_a_users_likelihood_are_recorded():
+    vae = build(device="cuda")
+    vae.likelihood = CustomLikelihood((G,), lambda h: dist.Laplace(h, 1.0).to_event(1))
+    Trainer(vae, config(capture=True)).fit(data(device="cuda"), progress=False)

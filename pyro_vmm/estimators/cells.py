@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, CellLikelihood
 from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
+from pyro_vmm.rows import read
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -265,8 +267,9 @@ class SingleCellVMM(FittedCells):
     def _check_support(self, likelihood: CellLikelihood, cells: CellRows) -> None:
         """Raise ``ValueError`` where a cell has no density; most likelihoods take all that ``_totals`` lets through."""
         if type(likelihood).check is not CellLikelihood.check:
-            for some in torch.arange(len(cells)).split(1024):
-                likelihood.check(self.layout_.counts(cells[some]))
+            with closing(read(cells, torch.arange(len(cells)).split(1024))) as stream:
+                for some in stream:
+                    likelihood.check(self.layout_.counts(some))
 
     def _build(self, cells: CellRows, train: np.ndarray) -> None:
         """Make the model, on the device, with the pseudo-inputs that the cells give."""

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import NoReturn
 
 import torch
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.randomness import fork_rng, rng_state, set_rng_state
-from pyro_vmm.rows import Rows, minibatches
+from pyro_vmm.rows import Rows, read, shuffled
 from pyro_vmm.training.config import TrainingConfig
 from pyro_vmm.training.steps import STEP_TERMS, Steps, adam, quiet_pyro
 
@@ -47,16 +47,16 @@ class Trainer:
     def train_epoch(self, x: Rows, progress: Callable[[int], None]) -> dict:
         """One pass over the rows in random order; returns the means of the objectives and the active clusters."""
         self.vae.train()
-        batches = minibatches(torch.randperm(len(x), generator=self.order), self.config.batch_size)
+        batches = shuffled(x, self.config.batch_size, self.order)
         # Read once at the end of the epoch: a look at every step would make the host wait for the device.
         terms = torch.full((len(batches), len(STEP_TERMS)), float("nan"), dtype=self.dtype, device=self.device)
         used = torch.zeros(self.vae.prior.n_components, dtype=torch.bool, device=self.device)
-        for i, rows in enumerate(batches):
-            batch = x[rows]
-            terms[i], responsibilities = self.steps.iteration(batch)
-            used[responsibilities.argmax(-1)] = True
-            self.vae.observe_clusters(batch, responsibilities)
-            progress(len(rows))
+        with closing(read(x, batches)) as stream:
+            for i, batch in enumerate(stream):
+                terms[i], responsibilities = self.steps.iteration(batch)
+                used[responsibilities.argmax(-1)] = True
+                self.vae.observe_clusters(batch, responsibilities)
+                progress(len(batch))
         self._check_finite(terms)
         sizes = terms.new_tensor([len(rows) for rows in batches])
         elbo, log_likelihood, map_objective = ((sizes @ terms) / sizes.sum()).tolist()
@@ -164,9 +164,10 @@ class Trainer:
             with fork_rng(self.device), quiet_pyro():
                 torch.manual_seed(self.config.seed)
                 while steps:
-                    batches = minibatches(torch.randperm(len(x), generator=order), self.config.batch_size)[:steps]
-                    for rows in batches:
-                        self.steps.map_step(x[rows], balanced=False)
+                    batches = shuffled(x, self.config.batch_size, order)[:steps]
+                    with closing(read(x, batches)) as stream:
+                        for batch in stream:
+                            self.steps.map_step(batch, balanced=False)
                     steps -= len(batches)
         finally:
             self.steps.prior_optimizer = trained
@@ -205,12 +206,12 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, x: Rows) -> float:
         """The mean ELBO of rows (N, ...), by one draw each, the same random numbers at every call."""
-        rows = max(self.config.batch_size, 1024)
-        with inference_mode(self.vae), fork_rng(self.device):
+        stream = read(x, torch.arange(len(x)).split(max(self.config.batch_size, 1024)))
+        with inference_mode(self.vae), fork_rng(self.device), closing(stream):
             torch.manual_seed(self.config.seed)
             p_z = self.vae.prior(self.vae.encoder)
             pair = (self.vae.model, self.vae.guide)
-            losses = [self.steps.elbo.loss(*pair, x[some], p_z) for some in torch.arange(len(x)).split(rows)]
+            losses = [self.steps.elbo.loss(*pair, batch, p_z) for batch in stream]
         return -sum(losses) / len(x)
 
     @torch.no_grad()
@@ -218,8 +219,9 @@ class Trainer:
         # Imported here, as only who asks for labels needs it.
         from sklearn.metrics import normalized_mutual_info_score
 
-        with inference_mode(self.vae):
-            z = torch.cat([self.vae.encoder(x[some]).mean for some in torch.arange(len(x)).split(1024)])
+        stream = read(x, torch.arange(len(x)).split(1024))
+        with inference_mode(self.vae), closing(stream):
+            z = torch.cat([self.vae.encoder(batch).mean for batch in stream])
             clusters = self.vae.cluster_probabilities(z).argmax(-1)
         return float(normalized_mutual_info_score(labels, clusters.cpu().numpy()))
 

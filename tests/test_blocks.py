@@ -8,6 +8,7 @@ from contextlib import closing
 from itertools import pairwise
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,25 +62,33 @@ def in_file(tmp_path) -> Callable[..., ad.AnnData]:
     opened = []
 
     def store(adata: ad.AnnData, kind: str = "h5ad") -> ad.AnnData:
+        path = tmp_path / f"cells{len(opened)}"
         if kind == "h5ad":
-            path = tmp_path / f"cells{len(opened)}.h5ad"
             adata.write_h5ad(path)
-            opened.append(ad.read_h5ad(path, backed="r"))
-            return opened[-1]
-        zarr = pytest.importorskip("zarr", reason="needs zarr")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # which version of the format is written
-            adata.write_zarr(tmp_path / "cells.zarr")
-        group = zarr.open(tmp_path / "cells.zarr", mode="r")
-        x = ad.io.sparse_dataset(group["X"]) if sparse.issparse(adata.X) else group["X"]
+            backed = ad.read_h5ad(path, backed="r")
+            opened.append(backed.file)
+            return backed
+        if kind == "layer":
+            ad.AnnData(obs=adata.obs, var=adata.var, layers={"X": adata.X}).write_h5ad(path)
+            opened.append(h5py.File(path))
+            group = opened[-1]
+            x = group["layers/X"]
+        else:
+            zarr = pytest.importorskip("zarr", reason="needs zarr")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # which version of the format is written
+                adata.write_zarr(path)
+            group = zarr.open(path, mode="r")
+            x = group["X"]
+        x = ad.io.sparse_dataset(x) if sparse.issparse(adata.X) else x
         return ad.AnnData(x, obs=ad.io.read_elem(group["obs"]), var=ad.io.read_elem(group["var"]))
 
     yield store
-    for adata in opened:
-        adata.file.close()
+    for file in opened:
+        file.close()
 
 
-every_kind = pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+every_kind = pytest.mark.parametrize("kind", ["h5ad", "layer", "zarr"])
 every_format = pytest.mark.parametrize("format_", [np.asarray, sparse.csr_matrix])
 
 
@@ -149,7 +158,7 @@ def test_minibatches_are_of_one_pool_and_pools_of_equal_size():
 @pytest.mark.parametrize("share", [0.5, 0.1])
 def test_how_much_a_sorted_file_shows(share):
     """Shares of a class over minibatches, beside the standard deviation that the module's docstring states."""
-    n, block, batch = 2**17, 64, 128
+    n, block, batch = 2**17, 16, 128
     pool = pool_rows(n, block, batch)
     first = torch.arange(n) < share * n
     order = block_shuffle(n, block, pool, generator())
@@ -183,15 +192,13 @@ def test_views_of_a_file_are_read_from_the_file(in_file, format_, kind):
     cells, genes = np.array([100, 3, 4, 5, 77]), np.array([3, 0, 11])
     view = in_file(annotated(format_(counts())), kind)[cells, genes]
     batches = CellBatches(view)
-    assert view.is_view and batches.block == 1024
+    assert view.is_view and batches.block == 256
     np.testing.assert_array_equal(batches.rows([4, 0, 1]), counts()[cells[[4, 0, 1]]][:, genes])
 
 
 @every_format
 def test_of_a_file_blocks_are_read_and_far_rows_alone(in_file, format_, monkeypatch):
     """The largest piece read of the file, in numbers, by a spy on what h5py hands out."""
-    import h5py
-
     monkeypatch.setattr(blocks, "BLOCK_ROWS", 16)
     monkeypatch.setattr(blocks, "GAP_NUMBERS", 2 * G)
     file, read_, getitem = RowFile(in_file(annotated(format_(counts()))).X), [], h5py.Dataset.__getitem__

@@ -33,8 +33,9 @@ LIBRARIES = ("observed", "inferred")
 class SingleCellVMM(FittedCells):
     """Integrates, embeds and clusters single cells at once: scVI's model of counts with a mixture prior.
 
-    Labels of cells are never used. Counts may be sparse, dense, or in a file opened with ``backed="r"``: the matrix is
-    never made dense, a minibatch of it is.
+    Labels of cells are never used. Counts may be sparse or dense, in memory or in a file (``backed="r"``, Zarr) of more
+    cells than memory holds: the matrix is never made dense, a minibatch of it is. What the order of such a file means
+    for training is told in :mod:`pyro_vmm.data.blocks`.
 
     Parameters:
         batch_key: the column of ``adata.obs`` that holds the experimental batch; None for a single one.

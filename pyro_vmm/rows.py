@@ -8,7 +8,14 @@ from torch import Tensor
 
 
 class Rows(Protocol):
-    """What training reads: a tensor (N, ...) does, and so does anything that makes minibatches of a file."""
+    """What training reads: a tensor (N, ...) does, and so does anything that makes minibatches of a file.
+
+    Rows that are slow to find one by one may have two methods besides:
+
+    - ``shuffle(batch_size, generator)``: positions (N,), each once, in an order that suits the file and that depends on
+      the state of the generator alone;
+    - ``read(batches)``: an iterator over the rows at each of these positions, which may be read ahead.
+    """
 
     def __len__(self) -> int:
         """N."""
@@ -25,8 +32,15 @@ def minibatches(order: Tensor, batch_size: int) -> list[Tensor]:
     return batches
 
 
+def shuffled(x: Rows, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """The minibatches of an epoch, as positions: every row once, in random order."""
+    if hasattr(x, "shuffle"):
+        return minibatches(x.shuffle(batch_size, generator), batch_size)
+    return minibatches(torch.randperm(len(x), generator=generator), batch_size)
+
+
 def read(x: Rows, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The rows at each of these positions; one that has a method ``read`` may read ahead."""
+    """The rows at each of these positions. Close it, as it may be reading ahead: ``contextlib.closing``."""
     if hasattr(x, "read"):
         return x.read(batches)
     if isinstance(x, Tensor) and x.device.type != "cpu":

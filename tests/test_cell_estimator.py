@@ -21,7 +21,6 @@ from torch import nn
 from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.counts import NegativeBinomial
 from pyro_vmm.data import cells as cells_module
-from pyro_vmm.data.cells import CellBatches
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import PRIORS
 
@@ -550,14 +549,13 @@ def test_the_same_counts_anywhere_give_the_same_model(place, init, tmp_path):
     [("backed", "k-means++"), ("backed dense", "random"), ("backed view", "random"), ("csc", "k-means++")],
 )
 def test_no_more_rows_are_dense_at_once_than_a_minibatch(place, init, tmp_path, monkeypatch):
-    sizes, read = [], CellBatches._read
-    monkeypatch.setattr(cells_module, "CHUNK_NUMBERS", 16 * G)
+    sizes, dense = [], cells_module._dense
 
-    def spy(self, index):
-        sizes.append(len(index))
-        return read(self, index)
+    def spy(block):
+        sizes.append(block.shape[0])
+        return dense(block)
 
-    monkeypatch.setattr(CellBatches, "_read", spy)
+    monkeypatch.setattr(cells_module, "_dense", spy)
     adata, settings = in_place(planted(1500), place, tmp_path / "cells.h5ad")
     model = fit(adata, init=init, epochs=1, batch_size=100, **settings)
     model.predict(adata)

@@ -167,6 +167,18 @@ def test_every_option_reaches_the_model(path, tmp_path, adata):
     assert params["likelihood"] == "nb" and params["likelihood_options"] == {"dispersion": "gene-batch"}
 
 
+def test_counts_may_stay_in_the_file(path, adata, tmp_path):
+    assert run("--dataset", path, *KEYS, "--out", tmp_path / "memory", *FAST) == 0
+    assert run("--dataset", path, *KEYS, "--backed", "--out", tmp_path / "file", *FAST) == 0
+    memory, file = (anndata.read_h5ad(tmp_path / name / "annotated.h5ad") for name in ("memory", "file"))
+    assert memory.X is not None and file.X is None
+    np.testing.assert_array_equal(file.obsm["X_vmm"], memory.obsm["X_vmm"])
+    pd.testing.assert_frame_equal(file.obs, memory.obs)
+    pd.testing.assert_frame_equal(file.var, memory.var)
+    assert file.uns["vmm"]["settings"] == memory.uns["vmm"]["settings"]
+    assert (anndata.read_h5ad(path).X != adata.X).nnz == 0
+
+
 @pytest.mark.parametrize("prior", ["standard_normal", "vamp", "gmm"])
 def test_every_prior(prior, path, tmp_path):
     assert run("--dataset", path, *KEYS, "--prior", prior, "--out", tmp_path / "run", *FAST) == 0
@@ -252,6 +264,8 @@ def test_interrupt_leaves_a_checkpoint(path, tmp_path, capsys, monkeypatch):
         (["--layer", "nothing"], "layer='nothing' is not in adata.layers"),
         (["--layer", "nothing", "--n-top-genes", "20"], "layer='nothing' is not in adata.layers"),
         (["--n-top-genes", "0"], "n_top_genes=0"),
+        (["--backed", "--n-top-genes", "20"], "--n-top-genes (seurat_v3) needs all of them in memory"),
+        (["--dataset", "pbmc68k", "--backed"], "pbmc68k is prepared in memory, expected an .h5ad file"),
         (["--categorical-covariates", "nothing"], "categorical_covariate_keys='nothing'"),
         (["--continuous-covariates", "donor"], "continuous_covariate_keys='donor'"),
         (["--dropout", "1"], "dropout=1.0"),

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pyro_vmm.cli.kind import Kind
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
-from pyro_vmm.data.cells import counts_matrix
+from pyro_vmm.data.cells import CellBatches
 from pyro_vmm.estimators import SingleCellVMM
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS
 from pyro_vmm.runs import CellData, CellResults
@@ -39,14 +39,20 @@ class Cells(Kind):
     likelihoods = tuple(CELL_LIKELIHOODS)
     names = tuple(CELL_SETS)
     endings = (".h5ad",)
-    own = frozenset({"label_key", "n_top_genes"})
+    own = frozenset({"backed", "label_key", "n_top_genes"})
 
     def preset(self, dataset: str) -> dict:
         return NAMED_CELLS.get(dataset, {})
 
     def load(self, config: dict) -> CellData:
+        backed = config.get("backed", False)
+        if backed and config.get("n_top_genes") is not None:
+            raise ValueError(
+                "--backed leaves the counts in the file, but --n-top-genes (seurat_v3) needs all of them in memory; "
+                "leave out one of the two, or select the genes first and write a file of those alone"
+            )
         with same_threads():
-            adata = load_cells(config["dataset"], config.get("data_dir"))
+            adata = load_cells(config["dataset"], config.get("data_dir"), backed)
         # What can be told to be wrong comes before the selection of genes, which takes longer.
         label_key = config.get("label_key")
         labels = None if label_key is None else _labels(adata, label_key)
@@ -82,9 +88,12 @@ def _labels(adata: "AnnData", key: str) -> pd.Categorical:
 
 def _expressed(adata: "AnnData", layer: str | None) -> "AnnData":
     """The genes that have a count in any cell: of the others a model can learn nothing, and refuses them."""
-    expressed = np.asarray((counts_matrix(adata, layer) != 0).sum(0)).ravel() > 0
+    counts = CellBatches(adata, layer)
+    expressed = np.zeros(adata.n_vars, dtype=bool)
+    for _, block in counts.chunks():
+        expressed[block.indices[block.data != 0]] = True
     if expressed.all() or not expressed.any():
         return adata
     silent = (~expressed).sum()
     warnings.warn(f"left out {silent} of {adata.n_vars} genes, which have no count in any cell", stacklevel=2)
-    return adata[:, expressed].copy()
+    return adata[:, expressed] if adata.isbacked else adata[:, expressed].copy()

@@ -1,15 +1,16 @@
 """Cells as the model reads them: counts, covariates and library size in one row, a minibatch at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pyro_vmm.cell_layout import CellLayout
+from pyro_vmm.data.blocks import block_shuffle, pool_rows
 from pyro_vmm.data.cells import Categories, CellBatches
 
 if TYPE_CHECKING:
@@ -143,8 +144,10 @@ def _size_factors(adata: "AnnData", key: str) -> np.ndarray:
 
 def _one_hot(categories: Categories | None, adata: "AnnData") -> Tensor:
     if categories is None:
-        return torch.ones(adata.n_obs, 1)
-    return F.one_hot(categories.codes(adata), len(categories)).float()
+        return torch.ones(adata.n_obs, 1, dtype=torch.float32)
+    # Not torch's one_hot: it makes int64 first, three times as much memory.
+    zeros = torch.zeros(adata.n_obs, len(categories), dtype=torch.float32)
+    return zeros.scatter_(1, categories.codes(adata)[:, None], 1.0)
 
 
 class CellRows:
@@ -174,8 +177,27 @@ class CellRows:
     def __getitem__(self, index: Tensor) -> Tensor:
         """The cells at positions ``index`` (M,): (M, G + P + 1)."""
         cells = self.cells[index]
-        rows = torch.cat([self.counts.rows(cells), self.design[cells]], -1)
-        return rows.to(self.device, self.dtype)
+        return self._with_design(self.counts.rows(cells), cells)
+
+    def shuffle(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """Positions (N,), each once, in random order; of cells in a file see :mod:`pyro_vmm.data.blocks`."""
+        if self.counts.block is None:
+            return torch.randperm(len(self), generator=generator)
+        return block_shuffle(len(self), self.counts.block, self._pool(batch_size), generator)
+
+    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The cells at each of these positions, read ahead if they are in a file."""
+        batches = [self.cells[index] for index in batches]
+        with closing(self.counts.read(batches, self._pool(len(batches[0])) // len(batches[0]))) as source:
+            for counts, cells in zip(source, batches, strict=True):
+                yield self._with_design(counts, cells)
+
+    def _pool(self, batch_size: int) -> int:
+        """Rows in a pool."""
+        return pool_rows(len(self), self.counts.block or len(self), batch_size)
+
+    def _with_design(self, counts: Tensor, cells: Tensor) -> Tensor:
+        return torch.cat([counts, self.design[cells]], -1).to(self.device, self.dtype)
 
     def subset(self, cells: np.ndarray) -> "CellRows":
         """The cells at these positions, (M,)."""

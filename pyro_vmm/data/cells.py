@@ -1,10 +1,12 @@
 """AnnData in, tensors out: counts a minibatch at a time, categories as codes, genes by name.
 
 What users get wrong is told here, before any training. A matrix of counts is never made dense as a whole: rows are, a
-minibatch at a time, whether it is sparse or dense, in memory or in a file opened with ``backed="r"``.
+minibatch at a time, whether it is sparse or dense, in memory or in a file.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ import pandas as pd
 import torch
 from scipy import sparse
 from torch import Tensor
+
+from pyro_vmm.data.blocks import RowFile, read_ahead
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,24 +32,25 @@ class CellBatches:
     """Rows of an AnnData's counts as dense tensors, a minibatch at a time.
 
     Arguments:
-        adata: N cells, in memory or backed, a view or not.
+        adata: N cells, in memory or in a file, a view or not. A file is an ``.h5ad`` opened with ``backed="r"``, or an
+            AnnData made around a matrix in one, such as ``anndata.io.sparse_dataset(zarr.open("cells.zarr")["X"])``.
         layer: the layer of ``adata`` that holds the counts; None for ``adata.X``.
         columns: positions of the genes wanted, (G,), in their order (see ``match_genes``); None for all of them.
 
-    A CSC matrix is converted to CSR once, in memory; anything else stays what and where it is.
+    A CSC matrix is converted to CSR once, in memory; anything else stays what and where it is. Of a file, some blocks
+    of rows are in memory at once, as they are stored (see :mod:`pyro_vmm.data.blocks`).
     """
 
     def __init__(self, adata: "AnnData", layer: str | None = None, columns: np.ndarray | None = None):
         _require_anndata(adata)
         cells, genes, source = None, None, adata
-        if layer is None and adata.isbacked and adata.is_view:
-            # The view's own X would be read as a whole; only private names tell which rows of the file it shows.
+        if adata.is_view and _in_file(counts_matrix(adata._adata_ref, layer)):
+            # The view's own matrix would be read as a whole; only private names tell which rows of the file it shows.
             source = adata._adata_ref
             cells, genes = np.arange(source.n_obs)[adata._oidx], np.arange(source.n_vars)[adata._vidx]
         if columns is not None:
             genes = columns if genes is None else genes[columns]
-        matrix = counts_matrix(source, layer)
-        self._matrix, self._on_disk = (matrix, False) if isinstance(matrix, np.ndarray) else _by_rows(matrix)
+        self._matrix = _by_rows(counts_matrix(source, layer))
         self._cells, self._genes = cells, genes
         self.layer = layer
         self.layers = list(adata.layers)
@@ -60,13 +65,27 @@ class CellBatches:
     def __len__(self) -> int:
         return len(self.cell_names)
 
+    @property
+    def block(self) -> int | None:
+        """Rows that are best read together; None in memory, where it is all one."""
+        return self._matrix.block if isinstance(self._matrix, RowFile) else None
+
     def rows(self, index: np.ndarray | Tensor | Sequence[int]) -> Tensor:
         """The counts of the cells at positions ``index`` (M,), in that order, repeated ones too: float32 (M, G)."""
         index = np.asarray(index)
         assert index.dtype.kind in "iu" or index.size == 0, index.dtype
-        block = self._read(index.astype(np.int64))
-        dense = block.toarray() if sparse.issparse(block) else block
-        return torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32))
+        return _dense(self._read(index.astype(np.int64)))
+
+    def read(self, batches: Sequence[Tensor], at_once: int) -> Iterator[Tensor]:
+        """:meth:`rows` of each of these positions, of a file so many batches read at once, and ahead."""
+        if self.block is None:
+            yield from map(self.rows, batches)
+            return
+        pools = [batches[start : start + at_once] for start in range(0, len(batches), at_once)]
+        with closing(read_ahead(self._read(torch.cat(pool).numpy()) for pool in pools)) as blocks:
+            for block, pool in zip(blocks, pools, strict=True):
+                ends = np.cumsum([len(rows) for rows in pool])
+                yield from (_dense(block[end - len(rows) : end]) for end, rows in zip(ends, pool, strict=True))
 
     def chunks(self) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """All cells in order, as blocks of sparse rows: the position of the first row, and the block."""
@@ -79,19 +98,12 @@ class CellBatches:
         """A copy of the rows at these positions, sparse if the matrix is."""
         if self._cells is not None:
             index = self._cells[index]
-        if self._on_disk:
-            # A file gives each row once, and in its own order.
-            index, back = np.unique(index, return_inverse=True)
-            steps = slice(index[0], index[-1] + 1) if _is_range(index) else index
-            block = self._matrix[steps][back] if len(index) else np.empty((0, self._matrix.shape[1]))
-        else:
-            block = self._matrix[index]
+        block = self._matrix.rows(index) if isinstance(self._matrix, RowFile) else self._matrix[index]
         return block if self._genes is None else block[:, self._genes]
 
 
 def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
     """``adata.X``, or the layer of that name, as it is: a NumPy array, a SciPy CSR or CSC matrix, or one in a file."""
-    import h5py
     from anndata.abc import CSCDataset, CSRDataset
 
     _require_anndata(adata)
@@ -101,9 +113,11 @@ def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
     place = _place(layer)
     if matrix is None:
         raise ValueError(f"{place} is empty; name the layer that holds the counts: {_names(adata.layers)}")
-    if not (isinstance(matrix, np.ndarray | h5py.Dataset | CSRDataset | CSCDataset) or sparse.issparse(matrix)):
+    if not (isinstance(matrix, (np.ndarray, CSRDataset, CSCDataset, *_datasets())) or sparse.issparse(matrix)):
         kind = f"{type(matrix).__module__}.{type(matrix).__name__}"
-        raise ValueError(f"{place} is a {kind}, expected a NumPy array or a SciPy sparse matrix")
+        raise ValueError(
+            f"{place} is a {kind}, expected a NumPy array or a SciPy sparse matrix, or one of either in a file"
+        )
     if matrix.dtype.kind not in "biuf":
         raise ValueError(f"{place} has dtype {matrix.dtype}, expected {COUNTS}")
     return np.asarray(matrix) if isinstance(matrix, np.ndarray) else matrix
@@ -316,16 +330,29 @@ def _told_twice(kind: str, attribute: str, names: pd.Index) -> str:
 # --- matrices ---
 
 
-def _by_rows(matrix: Any) -> tuple[Any, bool]:
-    """A matrix quick to read by rows, and whether it lies in a file."""
+def _by_rows(matrix: Any) -> Any:
+    """A matrix quick to read by rows."""
     if getattr(matrix, "format", None) == "csc":
-        return (matrix if sparse.issparse(matrix) else matrix.to_memory()).tocsr(), False
-    return matrix, not sparse.issparse(matrix)
+        return (matrix if sparse.issparse(matrix) else matrix.to_memory()).tocsr()
+    return RowFile(matrix) if _in_file(matrix) else matrix
 
 
-def _is_range(index: np.ndarray) -> bool:
-    """Whether sorted positions follow one on the other: a file reads those at once."""
-    return len(index) > 0 and index[-1] - index[0] + 1 == len(index)
+def _datasets() -> tuple[type, ...]:
+    """The types of dense matrices in a file."""
+    import h5py
+
+    zarr = sys.modules.get("zarr")  # who has such a matrix has imported it
+    return (h5py.Dataset,) if zarr is None else (h5py.Dataset, zarr.Array)
+
+
+def _in_file(matrix: Any) -> bool:
+    return not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix))
+
+
+def _dense(block: np.ndarray | sparse.csr_matrix) -> Tensor:
+    """float32 (M, G)."""
+    dense = block.toarray() if sparse.issparse(block) else block
+    return torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32))
 
 
 def _place(layer: str | None) -> str:

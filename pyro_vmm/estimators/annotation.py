@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.special import entr
 
 from pyro_vmm.estimators import storing
 
@@ -49,17 +48,25 @@ def check_writable(adata: "AnnData") -> None:
         raise ValueError("adata is a view of a file, expected one that can be written to: adata.to_memory()")
 
 
-def write(adata: "AnnData", key: str, z: np.ndarray, probabilities: np.ndarray, model: "SingleCellVMM") -> None:
-    """Write an embedding (N, D) and cluster probabilities (N, K), and what the model says of itself.
+def write(adata: "AnnData", key: str, z: np.ndarray, summary: np.ndarray, model: "SingleCellVMM") -> None:
+    """Write an embedding, and cluster, its probability and the entropy, and what the model says of itself.
 
     All of it survives ``write_h5ad``.
+
+    Arguments:
+        adata: N cells.
+        key: how what is written is called.
+        z: (N, D).
+        summary: cluster, probability, entropy, (N, 3).
+        model: what found them.
     """
     if adata.is_view:
         adata._init_as_actual(adata.copy())  # as scanpy does: without a warning
     adata.obsm[f"X_{key}"] = z
-    adata.obs[key] = categorical(probabilities.argmax(1), probabilities.shape[1])
-    adata.obs[f"{key}_probability"] = probabilities.max(1)
-    adata.obs[f"{key}_entropy"] = entr(probabilities).sum(1)
+    cluster, probability, entropy = summary.T
+    adata.obs[key] = categorical(cluster.astype(int), model.n_components_)
+    adata.obs[f"{key}_probability"] = probability.astype(z.dtype)
+    adata.obs[f"{key}_entropy"] = entropy.astype(z.dtype)
     # Another annotation's colours may have other clusters in mind.
     adata.uns.pop(f"{key}_colors", None)
     adata.uns[key] = {

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from numbers import Integral
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pyro_vmm.estimators import building, storing
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
 from pyro_vmm.priors import PRIORS
-from pyro_vmm.rows import Rows
+from pyro_vmm.rows import Rows, read
 from pyro_vmm.training import Trainer, TrainingConfig, check_positive
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -131,12 +132,12 @@ class Estimator(BaseEstimator):
         """Reorder the components, largest first and those without a row last, and assign the rows."""
         with torch.no_grad():
             weights = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
-            counts = np.bincount(self._probabilities(x).argmax(1), minlength=len(weights))
+            counts = np.bincount(self._clusters(x), minlength=len(weights))
             by_size = (-counts, -weights) if self.numbered_by == "weight" else (-weights, -counts)
             order = np.lexsort((*by_size, counts == 0))
             self.vae_.reorder(torch.as_tensor(order, device=self._own_device()))
         self.weights_ = weights[order]
-        self.labels_ = self._probabilities(x).argmax(1)
+        self.labels_ = self._clusters(x)
         self.n_clusters_ = len(np.unique(self.labels_))
 
     # Inference, some rows at a time
@@ -146,17 +147,20 @@ class Estimator(BaseEstimator):
 
     @torch.no_grad()
     def _batched(self, function: Callable[[Tensor], Tensor], x: Rows, rows_at_once: int = 1024) -> np.ndarray:
-        with inference_mode(self.vae_):
-            parts = [function(x[some]) for some in torch.arange(len(x)).split(rows_at_once)]
-            return torch.cat(parts).cpu().numpy()
+        with inference_mode(self.vae_), closing(read(x, torch.arange(len(x)).split(rows_at_once))) as stream:
+            return torch.cat([function(rows) for rows in stream]).cpu().numpy()
 
     def _latent_means(self, x: Rows) -> np.ndarray:
         return self._batched(lambda rows: self.vae_.encoder(rows).mean, x)
 
-    def _probabilities(self, x: Rows) -> np.ndarray:
+    def _probabilities(self, x: Rows, function: Callable[[Tensor], Tensor] = lambda q_c: q_c) -> np.ndarray:
+        """q(c | x), (N, K), or what the function makes of each (M, K), for memory not to hold all of them."""
         with torch.no_grad():
             clustering = self.vae_.prior.clustering(self.vae_.encoder)
-        return self._batched(lambda rows: clustering.responsibilities(self.vae_.encoder(rows).mean), x)
+        return self._batched(lambda rows: function(clustering.responsibilities(self.vae_.encoder(rows).mean)), x)
+
+    def _clusters(self, x: Rows) -> np.ndarray:
+        return self._probabilities(x, lambda q_c: q_c.argmax(-1))
 
     def _log_p_x(self, z: Tensor, rows: Tensor) -> Tensor:
         """log p(x | z), (S, M), of rows (M, ...) at z (S, M, D)."""

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, CellLikelihood
 from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
+from pyro_vmm.rows import read
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,8 +34,9 @@ LIBRARIES = ("observed", "inferred")
 class SingleCellVMM(FittedCells):
     """Integrates, embeds and clusters single cells at once: scVI's model of counts with a mixture prior.
 
-    Labels of cells are never used. Counts may be sparse, dense, or in a file opened with ``backed="r"``: the matrix is
-    never made dense, a minibatch of it is.
+    Labels of cells are never used. Counts may be sparse or dense, in memory or in a file (``backed="r"``, Zarr) of more
+    cells than memory holds: the matrix is never made dense, a minibatch of it is. What the order of such a file means
+    for training is told in :mod:`pyro_vmm.data.blocks`.
 
     Parameters:
         batch_key: the column of ``adata.obs`` that holds the experimental batch; None for a single one.
@@ -274,8 +277,9 @@ class SingleCellVMM(FittedCells):
     def _check_support(self, likelihood: CellLikelihood, cells: CellRows) -> None:
         """Raise ``ValueError`` where a cell has no density; most likelihoods take all that ``_totals`` lets through."""
         if type(likelihood).check is not CellLikelihood.check:
-            for some in torch.arange(len(cells)).split(1024):
-                likelihood.check(self.layout_.counts(cells[some]))
+            with closing(read(cells, torch.arange(len(cells)).split(1024))) as stream:
+                for some in stream:
+                    likelihood.check(self.layout_.counts(some))
 
     def _build(self, cells: CellRows, train: np.ndarray) -> None:
         """Make the model, on the device, with the pseudo-inputs that the cells give."""

@@ -42,7 +42,7 @@ class FittedCells(Estimator):
 
     def predict(self, adata: "AnnData") -> np.ndarray:
         """The most probable cluster of each cell, (N,); 0 is the largest in the training data."""
-        return self.predict_proba(adata).argmax(axis=1)
+        return self._clusters(self._rows(adata))
 
     def predict_proba(self, adata: "AnnData") -> np.ndarray:
         """q(c | x) at the mean of q(z | x), (N, K)."""
@@ -62,8 +62,7 @@ class FittedCells(Estimator):
         """
         rows = self._rows(adata)
         annotation.check_writable(adata)
-        z, probabilities = self._latent_means(rows), self._probabilities(rows)
-        annotation.write(adata, key_added, z, probabilities, self)
+        annotation.write(adata, key_added, self._latent_means(rows), self._probabilities(rows, _summary), self)
         return adata
 
     def normalized_expression(
@@ -203,3 +202,9 @@ class FittedCells(Estimator):
             missing = [gene for gene, position in zip(genes, positions, strict=True) if position < 0]
             raise ValueError(f"genes={missing} are not among the {len(self.genes_)} genes of the model")
         return positions
+
+
+def _summary(q_c: Tensor) -> Tensor:
+    """The most probable cluster of q(c | x) (M, K), its probability, and the entropy, float64 (M, 3)."""
+    probability, cluster = q_c.max(-1)
+    return torch.stack([cluster.double(), probability.double(), torch.special.entr(q_c).sum(-1).double()], -1)

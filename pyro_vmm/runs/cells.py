@@ -69,7 +69,10 @@ class CellResults:
         self.marked = single_batch_clusters(self.by_batch)
 
     def write(self, path: Path) -> None:
-        """The model, ``annotated.h5ad``, ``assignments.csv``, ``history.csv``, ``latent.npy``, tables and figures."""
+        """The model, ``annotated.h5ad``, ``assignments.csv``, ``history.csv``, ``latent.npy``, tables and figures.
+
+        Counts that lie in a file stay there: ``annotated.h5ad`` then has the annotations alone.
+        """
         adata = self.data.adata
         self.model.save(path / "model.pt")
         self.model.history_.to_csv(path / "history.csv", index=False)
@@ -81,7 +84,7 @@ class CellResults:
         if self.by_type is not None:
             self.by_type.to_csv(path / "clusters_by_type.csv")
         embed(adata)
-        write_h5ad(adata, path / "annotated.h5ad")
+        write_h5ad(without_counts(adata) if adata.isbacked else adata, path / "annotated.h5ad")
         for name, figure in self.figures().items():
             plots.save(figure, path / f"{name}.png")
 
@@ -156,6 +159,13 @@ def embed(adata: "AnnData") -> None:
     with same_threads():
         sc.pp.neighbors(adata, n_neighbors=min(15, adata.n_obs - 1), use_rep="X_vmm")
         sc.tl.umap(adata)
+
+
+def without_counts(adata: "AnnData") -> "AnnData":
+    """The annotations alone."""
+    from anndata import AnnData
+
+    return AnnData(obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), uns=dict(adata.uns))
 
 
 def write_h5ad(adata: "AnnData", path: Path) -> None:

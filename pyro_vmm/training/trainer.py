@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import NoReturn
 
@@ -16,7 +16,7 @@ from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.precision import network_precision
 from pyro_vmm.randomness import fork_rng, rng_state, set_rng_state
-from pyro_vmm.rows import Rows, minibatches, read
+from pyro_vmm.rows import Rows, read, shuffled
 from pyro_vmm.training.config import TrainingConfig
 from pyro_vmm.training.elimination import Elimination, Shares
 from pyro_vmm.training.steps import STEP_TERMS, Steps, quiet_pyro
@@ -55,14 +55,15 @@ class Trainer:
         self.vae.train()
         self.steps.set_learning_rates(self.config.learning_rate_factor(len(self.history)))
         self.steps.iterate.refresh()
-        batches = minibatches(torch.randperm(len(x), generator=self.order), self.config.batch_size)
+        batches = shuffled(x, self.config.batch_size, self.order)
         # Read once at the end of the epoch: a look at every step would make the host wait for the device.
         terms = torch.full((len(batches), len(STEP_TERMS)), float("nan"), dtype=self.dtype, device=self.device)
         shares = Shares(self.steps.vae.prior)
-        for i, batch in enumerate(read(x, batches)):
-            terms[i], responsibilities = self.steps.iterate(batch)
-            shares.add(responsibilities)
-            progress(len(batch))
+        with closing(read(x, batches)) as stream:
+            for i, batch in enumerate(stream):
+                terms[i], responsibilities = self.steps.iterate(batch)
+                shares.add(responsibilities)
+                progress(len(batch))
         self._check_finite(terms)
         sizes = terms.new_tensor([len(rows) for rows in batches])
         elbo, log_likelihood, map_objective = ((sizes @ terms) / sizes.sum()).tolist()
@@ -179,9 +180,10 @@ class Trainer:
             with fork_rng(self.device), quiet_pyro(), network_precision(self.config.precision):
                 torch.manual_seed(self.config.seed)
                 while steps:
-                    batches = minibatches(torch.randperm(len(x), generator=order), self.config.batch_size)[:steps]
-                    for batch in read(x, batches):
-                        step(batch)
+                    batches = shuffled(x, self.config.batch_size, order)[:steps]
+                    with closing(read(x, batches)) as stream:
+                        for batch in stream:
+                            step(batch)
                     steps -= len(batches)
         finally:
             step.reset()
@@ -220,12 +222,12 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, x: Rows) -> float:
         """The mean ELBO of rows (N, ...), by one draw each, the same random numbers at every call."""
-        rows = max(self.config.batch_size, 1024)
-        with inference_mode(self.vae), fork_rng(self.device):
+        stream = read(x, torch.arange(len(x)).split(max(self.config.batch_size, 1024)))
+        with inference_mode(self.vae), fork_rng(self.device), closing(stream):
             torch.manual_seed(self.config.seed)
             p_z = self.vae.prior(self.vae.encoder)
             pair = (self.vae.model, self.vae.guide)
-            losses = [self.steps.elbo.loss(*pair, x[some], p_z) for some in torch.arange(len(x)).split(rows)]
+            losses = [self.steps.elbo.loss(*pair, batch, p_z) for batch in stream]
         return -sum(losses) / len(x)
 
     @torch.no_grad()
@@ -233,8 +235,9 @@ class Trainer:
         # Imported here, as only who asks for labels needs it.
         from sklearn.metrics import normalized_mutual_info_score
 
-        with inference_mode(self.vae):
-            z = torch.cat([self.vae.encoder(x[some]).mean for some in torch.arange(len(x)).split(1024)])
+        stream = read(x, torch.arange(len(x)).split(1024))
+        with inference_mode(self.vae), closing(stream):
+            z = torch.cat([self.vae.encoder(batch).mean for batch in stream])
             clusters = self.vae.cluster_probabilities(z).argmax(-1)
         return float(normalized_mutual_info_score(labels, clusters.cpu().numpy()))
 

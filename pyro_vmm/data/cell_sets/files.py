@@ -63,12 +63,12 @@ def find(root: Path, *files: str) -> Path | None:
     return next((path for file in files for folder in folders(root) if (path := folder / file).is_file()), None)
 
 
-def read_h5ad(path: Path) -> "AnnData":
-    """The file as it is; ``ValueError`` if it is none of this format."""
+def read_h5ad(path: Path, backed: bool = False) -> "AnnData":
+    """The file as it is, ``backed`` for ``X`` to stay in it; ``ValueError`` if it is none of this format."""
     import anndata
 
     try:
-        return anndata.read_h5ad(path)
+        return anndata.read_h5ad(path, backed="r" if backed else None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"cannot read {path} as an h5ad file: it is damaged or of another format ({error})") from error
 

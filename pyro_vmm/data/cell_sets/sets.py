@@ -40,7 +40,7 @@ CELL_PRESETS: dict[str, dict] = {
 PBMC68K_TARGET, PBMC68K_ERROR = 1e4, 5.01e-4
 
 
-def load_cells(name_or_path: str | Path, data_dir: str | Path | None = None) -> "AnnData":
+def load_cells(name_or_path: str | Path, data_dir: str | Path | None = None, backed: bool = False) -> "AnnData":
     """The data set of that name, or an ``.h5ad`` file, unchanged.
 
     Arguments:
@@ -48,19 +48,22 @@ def load_cells(name_or_path: str | Path, data_dir: str | Path | None = None) -> 
             with or without its ending.
         data_dir: The data folder; files are looked for in its ``cells`` and in itself. Defaults to
             ``$PYRO_VMM_DATA``, then to a cache folder in the user's home. Downloads go to its ``cells``.
+        backed: Leave ``X`` in the file, as ``anndata.read_h5ad(path, backed="r")`` does.
     """
     name = str(name_or_path)
     if name in CELL_SETS:
+        if backed:
+            raise ValueError(f"backed: {name} is prepared in memory, expected an .h5ad file")
         return CELL_SETS[name](data_dir)
     path, root = Path(name).expanduser(), _data_root(data_dir)
     is_h5ad = path.suffix.lower() == ".h5ad"
     if path.is_file():
         if not is_h5ad:
             raise ValueError(f"cannot read {path}: expected a file ending in .h5ad")
-        return read_h5ad(path)
+        return read_h5ad(path, backed)
     found = find(root, name if is_h5ad else f"{name}.h5ad")
     if found is not None:
-        return read_h5ad(found)
+        return read_h5ad(found, backed)
     if is_h5ad:
         raise FileNotFoundError(
             f"there is no file {path} (looked in {path.parent.absolute()}, {root / 'cells'}, {root})"

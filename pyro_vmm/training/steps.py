@@ -13,7 +13,9 @@ from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.elbo import Elbo
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.parallel import ALONE, Ranks
 from pyro_vmm.training.config import TrainingConfig
+from pyro_vmm.whole_batch import whole_batch
 
 STEP_TERMS = ("elbo", "log_likelihood", "map_objective")
 
@@ -24,10 +26,12 @@ class Steps:
     Arguments:
         vae: the model; trained in place.
         config: the learning rates.
+        ranks: the processes that train together. Where there are several, the steps are on the rows held here of the
+            current minibatch, and the means that they return are this process's parts of those over the minibatch.
     """
 
-    def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
-        self.vae, self.elbo = vae, Elbo()
+    def __init__(self, vae: LatentVariableModel, config: TrainingConfig, ranks: Ranks = ALONE):
+        self.vae, self.elbo, self.ranks = vae, Elbo(), ranks
         self.networks, self.prior = vae.network_parameters(), vae.prior_parameters()
         self.network_optimizer = adam(self.networks, config.learning_rate)
         self.prior_optimizer = None
@@ -45,9 +49,10 @@ class Steps:
     def svi_step(self, x: Tensor) -> tuple[Tensor, Tensor, MixtureOfGaussians]:
         """Ascend the ELBO of a minibatch (M, ...) by the networks; returns its mean, that of log p(x | z), and p(z)."""
         p_z = self.p_z()
-        loss = self.elbo.differentiable_loss(self.vae.model, self.vae.guide, x, p_z) / len(x)
-        _step(self.network_optimizer, loss, self.networks)
-        return -loss.detach(), self.elbo.log_likelihood / len(x), p_z
+        with whole_batch(self.ranks):
+            loss = self._mean(self.elbo.differentiable_loss(self.vae.model, self.vae.guide, x, p_z), x)
+        self._step(self.network_optimizer, loss, self.networks)
+        return -loss.detach(), self._mean(self.elbo.log_likelihood, x), p_z
 
     def map_step(self, x: Tensor, balanced: bool = True) -> Tensor:
         """Ascend the MAP objective of a minibatch (M, ...) by the prior's parameters; returns it.
@@ -55,18 +60,30 @@ class Steps:
         ``balanced``: whether the mixture's weights may differ between rows, where the model says so.
         """
         prior, encoder = self.vae.prior, self.vae.encoder
-        with torch.no_grad(), inference_mode(encoder):
+        with torch.no_grad(), inference_mode(encoder), whole_batch(self.ranks):
             z = encoder(x).sample()
         centres = prior.centres(encoder) if prior.expectation == "analytic" else None
         pair, log_factors = (prior.model, prior.guide), self.vae.log_factors(x) if balanced else None
-        loss = self.elbo.differentiable_loss(*pair, z, encoder, centres, len(x), log_factors) / len(x)
-        _step(self.prior_optimizer, loss, self.prior)
+        rows = self.ranks.total(x)
+        loss = self._mean(self.elbo.differentiable_loss(*pair, z, encoder, centres, rows, log_factors), x)
+        self._step(self.prior_optimizer, loss, self.prior)
         return -loss.detach()
 
     def p_z(self) -> MixtureOfGaussians:
         """The prior as the SVI step sees it: centres integrated out, or drawn."""
         sampled = self.vae.prior.trained_by_map and self.vae.prior.expectation == "sampled"
         return self.vae.prior.sampled(self.vae.encoder) if sampled else self.vae.prior(self.vae.encoder)
+
+    def _mean(self, total: Tensor, x: Tensor) -> Tensor:
+        """What a sum over the rows x held here contributes to the mean over the minibatch."""
+        return self.ranks.own(total) / self.ranks.total(x)
+
+    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list) -> None:
+        """One step on just these parameters: the gradient must not reach, or be computed for, the other step's."""
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=parameters)
+        self.ranks.sum_gradients(parameters)
+        optimizer.step()
 
     def optimizer_states(self) -> dict:
         """What the optimisers remember, a copy; None for that of a prior without parameters."""
@@ -84,13 +101,6 @@ class Steps:
 def adam(parameters: list, learning_rate: float) -> torch.optim.Adam:
     """Adam with the authors' epsilon (Keras' default), as one fused kernel."""
     return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-7, fused=True)
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list) -> None:
-    """One step on just these parameters: the gradient must not reach, or be computed for, the other step's."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward(inputs=parameters)
-    optimizer.step()
 
 
 @contextmanager

@@ -13,10 +13,12 @@ from tqdm.auto import tqdm
 
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.parallel import Ranks
 from pyro_vmm.randomness import fork_rng, rng_state, set_rng_state
 from pyro_vmm.rows import Rows, minibatches
 from pyro_vmm.training.config import TrainingConfig
 from pyro_vmm.training.steps import STEP_TERMS, Steps, adam, quiet_pyro
+from pyro_vmm.whole_batch import whole_batch
 
 
 class TrainingDiverged(ArithmeticError):
@@ -26,6 +28,9 @@ class TrainingDiverged(ArithmeticError):
 class Trainer:
     """Alternates SVI steps on the networks with MAP steps on the prior; knows nothing of what the data are.
 
+    In a process group of ``torch.distributed`` (see :func:`~pyro_vmm.parallel.process_group`) all processes train one
+    model: each calls the same methods with the same settings and all rows, and reads its share of every minibatch.
+
     Arguments:
         vae: the model; trained in place, on its own device and in its own dtype.
         config: how to train.
@@ -33,7 +38,8 @@ class Trainer:
 
     def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
         self.vae, self.config = vae, config
-        self.steps = Steps(vae, config)
+        self.ranks = Ranks.present()
+        self.steps = Steps(vae, config, self.ranks)
         self.device, self.dtype = vae.prior.origin.device, vae.prior.origin.dtype
         self.order = torch.Generator().manual_seed(config.seed)
         self.history: list[dict] = []
@@ -52,11 +58,12 @@ class Trainer:
         terms = torch.full((len(batches), len(STEP_TERMS)), float("nan"), dtype=self.dtype, device=self.device)
         used = torch.zeros(self.vae.prior.n_components, dtype=torch.bool, device=self.device)
         for i, rows in enumerate(batches):
-            batch = x[rows]
+            batch = x[self.ranks.share(rows)]
             terms[i], responsibilities = self.steps.iteration(batch)
             used[responsibilities.argmax(-1)] = True
-            self.vae.observe_clusters(batch, responsibilities)
+            self.vae.observe_clusters(batch, responsibilities, self.ranks)
             progress(len(rows))
+        terms = self.ranks.sum(terms)
         self._check_finite(terms)
         sizes = terms.new_tensor([len(rows) for rows in batches])
         elbo, log_likelihood, map_objective = ((sizes @ terms) / sizes.sum()).tolist()
@@ -65,7 +72,7 @@ class Trainer:
             "log_likelihood": log_likelihood,
             "kl": log_likelihood - elbo,
             "map_objective": map_objective if self.steps.prior else float("nan"),
-            "n_active": int(used.sum()),
+            "n_active": int((self.ranks.sum(used.int()) > 0).sum()),
         }
 
     def _check_finite(self, terms: Tensor) -> None:
@@ -104,8 +111,10 @@ class Trainer:
             x_val: validation rows; without them the training ELBO is monitored.
             labels_val: their labels, used only for ``monitor="val_nmi"`` and the history's column ``val_nmi``.
             callbacks: called with the epoch's row of the history and the model; one that returns True stops training.
-            checkpoint: called with :meth:`state_dict` every ``checkpoint_every`` epochs, at the end and on interrupt.
-            progress: show a bar.
+                Of several processes each calls its own, and one stops all.
+            checkpoint: called with :meth:`state_dict` every ``checkpoint_every`` epochs, at the end and on interrupt;
+                of several processes in the first.
+            progress: show a bar; of several processes the first does.
 
         Returns:
             the history, a dict for every epoch.
@@ -117,6 +126,9 @@ class Trainer:
             raise ValueError("monitor='val_nmi' needs validation rows with labels")
         if self._ended is not None:
             self.load_state_dict(self._ended)
+        self._align(x, x_val)
+        if self.ranks.rank:
+            checkpoint, progress = None, False
         started = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0.0)
         good = self.state_dict()
         with self._random_numbers(), quiet_pyro(), _bar(progress, len(x), self) as bar:
@@ -127,7 +139,7 @@ class Trainer:
                     good = self.state_dict()
                     if checkpoint and len(self.history) % self.config.checkpoint_every == 0:
                         checkpoint(good)
-                    if any(stop):
+                    if self.ranks.any(any(stop)):
                         break
             except BaseException:
                 # Whatever it was, Ctrl-C included: the half-done epoch is undone, so that a resumed run repeats it.
@@ -160,13 +172,14 @@ class Trainer:
             return
         trained, self.steps.prior_optimizer = self.steps.prior_optimizer, adam(self.steps.prior, learning_rate)
         order = torch.Generator().manual_seed(self.config.seed)
+        self._align(x)
         try:
             with fork_rng(self.device), quiet_pyro():
                 torch.manual_seed(self.config.seed)
                 while steps:
                     batches = minibatches(torch.randperm(len(x), generator=order), self.config.batch_size)[:steps]
                     for rows in batches:
-                        self.steps.map_step(x[rows], balanced=False)
+                        self.steps.map_step(x[self.ranks.share(rows)], balanced=False)
                     steps -= len(batches)
         finally:
             self.steps.prior_optimizer = trained
@@ -174,6 +187,12 @@ class Trainer:
         if bad:
             self.restore_best()
             raise TrainingDiverged(f"{bad} are not finite in consolidation; the parameters are those before it")
+
+    def _align(self, x: Rows, x_val: Rows | None = None) -> None:
+        """Begin alike in all processes; ``ValueError`` if they were given different things to do."""
+        rows = len(x), 0 if x_val is None else len(x_val)
+        self.ranks.check_same(settings=self.config, rows=rows, epochs=len(self.history))
+        self.ranks.align(self.vae.state_dict().values())
 
     def finished(self) -> bool:
         """Whether ``epochs`` or ``patience`` is used up."""
@@ -210,8 +229,12 @@ class Trainer:
             torch.manual_seed(self.config.seed)
             p_z = self.vae.prior(self.vae.encoder)
             pair = (self.vae.model, self.vae.guide)
-            losses = [self.steps.elbo.loss(*pair, x[some], p_z) for some in torch.arange(len(x)).split(rows)]
-        return -sum(losses) / len(x)
+            chunks = torch.arange(len(x)).split(rows)
+            with whole_batch(self.ranks):
+                losses = [
+                    self.ranks.own(self.steps.elbo.loss(*pair, x[self.ranks.share(some)], p_z)) for some in chunks
+                ]
+        return -self.ranks.sum_number(sum(losses)) / len(x)
 
     @torch.no_grad()
     def _nmi(self, x: Rows, labels: Sequence) -> float:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 from datetime import timedelta
@@ -17,7 +16,8 @@ from test_training import build, config, data, noisy, state
 from torch import distributed as dist
 from torch import nn
 
-from pyro_vmm import VMM, SingleCellVMM
+from pyro_vmm import VMM, SingleCellVMM, plots
+from pyro_vmm.cli import main
 from pyro_vmm.networks import mlp
 from pyro_vmm.parallel import Ranks
 from pyro_vmm.training import Trainer, TrainingDiverged
@@ -37,7 +37,9 @@ class Processes:
     """Some processes in one gloo group."""
 
     def __init__(self, number: int, folder: Path):
-        context = multiprocessing.get_context("spawn")
+        # Forks of a process that has done nothing but import: quick, and safe where this one has threads.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["anndata", "pyro_vmm.cli"])
         self.pipes, self.processes = [], []
         for rank in range(number):
             ours, theirs = context.Pipe()
@@ -111,7 +113,7 @@ def train(prior="vmm", networks="mlp", settings=None, changes=None, dtype=torch.
     x = data(rows).to(dtype)
     vae = build(prior, NETWORKS[networks], seed=1, **(settings or {})).to(dtype)
     trainer = Trainer(vae, config(**{"epochs": 5, **(changes or {})}))
-    trainer.fit(x, x[:21], np.arange(21) % 2, progress=False)
+    trainer.fit(x, x[:13], np.arange(13) % 2, progress=False)
     return trainer.state_dict()
 
 
@@ -156,14 +158,16 @@ def test_minibatches_that_do_not_divide_evenly(batch_size, m_prior, two):
 
 
 @pytest.mark.parametrize("networks", ["mlp", "noisy"])
-def test_single_precision(networks, two):
-    """What is trained to 1e-5, but for biases before BatchNorm, whose gradient is nothing but rounding."""
-    arguments = ("vmm", networks, None, {"learning_rate": 1e-3}, torch.float32)
+def test_twenty_steps_in_single_precision(networks, two):
+    """With BatchNorm the objective alone: it does not depend on all biases, and these go where rounding drives them."""
+    changes = {"learning_rate": 1e-3, "batch_size": 25, "epochs": 10}
+    arguments = ("vmm", networks, None, changes, torch.float32)
     alone, (each, _) = train(*arguments), two.run(train, *arguments)
-    assert_close(alone["history"], each["history"], 1e-5)
-    for name, value in alone["model"].items():
-        if networks == "mlp" or not name.endswith("body.0.bias"):
-            torch.testing.assert_close(value, each["model"][name], rtol=1e-5, atol=1e-5)
+    if networks == "mlp":
+        assert_close(alone["history"], each["history"], 1e-5)
+        assert_close(alone["model"], each["model"], 1e-5)
+    for name in ("elbo", "log_likelihood"):
+        assert_close([row[name] for row in alone["history"]], [row[name] for row in each["history"]], 1e-5)
 
 
 def convolve(rows: int) -> list[torch.Tensor]:
@@ -385,89 +389,87 @@ def test_all_start_from_the_first_ones_parameters(two):
 
 # torchrun
 
-# t-SNE takes seconds and is tested with the plots. What a test says about a process is done to that one.
+# Does to one process what a test says.
 SCRIPT = """
-import os, signal, sys
+import os, sys
 from pyro_vmm import VMM, cli, plots
-real_map, real_fit, rank = plots.latent_map, VMM.fit, int(os.environ.get("RANK", 0))
-plots.latent_map = lambda z, *args: real_map(z, *args, method="pca")
+fit, latent_map = VMM.fit, plots.latent_map
+plots.latent_map = lambda z, *args: latent_map(z, *args, method="pca")
 def breaks(row, vae):
-    if row["epoch"] == 3 and (rank == 1 or {everywhere}):
-        {breaks}
-VMM.fit = lambda self, *args, **kwargs: real_fit(self, *args, callbacks=[breaks], **kwargs)
+    if row["epoch"] == 3 and os.environ["RANK"] in "{ranks}":
+        raise {error}
+VMM.fit = lambda self, *args, **kwargs: fit(self, *args, callbacks=[breaks], **kwargs)
 sys.exit(cli.main())
 """
 
 
-def torchrun(script: Path, *arguments, processes: int = 2) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    # Plain numbers of threads: torchrun warns where it has to choose them.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    started = subprocess.Popen(
-        [*command, str(script), *map(str, arguments)],
-        cwd=script.parent,
-        env=environment,
+def torchrun(script: Path, *arguments) -> subprocess.CompletedProcess:
+    """Run a script in two processes; ``TimeoutExpired``, and none of them left, if they do not end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, *arguments]
+    with subprocess.Popen(
+        [str(word) for word in command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = started.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        os.killpg(started.pid, signal.SIGKILL)
-        raise
+    ) as started:
+        try:
+            out, err = started.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            started.terminate()  # which it passes on
+            raise
     return subprocess.CompletedProcess(command, started.returncode, out, err)
 
 
 @pytest.fixture
-def options(tmp_path) -> list:
+def options(tmp_path) -> list[str]:
     np.save(tmp_path / "x.npy", data().numpy())
     settings = {"hidden": 8, "components": 4, "latent-dim": 2, "epochs": 5, "batch-size": 16, "checkpoint-every": 1}
     settings |= {"consolidation-steps": 3, "device": "cpu", "dtype": "float64", "dataset": tmp_path / "x.npy"}
-    return [text for name, value in settings.items() for text in (f"--{name}", value)]
+    return [str(word) for name, value in settings.items() for word in (f"--{name}", value)] + ["--quiet"]
 
 
-def script(folder: Path, breaks: str = "pass", everywhere: bool = False) -> Path:
-    path = folder / "script.py"
-    path.write_text(SCRIPT.format(breaks=breaks, everywhere=everywhere))
-    return path
+@pytest.fixture
+def one_process(monkeypatch):
+    """The command line in this process; t-SNE takes seconds and is tested with the plots."""
+    real = plots.latent_map
+    monkeypatch.setattr(plots, "latent_map", lambda z, *args: real(z, *args, method="pca"))
+    return lambda *arguments: main([str(word) for word in arguments])
 
 
-def test_the_script_writes_one_folder_with_the_results_of_one_process(options, tmp_path):
-    done = torchrun(ROOT / "scripts" / "fit.py", *options, "--out", tmp_path / "two", "--quiet")
+def test_the_script_writes_one_folder_with_the_results_of_one_process(options, tmp_path, one_process):
+    """Also where both processes were interrupted, and one process goes on."""
+    one, two, broken = (tmp_path / name for name in ("one", "two", "broken"))
+    assert one_process(*options, "--out", one) == 0
+    done = torchrun(ROOT / "scripts" / "fit.py", *options, "--out", two)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("clusters used") == 1
-    one = [sys.executable, script(tmp_path), *options, "--out", tmp_path / "one", "--quiet"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([str(word) for word in one], check=True, capture_output=True, timeout=TIMEOUT, env=environment)
-    names = [sorted(path.name for path in (tmp_path / folder).iterdir()) for folder in ("one", "two")]
-    assert names[0] == names[1]
-    left, right = (pd.read_csv(tmp_path / folder / "assignments.csv") for folder in ("one", "two"))
-    pd.testing.assert_frame_equal(left, right, rtol=1e-6)
-    np.testing.assert_allclose(np.load(tmp_path / "one" / "latent.npy"), np.load(tmp_path / "two" / "latent.npy"))
+    (tmp_path / "script.py").write_text(SCRIPT.format(error="KeyboardInterrupt", ranks="01"))
+    stopped = torchrun(tmp_path / "script.py", *options, "--out", broken)
+    assert stopped.returncode != 0 and stopped.stderr.count(f"continue with --resume {broken}") == 1
+    assert one_process("--resume", broken, "--quiet") == 0
+    for other in (two, broken):
+        assert sorted(path.name for path in other.iterdir()) == sorted(path.name for path in one.iterdir())
+        left, right = (pd.read_csv(folder / "assignments.csv") for folder in (one, other))
+        pd.testing.assert_frame_equal(left, right, rtol=1e-6)
+        np.testing.assert_allclose(np.load(other / "latent.npy"), np.load(one / "latent.npy"), rtol=1e-6)
 
 
-@pytest.mark.parametrize("breaks", ["raise RuntimeError('broken')", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_a_process_that_fails_ends_the_others(breaks, options, tmp_path):
-    out = tmp_path / "run"
-    failed = torchrun(script(tmp_path, breaks), *options, "--out", out, "--quiet")
-    assert failed.returncode != 0
-    assert not (out / "model.pt").exists()
-    assert len(torch.load(out / "checkpoint.pt", weights_only=True)["trainer"]["history"]) >= 2
+def test_a_process_that_fails_ends_the_others(options, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT.format(error="RuntimeError('out of luck')", ranks="1"))
+    failed = torchrun(tmp_path / "script.py", *options, "--out", tmp_path / "run")
+    assert failed.returncode != 0 and "out of luck" in failed.stderr
+    assert not (tmp_path / "run" / "model.pt").exists()
+    assert len(torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["trainer"]["history"]) >= 2
 
 
-def test_interrupt_and_resume(options, tmp_path):
-    out = tmp_path / "run"
-    stopped = torchrun(script(tmp_path, "raise KeyboardInterrupt", True), *options, "--out", out, "--quiet")
-    assert stopped.returncode != 0
-    assert stopped.stderr.count(f"continue with --resume {out}") == 1
-    resumed = torchrun(script(tmp_path), "--resume", out, "--quiet")
-    assert resumed.returncode == 0, resumed.stderr
-    assert len(pd.read_csv(out / "history.csv")) == 5
-
-
-def test_a_mistake_leaves_no_folder(options, tmp_path):
-    failed = torchrun(script(tmp_path), *options, "--likelihood", "bernoulli", "--out", tmp_path / "run")
-    assert failed.returncode != 0
-    assert "bernoulli likelihood expects" in failed.stderr and not (tmp_path / "run").exists()
+def test_one_that_lost_the_other_says_so(tmp_path):
+    pair = Processes(2, tmp_path)
+    try:
+        assert pair.run(stop_early)
+        pair.processes.pop().kill()
+        pair.pipes.pop()
+        [error] = pair.run(stop_early)
+        assert isinstance(error, ConnectionError) and "another process of this training has ended" in str(error)
+    finally:
+        pair.end()

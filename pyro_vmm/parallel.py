@@ -143,14 +143,14 @@ def together(collective: Callable, *args) -> None:
 
 def launched_rank() -> int:
     """Which of the processes that ``torchrun`` started this is; 0 without it."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if _launched_size() > 1 else 0
 
 
 @contextmanager
 def process_group(device: str = "auto") -> Iterator[Ranks]:
     """Join the processes that ``torchrun`` started: by nccl with a GPU for each, by gloo on CPUs.
 
-    Nothing is done where there is one process, or a group already.
+    What is trained inside is trained by all of them. Nothing is done where there is one process, or a group already.
 
     Arguments:
         device: "auto" (GPUs if there are any) or a torch device without a number.
@@ -158,7 +158,7 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
     Raises:
         ValueError: there are fewer GPUs than processes, or the device is one of them.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if _launched_size() == 1 or dist.is_initialized():
         yield Ranks.present()
         return
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
@@ -169,6 +169,10 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
     # Not in a ``finally``: after a failure the others would be waited for, which may wait for this one.
     yield Ranks.present()
     dist.destroy_process_group()
+
+
+def _launched_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _own_gpu(device: str) -> int:

@@ -19,7 +19,7 @@ from torch import nn
 from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.cli import main
 from pyro_vmm.networks import mlp
-from pyro_vmm.parallel import Ranks
+from pyro_vmm.parallel import Ranks, launched_rank, process_group
 from pyro_vmm.training import Trainer, TrainingDiverged
 from pyro_vmm.whole_batch import whole_batch
 
@@ -385,6 +385,25 @@ def fit_from_anywhere() -> dict:
 def test_all_start_from_the_first_ones_parameters(two):
     left, right = two.run(fit_from_anywhere)
     assert_close(left, right, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("cuda:0", "should have no number"), ("auto", "this machine has 1"), ("cuda", "has 1")]
+)
+def test_each_process_needs_a_gpu_of_its_own(device, message, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=message), process_group(device):
+        pass
+
+
+def test_without_torchrun_there_is_no_group(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "3")
+    with process_group() as ranks:
+        assert (ranks.rank, ranks.size) == (0, 1) and launched_rank() == 0 and not dist.is_initialized()
 
 
 # torchrun

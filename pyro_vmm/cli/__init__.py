@@ -81,10 +81,9 @@ def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool)
         if owned:
             folder.create()
             folder.write_config(config, model)
+        checkpoint = folder.checkpoint
         try:
-            kind.fit(
-                model, data, folder.checkpoint, folder.checkpoint if resume and folder.checkpoint.exists() else None
-            )
+            kind.fit(model, data, checkpoint, checkpoint if resume and checkpoint.exists() else None)
         except ValueError:  # told before any training
             if owned:
                 folder.discard()

@@ -13,7 +13,7 @@ class TrainingConfig:
 
     Arguments:
         epochs: at most so many passes over the data.
-        batch_size: rows in a minibatch; the last one of an epoch may be shorter.
+        batch_size: rows in a minibatch, of all processes together; the last one of an epoch may be shorter.
         learning_rate: of Adam in the SVI step.
         prior_learning_rate: of Adam in the MAP step; None for the same.
         patience: stop after so many epochs without a better ``monitor``; None for never.

@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from pyro_vmm.parallel import ALONE, Ranks
+
 # The table forgets at the rate at which so many cells, and so many of a batch, go by.
 LEAST_MEMORY = 2000.0
 MEMORY_PER_BATCH = 500.0
@@ -46,10 +48,13 @@ class BatchBalance(nn.Module):
         return batch @ (self.strength * (overall / of_batch).log())
 
     @torch.no_grad()
-    def observe(self, batch: Tensor, responsibilities: Tensor) -> None:
-        """Count cells, (M, B), where they are, (M, K); older ones count less and less."""
-        keep = max(0.0, 1.0 - len(batch) / self.memory)
-        self.cells.mul_(keep).add_(batch.mT @ responsibilities)
+    def observe(self, batch: Tensor, responsibilities: Tensor, ranks: Ranks = ALONE) -> None:
+        """Count cells, (M, B), where they are, (M, K); older ones count less and less.
+
+        ``ranks``: the processes that hold parts of the minibatch; all cells of it are counted.
+        """
+        keep = max(0.0, 1.0 - ranks.total(batch) / self.memory)
+        self.cells.mul_(keep).add_(ranks.sum(ranks.own(batch.mT @ responsibilities)))
 
     @torch.no_grad()
     def reorder(self, order: Tensor) -> None:

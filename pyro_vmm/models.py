@@ -15,6 +15,7 @@ from pyro_vmm.balance import BatchBalance
 from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.networks import DIAGONAL_FLOOR
+from pyro_vmm.parallel import ALONE, Ranks
 from pyro_vmm.precision import in_precision
 from pyro_vmm.priors import Prior, latent
 
@@ -49,8 +50,8 @@ class LatentVariableModel(nn.Module):
         """What is added to log pi in each row, (M, K), where the mixture's weights differ between rows."""
         return None
 
-    def observe_clusters(self, x: Tensor, responsibilities: Tensor) -> None:
-        """Called in training with a minibatch and its p(c | z), (M, K)."""
+    def observe_clusters(self, x: Tensor, responsibilities: Tensor, ranks: Ranks = ALONE) -> None:
+        """Called in training with a minibatch and its p(c | z), (M, K), or with the part of it that a process holds."""
 
     def reorder(self, order: Tensor) -> None:
         """Renumber the components in place: number k becomes what ``order[k]`` was, (K,)."""
@@ -179,9 +180,9 @@ class SingleCellVAE(LatentVariableModel):
     def log_factors(self, x: Tensor) -> Tensor | None:
         return None if self.balance is None else self.balance(self.batch(x))
 
-    def observe_clusters(self, x: Tensor, responsibilities: Tensor) -> None:
+    def observe_clusters(self, x: Tensor, responsibilities: Tensor, ranks: Ranks = ALONE) -> None:
         if self.balance is not None:
-            self.balance.observe(self.batch(x), responsibilities)
+            self.balance.observe(self.batch(x), responsibilities, ranks)
 
     def reorder(self, order: Tensor) -> None:
         super().reorder(order)

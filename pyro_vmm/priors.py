@@ -98,9 +98,16 @@ class Prior(nn.Module):
                 parameter.copy_(learned)
 
     def hierarchy(
-        self, rows: int, encoder: nn.Module | None = None, centres: Centres | None = None
+        self,
+        rows: int,
+        encoder: nn.Module | None = None,
+        centres: Centres | None = None,
+        minibatch: int | None = None,
     ) -> MixtureOfGaussians:
-        """Declare the sites above the plate of data, for the model; ``rows`` is the size of that plate."""
+        """Declare the sites above the plate of data, for the model.
+
+        ``rows`` is the size of that plate; ``minibatch`` is M of the minibatch that they are a part of, if so.
+        """
         return self(encoder)
 
     def hierarchy_guide(self, encoder: nn.Module | None = None, centres: Centres | None = None) -> None:
@@ -120,14 +127,14 @@ class Prior(nn.Module):
             z: draws from q(z; x), (M, D); None to sample.
             encoder: what guides the centres.
             centres: q(mu), for expectations over it in closed form; None to sample mu.
-            rows: M, when z is None.
+            rows: M, when z is None; that of the whole minibatch, when z is a part of it.
             log_factors: what is added to log pi in each row, (M, K); see :mod:`pyro_vmm.balance`.
         """
-        rows = rows if z is None else len(z)
-        p_z = self.hierarchy(rows, encoder, centres)
+        held = rows if z is None else len(z)
+        p_z = self.hierarchy(held, encoder, centres, max(rows, held))
         if log_factors is not None:
             p_z = p_z.reweighted(log_factors)
-        with pyro.plate("data", rows):
+        with pyro.plate("data", held):
             return self.per_row(p_z, z)
 
     def per_row(self, p_z: MixtureOfGaussians, z: Tensor | None) -> Tensor:
@@ -280,7 +287,11 @@ class _BayesianMixture(Prior):
         return dist.MultivariateNormal(centres.loc, scale_tril=centres.tril)
 
     def hierarchy(
-        self, rows: int, encoder: nn.Module | None = None, centres: Centres | None = None
+        self,
+        rows: int,
+        encoder: nn.Module | None = None,
+        centres: Centres | None = None,
+        minibatch: int | None = None,
     ) -> MixtureOfGaussians:
         """alpha, pi, mu and Lambda, equations (5) to (8), weighed by ``rows / m_prior``.
 
@@ -288,7 +299,7 @@ class _BayesianMixture(Prior):
         """
         d, tril = self.latent_dim, None if centres is None else centres.tril
         trained, n = self.n_components, self.n_components + len(self.frozen_logits)
-        with poutine.scale(scale=1.0 if self.m_prior == "batch" else rows / self.m_prior):
+        with poutine.scale(scale=rows / ((minibatch or rows) if self.m_prior == "batch" else self.m_prior)):
             alpha = pyro.sample("alpha", self.hyperprior.alpha(self.origin))
             log_pi = pyro.sample("log_pi", self.hyperprior.log_pi(alpha, n))
             with pyro.plate("components", trained):

@@ -4,12 +4,16 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
+from pyro_vmm.cli.kind import Kind
 from pyro_vmm.cli.kinds import PRESETS
 from pyro_vmm.cli.options import check, estimator, kind_of, read_config, resolve
 from pyro_vmm.cli.parser import build_parser
+from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.parallel import launched_rank, process_group
 from pyro_vmm.runs import RunFolder
 from pyro_vmm.training import TrainingDiverged
 
@@ -17,17 +21,21 @@ __all__ = ["PRESETS", "build_parser", "estimator", "kind_of", "main", "read_conf
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, fit, write the run folder and print the closing table; returns the exit status."""
+    """Parse, fit, write the run folder and print the closing table; returns the exit status.
+
+    Of several processes, started by ``torchrun``, the first writes and prints.
+    """
     parser = build_parser()
     given = vars(parser.parse_args(argv))
+    prog = f"{parser.prog}: process {launched_rank()}" if launched_rank() else parser.prog
     try:
         with _plain_warnings(parser.prog):
             return _run(given)
     except TrainingDiverged as error:
-        print(f"{parser.prog}: training stopped: {error}", file=sys.stderr)
+        print(f"{prog}: training stopped: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, ImportError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
 
 
@@ -45,27 +53,42 @@ def _run(given: dict) -> int:
         folder = RunFolder(out or default)
     kind = kind_of(config)
     check(config, kind)
-    data = kind.load(config)
-    model = estimator(config, progress=not quiet)
-    if resume is None:
-        folder.create()
-        folder.write_config(config, model)
     try:
-        checkpoint = folder.checkpoint
-        kind.fit(model, data, checkpoint, checkpoint if resume is not None and checkpoint.exists() else None)
+        model, data = _fit(kind, config, folder, resume is not None, quiet)
+        if launched_rank():
+            return 0
         results = kind.results(model, data)
         results.write(folder.path)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; continue with --resume {folder.path}", file=sys.stderr)
+        if not launched_rank():
+            advice = f"; continue with --resume {folder.path}" if folder.path.exists() else ""
+            print(f"\ninterrupted{advice}", file=sys.stderr)
         return 130
-    except ValueError:  # told before any training
-        if resume is None:
-            folder.discard()
-        raise
     # Only now for a resumed run: what it changes must first have proved to fit.
     folder.write_config(config, model)
     print(results.closing_table(), f"results in {folder.path}", sep="\n")
     return 0
+
+
+def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool) -> tuple[Estimator, Any]:
+    """Load the data and train on them, with the other processes that ``torchrun`` started, if it did."""
+    with process_group(config.get("device", "auto")) as ranks:
+        # A named set may have to be downloaded, by one process and not by all.
+        with ranks.first_ahead() if config["dataset"] in kind.names else nullcontext():
+            data = kind.load(config)
+        model = estimator(config, progress=not quiet)
+        owned = not resume and ranks.rank == 0
+        if owned:
+            folder.create()
+            folder.write_config(config, model)
+        checkpoint = folder.checkpoint
+        try:
+            kind.fit(model, data, checkpoint, checkpoint if resume and checkpoint.exists() else None)
+        except ValueError:  # told before any training
+            if owned:
+                folder.discard()
+            raise
+    return model, data
 
 
 @contextmanager
@@ -75,6 +98,8 @@ def _plain_warnings(prog: str) -> Iterator[None]:
         usual = warnings.showwarning
 
         def show(message, category, filename, lineno, file=None, line=None):
+            if category is UserWarning and launched_rank():
+                return  # the first process says the same
             if category is UserWarning:
                 print(f"{prog}: warning: {message}", file=sys.stderr)
             else:

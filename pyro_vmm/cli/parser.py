@@ -19,6 +19,7 @@ DESCRIPTION = "Cluster a data set with a VampPrior Mixture Model, without saying
 EPILOG = """\
 Without any option: scikit-learn's bundled handwritten digits, in less than a minute.
 Single cells:       fit.py --dataset cells.h5ad --batch-key batch --label-key cell_type --n-top-genes 2000
+Several processes:  torchrun --nproc-per-node=2 scripts/fit.py --dataset mnist
 """
 
 #: What an option that is not given comes to where the estimators have no value for it.
@@ -148,7 +149,7 @@ def _add_prior(group: Group) -> None:
 
 
 def _add_training(group: Group) -> None:
-    group.add("batch_size", "rows in a minibatch", type=int, metavar="M")
+    group.add("batch_size", "rows in a minibatch, of all processes together", type=int, metavar="M")
     group.add("learning_rate", "of the networks", type=float, metavar="R")
     group.add("prior_learning_rate", "of the prior", type=float, metavar="R")
     group.add("epochs", "at most", type=int, metavar="N")

@@ -179,7 +179,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         """
         X = self._validate(X, reset=True)
         state = None if resume is None else storing.read_checkpoint(resume, self.configuration(), X)
-        self.seed_ = check_random_state(self.random_state).randint(2**31) if state is None else state["seed"]
+        self.seed_ = self._draw_seed() if state is None else state["seed"]
         self._training_config()  # which says what is wrong with the settings
         train, val = self._split(len(X))
         labels_val = None if self.monitor != "val_nmi" else self._labels(y, len(X))[val]

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from pyro.distributions import TorchDistribution
 from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 from pyro_vmm import files
@@ -19,6 +20,7 @@ from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
+from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.rows import Rows, read
 from pyro_vmm.training import Trainer, TrainingConfig, check_positive
@@ -77,6 +79,10 @@ class Estimator(BaseEstimator):
             capture=self.capture,
             precision=self.precision,
         )
+
+    def _draw_seed(self) -> int:
+        """What ``random_state`` gives; of several processes that train together, the first one's."""
+        return Ranks.present().first(check_random_state(self.random_state).randint(2**31))
 
     def _split(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and rows to hold back, each in the order of the data."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -208,7 +207,7 @@ class SingleCellVMM(FittedCells):
         genes = np.full(len(counts), zlib.crc32("\n".join(self.genes_).encode()), dtype=float)
         fingerprint = np.column_stack([design.numpy(), totals, genes])
         state = None if resume is None else storing.read_checkpoint(resume, self.configuration(), fingerprint)
-        self.seed_ = check_random_state(self.random_state).randint(2**31) if state is None else state["seed"]
+        self.seed_ = self._draw_seed() if state is None else state["seed"]
         self._training_config()  # which says what is wrong with the settings
         train, val = self._split(len(counts))
         if len(train) < 2:

@@ -16,7 +16,7 @@ class TrainingConfig:
 
     Arguments:
         epochs: at most so many passes over the data.
-        batch_size: rows in a minibatch; the last one of an epoch may be shorter.
+        batch_size: rows in a minibatch, of all processes together; the last one of an epoch may be shorter.
         learning_rate: of Adam in the SVI step.
         prior_learning_rate: of Adam in the MAP step; None for the same.
         decay_epochs: over the last so many of ``epochs`` both learning rates fall to nothing, along a half cosine.
@@ -27,7 +27,8 @@ class TrainingConfig:
         checkpoint_every: epochs between checkpoints, where a file is given.
         seed: of the order of the data and of all draws.
         capture: whether the training step is recorded as a CUDA graph and replayed, many times faster: "auto" on a GPU
-            and where it can be, with a warning where it can't; True or an error; or False.
+            and where it can be, with a warning where it can't; True or an error; or False. Of several processes,
+            which have to tell each other things, never.
         precision: in which the networks compute, one of ``PRECISIONS``; see :mod:`pyro_vmm.precision`.
     """
 

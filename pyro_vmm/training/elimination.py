@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmm.models import LatentVariableModel
+from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import Prior
 from pyro_vmm.training.config import TrainingConfig
 
@@ -20,22 +21,35 @@ NEGLIGIBLE = 1e-8
 class Shares:
     """What the components explain of an epoch's rows; nothing is read from the device before it ends.
 
+    Arguments:
+        prior: whose components.
+        ranks: the processes that train together.
+
     Attributes:
         total: responsibilities, summed over rows, (K,).
         largest: of any row, (K,).
         used: whether a component is the most responsible one for any row, (K,).
     """
 
-    def __init__(self, prior: Prior):
+    def __init__(self, prior: Prior, ranks: Ranks):
+        self.ranks = ranks
         self.total = prior.origin.new_zeros(prior.n_components)
         self.largest = torch.zeros_like(self.total)
         self.used = torch.zeros_like(self.total, dtype=torch.bool)
 
     def add(self, responsibilities: Tensor) -> None:
-        """Count a minibatch's p(c | z), (M, K)."""
+        """Count a minibatch's p(c | z), (M, K), or the part of it that this process holds."""
+        if self.ranks.idle:
+            return
         self.total += responsibilities.sum(0)
         self.largest = torch.maximum(self.largest, responsibilities.amax(0))
         self.used.index_fill_(0, responsibilities.argmax(-1), True)
+
+    def join(self) -> None:
+        """Count what other processes hold, too."""
+        self.total = self.ranks.sum(self.total)
+        self.largest = self.ranks.largest(self.largest)
+        self.used = self.ranks.sum(self.used.int()) > 0
 
 
 class Elimination:

@@ -13,9 +13,11 @@ from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.elbo import Elbo
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.parallel import ALONE, Ranks
 from pyro_vmm.training.captured import Captured
 from pyro_vmm.training.config import TrainingConfig
 from pyro_vmm.training.graphs import Graphs, graphs_for
+from pyro_vmm.whole_batch import whole_batch
 
 STEP_TERMS = ("elbo", "log_likelihood", "map_objective")
 
@@ -27,19 +29,24 @@ class Steps:
         vae: the model; trained in place.
         config: the learning rates, and whether to record the steps.
         graphs: who records them, if not whom the configuration names.
+        ranks: the processes that train together. Where there are several, the steps are on the rows held here of the
+            current minibatch, and the means that they return are this process's parts of those over the minibatch.
 
     Attributes:
         iterate: :meth:`iteration`, recorded if it is to be; see :class:`~pyro_vmm.training.captured.Captured`.
     """
 
-    def __init__(self, vae: LatentVariableModel, config: TrainingConfig, graphs: Graphs | None = None):
-        self.vae, self.config, self.elbo = vae, config, Elbo()
+    def __init__(
+        self, vae: LatentVariableModel, config: TrainingConfig, graphs: Graphs | None = None, ranks: Ranks = ALONE
+    ):
+        self.vae, self.config, self.elbo, self.ranks = vae, config, Elbo(), ranks
         self.networks, self.prior = vae.network_parameters(), vae.prior_parameters()
         self.network_optimizer = adam(self.networks, config.learning_rate)
         self.prior_optimizer = None
         if self.prior:
             self.prior_optimizer = adam(self.prior, config.prior_learning_rate or config.learning_rate)
-        self.graphs = graphs or graphs_for(vae.prior.origin.device, config.capture)
+        # What processes tell each other is not recorded.
+        self.graphs = graphs or graphs_for(vae.prior.origin.device, config.capture if ranks.size == 1 else False)
         self.iterate = self.captured(self.iteration)
 
     def captured(self, step: Callable[[Tensor], tuple[Tensor, ...]]) -> Captured:
@@ -66,15 +73,16 @@ class Steps:
         with torch.no_grad():
             responsibilities = p_z.responsibilities(self.elbo.z)
         map_objective = self.map_step(x) if self.prior else torch.zeros_like(elbo)
-        self.vae.observe_clusters(x, responsibilities)
+        self.vae.observe_clusters(x, responsibilities, self.ranks)
         return torch.stack([elbo, log_likelihood, map_objective]), responsibilities
 
     def svi_step(self, x: Tensor) -> tuple[Tensor, Tensor, MixtureOfGaussians]:
         """Ascend the ELBO of a minibatch (M, ...) by the networks; returns its mean, that of log p(x | z), and p(z)."""
         p_z = self.p_z()
-        loss = self.elbo.differentiable_loss(self.vae.model, self.vae.guide, x, p_z) / len(x)
-        _step(self.network_optimizer, loss, self.networks)
-        return -loss.detach(), self.elbo.log_likelihood / len(x), p_z
+        with whole_batch(self.ranks):
+            loss = self._mean(self.elbo.differentiable_loss(self.vae.model, self.vae.guide, x, p_z), x)
+        self._step(self.network_optimizer, loss, self.networks)
+        return -loss.detach(), self._mean(self.elbo.log_likelihood, x), p_z
 
     def map_step(self, x: Tensor, balanced: bool = True) -> Tensor:
         """Ascend the MAP objective of a minibatch (M, ...) by the prior's parameters; returns it.
@@ -82,12 +90,13 @@ class Steps:
         ``balanced``: whether the mixture's weights may differ between rows, where the model says so.
         """
         prior, encoder = self.vae.prior, self.vae.encoder
-        with torch.no_grad(), inference_mode(encoder):
+        with torch.no_grad(), inference_mode(encoder), whole_batch(self.ranks):
             z = encoder(x).rsample()  # of a diagonal normal, sample() makes the host wait for the device
         centres = prior.centres(encoder) if prior.expectation == "analytic" else None
         pair, log_factors = (prior.model, prior.guide), self.vae.log_factors(x) if balanced else None
-        loss = self.elbo.differentiable_loss(*pair, z, encoder, centres, len(x), log_factors) / len(x)
-        _step(self.prior_optimizer, loss, self.prior)
+        rows = self.ranks.total(x)
+        loss = self._mean(self.elbo.differentiable_loss(*pair, z, encoder, centres, rows, log_factors), x)
+        self._step(self.prior_optimizer, loss, self.prior)
         return -loss.detach()
 
     def p_z(self) -> MixtureOfGaussians:
@@ -106,6 +115,17 @@ class Steps:
         self.iterate.reset()
         self.iterate = self.captured(self.iteration)
 
+    def _mean(self, total: Tensor, x: Tensor) -> Tensor:
+        """What a sum over the rows x held here contributes to the mean over the minibatch."""
+        return self.ranks.own(total) / self.ranks.total(x)
+
+    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list) -> None:
+        """One step on just these parameters: the gradient must not reach, or be computed for, the other step's."""
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=parameters)
+        self.ranks.sum_gradients(parameters)
+        optimizer.step()
+
     def optimizer_states(self) -> dict:
         """What the optimisers remember, a copy; None for that of a prior without parameters."""
         prior = copy.deepcopy(self.prior_optimizer.state_dict()) if self.prior else None
@@ -122,13 +142,6 @@ class Steps:
 def adam(parameters: list, learning_rate: float) -> torch.optim.Adam:
     """Adam with the authors' epsilon (Keras' default), as one fused kernel."""
     return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-7, fused=True)
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list) -> None:
-    """One step on just these parameters: the gradient must not reach, or be computed for, the other step's."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward(inputs=parameters)
-    optimizer.step()
 
 
 @contextmanager

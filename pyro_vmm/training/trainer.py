@@ -14,12 +14,14 @@ from tqdm.auto import tqdm
 
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.parallel import Ranks
 from pyro_vmm.precision import network_precision
 from pyro_vmm.randomness import fork_rng, rng_state, set_rng_state
 from pyro_vmm.rows import Rows, read, shuffled
 from pyro_vmm.training.config import TrainingConfig
 from pyro_vmm.training.elimination import Elimination, Shares
 from pyro_vmm.training.steps import STEP_TERMS, Steps, quiet_pyro
+from pyro_vmm.whole_batch import whole_batch
 
 
 class TrainingDiverged(ArithmeticError):
@@ -29,6 +31,9 @@ class TrainingDiverged(ArithmeticError):
 class Trainer:
     """Alternates SVI steps on the networks with MAP steps on the prior; knows nothing of what the data are.
 
+    In a process group of ``torch.distributed`` (see :func:`~pyro_vmm.parallel.process_group`) all processes train one
+    model: each calls the same methods with the same settings and all rows, and reads its share of every minibatch.
+
     Arguments:
         vae: the model; trained in place, on its own device and in its own dtype.
         config: how to train.
@@ -36,11 +41,12 @@ class Trainer:
 
     def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
         self.vae, self.config = vae, config
+        self.ranks = Ranks.present()
         self.device, self.dtype = vae.prior.origin.device, vae.prior.origin.dtype
         if config.precision != "float32" and self.dtype != torch.float32:
             raise ValueError(f"precision={config.precision!r} is for models of float32, this one is of {self.dtype}")
         self.elimination = Elimination(vae, config)
-        self.steps = Steps(vae, config)
+        self.steps = Steps(vae, config, ranks=self.ranks)
         self.order = torch.Generator().manual_seed(config.seed)
         self.history: list[dict] = []
         self.best: dict = {"epoch": 0, "value": float("-inf"), "model": None}
@@ -58,16 +64,17 @@ class Trainer:
         batches = shuffled(x, self.config.batch_size, self.order)
         # Read once at the end of the epoch: a look at every step would make the host wait for the device.
         terms = torch.full((len(batches), len(STEP_TERMS)), float("nan"), dtype=self.dtype, device=self.device)
-        shares = Shares(self.steps.vae.prior)
-        with closing(read(x, batches)) as stream:
+        shares = Shares(self.steps.vae.prior, self.ranks)
+        with closing(self._read(x, batches)) as stream:
             for i, batch in enumerate(stream):
                 terms[i], responsibilities = self.steps.iterate(batch)
                 shares.add(responsibilities)
-                progress(len(batch))
+                progress(len(batches[i]))
+        terms = self.ranks.sum(terms)
         self._check_finite(terms)
         sizes = terms.new_tensor([len(rows) for rows in batches])
         elbo, log_likelihood, map_objective = ((sizes @ terms) / sizes.sum()).tolist()
-        n_trained = self.steps.vae.prior.n_components
+        shares.join()
         remain = self.elimination.end_epoch(shares.total / sizes.sum(), shares.largest)
         if remain is not None:
             self.steps.continue_with(self.elimination.model, remain)
@@ -77,8 +84,15 @@ class Trainer:
             "kl": log_likelihood - elbo,
             "map_objective": map_objective if self.steps.prior else float("nan"),
             "n_active": int(shares.used.sum()),
-            "n_trained": n_trained,
+            "n_trained": len(shares.used),
         }
+
+    def _read(self, x: Rows, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """This process's rows of each of these minibatches, which are the current one in turn; close it."""
+        with closing(read(x, [self.ranks.share(rows) for rows in batches])) as stream:
+            for rows, batch in zip(batches, stream, strict=True):
+                self.ranks.begin(len(rows))
+                yield batch
 
     def _check_finite(self, terms: Tensor) -> None:
         bad = (~terms.isfinite()).nonzero()
@@ -116,8 +130,10 @@ class Trainer:
             x_val: validation rows; without them the training ELBO is monitored.
             labels_val: their labels, used only for ``monitor="val_nmi"`` and the history's column ``val_nmi``.
             callbacks: called with the epoch's row of the history and the model; one that returns True stops training.
-            checkpoint: called with :meth:`state_dict` every ``checkpoint_every`` epochs, at the end and on interrupt.
-            progress: show a bar.
+                Of several processes each calls its own, and one stops all.
+            checkpoint: called with :meth:`state_dict` every ``checkpoint_every`` epochs, at the end and on interrupt;
+                of several processes in the first.
+            progress: show a bar; of several processes the first does.
 
         Returns:
             the history, a dict for every epoch.
@@ -129,6 +145,9 @@ class Trainer:
             raise ValueError("monitor='val_nmi' needs validation rows with labels")
         if self._ended is not None:
             self.load_state_dict(self._ended)
+        self._align(x, x_val)
+        if self.ranks.rank:
+            checkpoint, progress = None, False
         started = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0.0)
         good = self.state_dict()
         precision = network_precision(self.config.precision)
@@ -140,7 +159,7 @@ class Trainer:
                     good = self.state_dict()
                     if checkpoint and len(self.history) % self.config.checkpoint_every == 0:
                         checkpoint(good)
-                    if any(stop):
+                    if self.ranks.any(any(stop)):
                         break
             except BaseException:
                 # Whatever it was, Ctrl-C included: the half-done epoch is undone, so that a resumed run repeats it.
@@ -173,15 +192,16 @@ class Trainer:
         """
         if not (self.steps.prior and steps):
             return
-        alone = Steps(self.vae, replace(self.config, prior_learning_rate=learning_rate), self.steps.graphs)
+        alone = Steps(self.vae, replace(self.config, prior_learning_rate=learning_rate), self.steps.graphs, self.ranks)
         order = torch.Generator().manual_seed(self.config.seed)
         step = alone.captured(lambda rows: (alone.map_step(rows, balanced=False),))
+        self._align(x)
         try:
             with fork_rng(self.device), quiet_pyro(), network_precision(self.config.precision):
                 torch.manual_seed(self.config.seed)
                 while steps:
                     batches = shuffled(x, self.config.batch_size, order)[:steps]
-                    with closing(read(x, batches)) as stream:
+                    with closing(self._read(x, batches)) as stream:
                         for batch in stream:
                             step(batch)
                     steps -= len(batches)
@@ -191,6 +211,12 @@ class Trainer:
         if bad:
             self.restore_best()
             raise TrainingDiverged(f"{bad} are not finite in consolidation; the parameters are those before it")
+
+    def _align(self, x: Rows, x_val: Rows | None = None) -> None:
+        """Begin alike in all processes; ``ValueError`` if they were given different things to do."""
+        rows = len(x), 0 if x_val is None else len(x_val)
+        self.ranks.check_same(settings=self.config, rows=rows, epochs=len(self.history))
+        self.ranks.align(self.vae.state_dict().values())
 
     def finished(self) -> bool:
         """Whether ``epochs`` or ``patience`` is used up."""
@@ -222,13 +248,14 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, x: Rows) -> float:
         """The mean ELBO of rows (N, ...), by one draw each, the same random numbers at every call."""
-        stream = read(x, torch.arange(len(x)).split(max(self.config.batch_size, 1024)))
+        stream = self._read(x, torch.arange(len(x)).split(max(self.config.batch_size, 1024)))
         with inference_mode(self.vae), fork_rng(self.device), closing(stream):
             torch.manual_seed(self.config.seed)
             p_z = self.vae.prior(self.vae.encoder)
             pair = (self.vae.model, self.vae.guide)
-            losses = [self.steps.elbo.loss(*pair, batch, p_z) for batch in stream]
-        return -sum(losses) / len(x)
+            with whole_batch(self.ranks):
+                losses = [self.ranks.own(self.steps.elbo.loss(*pair, batch, p_z)) for batch in stream]
+        return -self.ranks.sum_number(sum(losses)) / len(x)
 
     @torch.no_grad()
     def _nmi(self, x: Rows, labels: Sequence) -> float:
@@ -261,7 +288,7 @@ class Trainer:
         """Continue from :meth:`state_dict`, bit for bit as if there had been no break."""
         self.vae.load_state_dict(state["model"])
         self.elimination.load_state_dict(state["elimination"])
-        self.steps = Steps(self.elimination.model, self.config, self.steps.graphs)
+        self.steps = Steps(self.elimination.model, self.config, self.steps.graphs, self.ranks)
         self.steps.load_optimizer_states(state)
         self.order.set_state(state["order"])
         self.rng_state, self._ended = state["rng"], None

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.elbo import Elbo
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.training.config import TrainingConfig
@@ -27,7 +26,7 @@ class Steps:
     """
 
     def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
-        self.vae, self.elbo = vae, Elbo()
+        self.vae, self.elbo = vae, vae.objective()
         self.networks, self.prior = vae.network_parameters(), vae.prior_parameters()
         self.network_optimizer = adam(self.networks, config.learning_rate)
         self.prior_optimizer = None
@@ -38,7 +37,7 @@ class Steps:
         """Both steps on a minibatch (M, ...): the means of ``STEP_TERMS``, (3,), and p(c | z) of its rows, (M, K)."""
         elbo, log_likelihood, p_z = self.svi_step(x)
         with torch.no_grad():
-            responsibilities = p_z.responsibilities(self.elbo.z)
+            responsibilities = self.elbo.responsibilities(p_z)
         map_objective = self.map_step(x) if self.prior else torch.zeros_like(elbo)
         return torch.stack([elbo, log_likelihood, map_objective]), responsibilities
 

@@ -219,8 +219,8 @@ class Trainer:
         from sklearn.metrics import normalized_mutual_info_score
 
         with inference_mode(self.vae):
-            z = torch.cat([self.vae.encoder(x[some]).mean for some in torch.arange(len(x)).split(1024)])
-            clusters = self.vae.cluster_probabilities(z).argmax(-1)
+            probabilities = [self.vae.assignments(x[some]) for some in torch.arange(len(x)).split(1024)]
+            clusters = torch.cat(probabilities).argmax(-1)
         return float(normalized_mutual_info_score(labels, clusters.cpu().numpy()))
 
     # State

@@ -12,9 +12,9 @@ from pyro_vmm.models import LatentVariableModel, show_parameters
 from pyro_vmm.networks import DIAGONAL_FLOOR, inverse_softplus, linear
 from pyro_vmm.priors import Prior
 from pyro_vmm.rivals.elbo import MeanFieldElbo
-from pyro_vmm.rivals.sticks import MARGIN, Kumaraswamy, log_weights
+from pyro_vmm.rivals.sticks import Kumaraswamy, log_weights
 
-# Below it Kumaraswamy draws are 0 or 1 in float32.
+# Below it most Kumaraswamy draws are 0 or 1 to a computer.
 LEAST_CONCENTRATION = 0.05
 
 
@@ -38,7 +38,7 @@ class MixturePosterior:
     def weights(self) -> Tensor:
         """The means of pi, which are q(c; x), (M, K)."""
         # The fractions are independent, so that the mean of a product of them is the product of the means.
-        return log_weights(Kumaraswamy(self.a, self.b).mean.clamp(MARGIN, 1 - MARGIN)).exp()
+        return log_weights(Kumaraswamy(self.a, self.b).mean).exp()
 
     @property
     def mean(self) -> Tensor:

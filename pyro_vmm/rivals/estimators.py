@@ -85,12 +85,13 @@ class Rival(VMM):
         self.progress = progress
         self.random_state = random_state
 
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        """The parameters of a rival and, which its signature has as ``**settings``, those that all share."""
-        signatures = (inspect.signature(each.__init__) for each in (cls, Rival))
-        parameters = (parameter for signature in signatures for parameter in signature.parameters.values())
-        return sorted({p.name for p in parameters if p.name != "self" and p.kind != p.VAR_KEYWORD})
+    def __init_subclass__(cls, **kwargs):
+        """Put what a rival takes as ``**settings`` into its signature, which tells scikit-learn the parameters."""
+        super().__init_subclass__(**kwargs)
+        own, shared = inspect.signature(cls.__init__), inspect.signature(Rival.__init__)
+        named = [parameter for parameter in own.parameters.values() if parameter.kind != parameter.VAR_KEYWORD]
+        named += [parameter for name, parameter in shared.parameters.items() if name not in own.parameters]
+        cls.__init__.__signature__ = own.replace(parameters=named)
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

@@ -19,17 +19,26 @@ from torch import Tensor
 from torch.distributions import Beta, register_kl
 from torch.nn import functional as F
 
-# Fractions stay so far from 0 and 1, where float32 has no logarithm of them or of what is left.
-MARGIN = 1e-6
+LOG_TWO = math.log(2.0)
+# Fractions are no smaller, so that the gradient of their logarithms stays finite.
+LEAST_FRACTION = 1e-20
 # Nodes of the quadrature below; 32 are good for 1e-4 nats where a and b are between 0.05 and 30.
 NODES = 32
+# The integrand is so close to its ends there that it may be held.
+LEAST_NODE = 1e-6
 
 
 def log_weights(v: Tensor) -> Tensor:
-    """log pi (..., K) of fractions v (..., K - 1) inside (0, 1)."""
+    """log pi (..., K) of fractions v (..., K - 1)."""
+    v = inside(v)
     broken = F.pad(v.log(), (0, 1))
     left = F.pad(torch.log1p(-v).cumsum(-1), (1, 0))
     return broken + left
+
+
+def inside(v: Tensor) -> Tensor:
+    """Keep numbers of [0, 1] off both ends, where they, or what they leave, have no logarithm."""
+    return v.clamp(LEAST_FRACTION, 1 - torch.finfo(v.dtype).eps)
 
 
 def fractions(pi: Tensor) -> Tensor:
@@ -55,9 +64,12 @@ class Kumaraswamy(dist.Kumaraswamy):
     def rsample(self, sample_shape=torch.Size()) -> Tensor:
         """By the inverse distribution function, 1 - (1 - v^a)^b = u, through logarithms."""
         u = torch.rand(self._extended_shape(sample_shape), dtype=self.mean.dtype, device=self.mean.device)
-        log_rest = u.clamp(MARGIN, 1 - MARGIN).log() / self.concentration0
-        v = (_log1mexp(log_rest) / self.concentration1).exp()
-        return v.clamp(MARGIN, 1 - MARGIN)
+        log_rest = inside(u).log() / self.concentration0
+        return inside((_log1mexp(log_rest) / self.concentration1).exp())
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        with torch.no_grad():
+            return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         a, b, log_v = self.concentration1, self.concentration0, value.log()
@@ -96,7 +108,7 @@ def expected_log_rest(a: Tensor, b: Tensor) -> Tensor:
     """
     nodes, weights = (torch.as_tensor(each).to(a) for each in np.polynomial.legendre.leggauss(NODES))
     log_s = ((1 + nodes) / 2).log() / b.unsqueeze(-1)
-    s = log_s.exp().clamp(MARGIN, 1 - MARGIN)
+    s = log_s.exp().clamp(LEAST_NODE, 1 - LEAST_NODE)
     a = a.unsqueeze(-1)
     smooth = (a * -torch.expm1(torch.log1p(-s) / a) / s).log()
     return -1 / b - a.squeeze(-1).log() + smooth @ (weights / 2)
@@ -104,4 +116,7 @@ def expected_log_rest(a: Tensor, b: Tensor) -> Tensor:
 
 def _log1mexp(x: Tensor) -> Tensor:
     """log(1 - exp(x)) for x below 0."""
-    return torch.where(x > -math.log(2.0), (-torch.expm1(x)).log(), torch.log1p(-x.exp()))
+    # Clamped, because the gradient of the branch that is not taken has to be finite too.
+    near = (-torch.expm1(x.clamp(min=-1.0))).log()
+    far = torch.log1p(-x.clamp(max=-0.5).exp())
+    return torch.where(x > -LOG_TWO, near, far)

@@ -112,6 +112,58 @@ def test_pyros_elbo_of_vades_pair_sums_c_out_of_the_prior(method):
     torch.testing.assert_close(*losses)
 
 
+# The other two, at the same draws
+
+
+def draws(vae: LatentVariableModel, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the guide draws where :func:`evaluate` starts from the same seed."""
+    torch.manual_seed(3)
+    trace = poutine.trace(poutine.enum(vae.guide, first_available_dim=-2)).get_trace(x)
+    return {name: trace.nodes[name]["value"].detach() for name in trace.stochastic_nodes if name in ("v", "w", "z")}
+
+
+def normal_kl(m, s, mu, scale) -> np.ndarray:
+    """KL of diagonal normals, summed over the last axis."""
+    return (np.log(scale / s) + (s**2 + (m - mu) ** 2) / (2 * scale**2) - 0.5).sum(-1)
+
+
+def test_gmvae_is_the_papers_objective():
+    """Its five terms, in NumPy and SciPy."""
+    vae, x = build("gmvae"), data()
+    elbo, _ = evaluate(vae, x)
+    values = draws(vae, x)
+    with torch.no_grad():
+        q_z, q_w = vae.encoder.both(x)
+        p_x, components = vae.p_x(values["z"]), vae.prior.components(values["w"])
+    total, z = stats.norm(p_x.mean, p_x.stddev).logpdf(x).sum(), values["z"].numpy()
+    for i in range(M):
+        m, s = q_z.mean[i].numpy(), q_z.stddev[i].numpy()
+        mu, scale = components.mean[i].numpy(), components.stddev[i].numpy()
+        densities = np.array([stats.norm(mu[c], scale[c]).pdf(z[i]).prod() for c in range(K)])
+        posterior = densities / densities.sum()
+        total -= (posterior * normal_kl(m, s, mu, scale)).sum()
+        total -= (posterior * np.log(posterior * K)).sum()
+        total -= normal_kl(q_w.mean[i].numpy(), q_w.stddev[i].numpy(), 0.0, 1.0)
+    assert elbo.item() == pytest.approx(total, rel=1e-10)
+
+
+def test_dlgmm_weighs_the_elbos_of_its_components_by_the_stick():
+    vae, x = build("dlgmm"), data()
+    elbo, kept = evaluate(vae, x)
+    values = draws(vae, x)
+    with torch.no_grad():
+        q, p_x = vae.encoder(x), vae.p_x(values["z"])
+        mu, scale = vae.prior.mu.numpy(), 1 / (np.log1p(np.exp(vae.prior.precision_raw.numpy())) + 1e-5)
+    v, log_likelihood = values["v"].numpy(), stats.norm(p_x.mean, p_x.stddev).logpdf(x).sum(-1)  # (K, M)
+    total, left = 0.0, np.ones(M)
+    for c in range(K):
+        weight = left * (v[:, c] if c < K - 1 else 1.0)
+        left = left - weight
+        kl = normal_kl(q.loc[:, c].numpy(), q.scale[:, c].numpy(), mu[c], scale[c])
+        total += (weight * (log_likelihood[c] - kl)).sum()
+    assert elbo.item() == pytest.approx(total - kept.divergences["v"].item(), rel=1e-10)
+
+
 # The terms of all three against Monte Carlo
 
 

@@ -87,7 +87,7 @@ class StickBreakingMixture(Prior):
         concentration: alpha, positive; the larger, the more components share the weight.
     """
 
-    def __init__(self, mu: Tensor, concentration: float = 1.0):
+    def __init__(self, mu: Tensor, concentration: float = 5.0):
         super().__init__(mu.shape[1], len(mu))
         self.concentration = concentration
         self.mu = nn.Parameter(mu.detach().clone())

@@ -232,11 +232,12 @@ class DLGMM(Rival):
     Parameters:
         n_components: K, the number of clusters; at least 2.
         latent_dim: D.
-        concentration: alpha of the fractions' prior, Beta(1, alpha), positive.
+        concentration: alpha of the fractions' prior, Beta(1, alpha), positive; the larger, the more components share
+            the weight.
         settings: see :class:`Rival`.
     """
 
-    def __init__(self, n_components: int = 10, latent_dim: int = 10, *, concentration: float = 1.0, **settings):
+    def __init__(self, n_components: int = 10, latent_dim: int = 10, *, concentration: float = 5.0, **settings):
         super().__init__(n_components, latent_dim, **settings)
         self.concentration = concentration
 

@@ -17,12 +17,21 @@ from sklearn.mixture import BayesianGaussianMixture
 
 from pyro_vmm import metrics
 from pyro_vmm.cli import estimator, resolve
+from pyro_vmm.cli.arrays import ARRAY_PRESETS
 from pyro_vmm.data.images import Dataset, load_digits
+from pyro_vmm.rivals import DLGMM, GMVAE, VaDE
+from pyro_vmm.rivals.estimators import Rival
 
 
 def vmm(x: np.ndarray, seed: int, prior: str = "vmm") -> np.ndarray:
     """Clusters (N,) by the settings of the default command."""
     return estimator(resolve({"seed": seed, "prior": prior}), progress=False).fit(x).labels_
+
+
+def rival(kind: type[Rival], x: np.ndarray, seed: int) -> np.ndarray:
+    """Clusters (N,) by a method that is told that there are ten, on the networks of the default command."""
+    shared = ("latent_dim", "hidden", "learning_rate", "epochs")
+    return kind(10, **{name: ARRAY_PRESETS["digits"][name] for name in shared}, random_state=seed).fit(x).labels_
 
 
 def k_means(x: np.ndarray, seed: int, k: int) -> np.ndarray:
@@ -40,6 +49,9 @@ METHODS = {
     "VMM": vmm,
     "GMM (the same, free centres)": lambda x, seed: vmm(x, seed, "gmm"),
     "VampPrior": lambda x, seed: vmm(x, seed, "vamp"),
+    "VaDE, K = 10": lambda x, seed: rival(VaDE, x, seed),
+    "GMVAE, K = 10": lambda x, seed: rival(GMVAE, x, seed),
+    "DLGMM, K = 10": lambda x, seed: rival(DLGMM, x, seed),
     "k-means on pixels, k = 10": lambda x, seed: k_means(x, seed, 10),
     "k-means on pixels, k = 20": lambda x, seed: k_means(x, seed, 20),
     "BayesianGaussianMixture on pixels": bayesian_mixture,

@@ -11,6 +11,8 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
+from pyro_vmm.distributions import MixtureOfGaussians
+
 
 class Elbo(TraceEnum_ELBO):
     """``TraceEnum_ELBO(max_plate_nesting=1)``, which also keeps what the history needs of its last evaluation.
@@ -43,6 +45,10 @@ class Elbo(TraceEnum_ELBO):
     def loss(self, model: Callable, guide: Callable, *args, **kwargs) -> float:
         """Minus the ELBO, a sum over rows, as a number."""
         return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def responsibilities(self, p_z: MixtureOfGaussians) -> Tensor:
+        """p(c | z) of the last draws, (M, K)."""
+        return p_z.responsibilities(self.z)
 
     def _get_trace(self, model, guide, args, kwargs):
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)

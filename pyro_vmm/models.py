@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from pyro_vmm.balance import BatchBalance
 from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.elbo import Elbo
 from pyro_vmm.networks import DIAGONAL_FLOOR
 from pyro_vmm.parallel import ALONE, Ranks
 from pyro_vmm.precision import in_precision
@@ -71,6 +72,15 @@ class LatentVariableModel(nn.Module):
     def cluster_probabilities(self, z: Tensor) -> Tensor:
         """q(c | z) of z (N, D), (N, K)."""
         return self.prior.clustering(self.encoder).responsibilities(z)
+
+    @torch.no_grad()
+    def assignments(self, x: Tensor) -> Tensor:
+        """q(c | x) of rows x (M, ...), (M, K); here at the mean of q(z; x)."""
+        return self.cluster_probabilities(self.encoder(x).mean)
+
+    def objective(self) -> Elbo:
+        """What the SVI step ascends, for :attr:`model` and :attr:`guide`."""
+        return Elbo()
 
 
 class VAE(LatentVariableModel):

@@ -52,7 +52,7 @@ def parameters(config: dict, custom: dict, path: str | Path) -> dict:
             if given is None:
                 raise ValueError(f"{path} was made with a custom {name}, {params[name]['custom']}: pass it as {name}=")
             params[name] = given
-    if isinstance(params["hyperprior"], dict):
+    if isinstance(params.get("hyperprior"), dict):
         params["hyperprior"] = HyperPrior(**params["hyperprior"])
     return params
 

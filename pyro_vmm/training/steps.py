@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.elbo import Elbo
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.parallel import ALONE, Ranks
@@ -39,7 +38,7 @@ class Steps:
     def __init__(
         self, vae: LatentVariableModel, config: TrainingConfig, graphs: Graphs | None = None, ranks: Ranks = ALONE
     ):
-        self.vae, self.config, self.elbo, self.ranks = vae, config, Elbo(), ranks
+        self.vae, self.config, self.elbo, self.ranks = vae, config, vae.objective(), ranks
         self.networks, self.prior = vae.network_parameters(), vae.prior_parameters()
         self.network_optimizer = adam(self.networks, config.learning_rate)
         self.prior_optimizer = None
@@ -71,7 +70,7 @@ class Steps:
         """
         elbo, log_likelihood, p_z = self.svi_step(x)
         with torch.no_grad():
-            responsibilities = p_z.responsibilities(self.elbo.z)
+            responsibilities = self.elbo.responsibilities(p_z)
         map_objective = self.map_step(x) if self.prior else torch.zeros_like(elbo)
         self.vae.observe_clusters(x, responsibilities, self.ranks)
         return torch.stack([elbo, log_likelihood, map_objective]), responsibilities

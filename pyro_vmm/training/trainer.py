@@ -264,8 +264,7 @@ class Trainer:
 
         stream = read(x, torch.arange(len(x)).split(1024))
         with inference_mode(self.vae), closing(stream):
-            z = torch.cat([self.vae.encoder(batch).mean for batch in stream])
-            clusters = self.vae.cluster_probabilities(z).argmax(-1)
+            clusters = torch.cat([self.vae.assignments(batch).argmax(-1) for batch in stream])
         return float(normalized_mutual_info_score(labels, clusters.cpu().numpy()))
 
     # State

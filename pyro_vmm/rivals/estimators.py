@@ -1,0 +1,278 @@
+"""VaDE, GMVAE and DLGMM as estimators of arrays, on the networks of :class:`~pyro_vmm.VMM`."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_vmm.estimators import VMM
+from pyro_vmm.likelihoods import Likelihood
+from pyro_vmm.models import LatentVariableModel
+from pyro_vmm.priors import Prior
+from pyro_vmm.randomness import fork_rng
+from pyro_vmm.rivals.dlgmm import DeepLatentGaussianMixture, MixtureEncoder, StickBreakingMixture
+from pyro_vmm.rivals.gmvae import ConditionalMixture, GaussianMixtureVAE, TwoHeadedEncoder
+from pyro_vmm.rivals.vade import TrainedMixture, VariationalDeepEmbedding, pretrain, start_from_mixture
+from pyro_vmm.rows import Rows
+from pyro_vmm.training import check_positive
+
+
+class Rival(VMM):
+    """What the rivals share; never used by itself.
+
+    The methods are those of :class:`~pyro_vmm.VMM`, and so are these parameters.
+
+    Parameters:
+        n_components: K, the number of clusters; at least 2. Unlike the VMM, a rival is told.
+        latent_dim: D.
+        likelihood, likelihood_options, hidden, encoder, decoder, scaling: see :class:`~pyro_vmm.VMM`.
+        batch_size, learning_rate, epochs, patience, monitor: see :class:`~pyro_vmm.training.TrainingConfig`; one step
+            trains all parameters.
+        validation_fraction, dtype, device, checkpoint_every, progress, random_state: see :class:`~pyro_vmm.VMM`.
+    """
+
+    # What a VMM leaves to its user, and a rival has no use for.
+    prior, init, prior_learning_rate = "gmm", "random", None
+    consolidation_steps, consolidation_learning_rate = 0, 1.0
+    freeze_after, decay_epochs, capture, precision = None, 0, "auto", "float32"
+    #: The GMVAE and the DLGMM are defined for it alone.
+    covariance = "diagonal"
+
+    def __init__(
+        self,
+        n_components: int = 10,
+        latent_dim: int = 10,
+        *,
+        likelihood: str | Callable = "normal",
+        likelihood_options: dict | None = None,
+        hidden: Sequence[int] = (500, 500, 2000),
+        encoder: str | nn.Module = "mlp",
+        decoder: str | nn.Module = "mlp",
+        scaling: str | None = "auto",
+        batch_size: int = 256,
+        learning_rate: float = 5e-4,
+        epochs: int = 300,
+        patience: int | None = 50,
+        monitor: str = "val_elbo",
+        validation_fraction: float = 0.1,
+        dtype: str = "float32",
+        device: str = "auto",
+        checkpoint_every: int = 10,
+        progress: bool = False,
+        random_state=None,
+    ):
+        self.n_components = n_components
+        self.latent_dim = latent_dim
+        self.likelihood = likelihood
+        self.likelihood_options = likelihood_options
+        self.hidden = hidden
+        self.encoder = encoder
+        self.decoder = decoder
+        self.scaling = scaling
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.epochs = epochs
+        self.patience = patience
+        self.monitor = monitor
+        self.validation_fraction = validation_fraction
+        self.dtype = dtype
+        self.device = device
+        self.checkpoint_every = checkpoint_every
+        self.progress = progress
+        self.random_state = random_state
+
+    def __init_subclass__(cls, **kwargs):
+        """Put what a rival takes as ``**settings`` into its signature, which tells scikit-learn the parameters."""
+        super().__init_subclass__(**kwargs)
+        own, shared = inspect.signature(cls.__init__), inspect.signature(Rival.__init__)
+        named = [parameter for parameter in own.parameters.values() if parameter.kind != parameter.VAR_KEYWORD]
+        named += [parameter for name, parameter in shared.parameters.items() if name not in own.parameters]
+        cls.__init__.__signature__ = own.replace(parameters=named)
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if self.n_components < 2:
+            raise ValueError(f"n_components={self.n_components} should be at least 2")
+
+    def _probabilities(self, x: Rows, function: Callable[[Tensor], Tensor] = lambda q_c: q_c) -> np.ndarray:
+        return self._batched(lambda rows: function(self.vae_.assignments(rows)), x)
+
+    def _scores(self, x: Rows, n_importance_samples: int, rows_at_once: int) -> np.ndarray:
+        """Importance-weighted log p(x), (N,). Unlike a VMM's draws, a row's depend on those beside it."""
+        with fork_rng(self._own_device()):
+            torch.manual_seed(self.seed_)
+            return self._batched(lambda rows: log_evidence(self.vae_, rows, n_importance_samples), x, rows_at_once)
+
+
+class VaDE(Rival):
+    """Variational deep embedding (Jiang et al. 2017, arXiv:1611.05148): a Gaussian mixture prior, trained by the ELBO.
+
+    An autoencoder is trained first, and a mixture fitted to its codes; then all parameters are trained together. See
+    :class:`~pyro_vmm.rivals.vade.VariationalDeepEmbedding`.
+
+    Parameters:
+        n_components: K, the number of clusters; at least 2.
+        latent_dim: D.
+        covariance: of q(z | x) and of the prior's components, "diagonal" as in the paper, or "full" as in the
+            comparison by the VMM's authors.
+        pretraining_epochs: of the autoencoder; with 0 the mixture is fitted to the codes of an untrained encoder.
+        pretraining_learning_rate: of Adam.
+        settings: see :class:`Rival`.
+    """
+
+    def __init__(
+        self,
+        n_components: int = 10,
+        latent_dim: int = 10,
+        *,
+        covariance: str = "diagonal",
+        pretraining_epochs: int = 50,
+        pretraining_learning_rate: float = 1e-3,
+        **settings,
+    ):
+        super().__init__(n_components, latent_dim, **settings)
+        self.covariance = covariance
+        self.pretraining_epochs = pretraining_epochs
+        self.pretraining_learning_rate = pretraining_learning_rate
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if not (isinstance(self.pretraining_epochs, Integral) and self.pretraining_epochs >= 0):
+            raise ValueError(f"pretraining_epochs={self.pretraining_epochs!r} should be a whole number, at least 0")
+        check_positive("pretraining_learning_rate", self.pretraining_learning_rate)
+
+    def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> VariationalDeepEmbedding:
+        vae = super()._build_vae(likelihood, rows)
+        return VariationalDeepEmbedding(vae.encoder, vae.decoder, vae.likelihood, vae.prior)
+
+    def _build_prior(self, pseudo_inputs: Tensor) -> Prior:
+        return TrainedMixture(torch.randn(len(pseudo_inputs), self.latent_dim), self.covariance)
+
+    def _train(self, x, x_val, labels_val=None, callbacks=(), checkpoint=None, state=None) -> None:
+        if state is None:
+            steps = (self.pretraining_epochs, self.batch_size, self.pretraining_learning_rate)
+            pretrain(self.vae_, x, *steps, seed=self.seed_)
+            start_from_mixture(self.vae_, x, seed=self.seed_)
+        super()._train(x, x_val, labels_val, callbacks, checkpoint, state)
+
+
+class GMVAE(Rival):
+    """The Gaussian mixture VAE (Dilokthanakul et al. 2016, arXiv:1611.02648).
+
+    The components of every row are drawn through a network from noise w. See
+    :class:`~pyro_vmm.rivals.gmvae.GaussianMixtureVAE`.
+
+    Parameters:
+        n_components: K, the number of clusters; at least 2.
+        latent_dim: D.
+        w_dim: W, the length of w; None for D.
+        w_hidden: the width of the network from w to the components.
+        information_floor: nats per row of KL(p(c | z, w) || p(c)) that cost nothing: the paper's "minimum information
+            constraint", which keeps clusters from merging; 0 for none.
+        settings: see :class:`Rival`.
+    """
+
+    def __init__(
+        self,
+        n_components: int = 10,
+        latent_dim: int = 10,
+        *,
+        w_dim: int | None = None,
+        w_hidden: int = 128,
+        information_floor: float = 0.0,
+        **settings,
+    ):
+        super().__init__(n_components, latent_dim, **settings)
+        self.w_dim = w_dim
+        self.w_hidden = w_hidden
+        self.information_floor = information_floor
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        for name in ("w_dim", "w_hidden"):
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) and value >= 1) and not (name == "w_dim" and value is None):
+                raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
+        if not (isinstance(self.information_floor, Real) and 0 <= self.information_floor < math.inf):
+            raise ValueError(f"information_floor={self.information_floor!r} should be a number, at least 0")
+
+    def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> GaussianMixtureVAE:
+        vae = super()._build_vae(likelihood, rows)
+        encoder = TwoHeadedEncoder(vae.encoder.body, vae.encoder.head.in_features, self.latent_dim, self._w_dim)
+        return GaussianMixtureVAE(encoder, vae.decoder, vae.likelihood, vae.prior, self.information_floor)
+
+    def _build_prior(self, pseudo_inputs: Tensor) -> Prior:
+        return ConditionalMixture(self.latent_dim, len(pseudo_inputs), self._w_dim, self.w_hidden)
+
+    def _draw_components(self, n_samples: int, component: int | None) -> tuple[Tensor, Tensor]:
+        prior = self.vae_.prior
+        w = prior.origin.new_empty(n_samples, prior.w_dim).normal_()
+        if component is None:
+            c = torch.multinomial(prior.weights, n_samples, replacement=True)
+        else:
+            c = torch.full((n_samples,), component, device=self._own_device())
+        return prior.components(w).sample()[torch.arange(n_samples, device=c.device), c], c
+
+    @property
+    def _w_dim(self) -> int:
+        return self.latent_dim if self.w_dim is None else self.w_dim
+
+
+class DLGMM(Rival):
+    """The deep latent Gaussian mixture model (Nalisnick, Hertel & Smyth 2016), its weights by breaking a stick.
+
+    Every row has weights of its own. Clusters are numbered by their place on the stick, as another order would be
+    another model. All K components of a row are decoded, so that a step costs K times the VMM's. See
+    :class:`~pyro_vmm.rivals.dlgmm.DeepLatentGaussianMixture`.
+
+    Parameters:
+        n_components: K, the number of clusters; at least 2.
+        latent_dim: D.
+        concentration: alpha of the fractions' prior, Beta(1, alpha), positive; the larger, the more components share
+            the weight.
+        settings: see :class:`Rival`.
+    """
+
+    def __init__(self, n_components: int = 10, latent_dim: int = 10, *, concentration: float = 5.0, **settings):
+        super().__init__(n_components, latent_dim, **settings)
+        self.concentration = concentration
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        check_positive("concentration", self.concentration)
+
+    def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> DeepLatentGaussianMixture:
+        vae = super()._build_vae(likelihood, rows)
+        width = vae.encoder.head.in_features
+        encoder = MixtureEncoder(vae.encoder.body, width, self.latent_dim, self.n_components_)
+        return DeepLatentGaussianMixture(encoder, vae.decoder, vae.likelihood, vae.prior)
+
+    def _build_prior(self, pseudo_inputs: Tensor) -> Prior:
+        return StickBreakingMixture(torch.randn(len(pseudo_inputs), self.latent_dim), self.concentration)
+
+    def _number_clusters(self, x: Rows) -> None:
+        with torch.no_grad():
+            self.weights_ = self.vae_.prior().weights.cpu().numpy()
+        self.labels_ = self._probabilities(x).argmax(1)
+        self.n_clusters_ = len(np.unique(self.labels_))
+
+
+def log_evidence(vae: LatentVariableModel, x: Tensor, n_draws: int) -> Tensor:
+    """Importance-weighted log p(x) of rows x (M, ...), (M,): log mean p(x, .) / q(. | x) over draws from the guide."""
+    p_z, log_ratios = vae.prior(vae.encoder), []
+    for _ in range(n_draws):
+        guide = poutine.trace(vae.guide).get_trace(x, p_z)
+        model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x, p_z)
+        log_ratios.append(_log_prob(model) - _log_prob(guide))
+    return torch.stack(log_ratios).logsumexp(0) - math.log(n_draws)
+
+
+def _log_prob(trace: poutine.Trace) -> Tensor:
+    """The sum of log-densities of every row, (M,)."""
+    sites = (site for site in trace.nodes.values() if site["type"] == "sample" and site["name"] != "data")
+    return sum(site["fn"].log_prob(site["value"]) for site in sites)

@@ -1,0 +1,164 @@
+"""VaDE: a Gaussian mixture prior trained by the ELBO together with the networks, and its pre-training."""
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture as SklearnMixture
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.models import VAE, show_parameters
+from pyro_vmm.networks import COVARIANCES, DIAGONAL_FLOOR, inference_mode, inverse_softplus, lower_cholesky
+from pyro_vmm.priors import Prior
+from pyro_vmm.randomness import fork_rng
+from pyro_vmm.rivals.elbo import MeanFieldElbo
+from pyro_vmm.rows import minibatches
+from pyro_vmm.training import TrainingDiverged
+
+# Added to the variances of the mixture that VaDE starts from, as by the VMM's authors: no component shrinks to a row.
+LEAST_VARIANCE = 1e-3
+
+
+class TrainedMixture(Prior):
+    r"""A mixture of K normals without hyper-priors, all of it trained by the ELBO.
+
+    .. math:: p(z) = \sum_k \pi_k\, \mathcal{N}(z;\ \mu_k, (L_k L_k^\top)^{-1})
+
+    Arguments:
+        mu: initial centres, (K, D).
+        covariance: of the components, "full" or "diagonal".
+    """
+
+    def __init__(self, mu: Tensor, covariance: str = "diagonal"):
+        if mu.dim() != 2:
+            raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (K, D)")
+        if covariance not in COVARIANCES:
+            raise ValueError(f"covariance={covariance!r} should be one of {COVARIANCES}")
+        super().__init__(mu.shape[1], len(mu))
+        self.covariance = covariance
+        self.pi_logits = nn.Parameter(torch.zeros(len(mu)))
+        self.mu = nn.Parameter(mu.detach().clone())
+        one = torch.full((self.latent_dim,), inverse_softplus(1.0))
+        raw = torch.diag(one) if covariance == "full" else one
+        self.precision_raw = nn.Parameter(raw.repeat(len(mu), *(1,) * raw.dim()))
+
+    @property
+    def log_pi(self) -> Tensor:
+        """Log-weights, (K,)."""
+        return self.pi_logits.log_softmax(-1)
+
+    @property
+    def precision_tril(self) -> Tensor:
+        """L, (K, D, D)."""
+        if self.covariance == "full":
+            return lower_cholesky(self.precision_raw)
+        return torch.diag_embed(F.softplus(self.precision_raw) + DIAGONAL_FLOOR)
+
+    def forward(self, encoder: nn.Module | None = None) -> MixtureOfGaussians:
+        return MixtureOfGaussians.from_precision(self.log_pi, self.mu, self.precision_tril)
+
+    @torch.no_grad()
+    def start_at(self, log_pi: Tensor, mu: Tensor, precision_tril: Tensor) -> None:
+        """Take the values of log pi (K,), mu (K, D) and L (K, D, D)."""
+        diagonal = precision_tril.diagonal(dim1=-2, dim2=-1) - DIAGONAL_FLOOR
+        raw = diagonal + (-torch.expm1(-diagonal)).log()
+        self.pi_logits.copy_(log_pi)
+        self.mu.copy_(mu)
+        self.precision_raw.copy_(precision_tril.tril(-1) + torch.diag_embed(raw) if self.covariance == "full" else raw)
+
+
+class VariationalDeepEmbedding(VAE):
+    r"""VaDE (Jiang et al. 2017, arXiv:1611.05148) as a Pyro pair.
+
+    The model is that of a :class:`~pyro_vmm.models.VAE` with a :class:`TrainedMixture`. The guide has the cluster too,
+
+    .. math:: q(z, c \mid x) = q(z; x)\, q(c), \qquad q(c) = p(c \mid z)
+
+    :meth:`objective` is the paper's equation (12): given q(c), worked out at one draw of z, all terms but
+    log p(x | z) are in closed form. ``TraceEnum_ELBO`` trains the same pair by the tighter bound in which q(c) follows
+    z: there c is summed out of the prior, as for the other priors.
+
+    Arguments:
+        encoder, decoder, likelihood: as for a :class:`~pyro_vmm.models.VAE`.
+        prior: a :class:`TrainedMixture`.
+    """
+
+    def guide(self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1) -> None:
+        """q(z; x) and q(c); the signature is the model's."""
+        if p_z is None:
+            show_parameters(self)
+            p_z = self.prior(self.encoder)
+        if x is not None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", self.encoder(x))
+                q_c = dist.Categorical(logits=p_z.joint_log_prob(z))
+                pyro.sample("c", q_c, infer={"enumerate": "parallel"})
+
+    def objective(self) -> MeanFieldElbo:
+        return MeanFieldElbo()
+
+
+def pretrain(vae: VAE, x: Tensor, epochs: int, batch_size: int, learning_rate: float, seed: int) -> list[float]:
+    """Train encoder and decoder as a plain autoencoder: no noise and no prior, z is the mean of q(z; x).
+
+    What it ascends is log p(x | z) with the likelihood's own parameters at rest: least squares if that is normal. The
+    paper pre-trains layer by layer, then as a whole; with rectified units the whole alone does.
+
+    Arguments:
+        vae: trained in place.
+        x: training rows, (N, ...).
+        epochs, batch_size, learning_rate: of Adam.
+        seed: of the order of the rows.
+
+    Returns:
+        the mean of log p(x | z) in each epoch.
+    """
+    parameters = [*vae.encoder.parameters(), *vae.decoder.parameters()]
+    optimizer, order, history = torch.optim.Adam(parameters, learning_rate), torch.Generator().manual_seed(seed), []
+    vae.train()
+    with fork_rng(x.device):
+        torch.manual_seed(seed)
+        for epoch in range(epochs):
+            total = torch.zeros((), dtype=x.dtype, device=x.device)
+            for rows in minibatches(torch.randperm(len(x), generator=order), batch_size):
+                batch = x[rows]
+                loss = -vae.p_x(vae.encoder(batch).mean).log_prob(batch).mean()
+                optimizer.zero_grad()
+                loss.backward(inputs=parameters)
+                optimizer.step()
+                total -= loss.detach() * len(rows)
+            history.append(float(total / len(x)))
+            if not torch.isfinite(total):
+                raise TrainingDiverged(
+                    f"log_likelihood is {history[-1]} in epoch {epoch + 1} of the pre-training. A smaller "
+                    "pretraining_learning_rate, scaled data or dtype='float64' may help"
+                )
+    return history
+
+
+@torch.no_grad()
+def start_from_mixture(vae: VAE, x: Tensor, seed: int, n_init: int = 1) -> None:
+    """Start a :class:`TrainedMixture` at a mixture fitted to the means of q(z; x) by expectation maximisation.
+
+    Arguments:
+        vae: its prior starts there.
+        x: training rows, (N, ...), at least K of them.
+        seed: of the fit.
+        n_init: starts of the fit, of which the best is taken.
+    """
+    with inference_mode(vae):
+        z = torch.cat([vae.encoder(rows).mean for rows in x.split(1024)])
+    kind = {"full": "full", "diagonal": "diag"}[vae.prior.covariance]
+    mixture = SklearnMixture(
+        vae.prior.n_components, covariance_type=kind, reg_covar=LEAST_VARIANCE, n_init=n_init, random_state=seed
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it is a start
+        mixture.fit(z.double().cpu().numpy())
+    log_pi, mu, precisions = (torch.as_tensor(each) for each in (mixture.weights_, mixture.means_, mixture.precisions_))
+    precisions = precisions if kind == "full" else torch.diag_embed(precisions)
+    vae.prior.start_at(log_pi.log(), mu, torch.linalg.cholesky(precisions))

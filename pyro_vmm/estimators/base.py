@@ -145,10 +145,10 @@ class Estimator(BaseEstimator):
         with inference_mode(self.vae_), closing(read(x, torch.arange(len(x)).split(rows_at_once))) as stream:
             for rows in stream:
                 part = function(rows)
-                found = torch.empty(len(x), *part.shape[1:], dtype=part.dtype) if found is None else found
+                found = part.new_empty(len(x), *part.shape[1:]) if found is None else found
                 found[done : done + len(part)] = part
                 done += len(part)
-        return found.numpy()
+        return found.cpu().numpy()
 
     def _latent_means(self, x: Rows) -> np.ndarray:
         return self._batched(lambda rows: self.vae_.encoder(rows).mean, x)

@@ -126,14 +126,12 @@ def test_one_pool_is_shuffled_as_in_memory():
 
 def test_a_pool_holds_whole_blocks_of_all_over_the_file():
     order, n = block_shuffle(4 * 250, 4, 40, generator()), 4 * 250
-    firsts = []
     for pool in order.split(40):
         # Blocks may go over the end of the file; a pool may begin and end within one.
         runs = 1 + int((pool.sort().values.diff() > 1).sum())
         assert runs <= 12
-        firsts.append(int(pool.min()))
+        assert pool.max() - pool.min() > n / 2
         assert (pool[:-1] > pool[1:]).any(), "rows within a pool are shuffled"
-    assert max(firsts) > n / 8, "a pool of neighbours would begin anywhere up to n"
 
 
 def test_blocks_start_elsewhere_in_each_epoch():

@@ -189,8 +189,8 @@ class CellRows:
         """The cells at each of these positions, read ahead if they are in a file."""
         batches = [self.cells[index] for index in batches]
         with closing(self.counts.read(batches, self._pool(len(batches[0])) // len(batches[0]))) as source:
-            for counts, cells in zip(source, batches, strict=True):
-                yield self._with_design(counts, cells)
+            # By map, as it keeps no minibatch while the next one is made.
+            yield from map(self._with_design, source, batches)
 
     def _pool(self, batch_size: int) -> int:
         """Rows in a pool."""

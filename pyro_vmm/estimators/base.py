@@ -153,8 +153,16 @@ class Estimator(BaseEstimator):
 
     @torch.no_grad()
     def _batched(self, function: Callable[[Tensor], Tensor], x: Rows, rows_at_once: int = 1024) -> np.ndarray:
+        # Results go where there is room for all: kept one by one, they would lie between the rows read and keep the
+        # memory of those from being used again (5 GB with a million cells).
+        found, done = None, 0
         with inference_mode(self.vae_), closing(read(x, torch.arange(len(x)).split(rows_at_once))) as stream:
-            return torch.cat([function(rows) for rows in stream]).cpu().numpy()
+            for rows in stream:
+                part = function(rows)
+                found = part.new_empty(len(x), *part.shape[1:]) if found is None else found
+                found[done : done + len(part)] = part
+                done += len(part)
+        return found.cpu().numpy()
 
     def _latent_means(self, x: Rows) -> np.ndarray:
         return self._batched(lambda rows: self.vae_.encoder(rows).mean, x)

@@ -117,6 +117,18 @@ def test_map_step_is_adam_on_the_gradient_at_the_updated_encoders_draw(prior):
     torch.testing.assert_close([p.detach() for p in vae.prior_parameters()], [p.detach() for p in expected])
 
 
+@pytest.mark.parametrize("reuse", [False, True])
+def test_map_step_takes_the_draws_of_the_svi_step_if_asked_to(reuse):
+    vae, x, given = build("vmm"), data(), []
+    steps = Trainer(vae, config(reuse_draws=reuse)).steps
+    prior_model, encodings = vae.prior.model, []
+    vae.prior.model = lambda z, *rest: given.append(z) or prior_model(z, *rest)
+    vae.encoder.register_forward_hook(lambda encoder, inputs, q: encodings.append(len(inputs[0])))
+    steps.iteration(x)
+    assert (given[0] is steps.elbo.z) == reuse
+    assert encodings.count(len(x)) == (1 if reuse else 2)
+
+
 def test_svi_step_lets_the_gradient_flow_through_the_encoder_into_the_centres():
     vae, x = build("vmm"), data(16)
     trainer, weight = Trainer(vae, config()), vae.encoder.head.weight

@@ -55,8 +55,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         m_prior: granularity: a cluster survives if it explains more than about one row in ``m_prior``. "batch" for the
             rows of the minibatch at hand.
         expectation: over the centres, "analytic" or "sampled".
-        batch_size, learning_rate, prior_learning_rate, epochs, decay_epochs, patience, monitor, freeze_after: see
-            :class:`~pyro_vmm.training.TrainingConfig`.
+        batch_size, learning_rate, prior_learning_rate, epochs, decay_epochs, patience, monitor, freeze_after,
+            reuse_draws: see :class:`~pyro_vmm.training.TrainingConfig`.
         consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see
             :meth:`~pyro_vmm.training.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
             many as training took.
@@ -110,6 +110,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         decay_epochs: int = 0,
         patience: int | None = 50,
         freeze_after: int | None = 10,
+        reuse_draws: bool = False,
         monitor: str = "val_elbo",
         consolidation_steps: int = 0,
         consolidation_learning_rate: float = 3e-3,
@@ -144,6 +145,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         self.decay_epochs = decay_epochs
         self.patience = patience
         self.freeze_after = freeze_after
+        self.reuse_draws = reuse_draws
         self.monitor = monitor
         self.consolidation_steps = consolidation_steps
         self.consolidation_learning_rate = consolidation_learning_rate

@@ -73,6 +73,7 @@ class Estimator(BaseEstimator):
             decay_epochs=self.decay_epochs,
             patience=self.patience,
             freeze_after=self.freeze_after,
+            reuse_draws=self.reuse_draws,
             monitor=self.monitor,
             checkpoint_every=self.checkpoint_every,
             seed=self.seed_,

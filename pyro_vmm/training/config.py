@@ -22,6 +22,8 @@ class TrainingConfig:
         decay_epochs: over the last so many of ``epochs`` both learning rates fall to nothing, along a half cosine.
         patience: stop after so many epochs without a better ``monitor``; None for never.
         monitor: "val_elbo", or "val_nmi", which uses the validation rows' labels.
+        reuse_draws: give the MAP step the draws of z of the SVI step before it, for one pass over the rows instead of
+            two; they are an update older than those of Algorithm 1, and have the noise of dropout.
         freeze_after: a component that explains next to nothing for so many epochs leaves training, see
             :class:`~pyro_vmm.training.Elimination`; None for never.
         checkpoint_every: epochs between checkpoints, where a file is given.
@@ -39,6 +41,7 @@ class TrainingConfig:
     decay_epochs: int = 0
     patience: int | None = 50
     monitor: str = "val_elbo"
+    reuse_draws: bool = False
     freeze_after: int | None = 10
     checkpoint_every: int = 10
     seed: int = 0

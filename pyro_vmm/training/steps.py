@@ -71,7 +71,8 @@ class Steps:
         elbo, log_likelihood, p_z = self.svi_step(x)
         with torch.no_grad():
             responsibilities = self.elbo.responsibilities(p_z)
-        map_objective = self.map_step(x) if self.prior else torch.zeros_like(elbo)
+        z = self.elbo.z if self.config.reuse_draws else None
+        map_objective = self.map_step(x, z=z) if self.prior else torch.zeros_like(elbo)
         self.vae.observe_clusters(x, responsibilities, self.ranks)
         return torch.stack([elbo, log_likelihood, map_objective]), responsibilities
 
@@ -83,14 +84,18 @@ class Steps:
         self._step(self.network_optimizer, loss, self.networks)
         return -loss.detach(), self._mean(self.elbo.log_likelihood, x), p_z
 
-    def map_step(self, x: Tensor, balanced: bool = True) -> Tensor:
+    def map_step(self, x: Tensor, balanced: bool = True, z: Tensor | None = None) -> Tensor:
         """Ascend the MAP objective of a minibatch (M, ...) by the prior's parameters; returns it.
 
-        ``balanced``: whether the mixture's weights may differ between rows, where the model says so.
+        Arguments:
+            x: the minibatch.
+            balanced: whether the mixture's weights may differ between rows, where the model says so.
+            z: draws from q(z; x), (M, D); None for new ones from the encoder as it is now.
         """
         prior, encoder = self.vae.prior, self.vae.encoder
-        with torch.no_grad(), inference_mode(encoder), whole_batch(self.ranks):
-            z = encoder(x).rsample()  # of a diagonal normal, sample() makes the host wait for the device
+        if z is None:
+            with torch.no_grad(), inference_mode(encoder), whole_batch(self.ranks):
+                z = encoder(x).rsample()  # of a diagonal normal, sample() makes the host wait for the device
         centres = prior.centres(encoder) if prior.expectation == "analytic" else None
         pair, log_factors = (prior.model, prior.guide), self.vae.log_factors(x) if balanced else None
         rows = self.ranks.total(x)

@@ -61,7 +61,7 @@ def test_run_folder(table, tmp_path, capsys):
         names == {"config.json", "history.csv", "model.pt", "checkpoint.pt", "assignments.csv", "latent.npy"} | figures
     )
     history = pd.read_csv(out / "history.csv")
-    columns = ["epoch", "seconds", "elbo", "log_likelihood", "kl", "map_objective", "n_active", "val_elbo"]
+    columns = ["epoch", "seconds", "elbo", "log_likelihood", "kl", "map_objective", "n_active", "n_trained", "val_elbo"]
     assert list(history.columns) == columns and len(history) == 2
     assignments = pd.read_csv(out / "assignments.csv")
     assert list(assignments.columns) == ["row", "cluster", "probability", "entropy"] and len(assignments) == 90

@@ -160,13 +160,16 @@ def scvi(adata: AnnData, seed: int, epochs: int = 400) -> Result:
     )
 
 
-def pyro_vmm(adata: AnnData, seed: int, prior: str = "vmm", **options) -> Result:
-    """SingleCellVMM at its defaults, ``options`` aside; keeps the parameters of the best epoch."""
+def pyro_vmm(adata: AnnData, seed: int, prior: str = "vmm", checkpoint: str | None = None, **options) -> Result:
+    """SingleCellVMM at its defaults, ``options`` aside; keeps the parameters of the best epoch.
+
+    With a ``checkpoint`` it continues from that file, if it is there; time and memory are then those of the rest.
+    """
     from pyro_vmm import SingleCellVMM
 
     model = SingleCellVMM("batch", prior=prior, random_state=seed, **{"device": "cpu", **options})
     with Measured() as fit:
-        model.fit(adata)
+        model.fit(adata, checkpoint=checkpoint, resume=checkpoint if checkpoint and Path(checkpoint).exists() else None)
     kept = model.history_.set_index("epoch")["val_elbo"].get(model.best_epoch_, NAN)
     return Result(
         model.transform(adata),

@@ -1,0 +1,152 @@
+"""What can be reproduced: the runs of each table and figure, and how it is rendered."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyro_vmm import files
+from pyro_vmm.experiments import cells, images
+from pyro_vmm.experiments.paper import PAPER
+from pyro_vmm.experiments.runs import Folder, Run
+from pyro_vmm.experiments.scales import SCALES, Scale
+from pyro_vmm.experiments.tables import Column, Table, results
+
+CLUSTERS = Column("utilised_clusters", "clusters", ".1f", None)
+MARKS = (
+    "Mean ± standard deviation over trials. Bold: the best, and all that is not significantly worse (one-sided "
+    "Mann-Whitney U test, p >= 0.05; with three trials or fewer it can't tell, and only the best is bold). "
+    "The configuration `labels` stops on the NMI of held-back labels, as the paper does; `label-free` on their ELBO."
+)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A table or a figure.
+
+    Arguments:
+        title: what it shows.
+        runs: (scale, trials) to its runs.
+        columns: of a table, else empty.
+        titles: of the methods of a table.
+        draw: the name of a function of ``figures``, of a figure.
+    """
+
+    title: str
+    runs: Callable
+    columns: tuple[Column, ...] = ()
+    titles: dict[str, str] | None = None
+    draw: str = ""
+
+
+def components_of(position: int) -> Callable:
+    """The runs of the VMM on a data set, in the configuration of the figures; one trial is enough."""
+
+    def runs(scale: Scale, trials: int) -> list[Run]:
+        shown = list(scale.latent_dims)[position], next(iter(scale.configurations))
+        every = images.clustering_runs(scale, min(trials, 1))
+        return [run for run in every if run.method == "vmm" and (run.dataset, run.configuration) == shown]
+
+    return runs
+
+
+ARTEFACTS = {
+    "table1": Artefact(
+        "Clustering of images",
+        images.clustering_runs,
+        (CLUSTERS, Column("accuracy_by_exemplar", "accuracy"), Column("nmi", "NMI")),
+        images.TITLES,
+    ),
+    "table2": Artefact(
+        "The ELBO taken apart, on held-back images (nats)",
+        images.surgery_runs,
+        (
+            Column("log_px", "log p(x)", ".1f"),
+            Column("negative_distortion", "-distortion", ".1f"),
+            Column("rate", "rate", ".2f", None),
+            Column("marginal_kl", "marginal KL", ".2f", larger=False),
+            Column("mutual_information", "mutual information", ".2f", None),
+        ),
+        images.TITLES,
+    ),
+    "table3": Artefact(
+        "Integration of cells",
+        cells.integration_runs,
+        tuple(Column(name, name) for name in ("scib batch", "scib bio", "scib total", "NMI Leiden", "NMI k-means")),
+        cells.TITLES,
+    ),
+    "table4": Artefact(
+        "Clusters of cells",
+        cells.integration_runs,
+        (
+            Column("clusters", "clusters", ".1f", None),
+            Column("accuracy", "accuracy (majority)"),
+            Column("NMI", "NMI"),
+            Column("ARI", "ARI"),
+            Column("batch mixing", "batch mixing"),
+        ),
+        {name: title for name, title in cells.TITLES.items() if name in ("vamp", "gmm", "vmm")},
+    ),
+    "figure1": Artefact("Samples of each component, MNIST", components_of(0), draw="components"),
+    "figure2": Artefact("UMAP of cells", cells.integration_runs, draw="embeddings"),
+    "figure3": Artefact("Batch size, m_prior and the clusters", images.sweep_runs, draw="sweep"),
+    "figure4": Artefact("Samples of each component, Fashion-MNIST", components_of(-1), draw="components"),
+}
+
+
+def plan(name: str, scale: str, trials: int, only: Sequence[str] = ()) -> list[Run]:
+    """The runs of an artefact.
+
+    Arguments:
+        name: a key of ``ARTEFACTS``.
+        scale: a key of ``SCALES``.
+        trials: how many.
+        only: names of data sets, methods and configurations: what is named of a kind is chosen from that kind.
+    """
+    runs, unknown = list(ARTEFACTS[name].runs(SCALES[scale], trials)), set(only)
+    for key in ("dataset", "method", "configuration"):
+        known = {getattr(run, key) for run in runs}
+        chosen = known & set(only)
+        unknown -= known
+        runs = [run for run in runs if not chosen or getattr(run, key) in chosen]
+    if unknown:
+        every = ARTEFACTS[name].runs(SCALES[scale], 1)
+        names = dict.fromkeys(word for run in every for word in (run.dataset, run.method, run.configuration))
+        raise ValueError(f"--only {' '.join(sorted(unknown))}: {name} at scale {scale} has {', '.join(names)}")
+    return runs
+
+
+def render(name: str, scale: str, trials: int, folders: Sequence[Folder], out: Path, data_dir: Path | None) -> str:
+    """Write what can be shown by now into the folder ``out``; returns the text to print."""
+    artefact, out = ARTEFACTS[name], Path(out)
+    done = f"{sum(folder.finished() for folder in folders)} of {len(folders)} runs are finished, scale {scale}"
+    if artefact.draw:
+        return _render_figures(artefact, name, folders, out, data_dir) + done
+    table = Table(results(folders), artefact.columns, artefact.titles, PAPER.get(name, {}), trials)
+    if not table.lines():
+        return f"no results of {name} yet: {done}"
+    quoted = "" if table.quoted else " The paper's own numbers of this table are not at hand."
+    page = f"# {artefact.title}\n\n{done}. {MARKS}{quoted}\n\n{table.markdown()}"
+    for ending, text in (("md", page), ("csv", table.csv()), ("tex", table.latex())):
+        files.write(io.BytesIO(text.encode()), out / f"{name}.{ending}")
+    return f"{table.markdown()}{done}; written to {out / name}.md, .csv and .tex"
+
+
+def _render_figures(artefact: Artefact, name: str, folders: Sequence[Folder], out: Path, data_dir: Path | None) -> str:
+    """A figure; one for each data set if it is of cells."""
+    from pyro_vmm import plots
+    from pyro_vmm.experiments import figures
+
+    parts = {name: folders}
+    if artefact.draw == "embeddings":
+        datasets = dict.fromkeys(folder.run.dataset for folder in folders)
+        parts = {f"{name}_{one}": [f for f in folders if f.run.dataset == one] for one in datasets}
+    told = ""
+    for stem, some in parts.items():
+        figure = getattr(figures, artefact.draw)(some, data_dir)
+        if figure is None:
+            told += f"no results of {stem} yet: "
+            continue
+        plots.save(figure, out / f"{stem}.png")
+        told += f"written to {out / stem}.png; "
+    return told

@@ -1,0 +1,89 @@
+"""The paper's figures, from finished runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pyro_vmm import VMM
+from pyro_vmm.data import Dataset
+from pyro_vmm.experiments import cells, images
+from pyro_vmm.experiments.runs import Folder
+from pyro_vmm.experiments.tables import results
+from pyro_vmm.plots.drawing import BLUE, VERMILLION
+from pyro_vmm.runs import ArrayResults
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PANELS = {"utilised_clusters": "clusters used", "nmi": "NMI"}
+SWEEPS = {
+    "batch": ("batch size, m_prior equal to it (as in the paper)", BLUE, "o-"),
+    "m_prior": ("m_prior, batch size fixed", VERMILLION, "s--"),
+}
+
+
+def components(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | None":
+    """Figures 1 and 4: samples of each cluster above its most probable member, of the first finished trial."""
+    folder = next((folder for folder in folders if folder.finished()), None)
+    if folder is None:
+        return None
+    run = folder.run
+    x, labels = images.load(run.dataset, run.settings["rows"], data_dir)
+    return ArrayResults(VMM.load(folder.path / "model.pt"), Dataset(x, labels, run.dataset)).component_figure()
+
+
+def sweep(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | None":
+    """Figure 3: the number of clusters and NMI over batch sizes, and over ``m_prior`` with the batch fixed."""
+    from matplotlib.figure import Figure
+
+    frame = pd.concat([_curve(folders, kind) for kind in SWEEPS])
+    if frame.empty:
+        return None
+    datasets = list(dict.fromkeys(frame["dataset"]))
+    figure = Figure(figsize=(9, 3.2 * len(datasets) + 0.5), layout="constrained")
+    for row, dataset in zip(figure.subplots(len(datasets), 2, squeeze=False), datasets, strict=True):
+        for axes, (score, title) in zip(row, PANELS.items(), strict=True):
+            for kind, (label, color, style) in SWEEPS.items():
+                some = frame[(frame["dataset"] == dataset) & (frame["kind"] == kind)]
+                _draw_means(axes, some, score, style, color=color, label=label)
+            axes.set(title=f"{dataset}: {title}", xlabel="size", xscale="log")
+            sizes = sorted(frame["size"].unique())
+            axes.set_xticks(sizes, labels=sizes)
+            axes.minorticks_off()
+            axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def _curve(folders: Sequence[Folder], kind: str) -> pd.DataFrame:
+    """The results along one of the sweeps: the runs of that name, and table 1's own run, which is on both."""
+    other = next(name for name in SWEEPS if name != kind)
+    some = [folder for folder in folders if f"-{other}-" not in folder.run.configuration]
+    sizes = {folder.run.configuration: folder.run.settings["estimator"]["m_prior"] for folder in some}
+    frame = results(some)
+    return frame.assign(kind=kind, size=frame["configuration"].map(sizes))
+
+
+def _draw_means(axes, frame: pd.DataFrame, score: str, style: str, **look) -> None:
+    """The mean over trials at each size, with a bar of one standard deviation."""
+    grouped = frame.groupby("size")[score]
+    if len(frame):
+        axes.errorbar(grouped.mean().index, grouped.mean(), grouped.std().fillna(0), fmt=style, capsize=3, **look)
+
+
+def embeddings(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | None":
+    """Figure 2: UMAP of each method's embedding, of the first finished trial, by batch, type and own cluster."""
+    stored = {}
+    for folder in folders:
+        path = folder.path / "embedding.npz"
+        if folder.finished() and path.exists() and folder.run.method not in stored:
+            with np.load(path) as arrays:
+                stored[folder.run.method] = (arrays["embedding"], arrays.get("clusters"))
+    if not stored:
+        return None
+    adata, _ = cells.load(folders[0].run.dataset, data_dir)
+    shown = {cells.TITLES[name]: stored[name] for name in cells.TITLES if name in stored}
+    return cells.benchmark("integration_report").draw(adata, shown)

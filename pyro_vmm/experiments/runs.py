@@ -1,0 +1,104 @@
+"""A run, its folder, and the lock that gives it to one process."""
+
+import fcntl
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyro_vmm import files
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fit, and all that its numbers depend on.
+
+    Arguments:
+        kind: what is done and measured, a key of :data:`pyro_vmm.experiments.work.KINDS`.
+        dataset: the name of the data.
+        method: the name of the method.
+        configuration: the name of its settings among those that are compared.
+        trial: the seed: folds and initial networks are those of every method in this trial.
+        settings: plain values, as JSON has them.
+    """
+
+    kind: str
+    dataset: str
+    method: str
+    configuration: str
+    trial: int
+    settings: dict = field(hash=False)
+
+    @property
+    def path(self) -> Path:
+        """Of its folder, relative to that of all runs."""
+        return Path(self.kind, self.dataset, self.method, self.configuration, f"trial-{self.trial}")
+
+    def __str__(self) -> str:
+        return f"{self.dataset} {self.method} {self.configuration} trial {self.trial}"
+
+
+class Folder:
+    """What a run leaves: settings, a checkpoint while it is at work, then its result, the model and its history.
+
+    A file is written beside its place and then moved there: whenever a process is killed, each is whole or absent.
+
+    Arguments:
+        root: the folder of all runs.
+        run: the run.
+    """
+
+    def __init__(self, root: Path, run: Run):
+        self.run, self.path = run, root / run.path
+        self.settings, self.result = self.path / "run.json", self.path / "result.json"
+        self.checkpoint, self.error = self.path / "checkpoint.pt", self.path / "error.txt"
+
+    def finished(self) -> bool:
+        return self.result.exists()
+
+    def read(self) -> dict:
+        """The result of a finished run."""
+        return json.loads(self.result.read_text())
+
+    def check(self) -> None:
+        """Raise ``ValueError`` if the folder is of a run with other settings."""
+        if self.settings.exists():
+            found = json.loads(self.settings.read_text())["settings"]
+            wanted = json.loads(json.dumps(self.run.settings))
+            if found != wanted:
+                names = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+                told = ", ".join(f"{name}={found.get(name)!r}, now {wanted.get(name)!r}" for name in names)
+                raise ValueError(f"{self.path} was begun with other settings ({told}); give another --out")
+
+    @contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Whether this process has the run to itself; the system's lock, which ends with the process.
+
+        The file of the lock stays: if it were removed, two processes could hold locks on two files of that name.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def begin(self) -> None:
+        """Note the settings, and clear away what a killed process may have left; only with the lock."""
+        for left in self.path.glob(".*.part"):
+            left.unlink()
+        self.error.unlink(missing_ok=True)
+        about = {name: getattr(self.run, name) for name in ("kind", "dataset", "method", "configuration", "trial")}
+        self._write(self.settings, {**about, "settings": self.run.settings})
+
+    def finish(self, result: dict) -> None:
+        """Store the result, last of all; then nothing is left to continue."""
+        self._write(self.result, result)
+        self.checkpoint.unlink(missing_ok=True)
+
+    def _write(self, path: Path, content: dict) -> None:
+        files.write(io.BytesIO((json.dumps(content, indent=1) + "\n").encode()), path)

@@ -1,0 +1,115 @@
+"""How large the experiments on images are: the paper's scale, an honest small one, and one for tests."""
+
+from dataclasses import dataclass, field
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The settings of a scale.
+
+    Arguments:
+        trials: by default.
+        latent_dims: D by data set; the first data set is that of figure 1, the last of table 2 and figure 4.
+        rows: images, the first of the data set; None for all.
+        shared: settings of every estimator.
+        ours: settings of the four priors besides.
+        vade: settings of VaDE besides.
+        configurations: what is compared, by name; the first is that of the figures.
+        surgery: settings of table 2's fits.
+        n_samples: draws for each row in table 2.
+        sweep: the batch sizes, and the values of ``m_prior``, of figure 3.
+        cell_sets: of tables 3 and 4.
+        cell_epochs: at most; None for the methods' own.
+    """
+
+    trials: int
+    latent_dims: dict[str, int]
+    rows: int | None
+    shared: dict
+    ours: dict
+    vade: dict
+    configurations: dict[str, dict]
+    surgery: dict
+    n_samples: int = 100
+    sweep: tuple[int, ...] = (128, 256, 512, 1024)
+    cell_sets: tuple[str, ...] = ("kang_ifnb_2800", "sc_mixology_celllines", "pbmc_facs_zheng")
+    cell_epochs: int | None = None
+    baselines: dict = field(default_factory=lambda: {"n_init": 10, "max_iter": 500, "n_components": 100})
+
+
+LABELS, LABEL_FREE = {"monitor": "val_nmi"}, {"monitor": "val_elbo"}
+
+SCALES = {
+    "full": Scale(
+        trials=10,
+        latent_dims={"mnist": 10, "fashion_mnist": 30},
+        rows=None,
+        # 60,000 images to train on and 10,000 held back.
+        shared={
+            "hidden": [500, 500, 2000],
+            "batch_size": 256,
+            "learning_rate": 1e-4,
+            "epochs": 1000,
+            "patience": 100,
+            "validation_fraction": 1 / 7,
+        },
+        ours={"n_components": 100, "m_prior": 256},
+        vade={
+            "covariance": "full",
+            "pretraining_epochs": 13,
+            "pretraining_learning_rate": 2e-3,
+            "likelihood_options": {"initial_scale": 1.0},
+        },
+        configurations={"labels": LABELS, "label-free": LABEL_FREE},
+        surgery={"epochs": 500, "patience": 20, **LABEL_FREE},
+        cell_sets=("cortex", "pbmc", "split_seq", "lung_atlas", *Scale.cell_sets),
+    ),
+    "small": Scale(
+        trials=3,
+        latent_dims={"mnist": 10, "fashion_mnist": 30},
+        rows=10_000,
+        shared={
+            "hidden": [256, 256],
+            "batch_size": 256,
+            "learning_rate": 5e-4,
+            "epochs": 40,
+            "patience": None,
+            "validation_fraction": 0.1,
+        },
+        ours={"n_components": 100, "m_prior": 256, "decay_epochs": 20},
+        vade={
+            "covariance": "full",
+            "pretraining_epochs": 13,
+            "pretraining_learning_rate": 2e-3,
+            "likelihood_options": {"initial_scale": 1.0},
+        },
+        configurations={"label-free": LABEL_FREE},
+        surgery={"patience": 20, **LABEL_FREE},
+    ),
+    # For tests: whether it works, not how well.
+    "tiny": Scale(
+        trials=2,
+        latent_dims={"digits": 2},
+        rows=300,
+        shared={
+            "hidden": [16],
+            "batch_size": 100,
+            "learning_rate": 1e-3,
+            "epochs": 2,
+            "patience": None,
+            "validation_fraction": 0.2,
+            "checkpoint_every": 1,
+        },
+        ours={"n_components": 12, "m_prior": 100},
+        vade={"covariance": "full", "pretraining_epochs": 1},
+        configurations={"labels": LABELS, "label-free": LABEL_FREE},
+        surgery=LABEL_FREE,
+        n_samples=5,
+        sweep=(50, 100),
+        cell_sets=Scale.cell_sets[:1],
+        cell_epochs=2,
+        baselines={"n_init": 1, "max_iter": 20, "n_components": 12},
+    ),
+}

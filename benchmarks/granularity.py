@@ -98,8 +98,8 @@ def main() -> None:
             plots.save(selection.plot(), args.out.with_name(figure))
     if args.out:
         about = (
-            f"`python benchmarks/granularity.py`: {args.seeds} seeds, NMI and ARI with labels as means over them ± standard "
-            f"deviation; {tables.machine()}."
+            f"`python benchmarks/granularity.py`: {args.seeds} seeds, NMI and ARI with labels as means over them ± "
+            f"standard deviation; {tables.machine()}."
         )
         tables.write(args.out, "Granularity chosen without labels", about, lines)
 

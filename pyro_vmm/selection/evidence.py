@@ -24,45 +24,67 @@ def agreement(clusters: np.ndarray, others: np.ndarray) -> float:
 
 
 def evidence(fits: Mapping[Task, Fit]) -> pd.DataFrame:
-    """One row per candidate, in the order of the fits.
+    """One row per candidate, in the order of the fits, and the one that is recommended.
 
     - ``m_prior``, ``learning_rate``: the candidate;
     - ``clusters``: those in use;
-    - ``log_px``: of the rows held out, nats per row;
+    - ``log_px``: log p(x) of the rows held out, nats per row;
     - ``stability``: the mean of ``stability_seeds``, the agreement with the fits of other seeds, and of
       ``stability_halves``, the agreement of two fits to half of the rows each;
     - ``confidence``: the mean of max_c q(c | x) of the rows held out, 1 if no components overlap;
     - ``seconds``: of a fit to all rows but those held out;
-    - with ``_sd`` behind, the standard deviation of each of these over seeds, which it is otherwise the mean over;
-    - ``log_px_behind``, ``stability_behind``: the best candidate by so much; ``log_px_se``, ``stability_se``: the
-      standard error of this difference, from the spread over rows (``log_px``) and over seeds;
-    - ``diverged``: how many fits did. Such a candidate has no evidence.
+    - with ``_sd`` behind, the standard deviation over seeds of each of these, which are means over seeds;
+    - ``stability_behind`` the most stable, with the standard error ``stability_se`` of this difference;
+    - ``stable``: whether that is no more than one standard error;
+    - ``log_px_behind`` the best likelihood of the stable ones, with the standard error ``log_px_se`` of that;
+    - ``likely``: whether that is no more than one standard error, of a stable one;
+    - ``recommended``: the likely one with the fewest clusters;
+    - ``diverged``: how many fits did. Such a candidate has no evidence and is never recommended.
+
+    Each criterion makes good what the other lacks: the likelihood of rows held out rises with ever more clusters, also
+    such as no other fit finds again, and a few coarse clusters are the easiest to find again.
     """
     of: dict = {}
     for task, fit in fits.items():
         of.setdefault((task.m_prior, task.learning_rate), {})[task.seed, task.part] = fit
     sound = {each: done for each, done in of.items() if not any(fit.diverged for fit in done.values())}
     if not sound:
-        raise ValueError("training diverged with every candidate; expected a smaller learning_rate")
+        raise ValueError("training diverged with every candidate, expected smaller values of learning_rate")
     seeds = sorted({task.seed for task in fits})
-    measured = pd.DataFrame({each: _measure(done, seeds) for each, done in sound.items()}).T
-    measured = measured.join(_differences(measured, sound, seeds))
-    table = pd.DataFrame(list(of), columns=["m_prior", "learning_rate"])
-    table = table.join(measured.reindex(pd.MultiIndex.from_tuples(list(of))).reset_index(drop=True))
-    return table.assign(diverged=[sum(fit.diverged for fit in done.values()) for done in of.values()])
+    measured = pd.DataFrame([_measure(done, seeds) for done in sound.values()], index=pd.MultiIndex.from_tuples(sound))
+    measured = _with_stability(measured, len(seeds))
+    rows = np.stack([np.mean([done[seed, ALL].log_px for seed in seeds], axis=0) for done in sound.values()])
+    measured = _recommend(_with_likelihood(measured, rows, len(seeds)))
+    table = pd.DataFrame(list(of), columns=["m_prior", "learning_rate"]).join(measured, on=["m_prior", "learning_rate"])
+    flags = {name: table[name].eq(True) for name in ("stable", "likely", "recommended")}
+    return table.assign(**flags, diverged=[sum(fit.diverged for fit in done.values()) for done in of.values()])
 
 
-def recommend(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of :func:`evidence` with the columns ``likely``, ``stable`` and ``recommended``.
+def _with_stability(measured: pd.DataFrame, seeds: int) -> pd.DataFrame:
+    behind, error = measured["stability"].max() - measured["stability"], _seed_error(measured["stability_sd"], seeds)
+    return measured.assign(stability_behind=behind, stability_se=error, stable=behind <= error)
 
-    Likely are the candidates within one standard error of the best likelihood; stable those of them within one standard
-    error of the most stable among them. The one with the fewest clusters is recommended.
+
+def _with_likelihood(measured: pd.DataFrame, rows: np.ndarray, seeds: int) -> pd.DataFrame:
+    """Of the log p(x) of each candidate and each row held out, (candidates, H)."""
+    stable = measured["stable"].to_numpy()
+    behind = rows[np.where(stable, rows.mean(1), -np.inf).argmax()] - rows
+    error = np.hypot(behind.std(axis=1) / np.sqrt(rows.shape[1]), _seed_error(measured["log_px_sd"], seeds))
+    likely = stable & (behind.mean(axis=1) <= error)
+    return measured.assign(log_px_behind=behind.mean(axis=1), log_px_se=error, likely=likely)
+
+
+def _recommend(measured: pd.DataFrame) -> pd.DataFrame:
+    chosen = measured[measured["likely"]].sort_values("clusters", kind="stable").index[0]
+    return measured.assign(recommended=measured.index == chosen)
+
+
+def _seed_error(spread: pd.Series, seeds: int) -> float:
+    """The standard error of a difference of two means over seeds.
+
+    The variance is the mean of all candidates': two or three seeds of one tell little of it, and one seed nothing.
     """
-    likely = table["log_px_behind"] <= table["log_px_se"]
-    behind = table["stability"][likely].max() - table["stability"]
-    stable = likely & (behind <= table["stability_se"])
-    chosen = table[stable].sort_values(["clusters", "m_prior"], kind="stable").index[0]
-    return table.assign(likely=likely, stable=stable, recommended=table.index == chosen)
+    return float(np.sqrt(2 * spread.fillna(0.0).pow(2).mean() / seeds))
 
 
 def _measure(done: Mapping[tuple[int, str], Fit], seeds: Sequence[int]) -> pd.Series:
@@ -87,23 +109,3 @@ def _others(fits: Sequence[Fit], i: int) -> float:
     """The mean agreement of fit i with the others; NaN without others."""
     found = [agreement(fits[i].clusters, fit.clusters) for j, fit in enumerate(fits) if j != i]
     return float(np.mean(found)) if found else np.nan
-
-
-def _differences(measured: pd.DataFrame, sound: Mapping, seeds: Sequence[int]) -> pd.DataFrame:
-    """By how much each candidate is behind the best, and the standard error of that.
-
-    The spread over seeds is pooled over the candidates: two or three seeds of one tell little of it.
-    """
-    log_px = np.stack([np.mean([done[seed, ALL].log_px for seed in seeds], axis=0) for done in sound.values()])
-    behind = log_px[log_px.mean(1).argmax()] - log_px  # (candidates, H)
-    over_rows = behind.var(axis=1, ddof=1) / behind.shape[1]
-    over_seeds = 2 * measured[["log_px_sd", "stability_sd"]].fillna(0.0).pow(2).mean() / len(seeds)
-    return pd.DataFrame(
-        {
-            "log_px_behind": behind.mean(axis=1),
-            "log_px_se": np.sqrt(over_rows + over_seeds["log_px_sd"]),
-            "stability_behind": measured["stability"].max() - measured["stability"],
-            "stability_se": np.sqrt(over_seeds["stability_sd"]),
-        },
-        index=measured.index,
-    )

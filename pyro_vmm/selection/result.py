@@ -18,8 +18,7 @@ class Selection:
     """What :func:`pyro_vmm.select` found.
 
     Arguments:
-        table: a DataFrame, one row per candidate, see :func:`~pyro_vmm.selection.evidence.evidence` and
-            :func:`~pyro_vmm.selection.evidence.recommend`.
+        table: a DataFrame, one row per candidate, see :func:`~pyro_vmm.selection.evidence.evidence`.
         fits: what is known of each fit, among it the cluster of every row.
         best_estimator_: the recommended model, fitted to all of X; None without ``refit``.
     """

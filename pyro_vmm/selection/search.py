@@ -1,7 +1,7 @@
 """``select``: the candidates, their fits, and a recommendation."""
 
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.parallel import Ranks
-from pyro_vmm.selection.evidence import evidence, recommend
+from pyro_vmm.selection.evidence import evidence
 from pyro_vmm.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description, do
 from pyro_vmm.selection.parts import Parts, row_groups
 from pyro_vmm.selection.result import Selection
@@ -60,7 +60,7 @@ def select(
     rates = (estimator.learning_rate,) if learning_rate is None else learning_rate
     _check(estimator, m_prior, rates, seeds, held_out, n_importance_samples)
     fits = _run(_tasks(m_prior, rates, seeds), estimator, X, held_out, seeds, n_importance_samples, folder)
-    selection = Selection(recommend(evidence(fits)), fits, estimator)
+    selection = Selection(evidence(fits), fits)
     if refit:
         selection.best_estimator_ = clone(estimator).set_params(**selection.best).fit(X)
     return selection

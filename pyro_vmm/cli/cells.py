@@ -67,6 +67,9 @@ class Cells(Kind):
             return select_genes(adata, config["n_top_genes"], config.get("batch_key"), layer)
         return _expressed(adata, layer) if CELL_LIKELIHOODS[likelihood].counts else adata
 
+    def inputs(self, data: CellData) -> "AnnData":
+        return data.selected
+
     def fit(self, model: SingleCellVMM, data: CellData, checkpoint: Path, resume: Path | None) -> None:
         model.fit(data.selected, checkpoint=checkpoint, resume=resume)
 

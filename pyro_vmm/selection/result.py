@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -47,3 +48,12 @@ class Selection:
         from pyro_vmm.selection.report import report
 
         return report(self.table)
+
+    def write(self, path: str | Path) -> None:
+        """``selection.md``, ``selection.csv`` and ``selection.png``, into a folder that exists."""
+        from pyro_vmm import plots
+
+        path = Path(path)
+        (path / "selection.md").write_text(self.report() + "\n![The evidence over granularities](selection.png)\n")
+        self.table.to_csv(path / "selection.csv", index=False)
+        plots.save(self.plot(), path / "selection.png")

@@ -121,7 +121,7 @@ class FitFolder:
         if not path.is_file():
             return None
         try:
-            with np.load(path) as arrays:
+            with np.load(io.BytesIO(path.read_bytes())) as arrays:
                 values = [arrays[field.name] for field in fields(Fit)]
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise ValueError(f"{path} is no whole fit of a selection: {error}; remove it to repeat the fit") from error

@@ -35,6 +35,9 @@ class Parts:
             held_out: share of the rows that no fit sees.
             seeds: pairs of halves.
             seed: of the draws.
+
+        Raises:
+            ValueError: there are too few rows for parts of two each.
         """
         random = np.random.RandomState(seed)
         order = _by_group(np.arange(len(groups)), groups, random)
@@ -45,6 +48,11 @@ class Parts:
         for _ in range(seeds):
             order_ = _by_group(rest, groups, random)
             halves.append((np.sort(order_[::2]), np.sort(order_[1::2])))
+        if chosen.sum() < 2 or len(rest) < 4:
+            raise ValueError(
+                f"X has {len(groups)} rows, too few for held_out={held_out} of them and two halves of the others: "
+                "expected at least 2 in each part"
+            )
         return cls(np.sort(order[chosen]), rest, tuple(halves))
 
 

@@ -57,6 +57,8 @@ def select(
     Raises:
         ValueError: what is wrong with an argument, the data or the folder.
     """
+    if not isinstance(estimator, Estimator):
+        raise ValueError(f"estimator={estimator!r} should be a VMM or a SingleCellVMM")
     rates = (estimator.learning_rate,) if learning_rate is None else learning_rate
     _check(estimator, m_prior, rates, seeds, held_out, n_importance_samples)
     fits = _run(_tasks(m_prior, rates, seeds), estimator, X, held_out, seeds, n_importance_samples, folder)
@@ -67,8 +69,6 @@ def select(
 
 
 def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_importance_samples: int) -> None:
-    if not isinstance(estimator, Estimator):
-        raise ValueError(f"estimator={estimator!r} should be a VMM or a SingleCellVMM")
     if estimator.prior not in ("vmm", "gmm"):
         raise ValueError(f"prior={estimator.prior!r} has no granularity to select, expected 'vmm' or 'gmm'")
     if estimator.monitor == "val_nmi":

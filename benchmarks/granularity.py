@@ -13,21 +13,37 @@ import integration_data
 import numpy as np
 import pandas as pd
 import tables
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits
 
 import pyro_vmm
 from pyro_vmm import VMM, SingleCellVMM, metrics, plots
 from pyro_vmm.selection.evidence import ALL
 
 DEFAULT = 256
-FILES = {"digits": "scikit-learn's handwritten digits", **integration_data.TITLES}
+FILES = {
+    "digits": "Scikit-learn's handwritten digits",
+    "breast_cancer": "Scikit-learn's breast cancer table, two classes",
+    **integration_data.TITLES,
+}
+#: Settings of ``VMM``; cells have the defaults of ``SingleCellVMM``.
+SETTINGS = {
+    "digits": {"latent_dim": 6, "hidden": (128, 128), "learning_rate": 1e-3, "epochs": 200},
+    "breast_cancer": {
+        "latent_dim": 5,
+        "hidden": (64, 64),
+        "learning_rate": 1e-3,
+        "epochs": 100,
+        "batch_size": 64,
+        "scaling": "standard",
+    },
+}
 
 
 def load(name: str):
     """An estimator, its data, and labels (N,)."""
-    if name == "digits":
-        X, labels = load_digits(return_X_y=True)
-        return VMM(latent_dim=6, hidden=(128, 128), learning_rate=1e-3, epochs=200), X, labels
+    if name in SETTINGS:
+        X, labels = (load_digits if name == "digits" else load_breast_cancer)(return_X_y=True)
+        return VMM(**SETTINGS[name]), X, labels
     adata = integration_data.load(name)
     return SingleCellVMM(batch_key="batch"), adata, adata.obs["cell_type"].to_numpy()
 
@@ -72,13 +88,13 @@ def section(name: str, selection: pyro_vmm.selection.Selection, labels: np.ndarr
         row = of.loc[m_prior]
         nmi = f"{row['nmi']:.3f} ± {row['nmi_sd']:.3f}"
         lines.append(tables.line([choice, f"{m_prior:g}", f"{row['clusters']:.1f}", nmi, f"{row['ari']:.3f}"]))
-    lines += ["", selection.report().replace("# ", "### ", 1), "", f"![The evidence over granularities]({figure})"]
+    lines += ["", selection.report().replace("# ", "### ", 1).rstrip(), "", f"![The evidence over granularities]({figure})"]
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", nargs="+", default=["digits", "kang_ifnb_2800"], choices=list(FILES))
+    parser.add_argument("--files", nargs="+", default=list(SETTINGS), choices=list(FILES))
     parser.add_argument("--m-prior", type=float, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/granularity"), help="keeps finished fits")

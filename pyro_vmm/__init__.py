@@ -3,6 +3,7 @@
 from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.models import VAE, SingleCellVAE
 from pyro_vmm.priors import GaussianMixture, HyperPrior, StandardNormal, VampMixture, VampPrior
+from pyro_vmm.selection import select
 from pyro_vmm.training import Trainer, TrainingConfig
 from pyro_vmm.version import __version__
 
@@ -19,4 +20,5 @@ __all__ = [
     "VampMixture",
     "VampPrior",
     "__version__",
+    "select",
 ]

@@ -15,6 +15,7 @@ from pyro_vmm.cli.parser import build_parser
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.parallel import launched_rank, process_group
 from pyro_vmm.runs import RunFolder
+from pyro_vmm.selection import M_PRIOR, select
 from pyro_vmm.training import TrainingDiverged
 
 __all__ = ["PRESETS", "build_parser", "estimator", "kind_of", "main", "read_config", "resolve"]
@@ -83,12 +84,31 @@ def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool)
             folder.write_config(config, model)
         checkpoint = folder.checkpoint
         try:
+            if "select" in config:
+                model.set_params(**_select(kind, config, model, data, folder))
             kind.fit(model, data, checkpoint, checkpoint if resume and checkpoint.exists() else None)
         except ValueError:  # told before any training
             if owned:
                 folder.discard()
             raise
     return model, data
+
+
+def _select(kind: Kind, config: dict, model: Estimator, data: Any, folder: RunFolder) -> dict:
+    """The parameters that a selection recommends; its report, table and figure are written and the report printed."""
+    selection = select(
+        model,
+        kind.inputs(data),
+        config["select"] or M_PRIOR,
+        config.get("select_learning_rates"),
+        seeds=config.get("select_seeds", 3),
+        folder=folder.path / "selection",
+        refit=False,
+    )
+    if not launched_rank():
+        selection.write(folder.path)
+        print(selection.report())
+    return selection.best
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from pyro_vmm.cli.kind import Kind
 from pyro_vmm.data import images
 from pyro_vmm.estimators import VMM
@@ -56,6 +58,9 @@ class Arrays(Kind):
 
     def load(self, config: dict) -> images.Dataset:
         return images.load(config["dataset"], config.get("data_dir"), config.get("label_column"))
+
+    def inputs(self, data: images.Dataset) -> np.ndarray:
+        return data.x
 
     def fit(self, model: VMM, data: images.Dataset, checkpoint: Path, resume: Path | None) -> None:
         labels = data.labels if model.monitor == "val_nmi" else None

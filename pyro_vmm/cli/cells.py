@@ -4,12 +4,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from pyro_vmm.cli.kind import Kind
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
-from pyro_vmm.data.cells import CellBatches
+from pyro_vmm.data.cells import CellBatches, expressed_genes
 from pyro_vmm.estimators import SingleCellVMM
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS
 from pyro_vmm.runs import CellData, CellResults
@@ -68,6 +67,9 @@ class Cells(Kind):
             return select_genes(adata, config["n_top_genes"], config.get("batch_key"), layer)
         return _expressed(adata, layer) if CELL_LIKELIHOODS[likelihood].counts else adata
 
+    def inputs(self, data: CellData) -> "AnnData":
+        return data.selected
+
     def fit(self, model: SingleCellVMM, data: CellData, checkpoint: Path, resume: Path | None) -> None:
         model.fit(data.selected, checkpoint=checkpoint, resume=resume)
 
@@ -88,10 +90,7 @@ def _labels(adata: "AnnData", key: str) -> pd.Categorical:
 
 def _expressed(adata: "AnnData", layer: str | None) -> "AnnData":
     """The genes that have a count in any cell: of the others a model can learn nothing, and refuses them."""
-    counts = CellBatches(adata, layer)
-    expressed = np.zeros(adata.n_vars, dtype=bool)
-    for _, block in counts.chunks():
-        expressed[block.indices[block.data != 0]] = True
+    expressed = expressed_genes(CellBatches(adata, layer))
     if expressed.all() or not expressed.any():
         return adata
     silent = (~expressed).sum()

@@ -16,6 +16,8 @@ RENAMED = {
 }
 # Parameters that are no options.
 HIDDEN = {"encoder", "decoder", "progress"}
+# Options of a selection, for every kind of data.
+SELECTION = ("select", "select_learning_rates", "select_seeds")
 
 
 class Kind(ABC):
@@ -41,7 +43,7 @@ class Kind(ABC):
     @property
     def options(self) -> frozenset[str]:
         """The options that apply."""
-        return self.own | self.defaults.keys() | {"dataset", "data_dir"}
+        return self.own | self.defaults.keys() | {"dataset", "data_dir", *SELECTION}
 
     @abstractmethod
     def preset(self, dataset: str) -> dict:
@@ -58,6 +60,10 @@ class Kind(ABC):
     @abstractmethod
     def load(self, config: dict) -> Any:
         """The data, as :meth:`fit` and :meth:`results` want them."""
+
+    @abstractmethod
+    def inputs(self, data: Any) -> Any:
+        """What of the data the estimator is fitted to."""
 
     @abstractmethod
     def fit(self, model: Estimator, data: Any, checkpoint: Path, resume: Path | None) -> None:

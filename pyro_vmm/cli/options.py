@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from pyro_vmm.cli.kind import Kind, flag
+from pyro_vmm.cli.kind import SELECTION, Kind, flag
 from pyro_vmm.cli.kinds import CELLS, KINDS
 from pyro_vmm.data.cell_sets.files import find, folders
 from pyro_vmm.data.images import _data_root
@@ -45,6 +45,10 @@ def check(config: dict, kind: Kind) -> None:
             f"{_flags(wrong)} {'is' if len(wrong) == 1 else 'are'} not for {kind.noun}, which {config['dataset']} "
             f"holds; what only these have is {_flags(kind.options - others)}"
         )
+    if "select" not in config and (lonely := [name for name in SELECTION if name in config]):
+        raise ValueError(f"{_flags(lonely)} {'is' if len(lonely) == 1 else 'are'} of no use without --select")
+    if "select" in config and "m_prior" in config:
+        raise ValueError("--select chooses m_prior: give its values after --select, and leave out --m-prior")
     likelihood = config.get("likelihood", kind.defaults["likelihood"])
     if likelihood not in kind.likelihoods:
         raise ValueError(

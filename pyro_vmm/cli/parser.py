@@ -13,6 +13,7 @@ from pyro_vmm.networks import COVARIANCES
 from pyro_vmm.precision import PRECISIONS
 from pyro_vmm.priors import EXPECTATIONS, PRIORS, RESPONSIBILITIES
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES
+from pyro_vmm.selection import M_PRIOR
 from pyro_vmm.training import MONITORS
 
 DESCRIPTION = "Cluster a data set with a VampPrior Mixture Model, without saying how many clusters there are."
@@ -34,6 +35,7 @@ UNSET = {
     "size_factor_key": "the cell's total counts",
     "prior_learning_rate": "that of the networks",
     "responsibilities": "held with the paper's hyper-prior, differentiated with the reference's",
+    "select_seeds": 3,
     "out": "runs/DATASET-PRIOR-TIME",
 }
 
@@ -90,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(Group(parser, "model"))
     _add_cell_model(Group(parser, "model of single cells"))
     _add_prior(Group(parser, "granularity and the prior's inference"))
+    _add_selection(Group(parser, "granularity chosen without labels"))
     _add_training(Group(parser, "training"))
     _add_run(Group(parser, "run"))
     return parser
@@ -146,6 +149,15 @@ def _add_prior(group: Group) -> None:
     group.add("responsibilities", "in the MAP step", choices=list(RESPONSIBILITIES))
     group.add("expectation", "over the cluster centres", choices=list(EXPECTATIONS))
     group.add("init", "pseudo-inputs start from such rows", choices=list(INITS))
+
+
+def _add_selection(group: Group) -> None:
+    candidates = " ".join(map(str, M_PRIOR))
+    group.add(
+        "select", f"choose among these m_prior; {candidates} if none are named", type=float, nargs="*", metavar="M"
+    )
+    group.add("select_learning_rates", "choose among these too", type=float, nargs="+", metavar="R")
+    group.add("select_seeds", "fits of each kind for each candidate", type=int, metavar="N")
 
 
 def _add_training(group: Group) -> None:

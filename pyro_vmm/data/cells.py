@@ -252,6 +252,14 @@ def check_counts(cells: CellBatches, training: bool = True) -> np.ndarray:
     return totals
 
 
+def expressed_genes(cells: CellBatches) -> np.ndarray:
+    """Whether each gene has a count in any of the cells, bool (G,)."""
+    expressed = np.zeros(cells.shape[1], dtype=bool)
+    for _, block in cells.chunks():
+        expressed[block.indices[block.data != 0]] = True
+    return expressed
+
+
 def _check_names(cells: CellBatches) -> None:
     """There are cells and genes, each of its own name."""
     if 0 in cells.shape:

@@ -9,6 +9,7 @@ is respected. Show a figure as the last line of a notebook's cell (after ``%matp
 from pyro_vmm.plots.cells import cluster_batches, umap_panels
 from pyro_vmm.plots.components import component_samples, samples_per_component
 from pyro_vmm.plots.drawing import save
+from pyro_vmm.plots.granularity import granularity
 from pyro_vmm.plots.latent import latent_map
 from pyro_vmm.plots.training import training_curves
 from pyro_vmm.plots.weights import cluster_weights
@@ -17,6 +18,7 @@ __all__ = [
     "cluster_batches",
     "cluster_weights",
     "component_samples",
+    "granularity",
     "latent_map",
     "samples_per_component",
     "save",

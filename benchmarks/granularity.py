@@ -1,0 +1,124 @@
+"""What ``pyro_vmm.select`` chooses without labels, beside the default and the best choice with labels.
+
+    python benchmarks/granularity.py --folder runs/granularity --out benchmarks/results/select.md
+
+Every finished fit is kept in the folder, so that the command may be stopped, and repeated with more seeds. Labels score
+the clusterings of each candidate after the selection, and are seen by nothing else.
+"""
+
+import argparse
+from pathlib import Path
+
+import integration_data
+import numpy as np
+import pandas as pd
+import tables
+from sklearn.datasets import load_breast_cancer, load_digits
+
+import pyro_vmm
+from pyro_vmm import VMM, SingleCellVMM, metrics, plots
+from pyro_vmm.selection.evidence import ALL
+
+DEFAULT = 256
+FILES = {
+    "digits": "Scikit-learn's handwritten digits",
+    "breast_cancer": "Scikit-learn's breast cancer table, two classes",
+    **integration_data.TITLES,
+}
+#: Settings of ``VMM``; cells have the defaults of ``SingleCellVMM``.
+SETTINGS = {
+    "digits": {"latent_dim": 6, "hidden": (128, 128), "learning_rate": 1e-3, "epochs": 200},
+    "breast_cancer": {
+        "latent_dim": 5,
+        "hidden": (64, 64),
+        "learning_rate": 1e-3,
+        "epochs": 100,
+        "batch_size": 64,
+        "scaling": "standard",
+    },
+}
+
+
+def load(name: str):
+    """An estimator, its data, and labels (N,)."""
+    if name in SETTINGS:
+        X, labels = (load_digits if name == "digits" else load_breast_cancer)(return_X_y=True)
+        return VMM(**SETTINGS[name]), X, labels
+    adata = integration_data.load(name)
+    return SingleCellVMM(batch_key="batch"), adata, adata.obs["cell_type"].to_numpy()
+
+
+def scores(selection: pyro_vmm.selection.Selection, labels: np.ndarray) -> pd.DataFrame:
+    """NMI and ARI with the labels of each candidate's fits to all rows but those held out, means over seeds."""
+    known = ~pd.isna(labels)
+    found = [
+        {
+            "m_prior": task.m_prior,
+            "nmi": metrics.nmi(labels[known], fit.clusters[known]),
+            "ari": metrics.ari(labels[known], fit.clusters[known]),
+        }
+        for task, fit in selection.fits.items()
+        if task.part == ALL
+    ]
+    return pd.DataFrame(found).groupby("m_prior", sort=False).agg(["mean", "std"])
+
+
+def choices(table: pd.DataFrame) -> dict[str, float]:
+    """The ``m_prior`` that each way of choosing comes to; the last one alone sees labels."""
+    table = table.set_index("m_prior")
+    return {
+        "recommended": table.index[table["recommended"]][0],
+        "the default": DEFAULT,
+        "likelihood alone": table["log_px"].idxmax(),
+        "stability alone": table["stability"].idxmax(),
+        "confidence alone": table["confidence"].idxmax(),
+        "best NMI with labels": table["nmi"].idxmax(),
+    }
+
+
+def section(name: str, selection: pyro_vmm.selection.Selection, labels: np.ndarray, figure: str) -> list[str]:
+    """The page's part on one data set."""
+    scored = scores(selection, labels)
+    table = selection.table.assign(
+        **{key: scored[key, "mean"].to_numpy() for key in ("nmi", "ari")}, nmi_sd=scored["nmi", "std"].to_numpy()
+    )
+    lines = ["", f"## {FILES[name]}", "", *tables.header(["choice", "m_prior", "clusters", "NMI", "ARI"])]
+    of = table.set_index("m_prior")
+    for choice, m_prior in choices(table).items():
+        row = of.loc[m_prior]
+        nmi = f"{row['nmi']:.3f} ± {row['nmi_sd']:.3f}"
+        lines.append(tables.line([choice, f"{m_prior:g}", f"{row['clusters']:.1f}", nmi, f"{row['ari']:.3f}"]))
+    lines += ["", selection.report().replace("# ", "### ", 1).rstrip(), "", f"![The evidence over granularities]({figure})"]
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", nargs="+", default=list(SETTINGS), choices=list(FILES))
+    parser.add_argument("--m-prior", type=float, nargs="+", default=[64, 128, 256, 512, 1024])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("runs/granularity"), help="keeps finished fits")
+    parser.add_argument("--out", type=Path, help="a Markdown file; figures go beside it")
+    args = parser.parse_args()
+    lines: list[str] = []
+    for name in args.files:
+        estimator, X, labels = load(name)
+        estimator.set_params(random_state=0, progress=True)
+        selection = pyro_vmm.select(
+            estimator, X, args.m_prior, seeds=args.seeds, folder=args.folder / name, refit=False
+        )
+        figure = f"select_{name}.png"
+        lines += section(name, selection, labels, figure)
+        print(*lines, sep="\n", flush=True)
+        if args.out:
+            plots.save(selection.plot(), args.out.with_name(figure))
+    if args.out:
+        about = (
+            f"`python benchmarks/granularity.py`: {args.seeds} seeds, NMI and ARI with labels as means over them ± "
+            f"standard deviation; {tables.machine()}."
+        )
+        tables.write(args.out, "Granularity chosen without labels", about, lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The parts of the data that a selection fits and scores: rows held out from all fits, and halves of the others."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.utils import _safe_indexing
+
+from pyro_vmm.data.cells import CellBatches, expressed_genes
+from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.estimators.cells import SingleCellVMM
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Positions of rows, each in the order of the data.
+
+    Arguments:
+        held_out: (H,), that no fit sees.
+        rest: (N - H,), all others.
+        halves: of ``rest``, one pair for each seed.
+    """
+
+    held_out: np.ndarray
+    rest: np.ndarray
+    halves: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+    @classmethod
+    def draw(cls, groups: np.ndarray, held_out: float, seeds: int, seed: int) -> "Parts":
+        """Random parts that each have their share of every group; those of a seed do not depend on how many there are.
+
+        Arguments:
+            groups: the group of each row, int (N,).
+            held_out: share of the rows that no fit sees.
+            seeds: pairs of halves.
+            seed: of the draws.
+
+        Raises:
+            ValueError: there are too few rows for parts of two each.
+        """
+        random = np.random.RandomState(seed)
+        order = _by_group(np.arange(len(groups)), groups, random)
+        # The rows at even distances along the groups.
+        chosen = np.floor(held_out * np.arange(1, len(order) + 1)) > np.floor(held_out * np.arange(len(order)))
+        rest = np.sort(order[~chosen])
+        halves = []
+        for _ in range(seeds):
+            order_ = _by_group(rest, groups, random)
+            halves.append((np.sort(order_[::2]), np.sort(order_[1::2])))
+        if chosen.sum() < 2 or len(rest) < 4:
+            raise ValueError(
+                f"X has {len(groups)} rows, too few for held_out={held_out} of them and two halves of the others: "
+                "expected at least 2 in each part"
+            )
+        return cls(np.sort(order[chosen]), rest, tuple(halves))
+
+
+def _by_group(rows: np.ndarray, groups: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+    """The rows in random order, one group after the other."""
+    shuffled = random.permutation(rows)
+    return shuffled[np.argsort(groups[shuffled], kind="stable")]
+
+
+def row_groups(estimator: Estimator, X: Any) -> np.ndarray:
+    """What every part needs its share of, int (N,): the categories that the model has to know, if there are any."""
+    if not isinstance(estimator, SingleCellVMM):
+        return np.zeros(len(X), int)
+    keys = [*([] if estimator.batch_key is None else [estimator.batch_key]), *estimator.categorical_covariate_keys]
+    present = [key for key in keys if key in X.obs]  # of the others the fit tells
+    if not present:
+        return np.zeros(X.n_obs, int)
+    return pd.factorize(pd.MultiIndex.from_frame(X.obs[present].astype(str)))[0]
+
+
+def take(X: Any, rows: np.ndarray) -> Any:
+    """The rows at these positions, of an AnnData or whatever scikit-learn takes."""
+    return X[rows] if hasattr(X, "obs_names") else _safe_indexing(X, rows)
+
+
+def take_to_train(estimator: Estimator, X: Any, rows: np.ndarray) -> Any:
+    """:func:`take`, of cells without the genes that none of them expresses, which a model of counts refuses."""
+    part = take(X, rows)
+    if not (isinstance(estimator, SingleCellVMM) and estimator._are_counts()):
+        return part
+    expressed = expressed_genes(CellBatches(part, estimator.layer))
+    return part if expressed.all() else part[:, expressed]

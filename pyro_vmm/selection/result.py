@@ -1,0 +1,59 @@
+"""What a selection came to: a table, a recommendation, a report, a figure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.selection.fits import Fit, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(eq=False)
+class Selection:
+    """What :func:`pyro_vmm.select` found.
+
+    Arguments:
+        table: a DataFrame, one row per candidate, see :func:`~pyro_vmm.selection.evidence.evidence`.
+        fits: what is known of each fit, among it the cluster of every row.
+        best_estimator_: the recommended model, fitted to all of X; None without ``refit``.
+    """
+
+    table: pd.DataFrame
+    fits: Mapping[Task, Fit] = field(repr=False)
+    best_estimator_: Estimator | None = None
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The parameters that are recommended."""
+        return {name: float(self._chosen[name]) for name in ("m_prior", "learning_rate")}
+
+    @property
+    def _chosen(self) -> pd.Series:
+        return self.table[self.table["recommended"]].iloc[0]
+
+    def plot(self) -> "Figure":
+        """A figure of the evidence over granularities."""
+        from pyro_vmm import plots
+
+        return plots.granularity(self.table)
+
+    def report(self) -> str:
+        """The evidence and the recommendation in words, Markdown."""
+        from pyro_vmm.selection.report import report
+
+        return report(self.table)
+
+    def write(self, path: str | Path) -> None:
+        """``selection.md``, ``selection.csv`` and ``selection.png``, into a folder that exists."""
+        from pyro_vmm import plots
+
+        path = Path(path)
+        (path / "selection.md").write_text(self.report() + "\n![The evidence over granularities](selection.png)\n")
+        self.table.to_csv(path / "selection.csv", index=False)
+        plots.save(self.plot(), path / "selection.png")

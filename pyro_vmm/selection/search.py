@@ -1,0 +1,131 @@
+"""``select``: the candidates, their fits, and a recommendation."""
+
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.utils import check_random_state
+from tqdm.auto import tqdm
+
+from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.parallel import Ranks
+from pyro_vmm.selection.evidence import evidence
+from pyro_vmm.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description, do
+from pyro_vmm.selection.parts import Parts, row_groups
+from pyro_vmm.selection.result import Selection
+from pyro_vmm.training.config import check_positive, check_whole
+
+#: Values of ``m_prior`` to choose from; the estimators' default is among them.
+M_PRIOR = (64, 128, 256, 512)
+
+
+def select(
+    estimator: Estimator,
+    X: Any,
+    m_prior: Sequence[float] = M_PRIOR,
+    learning_rate: Sequence[float] | None = None,
+    *,
+    seeds: int = 3,
+    held_out: float = 0.2,
+    n_importance_samples: int = 100,
+    folder: str | Path | None = None,
+    refit: bool = True,
+) -> Selection:
+    """Choose the granularity of a clustering without labels.
+
+    Every candidate, a value of ``m_prior`` and one of ``learning_rate``, is judged by what needs no label: the
+    importance-weighted likelihood of rows that no fit sees, how well clusterings agree between seeds and between halves
+    of the data, and how sure the model is of its clusters. For each seed that is a fit to all other rows and two to
+    half of them: the time of about ``2 * seeds * candidates`` fits.
+
+    Arguments:
+        estimator: a :class:`~pyro_vmm.VMM` or :class:`~pyro_vmm.SingleCellVMM`; clones of it are fitted. Its
+            ``random_state`` gives all seeds, its ``progress`` shows a progress bar over the fits.
+        X: what the estimator is fitted to, an array or an AnnData. Nothing is written to it.
+        m_prior: the granularities to choose from, see :class:`~pyro_vmm.VMM`.
+        learning_rate: the learning rates to choose from; None for the estimator's.
+        seeds: fits of each kind for each candidate.
+        held_out: share of the rows that no fit sees, for the likelihood.
+        n_importance_samples: draws for each row's likelihood.
+        folder: keeps what was found of each finished fit; another call, with more candidates or seeds or the same,
+            goes on from there.
+        refit: whether to fit the recommended model to all of X, as ``best_estimator_``.
+
+    Raises:
+        ValueError: what is wrong with an argument, the data or the folder.
+    """
+    if not isinstance(estimator, Estimator):
+        raise ValueError(f"estimator={estimator!r} should be a VMM or a SingleCellVMM")
+    rates = (estimator.learning_rate,) if learning_rate is None else learning_rate
+    _check(estimator, m_prior, rates, seeds, held_out, n_importance_samples)
+    fits = _run(_tasks(m_prior, rates, seeds), estimator, X, held_out, seeds, n_importance_samples, folder)
+    selection = Selection(evidence(fits), fits)
+    if refit:
+        selection.best_estimator_ = clone(estimator).set_params(**selection.best).fit(X)
+    return selection
+
+
+def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_importance_samples: int) -> None:
+    if estimator.prior not in ("vmm", "gmm"):
+        raise ValueError(f"prior={estimator.prior!r} has no granularity to select, expected 'vmm' or 'gmm'")
+    if estimator.monitor == "val_nmi":
+        raise ValueError("monitor='val_nmi' uses labels, which a selection does without; expected 'val_elbo'")
+    for name, values in (("m_prior", m_prior), ("learning_rate", learning_rate)):
+        if np.ndim(values) != 1 or len(values) == 0 or len(set(values)) < len(values):
+            raise ValueError(f"{name}={values!r} should hold at least one number, and each once")
+        for value in values:
+            check_positive(name, value)
+    for name, value in (("seeds", seeds), ("n_importance_samples", n_importance_samples)):
+        check_whole(name, value)
+    if not (isinstance(held_out, Real) and 0 < held_out < 1):
+        raise ValueError(f"held_out={held_out!r} should be above 0 and below 1")
+
+
+def _tasks(m_prior: Sequence[float], learning_rate: Sequence[float], seeds: int) -> list[Task]:
+    """Every fit, seed by seed, for the time left to be told by an even mixture of them."""
+    return [
+        Task(float(m), float(rate), seed, part)
+        for seed in range(seeds)
+        for m in m_prior
+        for rate in learning_rate
+        for part in TRAINED_ON
+    ]
+
+
+def _run(
+    tasks: Sequence[Task],
+    estimator: Estimator,
+    X: Any,
+    held_out: float,
+    seeds: int,
+    n_importance_samples: int,
+    folder: str | Path | None,
+) -> dict[Task, Fit]:
+    """All fits in the order of the tasks, those in the folder without training again."""
+    ranks = Ranks.present()
+    seed = FitFolder.seed(folder) if folder is not None and estimator.random_state is None else None
+    if seed is None:
+        seed = check_random_state(estimator.random_state).randint(2**31)
+    seed = ranks.first(int(seed))
+    parts = Parts.draw(row_groups(estimator, X), held_out, seeds, seed)
+    fit_seeds = np.random.RandomState(seed).randint(2**31, size=seeds)
+    store = None
+    if folder is not None:
+        settings = {"seed": seed, "held_out": held_out, "n_importance_samples": n_importance_samples}
+        store = FitFolder(folder, {**settings, **description(estimator, X)})
+    fits = {} if store is None else {task: fit for task in tasks if (fit := store.load(task)) is not None}
+    ranks.check_same(finished_fits=sorted(task.name for task in fits))
+    bar = tqdm(total=len(tasks), initial=len(fits), unit="fit", disable=not estimator.progress or ranks.rank > 0)
+    with bar:
+        for task in tasks:
+            if task in fits:
+                continue
+            bar.set_postfix_str(f"m_prior {task.m_prior:g}, seed {task.seed}, {task.part}")
+            fits[task] = do(task, estimator, X, parts, int(fit_seeds[task.seed]), n_importance_samples)
+            if store is not None and ranks.rank == 0:
+                store.save(task, fits[task])
+            bar.update()
+    return {task: fits[task] for task in tasks}

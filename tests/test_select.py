@@ -1,0 +1,313 @@
+"""pyro_vmm.select: granularity without labels."""
+
+import json
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from scipy import sparse
+from sklearn.datasets import make_blobs
+
+import pyro_vmm
+from pyro_vmm import VMM, SingleCellVMM, metrics, plots
+from pyro_vmm.cli import main
+from pyro_vmm.selection import search
+from pyro_vmm.selection.evidence import agreement, evidence
+from pyro_vmm.selection.fits import TRAINED_ON, Fit, Task
+from pyro_vmm.selection.parts import Parts
+from pyro_vmm.training import TrainingDiverged
+
+TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 1, "random_state": 0}
+H = 50
+
+
+@pytest.fixture(scope="module")
+def X():
+    return make_blobs(80, 3, centers=2, random_state=0)[0]
+
+
+@pytest.fixture
+def count_fits(monkeypatch):
+    """The tasks that were trained, in order."""
+    done, real = [], search.do
+    monkeypatch.setattr(search, "do", lambda task, *rest: done.append(task) or real(task, *rest))
+    return done
+
+
+def same(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    timeless = [name for name in ours if not name.startswith("seconds")]
+    pd.testing.assert_frame_equal(ours[timeless], theirs[timeless])
+
+
+def made_up(of: dict, seeds: int = 2, n: int = 200) -> dict[Task, Fit]:
+    """Fits of candidates: of[m_prior] holds the clusters, a function of seed and part, and the mean of log p(x)."""
+    noise = np.random.default_rng(0).normal(size=H)  # of the rows, the same for all candidates
+    return {
+        Task(m, 1e-3, seed, part): Fit(clusters(seed, part, n), log_px + noise, np.full(H, 0.9), 1.0)
+        for seed in range(seeds)
+        for m, (clusters, log_px) in of.items()
+        for part in TRAINED_ON
+    }
+
+
+def steady(k: int):
+    """The same k clusters from every fit."""
+    return lambda seed, part, n: np.arange(n) % k
+
+
+def shaky(k: int):
+    """Other clusters from every fit."""
+    return lambda seed, part, n: np.random.default_rng([seed, TRAINED_ON.index(part)]).integers(k, size=n)
+
+
+def recommended(fits: dict) -> float:
+    table = evidence(fits)
+    return table["m_prior"][table["recommended"]].item()
+
+
+def test_finds_separated_blobs():
+    X, y = make_blobs(240, 4, centers=3, cluster_std=0.4, random_state=1)
+    settings = {"hidden": (32,), "epochs": 30, "learning_rate": 1e-2, "batch_size": 48, "hyperprior": "reference"}
+    selection = pyro_vmm.select(VMM(8, 2, **settings, random_state=0), X, m_prior=(4, 64), seeds=1)
+    assert selection.best == {"m_prior": 64.0, "learning_rate": 1e-2}
+    assert selection.best_estimator_.n_clusters_ == 3
+    assert metrics.ari(y, selection.best_estimator_.labels_) == 1.0
+    assert selection.best_estimator_.m_prior == 64.0
+    assert selection.table.set_index("m_prior").loc[64.0, "stability"] > 0.95
+
+
+def test_one_cluster_is_not_stable():
+    assert agreement(np.zeros(9), np.zeros(9)) == 0.0
+    assert agreement(np.arange(9) % 3, np.arange(9) % 3) == 1.0
+    assert recommended(made_up({8.0: (steady(1), 0.0), 64.0: (steady(3), 0.0)})) == 64.0
+
+
+@pytest.mark.parametrize(
+    ("of", "best"),
+    [
+        # Likelihood alone would take clusters that no other fit finds again...
+        ({64.0: (steady(3), -2.0), 256.0: (shaky(9), 0.0)}, 64.0),
+        # ... stability alone, between equals, knows no better...
+        ({64.0: (steady(2), -2.0), 256.0: (steady(5), 0.0)}, 256.0),
+        # ... and where neither tells, there are no more clusters than needed.
+        ({64.0: (steady(5), 0.0), 256.0: (steady(3), 0.0)}, 256.0),
+    ],
+)
+def test_the_rule(of, best):
+    assert recommended(made_up(of)) == best
+
+
+def test_standard_errors():
+    """Of the likelihood's difference, over rows and seeds, against NumPy's own."""
+    random = np.random.default_rng(1)
+    fits = made_up({64.0: (steady(3), 0.0), 256.0: (steady(3), 0.0)}, seeds=3)
+    fits = {task: Fit(fit.clusters, random.normal(size=H), fit.confidence, 1.0) for task, fit in fits.items()}
+    table = evidence(fits)
+    a, b = (np.stack([fits[Task(m, 1e-3, seed, "all")].log_px for seed in range(3)]) for m in (64.0, 256.0))
+    pooled = (a.mean(1).var(ddof=1) + b.mean(1).var(ddof=1)) / 2
+    error = np.sqrt((a.mean(0) - b.mean(0)).var() / H + 2 * pooled / 3)
+    worse = table["log_px_behind"].idxmax()
+    np.testing.assert_allclose(table["log_px_behind"][worse], abs(a.mean() - b.mean()))
+    np.testing.assert_allclose(table["log_px_se"][worse], error)
+    np.testing.assert_allclose(table["log_px_sd"][0], a.mean(1).std(ddof=1))
+
+
+def test_a_small_difference_is_none():
+    """Half a standard error more likelihood is not worth more clusters."""
+    fits = made_up({64.0: (steady(3), 0.0), 256.0: (steady(5), 0.0)})
+    noisy = {}
+    for task, fit in fits.items():
+        ahead = task.m_prior == 256
+        rows = np.random.default_rng([task.seed, int(task.m_prior)]).normal(size=H)
+        rows += (0.05 if ahead else 0.0) - rows.mean()
+        noisy[task] = Fit(fit.clusters, rows, fit.confidence, 1.0)
+    assert recommended(noisy) == 64.0
+
+
+def test_parts():
+    groups = np.repeat([0, 1, 2], [100, 40, 6])
+    parts = Parts.draw(groups, held_out=0.2, seeds=3, seed=0)
+    assert len(parts.held_out) == 29 and len(np.intersect1d(parts.held_out, parts.rest)) == 0
+    np.testing.assert_array_equal(np.union1d(parts.held_out, parts.rest), np.arange(146))
+    for one, other in parts.halves:
+        np.testing.assert_array_equal(np.union1d(one, other), parts.rest)
+        assert len(np.intersect1d(one, other)) == 0 and abs(len(one) - len(other)) <= 1
+        for half in (one, other):
+            assert (np.bincount(groups[half], minlength=3) > 0).all()
+    assert not np.array_equal(parts.halves[0][0], parts.halves[1][0])
+    fewer = Parts.draw(groups, held_out=0.2, seeds=1, seed=0)
+    np.testing.assert_array_equal(fewer.halves[0][0], parts.halves[0][0])
+
+
+def test_held_out_rows_are_never_trained_on(X, monkeypatch):
+    seen, real = [], VMM.fit
+    monkeypatch.setattr(VMM, "fit", lambda self, X, *args: seen.append(X) or real(self, X, *args))
+    selection = pyro_vmm.select(VMM(**TINY), X, m_prior=(64,), seeds=2, refit=False)
+    assert [len(rows) for rows in seen] == 2 * [64, 32, 32]
+    trained = {tuple(row) for rows in seen for row in rows}
+    assert len(trained) == 64 and len(selection.fits[Task(64.0, 5e-4, 0, "all")].log_px) == 16
+
+
+def test_deterministic_and_resumable(X, tmp_path, count_fits, monkeypatch):
+    model = VMM(**TINY)
+    arguments = {"m_prior": (64, 256), "seeds": 2, "refit": False}
+    whole = pyro_vmm.select(model, X, **arguments)
+    assert len(count_fits) == 12
+    counted, killed_at = search.do, 5
+
+    def killed(*args):
+        if len(count_fits) == 12 + killed_at:
+            raise KeyboardInterrupt
+        return counted(*args)
+
+    monkeypatch.setattr(search, "do", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pyro_vmm.select(model, X, **arguments, folder=tmp_path / "fits")
+    monkeypatch.setattr(search, "do", counted)
+    torch.rand(7)
+    resumed = pyro_vmm.select(model, X, **arguments, folder=tmp_path / "fits")
+    assert len(count_fits) == 24, "no fit is lost or repeated"
+    same(resumed.table, whole.table)
+    more = pyro_vmm.select(model, X, m_prior=(64, 256, 512), seeds=2, refit=False, folder=tmp_path / "fits")
+    assert len(count_fits) == 30 and len(more.table) == 3
+
+
+def test_a_folder_keeps_a_random_seed(X, tmp_path, count_fits):
+    model = VMM(**{**TINY, "random_state": None})
+    first = pyro_vmm.select(model, X, m_prior=(64,), seeds=1, refit=False, folder=tmp_path)
+    again = pyro_vmm.select(model, X, m_prior=(64,), seeds=1, refit=False, folder=tmp_path)
+    assert len(count_fits) == 3
+    same(first.table, again.table)
+
+
+def test_folders_of_another_selection(X, tmp_path):
+    arguments = {"m_prior": (64,), "seeds": 1, "refit": False, "folder": tmp_path}
+    pyro_vmm.select(VMM(**TINY), X, **arguments)
+    with pytest.raises(ValueError, match=r"another selection: latent_dim=3 \(was 2\)"):
+        pyro_vmm.select(VMM(**{**TINY, "latent_dim": 3}), X, **arguments)
+    with pytest.raises(ValueError, match="another selection: data"):
+        pyro_vmm.select(VMM(**TINY), X + 1, **arguments)
+    with pytest.raises(ValueError, match="another selection: seed"):
+        pyro_vmm.select(VMM(**{**TINY, "random_state": 1}), X, **arguments)
+    file = next(tmp_path.glob("*half-1.npz"))
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="no whole fit"):
+        pyro_vmm.select(VMM(**TINY), X, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        ({}, {"m_prior": ()}, r"m_prior=\(\)"),
+        ({}, {"m_prior": (64, 64)}, r"m_prior=\(64, 64\)"),
+        ({}, {"m_prior": 64}, "m_prior=64"),
+        ({}, {"m_prior": (64, -1)}, "m_prior=-1"),
+        ({}, {"m_prior": ("batch",)}, "m_prior='batch'"),
+        ({}, {"learning_rate": (0.0,)}, r"learning_rate=0\.0"),
+        ({}, {"seeds": 0}, "seeds=0"),
+        ({}, {"held_out": 1.0}, r"held_out=1\.0"),
+        ({}, {"n_importance_samples": 0}, "n_importance_samples=0"),
+        ({"prior": "vamp"}, {}, "prior='vamp'"),
+        ({"prior": "standard_normal"}, {}, "prior='standard_normal'"),
+        ({"monitor": "val_nmi"}, {}, "monitor='val_nmi'"),
+        ({"latent_dim": 0}, {}, "latent_dim=0"),
+    ],
+)
+def test_wrong_arguments(settings, arguments, message, X, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        pyro_vmm.select(VMM(**{**TINY, **settings}), X, folder=tmp_path / "fits", **arguments)
+    assert not (tmp_path / "fits").exists()
+
+
+def test_wrong_estimators_and_data(X):
+    with pytest.raises(ValueError, match="estimator='vmm' should be a VMM"):
+        pyro_vmm.select("vmm", X)
+    with pytest.raises(ValueError, match="X has 3 rows"):
+        pyro_vmm.select(VMM(**TINY), X[:3])
+    with pytest.raises(ValueError, match="NaN"):
+        pyro_vmm.select(VMM(**TINY), np.where(X == X.max(), np.nan, X), m_prior=(64,), seeds=1)
+
+
+def test_learning_rates_and_divergence(X, monkeypatch):
+    real = VMM.fit
+
+    def fit(self, X, *args):
+        if self.learning_rate == 1.0:
+            raise TrainingDiverged("step 1")
+        return real(self, X, *args)
+
+    monkeypatch.setattr(VMM, "fit", fit)
+    selection = pyro_vmm.select(VMM(**TINY), X, (64, 256), (1e-3, 1.0), seeds=1, refit=False)
+    assert selection.table["diverged"].tolist() == [0, 3, 0, 3]
+    assert selection.best["learning_rate"] == 1e-3
+    assert "learning_rate = 0.001" in selection.report() and "diverged with 2 of 4" in selection.report()
+    assert isinstance(selection.plot(), Figure)
+    with pytest.raises(ValueError, match="diverged with every candidate"):
+        pyro_vmm.select(VMM(**TINY), X, (64,), (1.0,), seeds=1)
+
+
+def test_report_and_figure(X, tmp_path):
+    selection = pyro_vmm.select(VMM(**TINY), X, (64, 256), seeds=2, refit=False)
+    assert selection.best_estimator_ is None
+    report = selection.report()
+    assert f"**Recommended: m_prior = {selection.best['m_prior']:g}**" in report
+    for word in ("| 64 |", "| 256 |", "stability", "log p(x) held out", "confidence", "Doubts"):
+        assert word in report
+    figure = selection.plot()
+    assert [axes.get_title(loc="left") for axes in figure.axes] == list(
+        plots.granularity.__globals__["PANELS"].values()
+    )
+    selection.write(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"selection.md", "selection.csv", "selection.png"}
+    same(pd.read_csv(tmp_path / "selection.csv"), selection.table)
+    with pytest.raises(ValueError, match="missing: stability"):
+        plots.granularity(selection.table.drop(columns="stability"))
+
+
+def test_cells(tmp_path):
+    """Genes that half of the cells do not express, and a batch of few cells, are no obstacle."""
+    random = np.random.default_rng(0)
+    counts = random.poisson(3.0, size=(60, 12)).astype(np.float32)
+    counts[:, -1] = 0
+    counts[7, -1] = 5  # a gene of one cell
+    obs = pd.DataFrame({"batch": np.where(np.arange(60) < 6, "small", "large")}, index=[f"c{i}" for i in range(60)])
+    adata = ad.AnnData(sparse.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(12)]))
+    model = SingleCellVMM("batch", **TINY, consolidation_steps=1)
+    selection = pyro_vmm.select(model, adata, (64, 256), seeds=1, folder=tmp_path)
+    assert selection.best_estimator_.labels_.shape == (60,)
+    assert all(fit.clusters.shape == (60,) for fit in selection.fits.values())
+    with pytest.raises(ValueError, match="another selection: data"):
+        pyro_vmm.select(model, adata[:, ::-1].copy(), (64, 256), seeds=1, folder=tmp_path)
+
+
+def test_command_line(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((60, 5)))
+    out = tmp_path / "run"
+    fast = ["--hidden", "8", "--components", "4", "--latent-dim", "2", "--epochs", "1", "--quiet"]
+    arguments = ["--dataset", str(tmp_path / "x.npy"), "--out", str(out), *fast]
+    assert main([*arguments, "--select", "64", "256", "--select-seeds", "1"]) == 0
+    names = {path.name for path in out.iterdir()}
+    assert {"selection.md", "selection.csv", "selection.png", "selection", "model.pt", "assignments.csv"} <= names
+    chosen = pd.read_csv(out / "selection.csv").query("recommended")["m_prior"].item()
+    config = json.loads((out / "config.json").read_text())
+    assert config["parameters"]["m_prior"] == VMM.load(out / "model.pt").m_prior == chosen
+    assert "Recommended" in capsys.readouterr().out
+    assert main(["--resume", str(out), "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--select-seeds", "2"], "--select-seeds is of no use without --select"),
+        (["--select", "--m-prior", "64"], "leave out --m-prior"),
+        (["--select", "0"], "m_prior=0"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, message, capsys, tmp_path):
+    out = tmp_path / "run"
+    assert main([*arguments, "--out", str(out), "--quiet"]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()

@@ -88,8 +88,13 @@ def section(name: str, selection: pyro_vmm.selection.Selection, labels: np.ndarr
         row = of.loc[m_prior]
         nmi = f"{row['nmi']:.3f} ± {row['nmi_sd']:.3f}"
         lines.append(tables.line([choice, f"{m_prior:g}", f"{row['clusters']:.1f}", nmi, f"{row['ari']:.3f}"]))
-    report = selection.report().replace("# ", "### ", 1).rstrip()
-    return [*lines, "", report, "", f"![The evidence over granularities]({figure})"]
+    lines += [
+        "",
+        selection.report().replace("# ", "### ", 1).rstrip(),
+        "",
+        f"![The evidence over granularities]({figure})",
+    ]
+    return lines
 
 
 def main() -> None:

@@ -41,8 +41,8 @@ def evidence(fits: Mapping[Task, Fit]) -> pd.DataFrame:
     - ``recommended``: the likely one with the fewest clusters;
     - ``diverged``: how many fits did. Such a candidate has no evidence and is never recommended.
 
-    Each criterion makes good what the other lacks: the likelihood of rows held out rises with ever more clusters, also
-    such as no other fit finds again, and a few coarse clusters are the easiest to find again.
+    Each criterion makes good what the other lacks: the likelihood of rows held out tends to rise with ever more
+    clusters, also such as no other fit finds again, and a few coarse clusters are often the easiest to find again.
     """
     of: dict = {}
     for task, fit in fits.items():

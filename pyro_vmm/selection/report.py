@@ -47,7 +47,8 @@ def _doubts(table: pd.DataFrame, chosen: pd.Series) -> list[str]:
     if chosen["stability"] < LOW_STABILITY:
         doubts.append(
             f"Even so, two clusterings agree with an adjusted Rand index of {chosen['stability']:.2f} only: single "
-            "clusters may not be found again. Longer training, or consolidation_steps, may help."
+            "clusters may not be found again, and the recommendation means little. Longer training, a larger "
+            "prior_learning_rate or consolidation_steps may help."
         )
     if sound["stable"].all() and len(sound) > 1:
         doubts.append("All candidates are about as stable: stability does not tell them apart. More seeds may.")
@@ -98,11 +99,11 @@ def _legend() -> list[str]:
     return [
         "Means over seeds ± their standard deviation.",
         "",
-        "- `log p(x) held out`: importance-weighted, of rows that no fit saw, in nats per row. By itself it favours",
-        "  ever more clusters.",
+        "- `log p(x) held out`: importance-weighted, of rows that no fit saw, in nats per row. By itself it tends to",
+        "  favour ever more clusters.",
         "- `stability`: the adjusted Rand index of two clusterings of all rows, 1 if they are the same and 0 if they",
         "  agree no better than chance; the mean of that between `seeds` and of that between fits to two `halves` of",
-        "  the rows. By itself it favours few coarse clusters.",
+        "  the rows. By itself it tends to favour few coarse clusters.",
         "- `confidence`: the mean probability of a row's own cluster, 1 if none overlap. It takes no part in the rule.",
         "",
         "The rule: the highest likelihood among the most stable, each within one standard error, then the fewest",

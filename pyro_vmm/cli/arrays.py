@@ -26,8 +26,18 @@ ARRAY_PRESETS: dict[str, dict] = {
         "learning_rate": 1e-3,
         "epochs": 265,
     },
-    # The paper's settings; 1/7 are as many rows as the official test sets have.
-    "mnist": {**PAPER, "latent_dim": 10},
+    # 1/7 are as many rows as the official test sets have. The paper's rate, a fifth of this one, takes four times the
+    # epochs to a worse clustering (benchmarks/results).
+    "mnist": {
+        **PAPER,
+        "latent_dim": 10,
+        "hyperprior": "reference",
+        "learning_rate": 5e-4,
+        "epochs": 40,
+        "decay_epochs": 20,
+        "consolidation_steps": 1000,
+    },
+    # The paper's settings.
     "fashion_mnist": {**PAPER, "latent_dim": 30},
     "table": {"scaling": "standard"},
     "file": {},

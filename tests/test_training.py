@@ -347,7 +347,7 @@ def test_interrupt_leaves_a_checkpoint_that_continues_bit_identically(where):
         if where == "callback" and row["epoch"] == 4:
             raise KeyboardInterrupt
 
-    def map_step(batch, step=trainer.steps.map_step):
+    def map_step(batch, step=trainer.steps.map_step, **settings):
         step(batch)
         if where == "first epoch" or (where == "step" and len(trainer.history) == 3):
             raise KeyboardInterrupt
@@ -355,7 +355,7 @@ def test_interrupt_leaves_a_checkpoint_that_continues_bit_identically(where):
 
     if where != "callback":
         original = trainer.steps.map_step
-        trainer.steps.map_step = lambda batch: (
+        trainer.steps.map_step = lambda batch, **settings: (
             map_step(batch) if len(trainer.history) == 3 or where != "step" else original(batch)
         )
     with pytest.raises(KeyboardInterrupt):
@@ -560,8 +560,8 @@ def test_parameters_broken_by_the_last_update_of_an_epoch_are_no_good_state(name
     trainer = Trainer(vae, config())
     map_step = trainer.steps.map_step
 
-    def breaking(batch):
-        value = map_step(batch)
+    def breaking(batch, **settings):
+        value = map_step(batch, **settings)
         if len(trainer.history) == 2 and len(batch) == 2:
             vae.get_parameter(name).data.fill_(float("nan"))
         return value

@@ -40,6 +40,8 @@ SIZES = {
     "rows": [1_000, 10_000, 60_000, 300_000],
 }
 HIDDEN = (500, 500, 2000)
+#: Marked in the figure.
+MILLISECONDS = (10, 20, 50, 100, 200, 500, 1000)
 
 
 def build(size: dict, device: str) -> tuple[Steps, torch.Tensor]:
@@ -119,6 +121,9 @@ def figure(results: dict[str, list[tuple[int, dict]]], path: Path) -> None:
         axis.loglog(values, [found["ms"] for _, found in points], marker="o", label="an iteration")
         axis.loglog(values, [found["floor"] for _, found in points], marker=".", ls="--", label="its matrix products")
         axis.set_xlabel(name)
+        axis.set_xticks(values, [f"{value:,}" for value in values], rotation=60)
+        axis.set_yticks(MILLISECONDS, map(str, MILLISECONDS))
+        axis.minorticks_off()
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("milliseconds")
     axes[0].legend()

@@ -29,8 +29,8 @@ SCHEDULES: dict[str, dict] = {
     "1e-3, 100 epochs": {"learning_rate": 1e-3, "epochs": 100},
     "1e-3, 100 epochs, consolidated": {"learning_rate": 1e-3, "epochs": 100, **CONSOLIDATED},
     "3e-3, 100 epochs": {"learning_rate": 3e-3, "epochs": 100},
-    "3e-3, 100 epochs, falling from the start": {"learning_rate": 3e-3, "epochs": 100, "decay_epochs": 100},
-    "3e-3, 100 epochs, falling from epoch 50": {"learning_rate": 3e-3, "epochs": 100, "decay_epochs": 50},
+    "3e-3, 100 epochs, falling from the start": {"learning_rate": 3e-3, "epochs": 100, "decay_fraction": 1.0},
+    "3e-3, 100 epochs, falling from epoch 50": {"learning_rate": 3e-3, "epochs": 100, "decay_fraction": 0.5},
     "3e-3, prior 1e-3, 100 epochs": {"learning_rate": 3e-3, "prior_learning_rate": 1e-3, "epochs": 100},
     "3e-3, prior 1e-3, 100 epochs, consolidated": {
         "learning_rate": 3e-3,

@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--m-prior", type=float, default=256)
     parser.add_argument("--epochs", type=int, default=400)
-    parser.add_argument("--decay-epochs", type=int, default=0)
+    parser.add_argument("--decay-fraction", type=float, default=0.0)
     parser.add_argument("--consolidation-steps", type=int, default=0, help="MAP steps alone, after training")
     parser.add_argument("--consolidation-learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -126,7 +126,7 @@ def main() -> None:
     train, test = x[:60000], x[60000:]
     torch.manual_seed(args.seed)
     vae = build(train, 10, 100, args.preset, args.m_prior)
-    settings = {"epochs": args.epochs, "decay_epochs": args.decay_epochs, "learning_rate": args.learning_rate}
+    settings = {"epochs": args.epochs, "decay_fraction": args.decay_fraction, "learning_rate": args.learning_rate}
     settings |= {"patience": None, "seed": args.seed}
     trainer = Trainer(vae, TrainingConfig(**settings))
     checkpoint, curve = args.out / "checkpoint.pt", args.out / "curve.csv"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pyro_vmm import VMM, plots
-from pyro_vmm.cli import build_parser, main, resolve
+from pyro_vmm.cli import build_parser, estimator, main, resolve
 
 ROOT = Path(__file__).parents[1]
 FAST = [
@@ -233,3 +233,9 @@ def test_importing_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist"])
+def test_what_else_a_preset_says_goes_with_fewer_epochs(dataset):
+    model = estimator(resolve({"dataset": dataset, "epochs": 2, "components": 3, "hidden": [4]}), progress=False)
+    assert model.fit(np.random.RandomState(0).rand(30, 4)).n_iter_ == 2

@@ -252,7 +252,7 @@ def test_the_gaussian_mixtures_centres_too():
 
 
 def test_recorded_steps_are_those_of_the_components_that_remain():
-    trainers = [Trainer(unneeded(), config(epochs=8, freeze_after=2, decay_epochs=3)) for _ in range(2)]
+    trainers = [Trainer(unneeded(), config(epochs=8, freeze_after=2, decay_fraction=3 / 8)) for _ in range(2)]
     trainers[1].steps = Steps(trainers[1].vae, trainers[1].config, Reruns())
     for trainer in trainers:
         trainer.fit(data().double(), data(20).double(), progress=False)

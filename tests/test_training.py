@@ -582,8 +582,8 @@ def test_parameters_broken_by_the_last_update_of_an_epoch_are_no_good_state(name
         ({"batch_size": -3}, "batch_size=-3 should be a whole number, at least 1"),
         ({"checkpoint_every": 0}, "checkpoint_every=0 should be a whole number, at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 should be a positive number"),
-        ({"decay_epochs": -1}, "decay_epochs=-1 should be a whole number, at most epochs=300"),
-        ({"epochs": 6, "decay_epochs": 7}, "decay_epochs=7 should be a whole number, at most epochs=6"),
+        ({"decay_fraction": -0.1}, "decay_fraction=-0.1 should be between 0 and 1"),
+        ({"decay_fraction": 7}, "decay_fraction=7 should be between 0 and 1"),
         ({"freeze_after": 0}, "freeze_after=0 should be a whole number, at least 1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan should be a positive number"),
         ({"prior_learning_rate": -1.0}, "prior_learning_rate=-1.0 should be a positive number"),
@@ -692,7 +692,7 @@ def test_load_names_a_missing_file(tmp_path):
 
 def test_learning_rates_fall_over_the_last_epochs_along_a_half_cosine():
     trainer, rates = (
-        Trainer(build(), config(epochs=6, decay_epochs=3, learning_rate=0.02, prior_learning_rate=0.01)),
+        Trainer(build(), config(epochs=6, decay_fraction=0.5, learning_rate=0.02, prior_learning_rate=0.01)),
         [],
     )
     steps = trainer.steps
@@ -707,13 +707,20 @@ def test_learning_rates_fall_over_the_last_epochs_along_a_half_cosine():
     np.testing.assert_allclose(prior, networks / 2)
 
 
+def test_constant_learning_rates_are_left_to_whoever_changes_them():
+    trainer = Trainer(build(), config(epochs=3))
+    group = trainer.steps.network_optimizer.param_groups[0]
+    trainer.fit(data(), callbacks=[lambda row, vae: group.update(lr=0.5 * group["lr"])], progress=False)
+    assert group["lr"] == pytest.approx(1e-2 / 8)
+
+
 def test_resuming_in_the_decay_is_bit_identical():
     half = []
-    trainer = Trainer(build(), config(epochs=6, decay_epochs=4))
+    trainer = Trainer(build(), config(epochs=6, decay_fraction=2 / 3))
     trainer.fit(data(), callbacks=[lambda row, vae: row["epoch"] == 4], checkpoint=half.append, progress=False)
-    resumed = Trainer(build(), config(epochs=6, decay_epochs=4))
+    resumed = Trainer(build(), config(epochs=6, decay_fraction=2 / 3))
     resumed.load_state_dict(half[-1])
     resumed.fit(data(), progress=False)
-    trainer = Trainer(build(), config(epochs=6, decay_epochs=4))
+    trainer = Trainer(build(), config(epochs=6, decay_fraction=2 / 3))
     trainer.fit(data(), progress=False)
     assert_same(resumed.state_dict(), trainer.state_dict())

@@ -34,7 +34,7 @@ ARRAY_PRESETS: dict[str, dict] = {
         "hyperprior": "reference",
         "learning_rate": 5e-4,
         "epochs": 40,
-        "decay_epochs": 20,
+        "decay_fraction": 0.5,
         "consolidation_steps": 1000,
     },
     # The paper's settings.

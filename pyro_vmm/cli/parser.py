@@ -165,7 +165,7 @@ def _add_training(group: Group) -> None:
     group.add("learning_rate", "of the networks", type=float, metavar="R")
     group.add("prior_learning_rate", "of the prior", type=float, metavar="R")
     group.add("epochs", "at most", type=int, metavar="N")
-    group.add("decay_epochs", "the last N, over which the learning rates fall to nothing", type=int, metavar="N")
+    group.add("decay_fraction", "share of the epochs, the last, over which the rates fall", type=float, metavar="F")
     group.add("patience", "stop after N epochs without improvement; 0 for never", type=int, metavar="N")
     group.add(
         "freeze_after", "components without rows leave training after N epochs; 0 for never", type=int, metavar="N"

@@ -55,7 +55,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         m_prior: granularity: a cluster survives if it explains more than about one row in ``m_prior``. "batch" for the
             rows of the minibatch at hand.
         expectation: over the centres, "analytic" or "sampled".
-        batch_size, learning_rate, prior_learning_rate, epochs, decay_epochs, patience, monitor, freeze_after,
+        batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, monitor, freeze_after,
             reuse_draws: see :class:`~pyro_vmm.training.TrainingConfig`.
         consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see
             :meth:`~pyro_vmm.training.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
@@ -107,7 +107,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         learning_rate: float = 5e-4,
         prior_learning_rate: float | None = None,
         epochs: int = 300,
-        decay_epochs: int = 0,
+        decay_fraction: float = 0.0,
         patience: int | None = 50,
         freeze_after: int | None = 10,
         reuse_draws: bool = False,
@@ -142,7 +142,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         self.learning_rate = learning_rate
         self.prior_learning_rate = prior_learning_rate
         self.epochs = epochs
-        self.decay_epochs = decay_epochs
+        self.decay_fraction = decay_fraction
         self.patience = patience
         self.freeze_after = freeze_after
         self.reuse_draws = reuse_draws

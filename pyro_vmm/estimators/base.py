@@ -70,7 +70,7 @@ class Estimator(BaseEstimator):
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             prior_learning_rate=self.prior_learning_rate,
-            decay_epochs=self.decay_epochs,
+            decay_fraction=self.decay_fraction,
             patience=self.patience,
             freeze_after=self.freeze_after,
             reuse_draws=self.reuse_draws,

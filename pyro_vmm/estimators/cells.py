@@ -62,7 +62,7 @@ class SingleCellVMM(FittedCells):
         init: pseudo-inputs start from "random" or "k-means++" cells, or from cells of these names, then random ones.
         hyperprior, responsibilities, m_prior, expectation: as of :class:`~pyro_vmm.VMM`; the default hyper-prior is
             that of the authors' code, which did better by .01 on two files.
-        batch_size, learning_rate, prior_learning_rate, epochs, decay_epochs, patience, freeze_after, reuse_draws: see
+        batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, freeze_after, reuse_draws: see
             :class:`~pyro_vmm.training.TrainingConfig`.
         consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see
             :meth:`~pyro_vmm.training.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
@@ -116,7 +116,7 @@ class SingleCellVMM(FittedCells):
         learning_rate: float = 1e-3,
         prior_learning_rate: float | None = None,
         epochs: int = 400,
-        decay_epochs: int = 0,
+        decay_fraction: float = 0.0,
         patience: int | None = 45,
         freeze_after: int | None = 10,
         reuse_draws: bool = False,
@@ -157,7 +157,7 @@ class SingleCellVMM(FittedCells):
         self.learning_rate = learning_rate
         self.prior_learning_rate = prior_learning_rate
         self.epochs = epochs
-        self.decay_epochs = decay_epochs
+        self.decay_fraction = decay_fraction
         self.patience = patience
         self.freeze_after = freeze_after
         self.reuse_draws = reuse_draws

@@ -78,7 +78,7 @@ SCALES = {
             "patience": None,
             "validation_fraction": 0.1,
         },
-        ours={"n_components": 100, "m_prior": 256, "decay_epochs": 20},
+        ours={"n_components": 100, "m_prior": 256, "decay_fraction": 0.5},
         vade={
             "covariance": "full",
             "pretraining_epochs": 13,

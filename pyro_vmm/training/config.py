@@ -19,7 +19,8 @@ class TrainingConfig:
         batch_size: rows in a minibatch, of all processes together; the last one of an epoch may be shorter.
         learning_rate: of Adam in the SVI step.
         prior_learning_rate: of Adam in the MAP step; None for the same.
-        decay_epochs: over the last so many of ``epochs`` both learning rates fall to nothing, along a half cosine.
+        decay_fraction: over the last so large a share of ``epochs`` both learning rates fall to nothing, along a half
+            cosine.
         patience: stop after so many epochs without a better ``monitor``; None for never.
         monitor: "val_elbo", or "val_nmi", which uses the validation rows' labels.
         reuse_draws: give the MAP step the draws of z of the SVI step before it, for one pass over the rows instead of
@@ -38,7 +39,7 @@ class TrainingConfig:
     batch_size: int = 256
     learning_rate: float = 5e-4
     prior_learning_rate: float | None = None
-    decay_epochs: int = 0
+    decay_fraction: float = 0.0
     patience: int | None = 50
     monitor: str = "val_elbo"
     reuse_draws: bool = False
@@ -54,10 +55,8 @@ class TrainingConfig:
         for name in ("patience", "freeze_after"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name))
-        if not (isinstance(self.decay_epochs, Integral) and 0 <= self.decay_epochs <= self.epochs):
-            raise ValueError(
-                f"decay_epochs={self.decay_epochs!r} should be a whole number, at most epochs={self.epochs}"
-            )
+        if not (isinstance(self.decay_fraction, Real) and 0 <= self.decay_fraction <= 1):
+            raise ValueError(f"decay_fraction={self.decay_fraction!r} should be between 0 and 1")
         check_positive("learning_rate", self.learning_rate)
         if self.prior_learning_rate is not None:
             check_positive("prior_learning_rate", self.prior_learning_rate)
@@ -65,10 +64,11 @@ class TrainingConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} should be one of {choices}")
 
-    def learning_rate_factor(self, epoch: int) -> float:
-        """What both learning rates are multiplied by in an epoch, counted from 0."""
-        left = self.epochs - epoch
-        return 1.0 if left > self.decay_epochs else 0.5 - 0.5 * math.cos(math.pi * left / (self.decay_epochs + 1))
+    def learning_rates(self, epoch: int) -> tuple[float, float]:
+        """Of the SVI step and of the MAP step in an epoch, counted from 0."""
+        left, falling = self.epochs - epoch, round(self.decay_fraction * self.epochs)
+        factor = 1.0 if left > falling else 0.5 - 0.5 * math.cos(math.pi * left / (falling + 1))
+        return factor * self.learning_rate, factor * (self.prior_learning_rate or self.learning_rate)
 
 
 def check_whole(name: str, value) -> None:

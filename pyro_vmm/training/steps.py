@@ -40,28 +40,27 @@ class Steps:
     ):
         self.vae, self.config, self.elbo, self.ranks = vae, config, vae.objective(), ranks
         self.networks, self.prior = vae.network_parameters(), vae.prior_parameters()
-        self.network_optimizer = adam(self.networks, config.learning_rate)
-        self.prior_optimizer = None
-        if self.prior:
-            self.prior_optimizer = adam(self.prior, config.prior_learning_rate or config.learning_rate)
+        rate, prior_rate = config.learning_rates(0)
+        self.network_optimizer = adam(self.networks, rate)
+        self.prior_optimizer = adam(self.prior, prior_rate) if self.prior else None
         # What processes tell each other is not recorded.
         self.graphs = graphs or graphs_for(vae.prior.origin.device, config.capture if ranks.size == 1 else False)
         self.iterate = self.captured(self.iteration)
 
     def captured(self, step: Callable[[Tensor], tuple[Tensor, ...]]) -> Captured:
         """A step with these parameters and optimisers, recorded if it is to be."""
+        return Captured(step, self.vae, self._optimizers, self.graphs, insist=self.config.capture is True)
 
-        def optimizers():
-            return [each for each in (self.network_optimizer, self.prior_optimizer) if each is not None]
+    def _optimizers(self) -> list[torch.optim.Adam]:
+        """Of the SVI step and, if the prior has parameters, of the MAP step."""
+        return [each for each in (self.network_optimizer, self.prior_optimizer) if each is not None]
 
-        return Captured(step, self.vae, optimizers, self.graphs, insist=self.config.capture is True)
-
-    def set_learning_rates(self, factor: float) -> None:
-        """Multiply the learning rates of both steps, as they were configured, by a factor."""
-        rates = (self.config.learning_rate, self.config.prior_learning_rate or self.config.learning_rate)
-        for optimizer, rate in zip((self.network_optimizer, self.prior_optimizer), rates, strict=True):
-            if optimizer is not None:
-                optimizer.param_groups[0]["lr"] = factor * rate
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the learning rates of an epoch, counted from 0, if they are to fall; else they stay as they are."""
+        if self.config.decay_fraction:
+            for optimizer, rate in zip(self._optimizers(), self.config.learning_rates(epoch), strict=False):
+                optimizer.param_groups[0]["lr"] = rate
+        self.iterate.refresh()
 
     def iteration(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both steps on a minibatch (M, ...): the means of ``STEP_TERMS``, (3,), and p(c | z) of its rows, (M, K).

@@ -59,8 +59,7 @@ class Trainer:
     def train_epoch(self, x: Rows, progress: Callable[[int], None]) -> dict:
         """One pass over the rows in random order; returns the means of the objectives and the active clusters."""
         self.vae.train()
-        self.steps.set_learning_rates(self.config.learning_rate_factor(len(self.history)))
-        self.steps.iterate.refresh()
+        self.steps.begin_epoch(len(self.history))
         batches = shuffled(x, self.config.batch_size, self.order)
         # Read once at the end of the epoch: a look at every step would make the host wait for the device.
         terms = torch.full((len(batches), len(STEP_TERMS)), float("nan"), dtype=self.dtype, device=self.device)
@@ -192,7 +191,8 @@ class Trainer:
         """
         if not (self.steps.prior and steps):
             return
-        alone = Steps(self.vae, replace(self.config, prior_learning_rate=learning_rate), self.steps.graphs, self.ranks)
+        config = replace(self.config, prior_learning_rate=learning_rate, decay_fraction=0.0)
+        alone = Steps(self.vae, config, self.steps.graphs, self.ranks)
         order = torch.Generator().manual_seed(self.config.seed)
         step = alone.captured(lambda rows: (alone.map_step(rows, balanced=False),))
         self._align(x)

@@ -172,8 +172,10 @@ def lower_cholesky(raw: Tensor) -> Tensor:
     return raw.tril(-1) + torch.diag_embed(diagonal)
 
 
-def inverse_softplus(value: float) -> float:
-    """The number whose softplus is ``value``, positive."""
+def inverse_softplus(value: float | Tensor) -> float | Tensor:
+    """What has the softplus ``value``, a positive number or a tensor of any shape."""
+    if isinstance(value, Tensor):
+        return value + (-torch.expm1(-value)).log()
     return value + math.log(-math.expm1(-value))
 
 

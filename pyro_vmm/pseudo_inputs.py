@@ -8,7 +8,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from pyro_vmm.cell_layout import CellLayout
-from pyro_vmm.networks import inference_mode, scale_tril
+from pyro_vmm.networks import inference_mode, inverse_softplus, scale_tril
 
 PSEUDO_BATCHES = ("averaged", "uniform", "trained")
 # Below it a pseudo-count would have no logarithm in float32.
@@ -74,7 +74,7 @@ class CellPseudoInputs(PseudoInputs):
         if batch not in PSEUDO_BATCHES:
             raise ValueError(f"pseudo_batch={batch!r} should be one of {PSEUDO_BATCHES}")
         values = layout.counts(initial)
-        super().__init__(_inverse_softplus(values + 1) if counts else values)
+        super().__init__(inverse_softplus(values + 1) if counts else values)
         self.layout, self.batch, self.counts = layout, batch, counts
         if batch == "trained":
             self.covariates_raw = nn.Parameter(values.new_zeros(len(values), layout.n_covariates))
@@ -108,8 +108,3 @@ class CellPseudoInputs(PseudoInputs):
         triangle = torch.linalg.qr(roots).R
         signs = triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)
         return Centres(loc.mean(0), (triangle * signs).mT)
-
-
-def _inverse_softplus(values: Tensor) -> Tensor:
-    """What softplus maps to ``values``, positive and of any shape."""
-    return values + (-torch.expm1(-values)).log()

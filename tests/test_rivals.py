@@ -139,6 +139,14 @@ def test_vade_starts_from_its_pretraining(X):
     assert first[1] > first[0]
 
 
+def test_vade_is_pretrained_on_rows_that_stay_on_the_host(X, monkeypatch):
+    """As those do that a GPU has no room for."""
+    usual = VaDE(**TINY, pretraining_epochs=2).fit(X).vae_.state_dict()
+    monkeypatch.setattr("pyro_vmm.device_rows.has_room", lambda device, size: False)
+    apart = VaDE(**TINY, pretraining_epochs=2).fit(X).vae_.state_dict()
+    assert all(torch.equal(usual[name], apart[name]) for name in usual)
+
+
 def test_more_components_than_rows(X):
     with pytest.warns(UserWarning, match="n_components=50"):
         model = DLGMM(**{**TINY, "n_components": 50}, validation_fraction=0).fit(X[:20])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.models import LatentVariableModel, show_parameters
+from pyro_vmm.models import VAE, show_parameters
 from pyro_vmm.networks import DIAGONAL_FLOOR, inverse_softplus, linear
 from pyro_vmm.priors import Prior
 from pyro_vmm.rivals.elbo import MeanFieldElbo
@@ -109,7 +109,7 @@ class StickBreakingMixture(Prior):
         raise NotImplementedError("components are where they are on the stick and can't be renumbered")
 
 
-class DeepLatentGaussianMixture(LatentVariableModel):
+class DeepLatentGaussianMixture(VAE):
     r"""The DLGMM (Nalisnick, Hertel & Smyth, "Approximate inference for deep latent Gaussian mixtures", 2016).
 
     .. math:: v_k \sim \mathrm{Beta}(1, \alpha), \quad \pi = \mathrm{sticks}(v), \quad
@@ -128,14 +128,11 @@ class DeepLatentGaussianMixture(LatentVariableModel):
     trained by the ELBO, as in VaDE; the paper sets them by hand.
 
     Arguments:
-        encoder: x -> q(v; x) and q(z | c; x).
+        encoder: x -> q(v; x) and q(z | c; x), a :class:`MixtureEncoder`.
         decoder: z (N, D) -> parameters of the likelihood.
         likelihood: decoder output -> p(x | z).
-        prior: p(v) and p(z | c).
+        prior: p(v) and p(z | c), a :class:`StickBreakingMixture`.
     """
-
-    def __init__(self, encoder: MixtureEncoder, decoder: nn.Module, likelihood: nn.Module, prior: StickBreakingMixture):
-        super().__init__(encoder, decoder, likelihood, prior)
 
     def model(self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1) -> Tensor:
         """p(v) p(c | v) p(z | c) p(x | z) for each row.
@@ -164,10 +161,6 @@ class DeepLatentGaussianMixture(LatentVariableModel):
 
     def objective(self) -> MeanFieldElbo:
         return MeanFieldElbo()
-
-    def p_x(self, z: Tensor) -> TorchDistribution:
-        """p(x | z) of z (N, D): batch shape (N,)."""
-        return self.likelihood(self.decoder(z))
 
     @torch.no_grad()
     def assignments(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vmm.models import LatentVariableModel, show_parameters
+from pyro_vmm.models import VAE, show_parameters
 from pyro_vmm.networks import DIAGONAL_FLOOR, GaussianEncoder, linear
 from pyro_vmm.priors import Prior
 from pyro_vmm.rivals.elbo import MeanFieldElbo
@@ -85,7 +85,7 @@ class ConditionalMixture(Prior):
                 parameter.copy_(grouped[order].flatten(0, 1))
 
 
-class GaussianMixtureVAE(LatentVariableModel):
+class GaussianMixtureVAE(VAE):
     r"""The GMVAE (Dilokthanakul et al. 2016, arXiv:1611.02648) as a Pyro pair.
 
     .. math:: w \sim \mathcal{N}(0, I), \quad c \sim \mathrm{Categorical}(1 / K), \quad
@@ -144,10 +144,6 @@ class GaussianMixtureVAE(LatentVariableModel):
 
     def objective(self) -> MeanFieldElbo:
         return MeanFieldElbo({"c": self.information_floor} if self.information_floor else None)
-
-    def p_x(self, z: Tensor) -> TorchDistribution:
-        """p(x | z) of z (N, D): batch shape (N,)."""
-        return self.likelihood(self.decoder(z))
 
     @torch.no_grad()
     def assignments(self, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """VaDE: a Gaussian mixture prior trained by the ELBO together with the networks, and its pre-training."""
 
 import warnings
+from contextlib import closing
 
 import pyro
 import pyro.distributions as dist
@@ -16,7 +17,7 @@ from pyro_vmm.networks import COVARIANCES, DIAGONAL_FLOOR, inference_mode, inver
 from pyro_vmm.priors import Prior
 from pyro_vmm.randomness import fork_rng
 from pyro_vmm.rivals.elbo import MeanFieldElbo
-from pyro_vmm.rows import minibatches
+from pyro_vmm.rows import Rows, read, shuffled
 from pyro_vmm.training import TrainingDiverged
 
 # Added to the variances of the mixture that VaDE starts from, as by the VMM's authors: no component shrinks to a row.
@@ -64,8 +65,7 @@ class TrainedMixture(Prior):
     @torch.no_grad()
     def start_at(self, log_pi: Tensor, mu: Tensor, precision_tril: Tensor) -> None:
         """Take the values of log pi (K,), mu (K, D) and L (K, D, D)."""
-        diagonal = precision_tril.diagonal(dim1=-2, dim2=-1) - DIAGONAL_FLOOR
-        raw = diagonal + (-torch.expm1(-diagonal)).log()
+        raw = inverse_softplus(precision_tril.diagonal(dim1=-2, dim2=-1) - DIAGONAL_FLOOR)
         self.pi_logits.copy_(log_pi)
         self.mu.copy_(mu)
         self.precision_raw.copy_(precision_tril.tril(-1) + torch.diag_embed(raw) if self.covariance == "full" else raw)
@@ -102,7 +102,7 @@ class VariationalDeepEmbedding(VAE):
         return MeanFieldElbo()
 
 
-def pretrain(vae: VAE, x: Tensor, epochs: int, batch_size: int, learning_rate: float, seed: int) -> list[float]:
+def pretrain(vae: VAE, x: Rows, epochs: int, batch_size: int, learning_rate: float, seed: int) -> list[float]:
     """Train encoder and decoder as a plain autoencoder: no noise and no prior, z is the mean of q(z; x).
 
     What it ascends is log p(x | z) with the likelihood's own parameters at rest: least squares if that is normal. The
@@ -120,17 +120,17 @@ def pretrain(vae: VAE, x: Tensor, epochs: int, batch_size: int, learning_rate: f
     parameters = [*vae.encoder.parameters(), *vae.decoder.parameters()]
     optimizer, order, history = torch.optim.Adam(parameters, learning_rate), torch.Generator().manual_seed(seed), []
     vae.train()
-    with fork_rng(x.device):
+    with fork_rng(vae.prior.origin.device):
         torch.manual_seed(seed)
         for epoch in range(epochs):
-            total = torch.zeros((), dtype=x.dtype, device=x.device)
-            for rows in minibatches(torch.randperm(len(x), generator=order), batch_size):
-                batch = x[rows]
-                loss = -vae.p_x(vae.encoder(batch).mean).log_prob(batch).mean()
-                optimizer.zero_grad()
-                loss.backward(inputs=parameters)
-                optimizer.step()
-                total -= loss.detach() * len(rows)
+            total = vae.prior.origin.new_zeros(())
+            with closing(read(x, shuffled(x, batch_size, order))) as stream:
+                for batch in stream:
+                    loss = -vae.p_x(vae.encoder(batch).mean).log_prob(batch).mean()
+                    optimizer.zero_grad()
+                    loss.backward(inputs=parameters)
+                    optimizer.step()
+                    total -= loss.detach() * len(batch)
             history.append(float(total / len(x)))
             if not torch.isfinite(total):
                 raise TrainingDiverged(
@@ -141,7 +141,7 @@ def pretrain(vae: VAE, x: Tensor, epochs: int, batch_size: int, learning_rate: f
 
 
 @torch.no_grad()
-def start_from_mixture(vae: VAE, x: Tensor, seed: int, n_init: int = 1) -> None:
+def start_from_mixture(vae: VAE, x: Rows, seed: int, n_init: int = 1) -> None:
     """Start a :class:`TrainedMixture` at a mixture fitted to the means of q(z; x) by expectation maximisation.
 
     Arguments:
@@ -150,8 +150,8 @@ def start_from_mixture(vae: VAE, x: Tensor, seed: int, n_init: int = 1) -> None:
         seed: of the fit.
         n_init: starts of the fit, of which the best is taken.
     """
-    with inference_mode(vae):
-        z = torch.cat([vae.encoder(rows).mean for rows in x.split(1024)])
+    with inference_mode(vae), closing(read(x, torch.arange(len(x)).split(1024))) as stream:
+        z = torch.cat([vae.encoder(rows).mean for rows in stream])
     kind = {"full": "full", "diagonal": "diag"}[vae.prior.covariance]
     mixture = SklearnMixture(
         vae.prior.n_components, covariance_type=kind, reg_covar=LEAST_VARIANCE, n_init=n_init, random_state=seed

@@ -13,6 +13,9 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from pyro_vmm import VMM
+from pyro_vmm.data import Dataset
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -184,6 +187,38 @@ def test_scaling_measures_a_configuration():
     found = scaling.measure(size, repeats=1, device="cpu")
     assert all(value > 0 for value in found.values())
     assert len(scaling.table({"batch": [(8, found)]})) == 3
+
+
+def test_a_level_is_reached_when_it_is_held():
+    reached = load("time_to_nmi").reached
+    curve = pd.DataFrame({"nmi": [0.5, 0.7, 0.6, 0.7, 0.7, 0.8, 0.7], "iterations": range(7)})
+    assert reached(curve, 0.7)["iterations"] == 3
+    assert reached(curve, 0.5)["iterations"] == 0
+    assert reached(curve, 0.8) is None and reached(curve[:2], 0.5) is None
+
+
+def test_time_to_nmi_counts_iterations_and_leaves_its_scoring_out(monkeypatch):
+    time_to_nmi = load("time_to_nmi")
+    rows, scored = np.random.RandomState(0).rand(100, 5), []
+
+    def slow_scores(labels, found):
+        clocks.clock += 100  # seconds
+        scored.append(found.shape)
+        return {"nmi": 0.5, "utilised_clusters": 3, "accuracy_by_exemplar": 0.5}
+
+    def clock():
+        clocks.clock += 1
+        return clocks.clock
+
+    clocks = Namespace(clock=0, process_time=clock, perf_counter=clock)
+    monkeypatch.setattr(time_to_nmi, "time", clocks)
+    monkeypatch.setattr(time_to_nmi.metrics, "clustering_scores", slow_scores)
+    model = VMM(3, 2, hidden=(4,), batch_size=32, epochs=2, validation_fraction=0.1)
+    curve = time_to_nmi.Curve(model, Dataset(rows, np.arange(100) % 3, "rows"), 0)
+    model.fit(rows, callbacks=[curve])
+    assert scored == [(100, 3)] * 2
+    assert [row["iterations"] for row in curve.rows] == [3, 6]
+    assert max(row["processor_s"] for row in curve.rows) < 50
 
 
 # --- gpu ---

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         choices=SCALES,
         default="full",
         metavar="{full,small}",
-        help="full: the paper's, for a GPU. small: 10,000 images, 40 epochs, minutes a run on one core (default: full)",
+        help="full: the paper's, for a GPU. small: 10,000 images, small networks, minutes a run (default: full)",
     )
     found.add_argument("--trials", type=_positive, metavar="N", help="default: 10 at full scale, 3 at small scale")
     found.add_argument(

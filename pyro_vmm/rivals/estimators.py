@@ -31,15 +31,15 @@ class Rival(VMM):
         n_components: K, the number of clusters; at least 2. Unlike the VMM, a rival is told.
         latent_dim: D.
         likelihood, likelihood_options, hidden, encoder, decoder, scaling: see :class:`~pyro_vmm.VMM`.
-        batch_size, learning_rate, epochs, patience, monitor: see :class:`~pyro_vmm.training.TrainingConfig`; one step
-            trains all parameters.
+        batch_size, learning_rate, epochs, decay_fraction, patience, monitor: see
+            :class:`~pyro_vmm.training.TrainingConfig`; one step trains all parameters.
         validation_fraction, dtype, device, checkpoint_every, progress, random_state: see :class:`~pyro_vmm.VMM`.
     """
 
     # What a VMM leaves to its user, and a rival has no use for.
     prior, init, prior_learning_rate = "gmm", "random", None
     consolidation_steps, consolidation_learning_rate = 0, 1.0
-    freeze_after, decay_fraction, reuse_draws, capture, precision = None, 0.0, False, "auto", "float32"
+    freeze_after, reuse_draws, capture, precision = None, False, "auto", "float32"
     #: The GMVAE and the DLGMM are defined for it alone.
     covariance = "diagonal"
 
@@ -57,6 +57,7 @@ class Rival(VMM):
         batch_size: int = 256,
         learning_rate: float = 5e-4,
         epochs: int = 300,
+        decay_fraction: float = 0.0,
         patience: int | None = 50,
         monitor: str = "val_elbo",
         validation_fraction: float = 0.1,
@@ -77,6 +78,7 @@ class Rival(VMM):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.epochs = epochs
+        self.decay_fraction = decay_fraction
         self.patience = patience
         self.monitor = monitor
         self.validation_fraction = validation_fraction

@@ -13,6 +13,8 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from pyro_vmm import files
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -128,12 +130,17 @@ def test_stored_run_is_not_repeated_with_other_options(tmp_path):
         integration.finished(path, {})
 
 
-def test_only_one_process_has_a_run(tmp_path):
-    claim, path = load("integration").claim, tmp_path / "cells-vmm-0.json"
-    with claim(path) as first, claim(path) as second:
-        assert first and not second
-    with claim(path) as again:
-        assert again
+def test_a_run_at_work_in_another_process_is_left_to_it(tmp_path, monkeypatch):
+    integration, done = load("integration"), []
+    monkeypatch.setattr(integration, "log_normalised", lambda adata: adata)
+    monkeypatch.setattr(integration, "run", lambda file, name, seed, *rest: done.append((name, seed)))
+    args = Namespace(seeds=2, only=["vmm"], runs=tmp_path, settings={}, epochs=None)
+    adata = AnnData(np.ones((2, 1)), obs=pd.DataFrame({"batch": ["a", "b"]}, index=["c1", "c2"]))
+    with files.claim(tmp_path / "cells-vmm-0.lock"):
+        integration.run_all("cells", adata, args)
+    assert done == [("vmm", 1)]
+    integration.run_all("cells", adata, args)
+    assert done == [("vmm", 1), ("vmm", 0), ("vmm", 1)]
 
 
 def test_single_batch_is_not_integrated():

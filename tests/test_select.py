@@ -16,7 +16,7 @@ from pyro_vmm import VMM, SingleCellVMM, metrics, plots
 from pyro_vmm.cli import main
 from pyro_vmm.selection import search
 from pyro_vmm.selection.evidence import agreement, evidence
-from pyro_vmm.selection.fits import TRAINED_ON, Fit, Task
+from pyro_vmm.selection.fits import TRAINED_ON, Fit, FitFolder, Task
 from pyro_vmm.selection.parts import Parts
 from pyro_vmm.training import TrainingDiverged
 
@@ -196,6 +196,19 @@ def test_folders_of_another_selection(X, tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match="no whole fit"):
         pyro_vmm.select(VMM(**TINY), X, **arguments)
+
+
+def test_what_tells_a_selection_from_others_is_written_once_and_for_all(tmp_path):
+    task, fit = next(iter(made_up({64.0: (steady(3), 0.0)}).items()))
+    first, second = FitFolder(tmp_path, {"seed": 1}), FitFolder(tmp_path, {"seed": 2})
+    first.save(task, fit)
+    about = (tmp_path / "selection.json").stat()
+    first.save(task, fit)
+    now = (tmp_path / "selection.json").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (about.st_ino, about.st_mtime_ns)
+    with pytest.raises(ValueError, match=r"another selection: seed=2 \(was 1\)"):
+        second.save(task, fit)
+    assert FitFolder.seed(tmp_path) == 1
 
 
 @pytest.mark.parametrize(

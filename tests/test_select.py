@@ -17,7 +17,7 @@ from pyro_vmm.cli import main
 from pyro_vmm.selection import search
 from pyro_vmm.selection.evidence import agreement, evidence
 from pyro_vmm.selection.fits import TRAINED_ON, Fit, FitFolder, Task
-from pyro_vmm.selection.parts import Parts
+from pyro_vmm.selection.parts import Parts, take
 from pyro_vmm.training import TrainingDiverged
 
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 1, "random_state": 0}
@@ -140,6 +140,29 @@ def test_parts():
     assert not np.array_equal(parts.halves[0][0], parts.halves[1][0])
     fewer = Parts.draw(groups, held_out=0.2, seeds=1, seed=0)
     np.testing.assert_array_equal(fewer.halves[0][0], parts.halves[0][0])
+
+
+def named(X: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(X, columns=list("abc"), index=[f"row {i}" for i in range(len(X))])
+
+
+def arrow(X: np.ndarray):
+    return pytest.importorskip("pyarrow").table(named(X).reset_index(drop=True))
+
+
+@pytest.mark.parametrize("kind", [np.ndarray.tolist, list, tuple, torch.as_tensor, named, arrow])
+def test_rows_of_whatever_scikit_learn_takes(kind, X):
+    rows = np.array([7, 0, 79])
+    np.testing.assert_array_equal(np.asarray(take(kind(X), rows)), X[rows])
+    selection = pyro_vmm.select(VMM(**TINY), kind(X), m_prior=(64,), seeds=1)
+    same(selection.table, pyro_vmm.select(VMM(**TINY), X, m_prior=(64,), seeds=1).table)
+    names = getattr(selection.best_estimator_, "feature_names_in_", [])
+    assert list(names) == (["a", "b", "c"] if kind in (named, arrow) else [])
+
+
+def test_rows_of_images(X):
+    images = X[:, :, None].repeat(2, axis=2)
+    np.testing.assert_array_equal(take(images, np.array([7, 0])), images[[7, 0]])
 
 
 def test_held_out_rows_are_never_trained_on(X, monkeypatch):

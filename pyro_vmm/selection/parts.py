@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.utils import _safe_indexing
 
 from pyro_vmm.data.cells import CellBatches, expressed_genes
 from pyro_vmm.estimators.base import Estimator
@@ -74,8 +73,12 @@ def row_groups(estimator: Estimator, X: Any) -> np.ndarray:
 
 
 def take(X: Any, rows: np.ndarray) -> Any:
-    """The rows at these positions, of an AnnData or whatever scikit-learn takes."""
-    return X[rows] if hasattr(X, "obs_names") else _safe_indexing(X, rows)
+    """The rows at these positions, of an AnnData or whatever scikit-learn takes; a table keeps its columns' names."""
+    if isinstance(X, list | tuple):
+        return [X[row] for row in rows]
+    if hasattr(X, "columns") and hasattr(X, "take"):  # pandas and Arrow, where brackets are for columns
+        return X.take(rows)
+    return X[rows]
 
 
 def take_to_train(estimator: Estimator, X: Any, rows: np.ndarray) -> Any:

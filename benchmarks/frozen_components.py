@@ -26,6 +26,8 @@ from pyro_vmm.training.steps import quiet_pyro
 
 BATCH_SIZE = 128
 SETTINGS = {"all 100 stay": None, "frozen after 10 epochs": 10}
+#: How the columns of the results are written.
+FORMATS = {"clusters": "d", "nmi": ".3f", "elbo": ".1f"}
 
 
 def fit(adata: AnnData, freeze_after: int | None, seed: int, epochs: int, clock: str) -> dict:
@@ -95,9 +97,6 @@ def results_table(found: dict[str, list[dict]]) -> list[str]:
         columns = [", ".join(f"{run[key]:{form}}" for run in runs) for key, form in FORMATS.items()]
         lines.append(tables.line([name, *columns]))
     return lines
-
-
-FORMATS = {"clusters": "d", "nmi": ".3f", "elbo": ".1f"}
 
 
 def main() -> None:

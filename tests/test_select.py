@@ -1,6 +1,8 @@
 """pyro_vmm.select: granularity without labels."""
 
+import inspect
 import json
+import re
 
 import anndata as ad
 import numpy as np
@@ -332,6 +334,18 @@ def test_command_line(tmp_path, capsys):
     assert config["parameters"]["m_prior"] == VMM.load(out / "model.pt").m_prior == chosen
     assert "Recommended" in capsys.readouterr().out
     assert main(["--resume", str(out), "--quiet"]) == 0
+
+
+def test_the_command_lines_default_of_seeds_is_selects(tmp_path, monkeypatch, capsys):
+    default, told = inspect.signature(pyro_vmm.select).parameters["seeds"].default, []
+    monkeypatch.setattr("pyro_vmm.cli.select", lambda *args, **kwargs: told.append(kwargs["seeds"]) or 1 / 0)
+    for arguments in ([], ["--select-seeds", "7"]):
+        with pytest.raises(ZeroDivisionError):
+            main(["--select", "64", "--out", str(tmp_path / f"run{len(told)}"), "--quiet", *arguments])
+    assert told == [default, 7]
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert re.search(rf"fits of each kind for each\s+candidate\s+\(default:\s+{default}\)", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

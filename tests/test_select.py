@@ -19,7 +19,7 @@ from pyro_vmm.cli import main
 from pyro_vmm.selection import search
 from pyro_vmm.selection.evidence import agreement, evidence
 from pyro_vmm.selection.fits import TRAINED_ON, Fit, FitFolder, Task
-from pyro_vmm.selection.parts import Parts, take
+from pyro_vmm.selection.parts import Parts, take, take_to_train
 from pyro_vmm.training import TrainingDiverged
 
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 1, "random_state": 0}
@@ -319,6 +319,15 @@ def test_cells(tmp_path):
     assert all(fit.clusters.shape == (60,) for fit in selection.fits.values())
     with pytest.raises(ValueError, match="another selection: data"):
         pyro_vmm.select(model, adata[:, ::-1].copy(), (64, 256), seeds=1, folder=tmp_path)
+    with pytest.raises(ValueError, match="likelihood='zip' should be one of"):
+        pyro_vmm.select(SingleCellVMM("batch", **TINY, likelihood="zip"), adata, (64,), seeds=1)
+    # Numbers that are no counts may be 0 in all cells.
+    normal = SingleCellVMM("batch", **TINY, likelihood="normal", consolidation_steps=1)
+    assert [take_to_train(each, adata, np.arange(8, 60)).n_vars for each in (model, normal)] == [11, 12]
+    shifted = ad.AnnData(counts - 2, obs=obs, var=adata.var)
+    for some in (shifted, adata):
+        found = pyro_vmm.select(normal, some, (64,), seeds=1, refit=False, folder=tmp_path / f"{some is adata}")
+        assert np.isfinite(found.table["log_px"]).all()
 
 
 def test_command_line(tmp_path, capsys):

@@ -13,9 +13,10 @@ import numpy as np
 from sklearn.base import clone
 
 from pyro_vmm import files
-from pyro_vmm.data.cells import CellBatches
+from pyro_vmm.data.cells import CellBatches, check_cells
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.cells import SingleCellVMM
+from pyro_vmm.likelihoods import of_counts
 from pyro_vmm.selection.parts import Parts, take, take_to_train
 from pyro_vmm.training import TrainingDiverged
 
@@ -157,4 +158,5 @@ def _fingerprint(estimator: Estimator, X: Any) -> list[int]:
         return [*X.shape, zlib.crc32(np.ascontiguousarray(X))]
     counts = CellBatches(X, estimator.layer)
     names = "\n".join([*counts.cell_names, *counts.gene_names])
-    return [*counts.shape, zlib.crc32(names.encode()), zlib.crc32(estimator._totals(counts, training=True))]
+    totals = check_cells(counts, of_counts(estimator.likelihood, estimator.likelihood_options))
+    return [*counts.shape, zlib.crc32(names.encode()), zlib.crc32(totals)]

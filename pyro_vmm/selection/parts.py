@@ -9,6 +9,7 @@ import pandas as pd
 from pyro_vmm.data.cells import CellBatches, expressed_genes
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.cells import SingleCellVMM
+from pyro_vmm.likelihoods import of_counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ def take(X: Any, rows: np.ndarray) -> Any:
 def take_to_train(estimator: Estimator, X: Any, rows: np.ndarray) -> Any:
     """:func:`take`, of cells without the genes that none of them expresses, which a model of counts refuses."""
     part = take(X, rows)
-    if not (isinstance(estimator, SingleCellVMM) and estimator._are_counts()):
+    if not (isinstance(estimator, SingleCellVMM) and of_counts(estimator.likelihood, estimator.likelihood_options)):
         return part
     expressed = expressed_genes(CellBatches(part, estimator.layer))
     return part if expressed.all() else part[:, expressed]

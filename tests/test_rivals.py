@@ -120,7 +120,7 @@ def test_labels_may_monitor(method, X):
     """By the clusters that the model at hand gives to the rows held back."""
     y = X[:, 0] > np.median(X[:, 0])
     model = method(**TINY, monitor="val_nmi").fit(X, y)
-    _, val = model._split(len(X))
+    val = model.validation_rows_
     best = model.history_["val_nmi"][model.best_epoch_ - 1]
     assert best == model.history_["val_nmi"].max()
     assert best == pytest.approx(normalized_mutual_info_score(y[val], model.predict(X[val])))

@@ -9,6 +9,7 @@ is an SVI step and a MAP step; consolidation takes MAP steps alone, which cost a
 import argparse
 import json
 import math
+import re
 import shlex
 import sys
 import time
@@ -19,7 +20,7 @@ import tables
 import torch
 from sklearn.datasets import load_digits
 
-from pyro_vmm import VMM, metrics
+from pyro_vmm import VMM, files, metrics
 from pyro_vmm.networks import inference_mode
 
 BASE = {"latent_dim": 6, "hidden": (128, 128), "patience": None, "device": "cpu"}
@@ -78,6 +79,18 @@ def run(schedule: dict, seed: int) -> dict:
     }
 
 
+def kept_run(name: str, seed: int, folder: Path) -> dict:
+    """:func:`run` of a named schedule, from its file if there is one, which must be of the same settings."""
+    path = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-seed-{seed}.json"
+    settings = json.loads(json.dumps({**BASE, **SCHEDULES[name]}))
+    if not path.exists():
+        files.write_json(path, {"settings": settings, **run(SCHEDULES[name], seed)})
+    found = json.loads(path.read_text())
+    if found["settings"] != settings:
+        raise ValueError(f"{path} was made with {found['settings']}, not {settings}; give another folder as --runs")
+    return found
+
+
 def table(found: dict[str, list[dict]]) -> list[str]:
     columns = ["rates of networks and prior", "iterations", "MAP steps alone", "NMI by seed", "mean", "clusters"]
     lines = tables.header([*columns, "accuracy (majority)", "seconds"])
@@ -121,10 +134,7 @@ def main() -> None:
     found: dict[str, list[dict]] = {name: [] for name in args.only}
     for seed in range(args.seeds):
         for name in args.only:
-            file = args.runs / f"{list(SCHEDULES).index(name)}-{seed}.json"
-            if not file.exists():
-                file.write_text(json.dumps({"schedule": SCHEDULES[name], **run(SCHEDULES[name], seed)}))
-            found[name].append(json.loads(file.read_text()))
+            found[name].append(kept_run(name, seed, args.runs))
             print(seed, name, {key: found[name][-1][key] for key in ("nmi", "clusters", "accuracy")}, flush=True)
     lines = table(found)
     print(*lines, sep="\n")

@@ -19,13 +19,13 @@ from integration_data import TITLES, load
 from step_time import CLOCKS
 
 from pyro_vmm import SingleCellVMM, TrainingConfig, metrics
-from pyro_vmm.data.cell_rows import CellRows
-from pyro_vmm.data.cells import CellBatches, check_counts
 from pyro_vmm.training import Steps
 from pyro_vmm.training.steps import quiet_pyro
 
 BATCH_SIZE = 128
 SETTINGS = {"all 100 stay": None, "frozen after 10 epochs": 10}
+#: How the columns of the results are written.
+FORMATS = {"clusters": "d", "nmi": ".3f", "elbo": ".1f"}
 
 
 def fit(adata: AnnData, freeze_after: int | None, seed: int, epochs: int, clock: str) -> dict:
@@ -68,9 +68,7 @@ def steps_table(adata: AnnData, clock: str, repeats: int = 30) -> list[str]:
     """Milliseconds of an iteration with fewer and fewer components, in alternation on the same minibatches."""
     read, model = CLOCKS[clock], SingleCellVMM("batch", epochs=1, consolidation_steps=0, device="cpu", random_state=0)
     model.fit(adata)
-    counts = CellBatches(adata)
-    cells = CellRows(counts, model.covariates_.design(adata, check_counts(counts)))
-    batches = [cells[torch.arange(i * BATCH_SIZE, (i + 1) * BATCH_SIZE)] for i in range(8)]
+    batches = model.to_tensor(adata[: 8 * BATCH_SIZE]).split(BATCH_SIZE)
     vae = model.vae_.train()
     models = {100: vae, **{kept: vae.subset(torch.arange(kept)) for kept in (60, 30, 10)}}
     steps = {kept: Steps(each, TrainingConfig(learning_rate=1e-3)) for kept, each in models.items()}
@@ -95,9 +93,6 @@ def results_table(found: dict[str, list[dict]]) -> list[str]:
         columns = [", ".join(f"{run[key]:{form}}" for run in runs) for key, form in FORMATS.items()]
         lines.append(tables.line([name, *columns]))
     return lines
-
-
-FORMATS = {"clusters": "d", "nmi": ".3f", "elbo": ".1f"}
 
 
 def main() -> None:

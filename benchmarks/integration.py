@@ -11,11 +11,9 @@ Everything but the prior and the seed stands at the estimator's defaults; no lab
 
 # What is heavy is imported inside functions: each fit's fresh process imports this file, and its memory is measured.
 import argparse
-import fcntl
 import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -48,25 +46,13 @@ def jobs(name_of_file: str, n_batches: int, args: argparse.Namespace) -> Iterato
                 yield name, seed, args.runs / f"{name_of_file}-{name}-{seed}.json"
 
 
-@contextmanager
-def claim(path: Path) -> Iterator[bool]:
-    """Whether this process has a run to itself: a lock of the system's, which ends with the process."""
-    lock = path.with_suffix(".lock")
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-        lock.unlink(missing_ok=True)
-
-
 def run_all(name_of_file: str, adata: AnnData, args: argparse.Namespace) -> None:
     """Make what is missing in the folder of runs."""
+    from pyro_vmm import files
+
     reference = log_normalised(adata)
     for name, seed, path in jobs(name_of_file, adata.obs["batch"].nunique(), args):
-        with claim(path) as mine:
+        with files.claim(path.with_suffix(".lock")) as mine:
             if not mine or finished(path, options_of(name, args)):
                 continue
             run(name_of_file, name, seed, adata, reference, path, args)
@@ -128,7 +114,7 @@ def store(path: Path, record: dict, embedding: np.ndarray, clusters: np.ndarray 
     buffer, arrays = io.BytesIO(), {"embedding": embedding.astype(np.float32), "clusters": clusters}
     np.savez_compressed(buffer, **{name: values for name, values in arrays.items() if values is not None})
     files.write(buffer, path.with_suffix(".npz"))
-    files.write(io.BytesIO(json.dumps(record, indent=1).encode()), path)
+    files.write_json(path, record)
 
 
 # --- pages ---

@@ -1,7 +1,10 @@
-"""One file format for models and checkpoints: no code in it, and never half a file."""
+"""Files that are whole or absent: one format for models and checkpoints, with no code in it; JSON; and claims."""
 
 import io
+import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,6 +37,31 @@ def write(buffer: io.BytesIO, path: str | Path) -> None:
         raise OSError(
             error.errno, f"can't save {path}: {error.strerror}; an earlier file there is untouched"
         ) from error
+
+
+def write_json(path: str | Path, content: dict, default: Callable | None = None) -> None:
+    """Put plain values in the place of a file, as :func:`write` does; ``default`` is that of ``json.dumps``."""
+    write(io.BytesIO((json.dumps(content, indent=2, default=default) + "\n").encode()), path)
+
+
+@contextmanager
+def claim(path: str | Path) -> Iterator[bool]:
+    """Whether this process has a piece of work to itself; the system's lock, which ends with the process.
+
+    The file of the lock stays: if it were removed, two processes could hold locks on two files of that name.
+
+    Arguments:
+        path: the file of the lock, in a folder that exists; of no use but for this.
+    """
+    import fcntl  # which Windows lacks
+
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> dict:

@@ -31,6 +31,18 @@ def clean_state():
     torch.set_default_dtype(default_dtype)
 
 
+@pytest.fixture
+def no_global_state():
+    """No figure stays open in pyplot and no setting changes, whatever was drawn."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    before = dict(matplotlib.rcParams)
+    yield
+    assert pyplot.get_fignums() == []
+    assert dict(matplotlib.rcParams) == before
+
+
 @pytest.fixture(scope="session")
 def reference() -> dict[str, np.ndarray]:
     """Values computed with the classes of the paper's authors, by key."""

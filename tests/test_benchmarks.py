@@ -13,7 +13,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_vmm import VMM
+from pyro_vmm import VMM, files
 from pyro_vmm.data import Dataset
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -131,12 +131,17 @@ def test_stored_run_is_not_repeated_with_other_options(tmp_path):
         integration.finished(path, {})
 
 
-def test_only_one_process_has_a_run(tmp_path):
-    claim, path = load("integration").claim, tmp_path / "cells-vmm-0.json"
-    with claim(path) as first, claim(path) as second:
-        assert first and not second
-    with claim(path) as again:
-        assert again
+def test_a_run_at_work_in_another_process_is_left_to_it(tmp_path, monkeypatch):
+    integration, done = load("integration"), []
+    monkeypatch.setattr(integration, "log_normalised", lambda adata: adata)
+    monkeypatch.setattr(integration, "run", lambda file, name, seed, *rest: done.append((name, seed)))
+    args = Namespace(seeds=2, only=["vmm"], runs=tmp_path, settings={}, epochs=None)
+    adata = AnnData(np.ones((2, 1)), obs=pd.DataFrame({"batch": ["a", "b"]}, index=["c1", "c2"]))
+    with files.claim(tmp_path / "cells-vmm-0.lock"):
+        integration.run_all("cells", adata, args)
+    assert done == [("vmm", 1)]
+    integration.run_all("cells", adata, args)
+    assert done == [("vmm", 1), ("vmm", 0), ("vmm", 1)]
 
 
 def test_single_batch_is_not_integrated():
@@ -219,6 +224,42 @@ def test_time_to_nmi_counts_iterations_and_leaves_its_scoring_out(monkeypatch):
     assert scored == [(100, 3)] * 2
     assert [row["iterations"] for row in curve.rows] == [3, 6]
     assert max(row["processor_s"] for row in curve.rows) < 50
+
+
+# --- fewer steps ---
+
+
+def test_a_schedule_has_its_own_runs_wherever_it_stands(tmp_path, monkeypatch):
+    fewer_steps, made = load("fewer_steps"), []
+    monkeypatch.setattr(fewer_steps, "run", lambda schedule, seed: made.append(schedule) or {"nmi": len(made)})
+    schedules = {"1e-3, 9 epochs": {"epochs": 9}, "1e-3, 9 epochs, falling": {"epochs": 9, "decay_fraction": 1.0}}
+    monkeypatch.setattr(fewer_steps, "SCHEDULES", schedules)
+    kept = {(name, seed): fewer_steps.kept_run(name, seed, tmp_path) for name in schedules for seed in (0, 1)}
+    assert [run["nmi"] for run in kept.values()] == [1, 2, 3, 4]
+    more = {"1e-2, 9 epochs": {"epochs": 9, "learning_rate": 1e-2}, **dict(reversed(schedules.items()))}
+    monkeypatch.setattr(fewer_steps, "SCHEDULES", more)
+    assert all(fewer_steps.kept_run(*key, tmp_path) == run for key, run in kept.items())
+    assert fewer_steps.kept_run("1e-2, 9 epochs", 0, tmp_path)["nmi"] == 5 == len(made)
+
+
+@pytest.mark.parametrize("constant", ["BASE", "SCHEDULES"])
+def test_a_run_of_other_settings_is_refused(constant, tmp_path, monkeypatch):
+    fewer_steps = load("fewer_steps")
+    monkeypatch.setattr(fewer_steps, "run", lambda schedule, seed: {})
+    name = "1e-3, 100 epochs"
+    assert fewer_steps.kept_run(name, 0, tmp_path) == fewer_steps.kept_run(name, 0, tmp_path)
+    changed = {"hidden": (64,)} if constant == "BASE" else {name: {"epochs": 101}}
+    monkeypatch.setattr(fewer_steps, constant, {**getattr(fewer_steps, constant), **changed})
+    with pytest.raises(ValueError, match=r"1e-3-100-epochs-seed-0\.json was made with .*'epochs': 100"):
+        fewer_steps.kept_run(name, 0, tmp_path)
+
+
+def test_schedules_have_files_of_their_own(tmp_path, monkeypatch):
+    fewer_steps = load("fewer_steps")
+    monkeypatch.setattr(fewer_steps, "run", lambda schedule, seed: {})
+    for name in fewer_steps.SCHEDULES:
+        fewer_steps.kept_run(name, 0, tmp_path)
+    assert len([*tmp_path.iterdir()]) == len(fewer_steps.SCHEDULES)
 
 
 # --- gpu ---

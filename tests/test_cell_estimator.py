@@ -23,6 +23,7 @@ from pyro_vmm.counts import NegativeBinomial
 from pyro_vmm.data import cells as cells_module
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import PRIORS
+from pyro_vmm.training import Trainer
 
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 3, "random_state": 0}
 G = 12
@@ -477,7 +478,18 @@ def test_what_other_cells_may_lack(fitted):
     assert fitted.transform(adata[adata.obs["batch"] == "b1"]).shape == (45, 2)
 
 
-@pytest.mark.parametrize("name", ["transform", "predict", "annotate", "reconstruct", "score_samples"])
+def test_cells_as_the_model_takes_them(monkeypatch):
+    """Those that training was given."""
+    given, real, adata = [], Trainer.fit, planted()
+    monkeypatch.setattr(Trainer, "fit", lambda self, *rows, **more: given.extend(rows[:2]) or real(self, *rows, **more))
+    model = fit(adata, continuous_covariate_keys=["age"])
+    held_back, (x, x_val) = model.validation_rows_, [rows[torch.arange(len(rows))] for rows in given]
+    assert len(held_back) == 9 and x.shape == (81, model.layout_.width)
+    assert torch.equal(model.to_tensor(adata[held_back]), x_val)
+    assert torch.equal(model.to_tensor(adata[np.delete(np.arange(90), held_back)]), x)
+
+
+@pytest.mark.parametrize("name", ["transform", "predict", "annotate", "reconstruct", "score_samples", "to_tensor"])
 def test_what_is_no_anndata(fitted, name):
     with pytest.raises(ValueError, match="adata is a ndarray, expected an AnnData"):
         getattr(fitted, name)(planted().X.toarray())

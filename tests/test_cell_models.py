@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from common import SITES
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
@@ -24,13 +25,6 @@ LAYOUT = CellLayout(G, (2, 3), n_continuous=1)
 B, P = LAYOUT.n_batches, LAYOUT.n_covariates
 LOG_MEAN, LOG_VARIANCE = torch.tensor([3.0, 4.0]).double(), torch.tensor([0.2, 0.0]).double()
 PRIORS = ("standard_normal", "vamp", "gmm", "vmm")
-HIERARCHY = {"alpha", "log_pi", "pi", "mu", "precision_tril", "precision"}
-SITES = {
-    "standard_normal": {"z", "x"},
-    "vamp": {"c", "z", "x"},
-    "gmm": HIERARCHY | {"c", "z", "x"},
-    "vmm": HIERARCHY | {"c", "z", "x"},
-}
 PLATES = {"_INPUT", "_RETURN", "data", "components"}
 every_prior = pytest.mark.parametrize("prior", PRIORS)
 either_library = pytest.mark.parametrize("inferred", [False, True], ids=["observed", "inferred"])

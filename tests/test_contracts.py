@@ -3,6 +3,7 @@
 import pyro
 import pytest
 import torch
+from common import HIERARCHY, SITES
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
@@ -14,13 +15,6 @@ from pyro_vmm.priors import PRIORS
 from pyro_vmm.training import Trainer, TrainingConfig
 
 G, K = 4, 3
-HIERARCHY = {"alpha", "log_pi", "pi", "mu", "precision_tril", "precision"}
-SITES = {
-    "standard_normal": {"z", "x"},
-    "vamp": {"c", "z", "x"},
-    "gmm": HIERARCHY | {"c", "z", "x"},
-    "vmm": HIERARCHY | {"c", "z", "x"},
-}
 
 every_prior = pytest.mark.parametrize("prior", PRIORS)
 every_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)

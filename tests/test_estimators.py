@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -16,6 +17,7 @@ from torch import nn
 
 from pyro_vmm import VMM, HyperPrior, files
 from pyro_vmm.priors import PRIORS
+from pyro_vmm.training import Trainer
 
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 0, "random_state": 0}
 EXEMPT = {
@@ -220,6 +222,29 @@ def test_save_and_load(fitted, X, tmp_path):
     np.testing.assert_array_equal(again.score_samples(X), fitted.score_samples(X))
     np.testing.assert_array_equal(again.labels_, fitted.labels_)
     pd.testing.assert_frame_equal(again.history_, fitted.history_)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_rows_as_the_model_takes_them(room, X, tmp_path, monkeypatch):
+    """Those that training was given, also where a GPU had no room for them."""
+    given, real = [], Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda self, *rows, **more: given.extend(rows[:2]) or real(self, *rows, **more))
+    monkeypatch.setattr("pyro_vmm.device_rows.has_room", lambda device, size: room)
+    VMM(**TINY, scaling="standard").fit(X).save(tmp_path / "model.pt")
+    model = VMM.load(tmp_path / "model.pt")
+    held_back, (x, x_val) = model.validation_rows_, [rows[torch.arange(len(rows))] for rows in given]
+    assert len(held_back) == 20 and x.dtype == torch.float32
+    assert isinstance(model.to_tensor(X), torch.Tensor)
+    assert torch.equal(model.to_tensor(X[held_back]), x_val)
+    assert torch.equal(model.to_tensor(np.delete(X, held_back, axis=0)), x)
+
+
+def test_nothing_is_held_back_without_validation(X):
+    model = VMM(**TINY, validation_fraction=0)
+    with pytest.raises(NotFittedError):
+        model.to_tensor(X)
+    assert not hasattr(model, "validation_rows_")
+    assert len(model.fit(X).validation_rows_) == 0
 
 
 def test_hyperprior_object_survives_a_file(X, tmp_path):

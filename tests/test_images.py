@@ -2,6 +2,7 @@ import gzip
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -65,6 +66,17 @@ def test_data_dir_comes_from_the_environment_unless_given(tmp_path, no_torchvisi
     assert len(images.load_mnist().x) == 7
     with pytest.raises(FileNotFoundError, match="elsewhere"):
         images.load_mnist(tmp_path / "elsewhere")
+
+
+def test_without_a_data_dir_there_is_a_cache_folder(monkeypatch):
+    home = Path.home()
+    for variable in ("PYRO_VMM_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    assert images.data_root(None) == home / ".cache" / "pyro_vmm"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert images.data_root(None) == Path("/caches/pyro_vmm")
+    monkeypatch.setenv("PYRO_VMM_DATA", "~/data")
+    assert images.data_root(None) == home / "data" and images.data_root("here") == Path("here")
 
 
 def test_unpacked_files_that_kept_their_ending_are_read(tmp_path, no_torchvision):

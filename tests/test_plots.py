@@ -1,13 +1,10 @@
 import sys
 from itertools import pairwise
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from common import drawn
 from matplotlib.text import Text
 from PIL import Image
 
@@ -15,14 +12,7 @@ from pyro_vmm import plots
 from pyro_vmm.plots.components import MAX_COLUMNS
 from pyro_vmm.plots.drawing import palette
 
-
-@pytest.fixture(autouse=True)
-def no_global_state():
-    """No figure stays open in pyplot and no setting changes, whatever was drawn."""
-    before = dict(matplotlib.rcParams)
-    yield
-    assert pyplot.get_fignums() == []
-    assert dict(matplotlib.rcParams) == before
+pytestmark = pytest.mark.usefixtures("no_global_state")
 
 
 @pytest.fixture
@@ -43,13 +33,6 @@ def history():
             "n_active": np.linspace(100, 14, 100).astype(int),
         }
     )
-
-
-def drawn(figure):
-    """Draw as `save` does, for what matplotlib computes late can warn too; returns the figure."""
-    assert isinstance(figure, Figure)
-    FigureCanvasAgg(figure).draw()
-    return figure
 
 
 def components(weights, event_shape, tallest=10):

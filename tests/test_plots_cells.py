@@ -1,35 +1,18 @@
 """Figures of cells: maps coloured by groups, and the batches of each cluster."""
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from common import drawn
 
 from pyro_vmm import plots
 
-
-@pytest.fixture(autouse=True)
-def no_global_state():
-    """No figure stays open in pyplot and no setting changes, whatever was drawn."""
-    before = dict(matplotlib.rcParams)
-    yield
-    assert pyplot.get_fignums() == []
-    assert dict(matplotlib.rcParams) == before
+pytestmark = pytest.mark.usefixtures("no_global_state")
 
 
 @pytest.fixture
 def points():
     return np.random.default_rng(0).normal(size=(60, 2))
-
-
-def drawn(figure):
-    """Draw as `save` does, for what matplotlib computes late can warn too; returns the figure."""
-    assert isinstance(figure, Figure)
-    FigureCanvasAgg(figure).draw()
-    return figure
 
 
 def legend_texts(axes):

@@ -1,5 +1,7 @@
 """The estimators VaDE, GMVAE and DLGMM."""
 
+from pkgutil import resolve_name
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,9 +10,10 @@ from sklearn.base import clone
 from sklearn.datasets import make_blobs
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
 
 from pyro_vmm import VMM
-from pyro_vmm.rivals import DLGMM, GMVAE, VaDE
+from pyro_vmm.rivals import DLGMM, GMVAE, VaDE, vade
 
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 3, "random_state": 0}
 RIVALS = [VaDE, GMVAE, DLGMM]
@@ -120,7 +123,7 @@ def test_labels_may_monitor(method, X):
     """By the clusters that the model at hand gives to the rows held back."""
     y = X[:, 0] > np.median(X[:, 0])
     model = method(**TINY, monitor="val_nmi").fit(X, y)
-    _, val = model._split(len(X))
+    val = model.validation_rows_
     best = model.history_["val_nmi"][model.best_epoch_ - 1]
     assert best == model.history_["val_nmi"].max()
     assert best == pytest.approx(normalized_mutual_info_score(y[val], model.predict(X[val])))
@@ -131,6 +134,53 @@ def test_a_resumed_fit_is_not_pretrained_again(X, tmp_path, monkeypatch):
     VaDE(**{**TINY, "epochs": 1}).fit(X, checkpoint=path)
     monkeypatch.setattr("pyro_vmm.rivals.estimators.pretrain", lambda *_, **__: pytest.fail("pre-trained again"))
     VaDE(**TINY).fit(X, resume=path)
+
+
+class Drops(nn.Module):
+    """An encoder with buffers, and with random numbers that pre-training draws too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+STAGES = {
+    "pre-training": "pyro_vmm.rivals.vade.shuffled",
+    "mixture": "pyro_vmm.rivals.vade.SklearnMixture",
+    "training": "pyro_vmm.training.trainer.shuffled",
+}
+
+
+@pytest.mark.parametrize(
+    "stage, epoch", [("pre-training", 1), ("pre-training", 3), ("mixture", 1), ("training", 1), ("training", 3)]
+)
+def test_vade_continues_wherever_it_was_interrupted(stage, epoch, X, tmp_path, monkeypatch):
+    """Bit for bit as if there had been no break, and no finished epoch of the pre-training is repeated."""
+    settings, path = {**TINY, "encoder": Drops(), "pretraining_epochs": 4}, tmp_path / "checkpoint.pt"
+    whole = VaDE(**settings).fit(X)
+    usual, calls = resolve_name(STAGES[stage]), []
+
+    def interrupted(*args, **arguments):
+        calls.append(args)
+        if len(calls) == epoch:
+            raise KeyboardInterrupt
+        return usual(*args, **arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(STAGES[stage], interrupted)
+        VaDE(**settings).fit(X, checkpoint=path)
+    calls, shuffled = [], vade.shuffled
+    monkeypatch.setattr(vade, "shuffled", lambda *args: calls.append(args) or shuffled(*args))
+    torch.rand(7)
+    resumed = VaDE(**{**settings, "random_state": None}).fit(X, checkpoint=path, resume=path)
+    assert len(calls) == (5 - epoch if stage == "pre-training" else 0)
+    ours, theirs = resumed.vae_.state_dict(), whole.vae_.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    pd.testing.assert_frame_equal(resumed.history_.drop(columns="seconds"), whole.history_.drop(columns="seconds"))
+    np.testing.assert_array_equal(resumed.labels_, whole.labels_)
 
 
 def test_vade_starts_from_its_pretraining(X):

@@ -1,6 +1,8 @@
 """pyro_vmm.select: granularity without labels."""
 
+import inspect
 import json
+import re
 
 import anndata as ad
 import numpy as np
@@ -16,8 +18,8 @@ from pyro_vmm import VMM, SingleCellVMM, metrics, plots
 from pyro_vmm.cli import main
 from pyro_vmm.selection import search
 from pyro_vmm.selection.evidence import agreement, evidence
-from pyro_vmm.selection.fits import TRAINED_ON, Fit, Task
-from pyro_vmm.selection.parts import Parts
+from pyro_vmm.selection.fits import TRAINED_ON, Fit, FitFolder, Task
+from pyro_vmm.selection.parts import Parts, take, take_to_train
 from pyro_vmm.training import TrainingDiverged
 
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 1, "random_state": 0}
@@ -142,6 +144,29 @@ def test_parts():
     np.testing.assert_array_equal(fewer.halves[0][0], parts.halves[0][0])
 
 
+def named(X: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(X, columns=list("abc"), index=[f"row {i}" for i in range(len(X))])
+
+
+def arrow(X: np.ndarray):
+    return pytest.importorskip("pyarrow").table(named(X).reset_index(drop=True))
+
+
+@pytest.mark.parametrize("kind", [np.ndarray.tolist, list, tuple, torch.as_tensor, named, arrow])
+def test_rows_of_whatever_scikit_learn_takes(kind, X):
+    rows = np.array([7, 0, 79])
+    np.testing.assert_array_equal(np.asarray(take(kind(X), rows)), X[rows])
+    selection = pyro_vmm.select(VMM(**TINY), kind(X), m_prior=(64,), seeds=1)
+    same(selection.table, pyro_vmm.select(VMM(**TINY), X, m_prior=(64,), seeds=1).table)
+    names = getattr(selection.best_estimator_, "feature_names_in_", [])
+    assert list(names) == (["a", "b", "c"] if kind in (named, arrow) else [])
+
+
+def test_rows_of_images(X):
+    images = X[:, :, None].repeat(2, axis=2)
+    np.testing.assert_array_equal(take(images, np.array([7, 0])), images[[7, 0]])
+
+
 def test_held_out_rows_are_never_trained_on(X, monkeypatch):
     seen, real = [], VMM.fit
     monkeypatch.setattr(VMM, "fit", lambda self, X, *args: seen.append(X) or real(self, X, *args))
@@ -196,6 +221,19 @@ def test_folders_of_another_selection(X, tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match="no whole fit"):
         pyro_vmm.select(VMM(**TINY), X, **arguments)
+
+
+def test_what_tells_a_selection_from_others_is_written_once_and_for_all(tmp_path):
+    task, fit = next(iter(made_up({64.0: (steady(3), 0.0)}).items()))
+    first, second = FitFolder(tmp_path, {"seed": 1}), FitFolder(tmp_path, {"seed": 2})
+    first.save(task, fit)
+    about = (tmp_path / "selection.json").stat()
+    first.save(task, fit)
+    now = (tmp_path / "selection.json").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (about.st_ino, about.st_mtime_ns)
+    with pytest.raises(ValueError, match=r"another selection: seed=2 \(was 1\)"):
+        second.save(task, fit)
+    assert FitFolder.seed(tmp_path) == 1
 
 
 @pytest.mark.parametrize(
@@ -281,6 +319,15 @@ def test_cells(tmp_path):
     assert all(fit.clusters.shape == (60,) for fit in selection.fits.values())
     with pytest.raises(ValueError, match="another selection: data"):
         pyro_vmm.select(model, adata[:, ::-1].copy(), (64, 256), seeds=1, folder=tmp_path)
+    with pytest.raises(ValueError, match="likelihood='zip' should be one of"):
+        pyro_vmm.select(SingleCellVMM("batch", **TINY, likelihood="zip"), adata, (64,), seeds=1)
+    # Numbers that are no counts may be 0 in all cells.
+    normal = SingleCellVMM("batch", **TINY, likelihood="normal", consolidation_steps=1)
+    assert [take_to_train(each, adata, np.arange(8, 60)).n_vars for each in (model, normal)] == [11, 12]
+    shifted = ad.AnnData(counts - 2, obs=obs, var=adata.var)
+    for some in (shifted, adata):
+        found = pyro_vmm.select(normal, some, (64,), seeds=1, refit=False, folder=tmp_path / f"{some is adata}")
+        assert np.isfinite(found.table["log_px"]).all()
 
 
 def test_command_line(tmp_path, capsys):
@@ -296,6 +343,18 @@ def test_command_line(tmp_path, capsys):
     assert config["parameters"]["m_prior"] == VMM.load(out / "model.pt").m_prior == chosen
     assert "Recommended" in capsys.readouterr().out
     assert main(["--resume", str(out), "--quiet"]) == 0
+
+
+def test_the_command_lines_default_of_seeds_is_selects(tmp_path, monkeypatch, capsys):
+    default, told = inspect.signature(pyro_vmm.select).parameters["seeds"].default, []
+    monkeypatch.setattr("pyro_vmm.cli.select", lambda *args, **kwargs: told.append(kwargs["seeds"]) or 1 / 0)
+    for arguments in ([], ["--select-seeds", "7"]):
+        with pytest.raises(ZeroDivisionError):
+            main(["--select", "64", "--out", str(tmp_path / f"run{len(told)}"), "--quiet", *arguments])
+    assert told == [default, 7]
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert re.search(rf"fits of each kind for each\s+candidate\s+\(default:\s+{default}\)", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pyro_vmm.cli.parser import build_parser
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.parallel import launched_rank, process_group
 from pyro_vmm.runs import RunFolder
-from pyro_vmm.selection import M_PRIOR, select
+from pyro_vmm.selection import M_PRIOR, SEEDS, select
 from pyro_vmm.training import TrainingDiverged
 
 __all__ = ["PRESETS", "build_parser", "estimator", "kind_of", "main", "read_config", "resolve"]
@@ -101,7 +101,7 @@ def _select(kind: Kind, config: dict, model: Estimator, data: Any, folder: RunFo
         kind.inputs(data),
         config["select"] or M_PRIOR,
         config.get("select_learning_rates"),
-        seeds=config.get("select_seeds", 3),
+        seeds=config.get("select_seeds", SEEDS),
         folder=folder.path / "selection",
         refit=False,
     )

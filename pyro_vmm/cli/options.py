@@ -7,7 +7,7 @@ from pathlib import Path
 from pyro_vmm.cli.kind import SELECTION, Kind, flag
 from pyro_vmm.cli.kinds import CELLS, KINDS
 from pyro_vmm.data.cell_sets.files import find, folders
-from pyro_vmm.data.images import _data_root
+from pyro_vmm.data.images import data_root
 from pyro_vmm.estimators.base import Estimator
 
 
@@ -24,7 +24,7 @@ def kind_of(config: dict) -> Kind:
     for kind in KINDS:
         if name in kind.names or Path(name).suffix.lower() in kind.endings:
             return kind
-    root = _data_root(config.get("data_dir"))
+    root = data_root(config.get("data_dir"))
     if find(root, f"{name}.h5ad"):
         return CELLS
     named = "; ".join(f"{', '.join(kind.names)} ({kind.noun})" for kind in KINDS)

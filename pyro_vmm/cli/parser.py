@@ -13,7 +13,7 @@ from pyro_vmm.networks import COVARIANCES
 from pyro_vmm.precision import PRECISIONS
 from pyro_vmm.priors import EXPECTATIONS, PRIORS, RESPONSIBILITIES
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES
-from pyro_vmm.selection import M_PRIOR
+from pyro_vmm.selection import M_PRIOR, SEEDS
 from pyro_vmm.training import MONITORS
 
 DESCRIPTION = "Cluster a data set with a VampPrior Mixture Model, without saying how many clusters there are."
@@ -35,7 +35,7 @@ UNSET = {
     "size_factor_key": "the cell's total counts",
     "prior_learning_rate": "that of the networks",
     "responsibilities": "held with the paper's hyper-prior, differentiated with the reference's",
-    "select_seeds": 3,
+    "select_seeds": SEEDS,
     "out": "runs/DATASET-PRIOR-TIME",
 }
 

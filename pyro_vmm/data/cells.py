@@ -219,6 +219,11 @@ def _as_text(values: pd.Index) -> pd.Index:
 # --- checks ---
 
 
+def check_cells(cells: CellBatches, counts: bool, training: bool = True) -> np.ndarray:
+    """:func:`check_counts` if they should be counts, else :func:`check_values`; the cells' totals, float64 (N,)."""
+    return check_counts(cells, training) if counts else check_values(cells)
+
+
 def check_values(cells: CellBatches) -> np.ndarray:
     """Raise ``ValueError`` unless these are finite numbers, not necessarily counts; the cells' sums, float64 (N,)."""
     _check_names(cells)

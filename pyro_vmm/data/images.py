@@ -123,7 +123,7 @@ def load_file(path: str | Path, label_column: str | None = None) -> Dataset:
 
 
 def _load_idx(name: str, folder: str, data_dir: str | Path | None) -> Dataset:
-    root = _data_root(data_dir)
+    root = data_root(data_dir)
     if _missing_files(root, folder):
         _download(folder, root)
     train_images, train_labels, test_images, test_labels = (
@@ -143,7 +143,8 @@ def _load_idx(name: str, folder: str, data_dir: str | Path | None) -> Dataset:
     return Dataset(x, labels, name=name, n_train=len(train_images))
 
 
-def _data_root(data_dir: str | Path | None) -> Path:
+def data_root(data_dir: str | Path | None) -> Path:
+    """The folder of named sets: the one given, or ``$PYRO_VMM_DATA``, or a cache folder in the user's home."""
     if data_dir is None:
         data_dir = os.environ.get("PYRO_VMM_DATA") or None
     if data_dir is None:

@@ -76,6 +76,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         vae_: the trained :class:`~pyro_vmm.models.VAE`.
         n_iter_: epochs trained; ``best_epoch_`` is the one whose parameters were kept.
         seed_: the seed that ``random_state`` gave.
+        validation_rows_: positions of the training data's rows that were held back for early stopping.
 
     Examples:
         >>> from sklearn.datasets import load_digits
@@ -187,7 +188,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         labels_val = None if self.monitor != "val_nmi" else self._labels(y, len(X))[val]
         with building.random_start(self.seed_):
             self._build(X, train)
-        x = self._to_tensor(X)
+        x = self._scaled(X)
         writer = None
         if checkpoint is not None:
             writer = storing.checkpoint_writer(checkpoint, self.configuration(), self.seed_, X)
@@ -261,11 +262,11 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
 
     def predict_proba(self, X) -> np.ndarray:
         """q(c | x) at the mean of q(z | x), (N, K)."""
-        return self._probabilities(self._tensor(X))
+        return self._probabilities(self._rows(X))
 
     def transform(self, X) -> np.ndarray:
         """The means of q(z | x), (N, D)."""
-        return self._latent_means(self._tensor(X))
+        return self._latent_means(self._rows(X))
 
     def inverse_transform(self, Z) -> np.ndarray:
         """The mean of p(x | z) in the units of X, (N, ...); the most probable value where there is no mean."""
@@ -285,7 +286,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             X: the data, (N, ...).
             n_importance_samples: draws from q(z | x); the estimate is a lower bound that rises with them.
         """
-        log_p = self._scores(self._tensor(X), n_importance_samples, rows_at_once=128)
+        log_p = self._scores(self._rows(X), n_importance_samples, rows_at_once=128)
         # The density of X itself: the model's, over the volume that the scaling stretched.
         log_volume = np.broadcast_to(np.log(self.scale_), self.event_shape_).sum()
         return log_p - log_volume
@@ -316,11 +317,11 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             x = typical(p_x) if mean else p_x.sample()
         return x.cpu().numpy() * self.scale_ + self.shift_, c.cpu().numpy()
 
-    def _tensor(self, X) -> Rows:
+    def _rows(self, X) -> Rows:
         check_is_fitted(self)
-        return self._to_tensor(self._validate(X, reset=False))
+        return self._scaled(self._validate(X, reset=False))
 
-    def _to_tensor(self, X: np.ndarray) -> Rows:
+    def _scaled(self, X: np.ndarray) -> Rows:
         x = (X - self.shift_) / self.scale_
         return place(torch.as_tensor(x, dtype=DTYPES[self.dtype]), self._own_device())
 

@@ -13,6 +13,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pyro_vmm import files
@@ -32,7 +33,7 @@ class Estimator(BaseEstimator):
     """What the estimators share; never used by itself.
 
     A subclass has the parameters that these methods name, sets ``vae_``, ``seed_`` and ``n_components_`` before it
-    trains, and says in ``_log_p_x`` how rows are scored.
+    trains, and says in ``_rows`` how the model reads the data and in ``_log_p_x`` how rows are scored.
     """
 
     #: The monitor of an estimator that gives no choice.
@@ -91,6 +92,12 @@ class Estimator(BaseEstimator):
         n_val = int(self.validation_fraction * n)
         return np.sort(order[n_val:]), np.sort(order[:n_val])
 
+    @property
+    def validation_rows_(self) -> np.ndarray:
+        """Positions of the training data's rows that were held back for early stopping, in the order of the data."""
+        check_is_fitted(self)
+        return self._split(len(self.labels_))[1]
+
     def _n_components(self, n: int) -> int:
         if self.prior == "standard_normal":
             return 1
@@ -148,6 +155,19 @@ class Estimator(BaseEstimator):
         self.n_clusters_ = len(np.unique(self.labels_))
 
     # Inference, some rows at a time
+
+    def to_tensor(self, X) -> Tensor:
+        """The rows that ``vae_`` takes, in its dtype and on its device, for work with the model itself.
+
+        Of an array it is X scaled, (N, ...); of an AnnData, cells with their covariates and library sizes,
+        (N, G + P + 1), see :class:`~pyro_vmm.cell_layout.CellLayout`.
+        """
+        rows = self._rows(X)
+        return rows[torch.arange(len(rows))]
+
+    def _rows(self, X) -> Rows:
+        """X, checked, as a fitted model reads it."""
+        raise NotImplementedError
 
     def _own_device(self) -> torch.device:
         return self.vae_.prior.origin.device

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from pyro_vmm.balance import BatchBalance
 from pyro_vmm.data.cell_rows import CellRows, Covariates
-from pyro_vmm.data.cells import CellBatches, check_counts, check_values
+from pyro_vmm.data.cells import CellBatches, check_cells
 from pyro_vmm.device_rows import resident, subset
 from pyro_vmm.estimators import annotation, building, storing
 from pyro_vmm.estimators.base import DTYPES, choice
 from pyro_vmm.estimators.fitted_cells import FittedCells
 from pyro_vmm.hyperpriors import HyperPrior
-from pyro_vmm.likelihoods import CELL_LIKELIHOODS, CellLikelihood
+from pyro_vmm.likelihoods import CELL_LIKELIHOODS, CellLikelihood, of_counts
 from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
 from pyro_vmm.rows import read
@@ -77,7 +77,7 @@ class SingleCellVMM(FittedCells):
         batch_shares_: a DataFrame, clusters x batches: the shares of a cluster's cells. A cluster of one batch alone is
             either a cell type that the others lack, or an effect of the batch.
         genes_: the names of the genes, (G,); ``batches_`` those of the batches, (B,).
-        history_, n_iter_, best_epoch_, seed_, vae_: as of :class:`~pyro_vmm.VMM`.
+        history_, n_iter_, best_epoch_, seed_, vae_, validation_rows_: as of :class:`~pyro_vmm.VMM`.
 
     Examples:
         >>> from pyro_vmm import SingleCellVMM  # doctest: +SKIP
@@ -195,7 +195,7 @@ class SingleCellVMM(FittedCells):
         """
         self._check_parameters()
         counts = CellBatches(adata, self.layer)
-        totals = self._totals(counts, training=True)
+        totals = check_cells(counts, of_counts(self.likelihood, self.likelihood_options))
         self.covariates_ = Covariates.of(
             adata,
             totals,
@@ -256,7 +256,7 @@ class SingleCellVMM(FittedCells):
             raise ValueError(f"dropout={self.dropout} should be at least 0 and below 1")
         if self.batch_size == 1:
             raise ValueError("batch_size=1 should be at least 2, for BatchNorm to have a variance")
-        if self.library == "inferred" and not self._are_counts():
+        if self.library == "inferred" and not of_counts(self.likelihood, self.likelihood_options):
             raise ValueError("library='inferred' needs counts, expected library='observed' with this likelihood")
         for name in ("batch_key", "layer", "size_factor_key"):
             if not isinstance(getattr(self, name), str | None):
@@ -265,18 +265,8 @@ class SingleCellVMM(FittedCells):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}={getattr(self, name)!r} should be a list of column names")
 
-    def _are_counts(self) -> bool:
-        """Whether the likelihood is one of counts."""
-        if callable(self.likelihood):
-            return (self.likelihood_options or {}).get("counts", True)
-        return CELL_LIKELIHOODS[self.likelihood].counts
-
-    def _totals(self, counts: CellBatches, training: bool) -> np.ndarray:
-        """The total counts of each cell, (N,), float64, of data that fit the likelihood."""
-        return check_counts(counts, training) if self._are_counts() else check_values(counts)
-
     def _check_support(self, likelihood: CellLikelihood, cells: CellRows) -> None:
-        """Raise ``ValueError`` where a cell has no density; most likelihoods take all that ``_totals`` lets through."""
+        """Raise ``ValueError`` where a cell has no density; few likelihoods refuse what ``check_cells`` lets pass."""
         if type(likelihood).check is not CellLikelihood.check:
             with closing(read(cells, torch.arange(len(cells)).split(1024))) as stream:
                 for some in stream:

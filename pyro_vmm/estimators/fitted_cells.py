@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pyro_vmm.data.cell_rows import CellRows
-from pyro_vmm.data.cells import CellBatches, match_genes
+from pyro_vmm.data.cells import CellBatches, check_cells, match_genes
 from pyro_vmm.estimators import annotation
 from pyro_vmm.estimators.base import DTYPES, Estimator, typical
 from pyro_vmm.networks import inference_mode
@@ -28,7 +28,7 @@ class FittedCells(Estimator):
     """What :class:`~pyro_vmm.SingleCellVMM` does once it is fitted; never used by itself.
 
     The subclass has set ``vae_``, ``layout_``, ``covariates_``, ``genes_`` and ``library_size_``, and says in
-    ``_totals`` and ``_check_support`` what cells it takes.
+    ``_check_support`` what cells it takes.
     """
 
     @property
@@ -164,7 +164,8 @@ class FittedCells(Estimator):
         """Cells of this ``adata`` as the model reads them, genes matched by name."""
         check_is_fitted(self)
         counts = CellBatches(adata, self.layer, match_genes(adata, self.genes_))
-        design = self.covariates_.design(adata, self._totals(counts, training=False))
+        totals = check_cells(counts, self.vae_.likelihood.counts, training=False)
+        design = self.covariates_.design(adata, totals)
         rows = CellRows(counts, design, self._own_device(), DTYPES[self.dtype])
         self._check_support(self.vae_.likelihood, rows)
         return rows

@@ -14,7 +14,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import BayesianGaussianMixture
 
 from pyro_vmm import VMM, data, metrics
-from pyro_vmm.device_rows import subset
 from pyro_vmm.experiments.runs import Folder, Run
 from pyro_vmm.experiments.scales import CLASSES, Scale
 from pyro_vmm.rivals import DLGMM, GMVAE, VaDE
@@ -160,9 +159,7 @@ def dissect(run: Run, folder: Folder, data_dir: Path | None, progress: Progress)
     """A run of table 2: the ELBO's terms on the validation fold."""
     x, labels = load(run.dataset, run.settings["rows"], data_dir)
     model = fit(run, folder, x, labels, progress)
-    _, held_back = model._split(len(x))
-    rows = subset(model._to_tensor(x), held_back)
-    rows = rows if isinstance(rows, torch.Tensor) else rows[torch.arange(len(rows))]
+    rows = model.to_tensor(x[model.validation_rows_])
     terms = metrics.elbo_surgery(model.vae_, rows, n_samples=run.settings["n_samples"])
     check_identities(terms)
     scores = {**terms, "negative_distortion": -terms["distortion"]}

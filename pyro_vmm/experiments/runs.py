@@ -1,10 +1,7 @@
 """A run, its folder, and the lock that gives it to one process."""
 
-import fcntl
-import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,20 +69,10 @@ class Folder:
                 told = ", ".join(f"{name}={found.get(name)!r}, now {wanted.get(name)!r}" for name in names)
                 raise ValueError(f"{self.path} was begun with other settings ({told}); give another --out")
 
-    @contextmanager
-    def claim(self) -> Iterator[bool]:
-        """Whether this process has the run to itself; the system's lock, which ends with the process.
-
-        The file of the lock stays: if it were removed, two processes could hold locks on two files of that name.
-        """
+    def claim(self) -> AbstractContextManager[bool]:
+        """Whether this process has the run to itself, see :func:`~pyro_vmm.files.claim`."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        return files.claim(self.path / "lock")
 
     def begin(self) -> None:
         """Note the settings, and clear away what a killed process may have left; only with the lock."""
@@ -93,12 +80,9 @@ class Folder:
             left.unlink()
         self.error.unlink(missing_ok=True)
         about = {name: getattr(self.run, name) for name in ("kind", "dataset", "method", "configuration", "trial")}
-        self._write(self.settings, {**about, "settings": self.run.settings})
+        files.write_json(self.settings, {**about, "settings": self.run.settings})
 
     def finish(self, result: dict) -> None:
         """Store the result, last of all; then nothing is left to continue."""
-        self._write(self.result, result)
+        files.write_json(self.result, result)
         self.checkpoint.unlink(missing_ok=True)
-
-    def _write(self, path: Path, content: dict) -> None:
-        files.write(io.BytesIO((json.dumps(content, indent=1) + "\n").encode()), path)

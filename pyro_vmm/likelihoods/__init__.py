@@ -22,6 +22,7 @@ from pyro_vmm.likelihoods.cells import (
     NormalExpression,
     PoissonCounts,
     ZeroInflatedNegativeBinomialCounts,
+    of_counts,
 )
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "SharedScaleNormal",
     "StudentT",
     "ZeroInflatedNegativeBinomialCounts",
+    "of_counts",
 ]

@@ -164,6 +164,15 @@ CELL_LIKELIHOODS: dict[str, type[CellLikelihood]] = {
 }
 
 
+def of_counts(likelihood: str | Callable, options: dict | None = None) -> bool:
+    """Whether a likelihood is one of counts: by its name, or a callable by its options."""
+    if callable(likelihood):
+        return (options or {}).get("counts", True)
+    if likelihood not in CELL_LIKELIHOODS:
+        raise ValueError(f"likelihood={likelihood!r} should be one of {tuple(CELL_LIKELIHOODS)}")
+    return CELL_LIKELIHOODS[likelihood].counts
+
+
 class CustomCellLikelihood(CellLikelihood):
     """Any callable from decoder output and library size to a Pyro distribution; its own parameters are trained too.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyro_vmm.estimators import VMM
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import LatentVariableModel
+from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import Prior
 from pyro_vmm.randomness import fork_rng
 from pyro_vmm.rivals.dlgmm import DeepLatentGaussianMixture, MixtureEncoder, StickBreakingMixture
@@ -122,7 +123,8 @@ class VaDE(Rival):
         latent_dim: D.
         covariance: of q(z | x) and of the prior's components, "diagonal" as in the paper, or "full" as in the
             comparison by the VMM's authors.
-        pretraining_epochs: of the autoencoder; with 0 the mixture is fitted to the codes of an untrained encoder.
+        pretraining_epochs: of the autoencoder; with 0 the mixture is fitted to the codes of an untrained encoder. A
+            checkpoint is written after each.
         pretraining_learning_rate: of Adam.
         settings: see :class:`Rival`.
     """
@@ -156,10 +158,15 @@ class VaDE(Rival):
         return TrainedMixture(torch.randn(len(pseudo_inputs), self.latent_dim), self.covariance)
 
     def _train(self, x, x_val, labels_val=None, callbacks=(), checkpoint=None, state=None) -> None:
-        if state is None:
+        # A checkpoint is of the pre-training, or of the training after it.
+        found = {"pretraining": None} if state is None else state["trainer"]
+        if "pretraining" in found:
             steps = (self.pretraining_epochs, self.batch_size, self.pretraining_learning_rate)
-            pretrain(self.vae_, x, *steps, seed=self.seed_)
+            writes = checkpoint is not None and Ranks.present().rank == 0
+            write = (lambda now: checkpoint({"pretraining": now})) if writes else None
+            pretrain(self.vae_, x, *steps, self.seed_, checkpoint=write, state=found["pretraining"])
             start_from_mixture(self.vae_, x, seed=self.seed_)
+            state = None
         super()._train(x, x_val, labels_val, callbacks, checkpoint, state)
 
 

@@ -1,6 +1,8 @@
 """VaDE: a Gaussian mixture prior trained by the ELBO together with the networks, and its pre-training."""
 
+import copy
 import warnings
+from collections.abc import Callable
 from contextlib import closing
 
 import pyro
@@ -15,7 +17,7 @@ from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.models import VAE, show_parameters
 from pyro_vmm.networks import COVARIANCES, DIAGONAL_FLOOR, inference_mode, inverse_softplus, lower_cholesky
 from pyro_vmm.priors import Prior
-from pyro_vmm.randomness import fork_rng
+from pyro_vmm.randomness import fork_rng, rng_state, set_rng_state
 from pyro_vmm.rivals.elbo import MeanFieldElbo
 from pyro_vmm.rows import Rows, read, shuffled
 from pyro_vmm.training import TrainingDiverged
@@ -102,7 +104,16 @@ class VariationalDeepEmbedding(VAE):
         return MeanFieldElbo()
 
 
-def pretrain(vae: VAE, x: Rows, epochs: int, batch_size: int, learning_rate: float, seed: int) -> list[float]:
+def pretrain(
+    vae: VAE,
+    x: Rows,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    checkpoint: Callable[[dict], None] | None = None,
+    state: dict | None = None,
+) -> list[float]:
     """Train encoder and decoder as a plain autoencoder: no noise and no prior, z is the mean of q(z; x).
 
     What it ascends is log p(x | z) with the likelihood's own parameters at rest: least squares if that is normal. The
@@ -113,16 +124,32 @@ def pretrain(vae: VAE, x: Rows, epochs: int, batch_size: int, learning_rate: flo
         x: training rows, (N, ...).
         epochs, batch_size, learning_rate: of Adam.
         seed: of the order of the rows.
+        checkpoint: called at the start and after every epoch with all that the rest depends on.
+        state: what ``checkpoint`` was given, to continue from, bit for bit as if there had been no break.
 
     Returns:
         the mean of log p(x | z) in each epoch.
     """
     parameters = [*vae.encoder.parameters(), *vae.decoder.parameters()]
     optimizer, order, history = torch.optim.Adam(parameters, learning_rate), torch.Generator().manual_seed(seed), []
+    device = vae.prior.origin.device
+
+    def save() -> None:
+        if checkpoint is not None:
+            now = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "order": order.get_state()}
+            checkpoint(copy.deepcopy({**now, "rng": rng_state(device), "history": history}))
+
     vae.train()
-    with fork_rng(vae.prior.origin.device):
+    with fork_rng(device):
         torch.manual_seed(seed)
-        for epoch in range(epochs):
+        if state is not None:
+            vae.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            order.set_state(state["order"])
+            set_rng_state(state["rng"], device)
+            history += state["history"]
+        save()
+        while len(history) < epochs:
             total = vae.prior.origin.new_zeros(())
             with closing(read(x, shuffled(x, batch_size, order))) as stream:
                 for batch in stream:
@@ -134,9 +161,10 @@ def pretrain(vae: VAE, x: Rows, epochs: int, batch_size: int, learning_rate: flo
             history.append(float(total / len(x)))
             if not torch.isfinite(total):
                 raise TrainingDiverged(
-                    f"log_likelihood is {history[-1]} in epoch {epoch + 1} of the pre-training. A smaller "
+                    f"log_likelihood is {history[-1]} in epoch {len(history)} of the pre-training. A smaller "
                     "pretraining_learning_rate, scaled data or dtype='float64' may help"
                 )
+            save()
     return history
 
 

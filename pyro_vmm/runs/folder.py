@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Protocol
 
+from pyro_vmm import files
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.storing import versions
 
@@ -58,4 +59,4 @@ class RunFolder:
     def write_config(self, options: dict, model: Estimator) -> None:
         """``config.json``: the options, all parameters that they resolve to, and versions."""
         content = {"options": options, "parameters": model.configuration(), "versions": versions()}
-        (self.path / "config.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
+        files.write_json(self.path / "config.json", content, default=str)

@@ -13,9 +13,10 @@ import numpy as np
 from sklearn.base import clone
 
 from pyro_vmm import files
-from pyro_vmm.data.cells import CellBatches
+from pyro_vmm.data.cells import CellBatches, check_cells
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.cells import SingleCellVMM
+from pyro_vmm.likelihoods import of_counts
 from pyro_vmm.selection.parts import Parts, take, take_to_train
 from pyro_vmm.training import TrainingDiverged
 
@@ -99,11 +100,16 @@ class FitFolder:
 
     def __init__(self, path: str | Path, about: dict):
         self.path, self.about = Path(path), json.loads(json.dumps(about))
+        self._check()
+
+    def _check(self) -> bool:
+        """Whether this selection has begun to fill the folder; ``ValueError`` if another one has."""
         saved = self._saved(self.path)
         different = [name for name in self.about if saved and saved.get(name) != self.about[name]]
         if different:
             told = ", ".join(f"{name}={self.about[name]!r} (was {saved.get(name)!r})" for name in different)
-            raise ValueError(f"folder={str(path)!r} holds the fits of another selection: {told}")
+            raise ValueError(f"folder={str(self.path)!r} holds the fits of another selection: {told}")
+        return bool(saved)
 
     @staticmethod
     def _saved(path: Path) -> dict:
@@ -128,9 +134,10 @@ class FitFolder:
         return Fit(*values[:-1], float(values[-1]))
 
     def save(self, task: Task, fit: Fit) -> None:
-        """Keep a fit."""
+        """Keep a fit; ``ValueError`` if another selection has begun to fill the folder meanwhile."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "selection.json").write_text(json.dumps(self.about, indent=2) + "\n")
+        if not self._check():
+            files.write_json(self.path / "selection.json", self.about)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **{field.name: getattr(fit, field.name) for field in fields(fit)})
         files.write(buffer, self._file(task))
@@ -151,4 +158,5 @@ def _fingerprint(estimator: Estimator, X: Any) -> list[int]:
         return [*X.shape, zlib.crc32(np.ascontiguousarray(X))]
     counts = CellBatches(X, estimator.layer)
     names = "\n".join([*counts.cell_names, *counts.gene_names])
-    return [*counts.shape, zlib.crc32(names.encode()), zlib.crc32(estimator._totals(counts, training=True))]
+    totals = check_cells(counts, of_counts(estimator.likelihood, estimator.likelihood_options))
+    return [*counts.shape, zlib.crc32(names.encode()), zlib.crc32(totals)]

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.utils import _safe_indexing
 
 from pyro_vmm.data.cells import CellBatches, expressed_genes
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.cells import SingleCellVMM
+from pyro_vmm.likelihoods import of_counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +74,18 @@ def row_groups(estimator: Estimator, X: Any) -> np.ndarray:
 
 
 def take(X: Any, rows: np.ndarray) -> Any:
-    """The rows at these positions, of an AnnData or whatever scikit-learn takes."""
-    return X[rows] if hasattr(X, "obs_names") else _safe_indexing(X, rows)
+    """The rows at these positions, of an AnnData or whatever scikit-learn takes; a table keeps its columns' names."""
+    if isinstance(X, list | tuple):
+        return [X[row] for row in rows]
+    if hasattr(X, "columns") and hasattr(X, "take"):  # pandas and Arrow, where brackets are for columns
+        return X.take(rows)
+    return X[rows]
 
 
 def take_to_train(estimator: Estimator, X: Any, rows: np.ndarray) -> Any:
     """:func:`take`, of cells without the genes that none of them expresses, which a model of counts refuses."""
     part = take(X, rows)
-    if not (isinstance(estimator, SingleCellVMM) and estimator._are_counts()):
+    if not (isinstance(estimator, SingleCellVMM) and of_counts(estimator.likelihood, estimator.likelihood_options)):
         return part
     expressed = expressed_genes(CellBatches(part, estimator.layer))
     return part if expressed.all() else part[:, expressed]

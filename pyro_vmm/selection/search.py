@@ -20,6 +20,8 @@ from pyro_vmm.training.config import check_positive, check_whole
 
 #: Values of ``m_prior`` to choose from; the estimators' default is among them.
 M_PRIOR = (64, 128, 256, 512)
+#: Fits of each kind for each candidate, unless told otherwise.
+SEEDS = 3
 
 
 def select(
@@ -28,7 +30,7 @@ def select(
     m_prior: Sequence[float] = M_PRIOR,
     learning_rate: Sequence[float] | None = None,
     *,
-    seeds: int = 3,
+    seeds: int = SEEDS,
     held_out: float = 0.2,
     n_importance_samples: int = 100,
     folder: str | Path | None = None,

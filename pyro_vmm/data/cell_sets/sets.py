@@ -23,7 +23,7 @@ from pyro_vmm.data.cell_sets.files import (
 )
 from pyro_vmm.data.cell_sets.genes import MIN_COUNTS, categorical, enough, most_variable, one_batch, whole_counts
 from pyro_vmm.data.cells import counts_matrix
-from pyro_vmm.data.images import _data_root
+from pyro_vmm.data.images import data_root
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -55,7 +55,7 @@ def load_cells(name_or_path: str | Path, data_dir: str | Path | None = None, bac
         if backed:
             raise ValueError(f"backed: {name} is prepared in memory, expected an .h5ad file")
         return CELL_SETS[name](data_dir)
-    path, root = Path(name).expanduser(), _data_root(data_dir)
+    path, root = Path(name).expanduser(), data_root(data_dir)
     is_h5ad = path.suffix.lower() == ".h5ad"
     if path.is_file():
         if not is_h5ad:
@@ -82,7 +82,7 @@ def load_cortex(data_dir: str | Path | None = None) -> "AnnData":
         data_dir: Folder with ``cortex.h5ad``, or the published ``expression_mRNA_17-Aug-2014.txt``, which scvi-tools
             keeps as ``expression.bin``; see ``load_cells``. Where neither is there, scvi-tools downloads it.
     """
-    root = _data_root(data_dir)
+    root = data_root(data_dir)
     path, adata = _stored("cortex", root)
     if adata is None:
         path = find(root, *CORTEX_FILES)
@@ -97,7 +97,7 @@ def load_pbmc(data_dir: str | Path | None = None) -> "AnnData":
         data_dir: Folder with ``pbmc.h5ad``, or with the files of ``scvi.data.pbmc_dataset``, which scvi-tools reads
             and, where they are missing, downloads; see ``load_cells``.
     """
-    root = _data_root(data_dir)
+    root = data_root(data_dir)
     path, adata = _stored("pbmc", root)
     if adata is None:
         adata = download("pbmc", root, _fetch_pbmc)
@@ -114,7 +114,7 @@ def load_lung_atlas(data_dir: str | Path | None = None) -> "AnnData":
     Arguments:
         data_dir: Folder with ``lung_atlas.h5ad``, which is downloaded if it is missing; see ``load_cells``.
     """
-    root = _data_root(data_dir)
+    root = data_root(data_dir)
     path, adata = _stored("lung_atlas", root)
     if adata is None:
         adata = download("lung_atlas", root, _fetch_lung_atlas)
@@ -128,7 +128,7 @@ def load_split_seq(data_dir: str | Path | None = None) -> "AnnData":
         data_dir: Folder with ``split_seq.h5ad``, or with ``split-seq/cells_meta.tsv.gz`` (a row for each cell) and
             ``split-seq/counts_small.npz`` (SciPy's sparse cells by genes); see ``load_cells``.
     """
-    root = _data_root(data_dir)
+    root = data_root(data_dir)
     path, adata = _stored("split_seq", root)
     if adata is None:
         path, counts = (find(root, file) for file in SPLIT_SEQ_FILES)

@@ -126,11 +126,22 @@ def test_density_of_another_draw():
     assert q.rsample((4,)).shape == q.expand((4, M)).rsample().shape == (4, M, D)
 
 
-@pytest.mark.parametrize("shape", [(), (G,)])
-def test_shared_scale_normal_is_normal(shape):
-    loc, scale, x = torch.randn(M, G), torch.rand(shape) + 0.1, torch.randn(M, G)
-    for ours in (SharedScaleNormal(loc, scale), SharedScaleNormal(loc[:1], scale).expand((M, G))):
-        torch.testing.assert_close(ours.log_prob(x), dist.Normal(ours.loc, scale).log_prob(x))
+@pytest.mark.parametrize("event_shape", [(), (G,), (G, 3)])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("samples", [(), (4,)])
+def test_shared_scale_normal_is_normal(event_shape, shared, samples):
+    n = len(event_shape)
+    loc = torch.randn(M, *event_shape).requires_grad_()
+    scale = (torch.rand(() if shared else event_shape) + 0.1).requires_grad_()
+    x, weight = torch.randn(*samples, M, *event_shape), torch.randn(*samples, M)
+    for rows in (loc, loc[:1]):
+        ours = SharedScaleNormal(rows, scale, n).expand((M,))
+        theirs = dist.Normal(rows.expand(loc.shape), scale).to_event(n)
+        assert ours.batch_shape == (M,) and ours.event_shape == event_shape
+        found, expected = ours.log_prob(x), theirs.log_prob(x)
+        torch.testing.assert_close(found, expected)
+        gradients = [torch.autograd.grad((weight * each).sum(), (loc, scale)) for each in (found, expected)]
+        torch.testing.assert_close(*gradients)
 
 
 def test_reciprocal_gamma_with_jacobian_is_inverse_gamma():

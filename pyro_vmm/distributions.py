@@ -233,6 +233,7 @@ class MixtureOfGaussians(TorchDistribution):
 
     def __init__(self, log_weights: Tensor, loc: Tensor, whitener: Tensor, log_norm: Tensor, batch_shape=()):
         self.log_weights, self.loc, self.whitener, self.log_norm = log_weights, loc, whitener, log_norm
+        self._remembered = None, None
         super().__init__(torch.Size(batch_shape), loc.shape[-1:], validate_args=False)
 
     @classmethod
@@ -306,8 +307,15 @@ class MixtureOfGaussians(TorchDistribution):
         """Covariances of the components, (K, D, D)."""
         return torch.linalg.inv(self.whitener @ self.whitener.mT)
 
+    def remember(self, z: Tensor) -> None:
+        """Work out :meth:`component_log_prob` of z (..., D) once, where it will be asked for several times."""
+        self._remembered = z, self.component_log_prob(z)
+
     def component_log_prob(self, z: Tensor) -> Tensor:
         """Log-densities of z (..., D) under every component, (..., K)."""
+        remembered, log_probs = self._remembered
+        if z is remembered:
+            return log_probs
         stacked = self.whitener.permute(1, 0, 2).flatten(1)
         means = (self.loc.unsqueeze(-2) @ self.whitener).flatten()
         white = torch.addmm(means, z.reshape(-1, z.shape[-1]), stacked, beta=-1)

@@ -325,6 +325,7 @@ class _BayesianMixture(Prior):
     def per_row(self, p_z: MixtureOfGaussians, z: Tensor | None) -> Tensor:
         """c and z; differentiated responsibilities take their entropy off what the MAP step maximises."""
         if z is not None and self.responsibilities == "differentiated":
+            p_z.remember(z)
             log_q_c = p_z.joint_log_prob(z).log_softmax(-1)
             pyro.factor("responsibility_entropy", (log_q_c.exp() * log_q_c).sum(-1))
         return super().per_row(p_z, z)

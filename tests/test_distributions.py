@@ -324,6 +324,16 @@ def test_component_under_enumeration(c_shape, z_shape):
     torch.testing.assert_close(ours, theirs)
 
 
+def test_a_mixture_remembers_what_it_is_told_to():
+    mixture, _ = mixture_and_answer("precision")
+    z, other = torch.randn(2, 6, 3)
+    expected = [mixture.component_log_prob(each) for each in (z, other)]
+    mixture.remember(z)
+    remembered = mixture.component_log_prob(z)
+    assert mixture.component_log_prob(z) is remembered
+    torch.testing.assert_close([remembered, mixture.component_log_prob(other)], expected)
+
+
 @pytest.mark.parametrize("c", [[3, 0, 3, 1, 2, 2], [0, 0, 0, 0, 0, 1]])
 def test_component_of_every_row(c):
     mixture, answer = mixture_and_answer("precision")

@@ -366,6 +366,11 @@ class MixtureComponent(TorchDistribution):
         batch_shape = c.shape if batch_shape is None else torch.Size(batch_shape)
         super().__init__(batch_shape, mixture.event_shape, validate_args=False)
 
+    @property
+    def enumerated(self) -> bool:
+        """Whether c is known to be 0, ..., K - 1: Pyro marks what it has enumerated."""
+        return hasattr(self.c, "_pyro_categorical_support") and len(self.c) == self.mixture.n_components
+
     def expand(self, batch_shape, _instance=None):
         return MixtureComponent(self.mixture, self.c, batch_shape)
 
@@ -378,7 +383,9 @@ class MixtureComponent(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         log_probs = self.mixture.component_log_prob(value)  # (..., K)
         if self.c.dim() > log_probs.dim() - 1 and self.c.numel() == self.c.shape[0]:
-            enumerated = log_probs.index_select(-1, self.c.flatten()).movedim(-1, 0)
+            if not self.enumerated:
+                log_probs = log_probs.index_select(-1, self.c.flatten())
+            enumerated = log_probs.movedim(-1, 0)
             gap = self.c.dim() - enumerated.dim()  # plates to the left of z's
             return enumerated.reshape(enumerated.shape[:1] + (1,) * gap + enumerated.shape[1:])
         shape = torch.broadcast_shapes(self.c.shape, log_probs.shape[:-1])

@@ -295,7 +295,8 @@ class _BayesianMixture(Prior):
     ) -> MixtureOfGaussians:
         """alpha, pi, mu and Lambda, equations (5) to (8), weighed by ``rows / m_prior``.
 
-        With ``centres`` the expectations over q(mu) are in closed form, and the site ``mu`` holds its mean.
+        With ``centres`` the expectations over q(mu) are in closed form, and the site ``mu`` holds its mean. The sites
+        ``pi`` and ``precision``, which repeat others, are left out then: the MAP step would make them for nobody.
         """
         d, tril = self.latent_dim, None if centres is None else centres.tril
         trained, n = self.n_components, self.n_components + len(self.frozen_logits)
@@ -305,8 +306,9 @@ class _BayesianMixture(Prior):
             with pyro.plate("components", trained):
                 mu = pyro.sample("mu", self.hyperprior.mu(d, self.origin, tril))
                 precision_tril = pyro.sample("precision_tril", self.hyperprior.precision_tril(d, n, self.origin))
-        pyro.deterministic("pi", log_pi.exp())
-        pyro.deterministic("precision", precision_tril @ precision_tril.mT)
+        if centres is None:
+            pyro.deterministic("pi", log_pi.exp())
+            pyro.deterministic("precision", precision_tril @ precision_tril.mT)
         return MixtureOfGaussians.expected(log_pi[..., :trained], mu, precision_tril, tril)
 
     def hierarchy_guide(self, encoder: nn.Module | None = None, centres: Centres | None = None) -> None:

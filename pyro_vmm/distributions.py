@@ -138,8 +138,10 @@ class WishartTril(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         half_log_det = value.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         trace = value.square().sum((-2, -1)) / self.scale
-        half_df = self.scale.new_full((), self.df / 2)
-        log_normaliser = half_df * self.dim * (math.log(2.0) + self.scale.log()) + torch.mvlgamma(half_df, self.dim)
+        # By numbers: torch.mvlgamma takes a dozen operations on a tensor of one.
+        log_gamma = math.log(math.pi) * self.dim * (self.dim - 1) / 4
+        log_gamma += sum(math.lgamma((self.df - j) / 2) for j in range(self.dim))
+        log_normaliser = self.df * self.dim / 2 * (math.log(2.0) + self.scale.log()) + log_gamma
         return (self.df - self.dim - 1) * half_log_det - trace / 2 - log_normaliser
 
 
@@ -190,12 +192,14 @@ class TrilNormal(dist.MultivariateNormal):
 
     Arguments:
         loc: m, (..., D).
-        scale_tril: T, (..., D, D).
+        scale_tril: T, (..., D, D), of the same batch shape.
     """
 
     def __init__(self, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None):
-        super().__init__(loc, scale_tril=scale_tril, validate_args=validate_args)
+        # Not by MultivariateNormal, which takes longer to broadcast the two shapes than to draw.
+        self.loc, self.scale_tril, self._unbroadcasted_scale_tril = loc, scale_tril, scale_tril
         self.draw = self.noise = None
+        torch.distributions.Distribution.__init__(self, loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
         shape = torch.Size(batch_shape)
@@ -318,7 +322,7 @@ class MixtureOfGaussians(TorchDistribution):
             return log_probs
         stacked = self.whitener.permute(1, 0, 2).flatten(1)
         means = (self.loc.unsqueeze(-2) @ self.whitener).flatten()
-        white = torch.addmm(means, z.reshape(-1, z.shape[-1]), stacked, beta=-1)
+        white = torch.addmm(-means, z.reshape(-1, z.shape[-1]), stacked)
         squares = white.unflatten(-1, self.loc.shape).square().sum(-1).view(*z.shape[:-1], -1)
         return self.log_norm - 0.5 * squares
 

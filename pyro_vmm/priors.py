@@ -283,7 +283,7 @@ class _BayesianMixture(Prior):
     def q_mu(centres: Centres) -> dist.TorchDistribution:
         """q(mu) as a distribution: batch shape (K,), event shape (D,)."""
         if centres.tril is None:
-            return dist.Delta(centres.loc).to_event(1)
+            return dist.Delta(centres.loc, event_dim=1)
         return dist.MultivariateNormal(centres.loc, scale_tril=centres.tril)
 
     def hierarchy(
@@ -318,11 +318,11 @@ class _BayesianMixture(Prior):
         """
         with poutine.mask(mask=False):
             pyro.sample("alpha", dist.Delta(self.alpha))
-            pyro.sample("log_pi", dist.Delta(self._all_log_pi).to_event(1))
+            pyro.sample("log_pi", dist.Delta(self._all_log_pi, event_dim=1))
             with pyro.plate("components", self.n_components):
-                q_mu = self.q_mu(self.centres(encoder)) if centres is None else dist.Delta(centres.loc).to_event(1)
+                q_mu = self.q_mu(self.centres(encoder)) if centres is None else dist.Delta(centres.loc, event_dim=1)
                 pyro.sample("mu", q_mu)
-                pyro.sample("precision_tril", dist.Delta(self.precision_tril).to_event(2))
+                pyro.sample("precision_tril", dist.Delta(self.precision_tril, event_dim=2))
 
     def per_row(self, p_z: MixtureOfGaussians, z: Tensor | None) -> Tensor:
         """c and z; differentiated responsibilities take their entropy off what the MAP step maximises."""

@@ -138,8 +138,10 @@ class WishartTril(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         half_log_det = value.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         trace = value.square().sum((-2, -1)) / self.scale
-        half_df = self.scale.new_full((), self.df / 2)
-        log_normaliser = half_df * self.dim * (math.log(2.0) + self.scale.log()) + torch.mvlgamma(half_df, self.dim)
+        # By numbers: torch.mvlgamma takes a dozen operations on a tensor of one.
+        log_gamma = math.log(math.pi) * self.dim * (self.dim - 1) / 4
+        log_gamma += sum(math.lgamma((self.df - j) / 2) for j in range(self.dim))
+        log_normaliser = self.df * self.dim / 2 * (math.log(2.0) + self.scale.log()) + log_gamma
         return (self.df - self.dim - 1) * half_log_det - trace / 2 - log_normaliser
 
 
@@ -190,12 +192,14 @@ class TrilNormal(dist.MultivariateNormal):
 
     Arguments:
         loc: m, (..., D).
-        scale_tril: T, (..., D, D).
+        scale_tril: T, (..., D, D), of the same batch shape.
     """
 
     def __init__(self, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None):
-        super().__init__(loc, scale_tril=scale_tril, validate_args=validate_args)
+        # Not by MultivariateNormal, which takes longer to broadcast the two shapes than to draw.
+        self.loc, self.scale_tril, self._unbroadcasted_scale_tril = loc, scale_tril, scale_tril
         self.draw = self.noise = None
+        torch.distributions.Distribution.__init__(self, loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
         shape = torch.Size(batch_shape)
@@ -233,6 +237,7 @@ class MixtureOfGaussians(TorchDistribution):
 
     def __init__(self, log_weights: Tensor, loc: Tensor, whitener: Tensor, log_norm: Tensor, batch_shape=()):
         self.log_weights, self.loc, self.whitener, self.log_norm = log_weights, loc, whitener, log_norm
+        self._remembered = None, None
         super().__init__(torch.Size(batch_shape), loc.shape[-1:], validate_args=False)
 
     @classmethod
@@ -306,11 +311,18 @@ class MixtureOfGaussians(TorchDistribution):
         """Covariances of the components, (K, D, D)."""
         return torch.linalg.inv(self.whitener @ self.whitener.mT)
 
+    def remember(self, z: Tensor) -> None:
+        """Work out :meth:`component_log_prob` of z (..., D) once, where it will be asked for several times."""
+        self._remembered = z, self.component_log_prob(z)
+
     def component_log_prob(self, z: Tensor) -> Tensor:
         """Log-densities of z (..., D) under every component, (..., K)."""
+        remembered, log_probs = self._remembered
+        if z is remembered:
+            return log_probs
         stacked = self.whitener.permute(1, 0, 2).flatten(1)
         means = (self.loc.unsqueeze(-2) @ self.whitener).flatten()
-        white = torch.addmm(means, z.reshape(-1, z.shape[-1]), stacked, beta=-1)
+        white = torch.addmm(-means, z.reshape(-1, z.shape[-1]), stacked)
         squares = white.unflatten(-1, self.loc.shape).square().sum(-1).view(*z.shape[:-1], -1)
         return self.log_norm - 0.5 * squares
 
@@ -358,6 +370,11 @@ class MixtureComponent(TorchDistribution):
         batch_shape = c.shape if batch_shape is None else torch.Size(batch_shape)
         super().__init__(batch_shape, mixture.event_shape, validate_args=False)
 
+    @property
+    def enumerated(self) -> bool:
+        """Whether c is known to be 0, ..., K - 1: Pyro marks what it has enumerated."""
+        return hasattr(self.c, "_pyro_categorical_support") and len(self.c) == self.mixture.n_components
+
     def expand(self, batch_shape, _instance=None):
         return MixtureComponent(self.mixture, self.c, batch_shape)
 
@@ -370,7 +387,9 @@ class MixtureComponent(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         log_probs = self.mixture.component_log_prob(value)  # (..., K)
         if self.c.dim() > log_probs.dim() - 1 and self.c.numel() == self.c.shape[0]:
-            enumerated = log_probs.index_select(-1, self.c.flatten()).movedim(-1, 0)
+            if not self.enumerated:
+                log_probs = log_probs.index_select(-1, self.c.flatten())
+            enumerated = log_probs.movedim(-1, 0)
             gap = self.c.dim() - enumerated.dim()  # plates to the left of z's
             return enumerated.reshape(enumerated.shape[:1] + (1,) * gap + enumerated.shape[1:])
         shape = torch.broadcast_shapes(self.c.shape, log_probs.shape[:-1])

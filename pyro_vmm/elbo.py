@@ -1,6 +1,8 @@
 """Pyro's enumerated ELBO, with a short cut for what the two training steps need of it."""
 
 from collections.abc import Callable, Iterator
+from functools import reduce
+from operator import add
 
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -11,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.distributions import MixtureComponent, MixtureOfGaussians
 
 
 class Elbo(TraceEnum_ELBO):
@@ -24,12 +26,14 @@ class Elbo(TraceEnum_ELBO):
     Attributes:
         log_likelihood: the sum of log p(x | z) over rows, ().
         z: the guide's draws, (M, D).
+        log_components: the log-densities of z under the components of its prior, (K, M); None if the model did not
+            enumerate them.
     """
 
     def __init__(self):
         # Stated, because guessing runs the pair twice and so moves the random numbers and BatchNorm's statistics.
         super().__init__(max_plate_nesting=1, strict_enumeration_warning=False)
-        self.log_likelihood = self.z = None
+        self.log_likelihood = self.z = self.log_components = None
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args, **kwargs) -> Tensor:
         """Minus the ELBO, a sum over rows, ()."""
@@ -48,7 +52,9 @@ class Elbo(TraceEnum_ELBO):
 
     def responsibilities(self, p_z: MixtureOfGaussians) -> Tensor:
         """p(c | z) of the last draws, (M, K)."""
-        return p_z.responsibilities(self.z)
+        if self.log_components is None:
+            return p_z.responsibilities(self.z)
+        return (self.log_components.mT + p_z.log_weights).softmax(-1)
 
     def _get_trace(self, model, guide, args, kwargs):
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
@@ -57,9 +63,11 @@ class Elbo(TraceEnum_ELBO):
 
     def _keep(self, model_trace: Trace, guide_trace: Trace) -> None:
         if "x" in model_trace and "z" in guide_trace:
-            site = model_trace.nodes["x"]
-            self.log_likelihood = scale_and_mask(site["log_prob"], site["scale"], site["mask"]).sum().detach()
-            self.z = guide_trace.nodes["z"]["value"].detach()
+            x, z = model_trace.nodes["x"], model_trace.nodes["z"]
+            self.log_likelihood = scale_and_mask(x["unscaled_log_prob"], x["scale"], x["mask"]).sum().detach()
+            self.z = z["value"].detach()
+            enumerated = isinstance(z["fn"], MixtureComponent) and z["fn"].enumerated
+            self.log_components = z["unscaled_log_prob"].detach() if enumerated else None
 
 
 def _sample_sites(trace: Trace) -> Iterator[dict]:
@@ -73,17 +81,19 @@ def _is_simple(site: dict) -> bool:
 
 def _sum(trace: Trace) -> Tensor | float:
     """The log-densities of a trace, summed over rows, and over the values (K, M) of what was enumerated."""
-    total, joint, weight = 0.0, 0.0, 1.0
+    total, joint, weight = 0.0, [], 1.0
     for site in _sample_sites(trace):
         if site["mask"] is False:
             continue
-        log_prob = site["log_prob"] = site["fn"].log_prob(site["value"])
+        log_prob = site["log_prob"] = site["unscaled_log_prob"] = site["fn"].log_prob(site["value"])
         if is_validation_enabled():
             check_site_shape(site, max_plate_nesting=1)
         if log_prob.dim() > 1:
-            joint, weight = joint + scale_and_mask(log_prob, mask=site["mask"]), site["scale"]
+            joint.append(scale_and_mask(log_prob, mask=site["mask"]))
+            weight = site["scale"]
         else:
             total = total + scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
-    if isinstance(joint, Tensor):
-        total = total + weight * joint.flatten(end_dim=-2).logsumexp(0).sum()
+    if joint:
+        # Not added to a zero, which would lay out in memory as (K, M) what is laid out as (M, K).
+        total = total + weight * reduce(add, joint).flatten(end_dim=-2).logsumexp(0).sum()
     return total

@@ -162,7 +162,9 @@ class GaussianEncoder(nn.Module):
         loc, raw = hidden.tensor_split([self.latent_dim], dim=-1)
         if self.covariance == "diagonal":
             return dist.Normal(loc, F.softplus(raw) + DIAGONAL_FLOOR, validate_args=False).to_event(1)
-        square = raw.index_select(-1, self.tril_index).unflatten(-1, (self.latent_dim, self.latent_dim))
+        # gather, as the gradient of index_select takes twice as long.
+        entries = raw.gather(-1, self.tril_index.expand(*raw.shape[:-1], -1))
+        square = entries.unflatten(-1, (self.latent_dim, self.latent_dim))
         return TrilNormal(loc, lower_cholesky(square), validate_args=False)
 
 

@@ -283,7 +283,7 @@ class _BayesianMixture(Prior):
     def q_mu(centres: Centres) -> dist.TorchDistribution:
         """q(mu) as a distribution: batch shape (K,), event shape (D,)."""
         if centres.tril is None:
-            return dist.Delta(centres.loc).to_event(1)
+            return dist.Delta(centres.loc, event_dim=1)
         return dist.MultivariateNormal(centres.loc, scale_tril=centres.tril)
 
     def hierarchy(
@@ -295,7 +295,8 @@ class _BayesianMixture(Prior):
     ) -> MixtureOfGaussians:
         """alpha, pi, mu and Lambda, equations (5) to (8), weighed by ``rows / m_prior``.
 
-        With ``centres`` the expectations over q(mu) are in closed form, and the site ``mu`` holds its mean.
+        With ``centres`` the expectations over q(mu) are in closed form, and the site ``mu`` holds its mean. The sites
+        ``pi`` and ``precision``, which repeat others, are left out then: the MAP step would make them for nobody.
         """
         d, tril = self.latent_dim, None if centres is None else centres.tril
         trained, n = self.n_components, self.n_components + len(self.frozen_logits)
@@ -305,8 +306,9 @@ class _BayesianMixture(Prior):
             with pyro.plate("components", trained):
                 mu = pyro.sample("mu", self.hyperprior.mu(d, self.origin, tril))
                 precision_tril = pyro.sample("precision_tril", self.hyperprior.precision_tril(d, n, self.origin))
-        pyro.deterministic("pi", log_pi.exp())
-        pyro.deterministic("precision", precision_tril @ precision_tril.mT)
+        if centres is None:
+            pyro.deterministic("pi", log_pi.exp())
+            pyro.deterministic("precision", precision_tril @ precision_tril.mT)
         return MixtureOfGaussians.expected(log_pi[..., :trained], mu, precision_tril, tril)
 
     def hierarchy_guide(self, encoder: nn.Module | None = None, centres: Centres | None = None) -> None:
@@ -316,15 +318,16 @@ class _BayesianMixture(Prior):
         """
         with poutine.mask(mask=False):
             pyro.sample("alpha", dist.Delta(self.alpha))
-            pyro.sample("log_pi", dist.Delta(self._all_log_pi).to_event(1))
+            pyro.sample("log_pi", dist.Delta(self._all_log_pi, event_dim=1))
             with pyro.plate("components", self.n_components):
-                q_mu = self.q_mu(self.centres(encoder)) if centres is None else dist.Delta(centres.loc).to_event(1)
+                q_mu = self.q_mu(self.centres(encoder)) if centres is None else dist.Delta(centres.loc, event_dim=1)
                 pyro.sample("mu", q_mu)
-                pyro.sample("precision_tril", dist.Delta(self.precision_tril).to_event(2))
+                pyro.sample("precision_tril", dist.Delta(self.precision_tril, event_dim=2))
 
     def per_row(self, p_z: MixtureOfGaussians, z: Tensor | None) -> Tensor:
         """c and z; differentiated responsibilities take their entropy off what the MAP step maximises."""
         if z is not None and self.responsibilities == "differentiated":
+            p_z.remember(z)
             log_q_c = p_z.joint_log_prob(z).log_softmax(-1)
             pyro.factor("responsibility_entropy", (log_q_c.exp() * log_q_c).sum(-1))
         return super().per_row(p_z, z)

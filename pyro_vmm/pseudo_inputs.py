@@ -41,10 +41,10 @@ class PseudoInputs(nn.Module):
 
     def encode(self, encoder: nn.Module) -> Centres:
         """q(.; u), always in inference mode: no dropout, running statistics only."""
-        # Copies of the buffers: a training pass before the backward one would move BatchNorm's statistics under it.
-        buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+        # Copies: a training pass before the backward one would move BatchNorm's statistics under it.
+        statistics = {name: b.clone() for name, b in encoder.named_buffers() if b.is_floating_point()}
         with inference_mode(encoder):
-            q = functional_call(encoder, buffers, (self(),))
+            q = functional_call(encoder, statistics, (self(),)) if statistics else encoder(self())
         return Centres(q.mean, scale_tril(q))
 
 

@@ -324,6 +324,29 @@ def test_component_under_enumeration(c_shape, z_shape):
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("categories", [4, 3])
+def test_component_under_pyros_enumeration(categories):
+    """Where Pyro marks c as all its values, all components or not, and where it is a choice of them without a mark."""
+    mixture, _ = mixture_and_answer("precision")
+    z = torch.randn(6, 3)
+    log_probs = mixture.component_log_prob(z).mT[:categories]
+    enumerated = pyro.poutine.enum(pyro.sample, first_available_dim=-2)
+    c = enumerated("c", dist.Categorical(logits=torch.randn(categories)), infer={"enumerate": "parallel"})
+    assert mixture.component(c).enumerated == (categories == mixture.n_components)
+    torch.testing.assert_close(mixture.component(c).log_prob(z), log_probs)
+    torch.testing.assert_close(mixture.component(c.flip(0)).log_prob(z), log_probs.flip(0))
+
+
+def test_a_mixture_remembers_what_it_is_told_to():
+    mixture, _ = mixture_and_answer("precision")
+    z, other = torch.randn(2, 6, 3)
+    expected = [mixture.component_log_prob(each) for each in (z, other)]
+    mixture.remember(z)
+    remembered = mixture.component_log_prob(z)
+    assert mixture.component_log_prob(z) is remembered
+    torch.testing.assert_close([remembered, mixture.component_log_prob(other)], expected)
+
+
 @pytest.mark.parametrize("c", [[3, 0, 3, 1, 2, 2], [0, 0, 0, 0, 0, 1]])
 def test_component_of_every_row(c):
     mixture, answer = mixture_and_answer("precision")

@@ -1,10 +1,14 @@
 """The training loop's objective against Pyro's own, and the shortcuts of its densities against torch's."""
 
+from collections import Counter
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vmm.distributions import ReciprocalGamma, TrilNormal
 from pyro_vmm.elbo import Elbo
@@ -12,6 +16,7 @@ from pyro_vmm.likelihoods import Normal, SharedScaleNormal
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
 from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
+from pyro_vmm.training import Steps, TrainingConfig
 
 M, G, D, K = 7, 5, 2, 3
 PRIORS = {
@@ -70,6 +75,60 @@ def test_map_objective_is_pyros(prior, analytic):
     assert_same(vae.prior.model, vae.prior.guide, vae.prior_parameters(), z, vae.encoder, centres)
 
 
+class Marginal(VAE):
+    """c summed out by the density of z, and not by enumeration."""
+
+    def model(self, x, p_z=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", p_z)
+            return pyro.sample("x", self.p_x(z), obs=x)
+
+
+class Labelled(VAE):
+    """c observed."""
+
+    def model(self, x, p_z=None):
+        with pyro.plate("data", len(x)):
+            labels = torch.arange(len(x)) % p_z.n_components
+            c = pyro.sample("c", dist.Categorical(logits=p_z.log_weights), obs=labels)
+            z = pyro.sample("z", p_z.component(c))
+            return pyro.sample("x", self.p_x(z), obs=x)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("cls", [VAE, Subsampled, Marginal, Labelled])
+def test_responsibilities_of_the_last_draws(prior, cls):
+    vae, x, elbo = build(prior, cls), torch.randn(M, G), Elbo()
+    p_z, log_likelihoods = vae.prior(vae.encoder), []
+    for loss in (elbo.differentiable_loss, partial(TraceEnum_ELBO.differentiable_loss, elbo)):
+        torch.manual_seed(3)
+        loss(vae.model, vae.guide, x, p_z)
+        torch.testing.assert_close(elbo.responsibilities(p_z), p_z.responsibilities(elbo.z))
+        log_likelihoods.append(elbo.log_likelihood)
+    torch.testing.assert_close(*log_likelihoods)
+
+
+class Squares(TorchDispatchMode):
+    """Counts the tensors that are squared, by shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.pow.Tensor_Scalar and args[1] == 2:
+            self.counts[tuple(args[0].shape)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("prior", ["gmm", "vmm", "differentiated"])
+def test_a_step_works_the_mixture_out_once(prior):
+    vae, x = build(prior), torch.randn(M, G)
+    with Squares() as squares:
+        Steps(vae, TrainingConfig()).iteration(x)
+    assert squares.counts[M, K, D] == 2  # in the SVI step, and in the MAP step
+
+
 def test_a_guide_that_enumerates_is_left_to_pyro():
     """Here the ELBO is a sum over the guide's own c, of which the short cut knows nothing."""
     weights = torch.tensor([0.2, 0.8]).requires_grad_()
@@ -126,11 +185,22 @@ def test_density_of_another_draw():
     assert q.rsample((4,)).shape == q.expand((4, M)).rsample().shape == (4, M, D)
 
 
-@pytest.mark.parametrize("shape", [(), (G,)])
-def test_shared_scale_normal_is_normal(shape):
-    loc, scale, x = torch.randn(M, G), torch.rand(shape) + 0.1, torch.randn(M, G)
-    for ours in (SharedScaleNormal(loc, scale), SharedScaleNormal(loc[:1], scale).expand((M, G))):
-        torch.testing.assert_close(ours.log_prob(x), dist.Normal(ours.loc, scale).log_prob(x))
+@pytest.mark.parametrize("event_shape", [(), (G,), (G, 3)])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("samples", [(), (4,)])
+def test_shared_scale_normal_is_normal(event_shape, shared, samples):
+    n = len(event_shape)
+    loc = torch.randn(M, *event_shape).requires_grad_()
+    scale = (torch.rand(() if shared else event_shape) + 0.1).requires_grad_()
+    x, weight = torch.randn(*samples, M, *event_shape), torch.randn(*samples, M)
+    for rows in (loc, loc[:1]):
+        ours = SharedScaleNormal(rows, scale, n).expand((M,))
+        theirs = dist.Normal(rows.expand(loc.shape), scale).to_event(n)
+        assert ours.batch_shape == (M,) and ours.event_shape == event_shape
+        found, expected = ours.log_prob(x), theirs.log_prob(x)
+        torch.testing.assert_close(found, expected)
+        gradients = [torch.autograd.grad((weight * each).sum(), (loc, scale)) for each in (found, expected)]
+        torch.testing.assert_close(*gradients)
 
 
 def test_reciprocal_gamma_with_jacobian_is_inverse_gamma():

@@ -5,13 +5,13 @@ Those below are modules with two things more: ``outputs_per_feature``, where the
 (h is then (N, *event_shape, P)), and ``check(x)``, which tells before any training that data lie outside their support.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -75,33 +75,41 @@ class _LocationScale(Likelihood):
         return F.softplus(self.scale_raw) + FLOOR
 
 
-class SharedScaleNormal(dist.Normal):
-    """``dist.Normal`` that works out the scale's logarithm and square once, and not for every element of ``loc``.
+class SharedScaleNormal(dist.Independent):
+    """``dist.Normal(loc, scale).to_event(event_dim)`` of a scale that all rows share.
+
+    The squares of an event are added up before they are scaled: ``loc`` and the value are gone through only once.
 
     Arguments:
-        loc: means, any shape.
-        scale: positive, one for all or any shape that broadcasts with ``loc``.
+        loc: means, (..., *event_shape).
+        scale: positive, () or ``event_shape``.
+        event_dim: how many of the dimensions of ``loc`` are those of an event.
     """
 
-    def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = None):
-        super().__init__(loc, scale, validate_args=validate_args)
-        self.shared_scale = scale
+    def __init__(self, loc: Tensor, scale: Tensor, event_dim: int, validate_args: bool | None = None):
+        super().__init__(dist.Normal(loc, scale, validate_args=validate_args), event_dim, validate_args=validate_args)
+        self.scale = scale
 
     def expand(self, batch_shape, _instance=None):
-        return SharedScaleNormal(self.loc.expand(batch_shape), self.shared_scale)
+        shape = torch.Size(batch_shape) + self.event_shape
+        return SharedScaleNormal(self.base_dist.loc.expand(shape), self.scale, self.event_dim)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
-            self._validate_sample(value)
-        log_norm = -self.shared_scale.log() - 0.5 * LOG_TWO_PI
-        return log_norm - ((value - self.loc) / (math.sqrt(2.0) * self.shared_scale)).square()
+            self.base_dist._validate_sample(value)
+        # The squares of the differences, by one kernel, and their gradient by another.
+        squares = F.mse_loss(*torch.broadcast_tensors(self.base_dist.loc, value), reduction="none")
+        log_norm = self.scale.log() + 0.5 * LOG_TWO_PI
+        if self.scale.dim():
+            return -sum_rightmost(0.5 * squares / self.scale.square() + log_norm, self.event_dim)
+        return -0.5 * sum_rightmost(squares, self.event_dim) / self.scale.square() - self.event_shape.numel() * log_norm
 
 
 class Normal(_LocationScale):
     """Normal(h, scale) with a learned scale."""
 
     def forward(self, h: Tensor) -> TorchDistribution:
-        return self.independent(SharedScaleNormal(h, self.scale))
+        return SharedScaleNormal(h, self.scale, len(self.event_shape))
 
 
 class StudentT(_LocationScale):

@@ -148,7 +148,7 @@ class NormalExpression(CellLikelihood):
         self.scale_raw = nn.Parameter(torch.full((layout.n_genes,), inverse_softplus(initial_scale)))
 
     def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
-        return SharedScaleNormal(h, F.softplus(self.scale_raw) + FLOOR).to_event(1)
+        return SharedScaleNormal(h, F.softplus(self.scale_raw) + FLOOR, event_dim=1)
 
     def expression(self, h: Tensor) -> Tensor:
         """The mean, (..., G), in the units of the data."""

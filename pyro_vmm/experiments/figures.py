@@ -94,7 +94,10 @@ def sensitivity(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | N
             start = _results_over(parameter, [f for f in some if f.run.method == "vmm-k-means++"])
             for axes, (score, title) in zip(pair, PANELS.items(), strict=True):
                 _draw_means(axes, frame, score, "o-", color=BLUE, label="random images")
-                _draw_means(axes, start, score, "s", color=VERMILLION, label="k-means++")
+                # A little beside the run that differs by nothing else.
+                _draw_means(
+                    axes, start.assign(size=1.06 * start["size"]), score, "s", color=VERMILLION, label="k-means++"
+                )
                 _dress(axes, f"{dataset}: {title}", letter, frame["size"])
     figure.axes[0].legend(fontsize=8, title="pseudo-inputs start from", title_fontsize=8)
     return figure

@@ -7,14 +7,16 @@ BUNDLED = ("iris", "wine", "breast_cancer", "digits")
 GENERATED = ("blobs", "anisotropic", "gaussians_50d", "gaussians_60k")
 
 
-def tabular(n_components: int = 50, hidden: int = 64, steps: int = 3000, consolidation_steps: int = 1000) -> dict:
-    """The settings of the methods on tables, by name; what is not told is for :mod:`~pyro_vmm.experiments.tabular`.
+def tabular(
+    n_components: int = 50, hidden: int = 64, epochs: int = 500, steps: int = 3000, max_iter: int = 200
+) -> dict[str, dict]:
+    """The settings of the methods on tables; why, and what they come to on one, tells ``tabular``.
 
     Arguments:
         n_components: of the VMM and of scikit-learn's mixture, the most there can be.
         hidden: the width of the VMM's two layers.
-        steps: of the VMM, at most.
-        consolidation_steps: of its prior alone, after these.
+        epochs, steps: of the VMM, at most.
+        max_iter: of scikit-learn's mixture.
     """
     vmm = {
         "n_components": n_components,
@@ -24,17 +26,15 @@ def tabular(n_components: int = 50, hidden: int = 64, steps: int = 3000, consoli
         "scaling": None,
         "batch_size": 256,
         "learning_rate": 2e-3,
+        "patience": None,
         "freeze_after": None,
-        "consolidation_steps": consolidation_steps,
         "validation_fraction": 0.1,
     }
-    # The least that a cluster has, in rows and as a share of them.
-    least = {"least_rows": 5, "least_share": 1 / 256}
     return {
         "k_means": {"n_init": 10},
-        "mixture": {"n_components": n_components, "max_iter": 500},
-        "hdbscan": least,
-        "vmm": {"estimator": vmm, "steps": steps, "patience": steps // 4, **least},
+        "mixture": {"n_components": n_components, "max_iter": max_iter},
+        "hdbscan": {"least_rows": 5, "least_share": 1 / 256},
+        "vmm": {"estimator": vmm, "epochs": epochs, "steps": steps, "fall": 6.0, "m_prior": 256},
     }
 
 
@@ -105,7 +105,7 @@ SCALES = {
         surgery={"epochs": 500, "patience": 20, **LABEL_FREE},
         cell_sets=("cortex", "pbmc", "split_seq", "lung_atlas", *Scale.cell_sets),
         varied_sets=("mnist", "fashion_mnist"),
-        tabular=tabular(n_components=100, hidden=128, steps=10_000),
+        tabular=tabular(n_components=100, hidden=128, steps=10_000, max_iter=500),
     ),
     "small": Scale(
         trials=3,
@@ -155,7 +155,7 @@ SCALES = {
         component_counts=(6, 12),
         varied_dims=(2, 3),
         tables=("iris", "blobs"),
-        tabular=tabular(n_components=12, hidden=8, steps=20, consolidation_steps=3),
+        tabular=tabular(n_components=12, hidden=8, steps=20, max_iter=20),
         baselines={"n_init": 1, "max_iter": 20, "n_components": 12},
     ),
 }

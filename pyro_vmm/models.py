@@ -39,13 +39,16 @@ class LatentVariableModel(nn.Module):
         self.encoder, self.decoder, self.likelihood, self.prior = encoder, decoder, likelihood, prior
 
     def network_parameters(self) -> list[nn.Parameter]:
-        """What the SVI step trains: the networks, the likelihood's own parameters, and a VampPrior's pseudo-inputs."""
+        """What the SVI step trains: the networks, the likelihood's own parameters, and a VampPrior's pseudo-inputs.
+
+        Like :meth:`prior_parameters` without those that require no gradient: what is to stay as it is.
+        """
         prior = {id(p) for p in self.prior_parameters()}
-        return [p for p in self.parameters() if id(p) not in prior]
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in prior]
 
     def prior_parameters(self) -> list[nn.Parameter]:
         """What the MAP step trains."""
-        return list(self.prior.parameters()) if self.prior.trained_by_map else []
+        return [p for p in self.prior.parameters() if p.requires_grad] if self.prior.trained_by_map else []
 
     def log_factors(self, x: Tensor) -> Tensor | None:
         """What is added to log pi in each row, (M, K), where the mixture's weights differ between rows."""

@@ -259,7 +259,8 @@ class _BayesianMixture(Prior):
         for module in subset.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim():
-                    setattr(module, name, nn.Parameter(parameter.detach()[kept].clone()))
+                    values = parameter.detach()[kept].clone()
+                    setattr(module, name, nn.Parameter(values, requires_grad=parameter.requires_grad))
         subset.n_components = len(kept)
         return subset
 
@@ -337,7 +338,7 @@ class GaussianMixture(_BayesianMixture):
     """The Bayesian, truncated-Dirichlet-process Gaussian mixture, its centres points.
 
     Arguments:
-        mu: initial centres, (K, D).
+        mu: initial centres, (K, D), such as draws from Normal(0, I) or an encoder's means of some rows.
         settings: ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities`` as for :class:`VampMixture`.
     """
 

@@ -25,6 +25,8 @@ class Centres(NamedTuple):
 class PseudoInputs(nn.Module):
     """Trainable inputs of the encoder, (K, *event_shape), started at given rows of data.
 
+    ``requires_grad_(False)`` holds them there.
+
     Arguments:
         initial: the values to start from, (K, *event_shape); a copy is trained.
     """

@@ -132,6 +132,19 @@ def test_a_hundred_steps_agree(settings, device):
 
 
 @every_device
+def test_pseudo_inputs_that_are_not_trained_stay(device):
+    x, runs = data(device=device), []
+    for graphs in (None, graphs_on(device)):
+        vae = build("vmm", device=device)
+        u = vae.prior.pseudo_inputs.requires_grad_(False).u.clone()
+        found = trainer(vae, graphs)
+        found.fit(x, x[:20], progress=False)
+        assert torch.equal(vae.prior.pseudo_inputs.u, u)
+        runs.append(everything(found))
+    assert_alike(*runs)
+
+
+@every_device
 def test_resuming_in_the_middle_is_bit_identical(device):
     x, ends = data(device=device), []
     whole = trainer(build("vmm", noisy, device), graphs_on(device))

@@ -100,6 +100,13 @@ def test_command_line_wins_over_the_file_and_the_preset(tmp_path):
     assert resolve({"config": tmp_path / "config.json"})["epochs"] == 3
 
 
+def test_flags_of_the_centres_reach_the_estimator():
+    given = ["--dataset", "digits", "--no-train-pseudo-inputs", "--init-centres", "encoded"]
+    model = estimator(resolve(vars(build_parser().parse_args(given))), progress=False)
+    assert model.train_pseudo_inputs is False and model.init_centres == "encoded"
+    assert estimator(resolve({}), progress=False).train_pseudo_inputs is True
+
+
 def test_resume_continues_bit_identically(table, tmp_path):
     common = ["--dataset", table, "--label-column", "kind", *FAST, "--checkpoint-every", "1", "--patience", "0"]
     assert run(*common, "--epochs", "6", "--out", tmp_path / "whole") == 0

@@ -189,6 +189,19 @@ def test_stock_svi_trains_everything_and_leaves_the_store_empty(prior):
     assert dict(pyro.get_param_store()) == {}
 
 
+@pytest.mark.parametrize("by", ["stock svi", "the two steps"])
+@pytest.mark.parametrize("prior", ["vamp", "vmm"])
+def test_pseudo_inputs_that_require_no_gradient_stay(prior, by):
+    vae, x = build(prior), 2 + 0.5 * torch.randn(40, G)
+    vae.prior.pseudo_inputs.requires_grad_(False)
+    before = snapshot(vae)
+    step = svi(vae).step if by == "stock svi" else Trainer(vae, TrainingConfig()).steps.iteration
+    for _ in range(3):
+        step(x)
+    unmoved = [name for name, value in vae.named_parameters() if torch.equal(value, before[name])]
+    assert unmoved == ["prior.pseudo_inputs.u"]
+
+
 @every_prior
 def test_two_models_do_not_share(prior):
     x = torch.randn(20, G)

@@ -238,6 +238,20 @@ def test_resuming_is_bit_identical(at):
     assert_same(resumed.state_dict(), whole.state_dict())
 
 
+def test_pseudo_inputs_that_are_not_trained_stay_so():
+    trainer = Trainer(unneeded(), config(epochs=8, freeze_after=2))
+    u = trainer.vae.prior.pseudo_inputs.requires_grad_(False).u
+    trainer.steps = Steps(trainer.vae, trainer.config)
+    before, start = u.clone(), state(trainer.vae)
+    trainer.fit(data().double(), data(20).double(), progress=False)
+    subset = trainer.steps.vae.prior
+    assert trainer.history[-1]["n_trained"] == 2
+    assert torch.equal(u, before) and torch.equal(subset.pseudo_inputs.u, before[KEPT])
+    assert all(not prior.pseudo_inputs.u.requires_grad for prior in (trainer.vae.prior, subset))
+    still = [name for name, value in trainer.vae.named_parameters() if torch.equal(value, start[name])]
+    assert still == ["prior.pseudo_inputs.u"]
+
+
 def test_consolidation_has_all_components():
     trainer = trained()
     before = state(trainer.vae)

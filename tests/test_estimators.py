@@ -290,6 +290,66 @@ def test_resume_is_bit_identical(prior, X, tmp_path):
     pd.testing.assert_frame_equal(resumed.history_[columns], whole.history_[columns])
 
 
+def start_of(model: VMM, X) -> torch.nn.Module:
+    """The model before its first step."""
+    found = []
+    stop = KeyboardInterrupt
+
+    def train(self, *rest):
+        found.append(self.vae_)
+        raise stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(stop):
+        patch.setattr(VMM, "_train", train)
+        model.fit(X)
+    return found[0]
+
+
+@pytest.mark.parametrize("init", ["random", "k-means++"])
+@pytest.mark.parametrize("prior", ["vamp", "vmm"])
+def test_pseudo_inputs_that_are_not_trained_stay_at_their_rows(prior, init, X, tmp_path):
+    settings = {**TINY, "prior": prior, "init": init, "train_pseudo_inputs": False, "consolidation_steps": 3}
+    start = start_of(VMM(**settings), X).prior.pseudo_inputs.u
+    model = VMM(**{**settings, "epochs": 6}).fit(X)
+    u = model.vae_.prior.pseudo_inputs.u
+    # Clusters are numbered anew at the end.
+    assert sorted(map(tuple, u.tolist())) == sorted(map(tuple, start.tolist()))
+    scaled = torch.as_tensor((X - model.shift_) / model.scale_, dtype=torch.float32)
+    assert all((scaled == row).all(1).any() for row in u)
+    trained = VMM(**{**settings, "epochs": 6, "train_pseudo_inputs": True}).fit(X)
+    assert sorted(map(tuple, trained.vae_.prior.pseudo_inputs.u.tolist())) != sorted(map(tuple, start.tolist()))
+    model.save(tmp_path / "model.pt")
+    again = VMM.load(tmp_path / "model.pt")
+    assert again.train_pseudo_inputs is False and not again.vae_.prior.pseudo_inputs.u.requires_grad
+    np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
+
+
+def test_resume_with_pseudo_inputs_that_are_not_trained(X, tmp_path):
+    settings = {**TINY, "train_pseudo_inputs": False, "epochs": 6, "checkpoint_every": 1, "patience": None}
+    whole = VMM(**settings).fit(X)
+    VMM(**{**settings, "epochs": 3}).fit(X, checkpoint=tmp_path / "checkpoint.pt")
+    resumed = VMM(**settings).fit(X, resume=tmp_path / "checkpoint.pt")
+    for (name, ours), theirs in zip(resumed.vae_.state_dict().items(), whole.vae_.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("init", ["random", "k-means++"])
+def test_centres_start_where_the_encoder_puts_the_rows(init, X):
+    settings = {**TINY, "init": init}
+    vmm, encoded, normal = (
+        start_of(VMM(**settings, **change), X)
+        for change in ({}, {"prior": "gmm", "init_centres": "encoded"}, {"prior": "gmm"})
+    )
+    with torch.no_grad():
+        means = encoded.encoder(vmm.prior.pseudo_inputs.u).mean
+    assert torch.equal(encoded.prior.mu, means)
+    assert not torch.equal(normal.prior.mu, means)
+    # Nothing else differs at the start.
+    for name, value in encoded.state_dict().items():
+        assert name == "prior.mu" or torch.equal(value, normal.state_dict()[name])
+        assert name.startswith("prior.") or torch.equal(value, vmm.state_dict()[name])
+
+
 def test_resume_refuses_another_run(X, tmp_path):
     VMM(**TINY).fit(X, checkpoint=tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="latent_dim=3 \\(was 2\\)"):
@@ -310,6 +370,8 @@ def test_resume_refuses_another_run(X, tmp_path):
         ({"responsibilities": "soft"}, "responsibilities='soft'"),
         ({"scaling": "log"}, "scaling='log'"),
         ({"init": "zeros"}, "init='zeros'"),
+        ({"train_pseudo_inputs": "no"}, "train_pseudo_inputs='no' should be one of"),
+        ({"init_centres": "zeros"}, "init_centres='zeros' should be one of"),
         ({"encoder": "resnet"}, "encoder='resnet'"),
         ({"hidden": ()}, r"hidden=\(\)"),
         ({"n_components": 0}, "n_components=0"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pyro_vmm.cli.kind import flag
 from pyro_vmm.cli.kinds import KINDS
-from pyro_vmm.estimators.building import INITS, SCALINGS
+from pyro_vmm.estimators.building import INIT_CENTRES, INITS, SCALINGS
 from pyro_vmm.estimators.cells import LIBRARIES
 from pyro_vmm.hyperpriors import HYPERPRIORS
 from pyro_vmm.networks import COVARIANCES
@@ -149,6 +149,9 @@ def _add_prior(group: Group) -> None:
     group.add("responsibilities", "in the MAP step", choices=list(RESPONSIBILITIES))
     group.add("expectation", "over the cluster centres", choices=list(EXPECTATIONS))
     group.add("init", "pseudo-inputs start from such rows", choices=list(INITS))
+    told = "whether they leave these rows in training; arrays only"
+    group.add("train_pseudo_inputs", told, action=argparse.BooleanOptionalAction)
+    group.add("init_centres", "where a gmm's centres start; arrays only", choices=list(INIT_CENTRES))
 
 
 def _add_selection(group: Group) -> None:

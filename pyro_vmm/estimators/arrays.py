@@ -23,6 +23,7 @@ from pyro_vmm.likelihoods import LIKELIHOODS, Likelihood
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import Prior
+from pyro_vmm.pseudo_inputs import PseudoInputs
 from pyro_vmm.randomness import fork_rng
 from pyro_vmm.rows import Rows
 
@@ -49,6 +50,9 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             gives each feature mean 0 and variance 1, right for tables; None leaves X alone; "auto" is "range" for the
             likelihoods "normal" and "student_t", else None.
         init: pseudo-inputs start from "random" or "k-means++" rows.
+        train_pseudo_inputs: whether they are trained; else they stay at these rows, and centres move with the encoder.
+        init_centres: a "gmm"'s centres start "normal", drawn from Normal(0, I), or "encoded", at the encoder's means of
+            the rows of ``init``, where those of a "vmm" start.
         hyperprior: "paper", "reference" (the authors' code) or a :class:`~pyro_vmm.priors.HyperPrior`.
         responsibilities: "held" or "differentiated" in the MAP step; None for what goes with the hyper-prior: "held"
             with the paper's, "differentiated" with the reference's.
@@ -100,6 +104,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         covariance: str = "full",
         scaling: str | None = "auto",
         init: str = "random",
+        train_pseudo_inputs: bool = True,
+        init_centres: str = "normal",
         hyperprior: str | HyperPrior = "paper",
         responsibilities: str | None = None,
         m_prior: float | str = 256,
@@ -135,6 +141,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         self.covariance = covariance
         self.scaling = scaling
         self.init = init
+        self.train_pseudo_inputs = train_pseudo_inputs
+        self.init_centres = init_centres
         self.hyperprior = hyperprior
         self.responsibilities = responsibilities
         self.m_prior = m_prior
@@ -220,6 +228,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         self._check_shared_parameters(tuple(LIKELIHOODS))
         choice("scaling", self.scaling, building.SCALINGS)
         choice("init", self.init, building.INITS)
+        choice("train_pseudo_inputs", self.train_pseudo_inputs, (True, False))
+        choice("init_centres", self.init_centres, building.INIT_CENTRES)
         for name in ("encoder", "decoder"):
             if not isinstance(getattr(self, name), nn.Module):
                 choice(name, getattr(self, name), ("mlp", "conv"))
@@ -241,7 +251,10 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         likelihood = self._build_likelihood()
         likelihood.check(x)
         vae = self._build_vae(likelihood, x[:2])
-        vae.prior = self._build_prior(x[building.initial_rows(x, self.n_components_, self.init, self.seed_)])
+        rows = x[building.initial_rows(x, self.n_components_, self.init, self.seed_)]
+        vae.prior = self._build_prior(rows)
+        if self.prior == "gmm" and self.init_centres == "encoded":
+            building.encode_centres(vae, rows)
         self.vae_ = self._place(vae)
 
     def _build_likelihood(self) -> Likelihood:
@@ -251,7 +264,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         networks = (self.encoder, self.decoder, self.hidden, self.latent_dim, self.covariance)
         return building.build_vae(likelihood, rows, *networks)
 
-    def _build_prior(self, pseudo_inputs: Tensor) -> Prior:
+    def _build_prior(self, rows: Tensor) -> Prior:
+        pseudo_inputs = PseudoInputs(rows).requires_grad_(self.train_pseudo_inputs)
         return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, self._prior_settings())
 
     # What a fitted model tells

@@ -40,6 +40,7 @@ from pyro_vmm.pseudo_inputs import PseudoInputs
 KMEANS_CELLS = 10_000
 SCALINGS = ("auto", "range", "standard", None)
 INITS = ("random", "k-means++")
+INIT_CENTRES = ("normal", "encoded")
 
 
 def choose_device(device: str) -> torch.device:
@@ -204,7 +205,7 @@ def build_prior(name: str, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs
         name: a key of :data:`pyro_vmm.priors.PRIORS`.
         latent_dim: D.
         pseudo_inputs: initial u, (K, ...), or the module; a "gmm" takes only their number, its centres start from
-            Normal(0, I).
+            Normal(0, I), see :func:`encode_centres`.
         settings: of the Bayesian mixtures.
     """
     if name == "standard_normal":
@@ -214,6 +215,12 @@ def build_prior(name: str, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs
     return (
         VampPrior(latent_dim, pseudo_inputs) if name == "vamp" else VampMixture(latent_dim, pseudo_inputs, **settings)
     )
+
+
+@torch.no_grad()
+def encode_centres(vae: VAE, rows: Tensor) -> None:
+    """Start a "gmm"'s centres where the centres of a "vmm" start: at the encoder's means of rows (K, ...)."""
+    vae.prior.mu.copy_(PseudoInputs(rows).encode(vae.encoder).loc)
 
 
 def initial_rows(x: Tensor, n: int, init: str, seed: int) -> Tensor:

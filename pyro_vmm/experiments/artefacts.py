@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyro_vmm import files
-from pyro_vmm.experiments import cells, images
+from pyro_vmm.experiments import beyond, cells, images, tabular
 from pyro_vmm.experiments.paper import PAPER
 from pyro_vmm.experiments.runs import Folder, Run
 from pyro_vmm.experiments.scales import SCALES, Scale
@@ -15,30 +15,37 @@ from pyro_vmm.experiments.tables import Column, Table, results
 CLUSTERS = Column("utilised_clusters", "clusters", ".1f", None)
 MARKS = (
     "Mean ± standard deviation over trials. Bold: the best, and all that is not significantly worse (one-sided "
-    "Mann-Whitney U test, p >= 0.05; with three trials or fewer it can't tell, and only the best is bold). "
-    "The configuration `labels` stops on the NMI of held-back labels, as the paper does; `label-free` on their ELBO."
+    "Mann-Whitney U test, p >= 0.05; with three trials or fewer it can't tell, and only the best is bold)."
 )
+STOPPING = (
+    " The configuration `labels` stops on the NMI of held-back labels, as the paper does; `label-free` on their ELBO."
+)
+IMAGE_COLUMNS = (CLUSTERS, Column("accuracy_by_exemplar", "accuracy"), Column("nmi", "NMI"))
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A table or a figure.
+    """A table, a figure, or both of the same runs.
 
     Arguments:
         title: what it shows.
         runs: (scale, trials) to its runs.
         columns: of a table, else empty.
-        titles: of the methods of a table.
+        titles: of the methods of a table, in the order of its rows.
+        row: what the row of a run is called, where its method does not tell; rows are then in the order of the runs.
         draw: the name of a function of ``figures``, of a figure.
         note: what its reader should know.
+        in_paper: whether the paper has it.
     """
 
     title: str
     runs: Callable
     columns: tuple[Column, ...] = ()
     titles: dict[str, str] | None = None
+    row: Callable[[Run], str] | None = None
     draw: str = ""
     note: str = ""
+    in_paper: bool = True
 
 
 def components_of(position: int) -> Callable:
@@ -56,8 +63,9 @@ ARTEFACTS = {
     "table1": Artefact(
         "Clustering of images",
         images.clustering_runs,
-        (CLUSTERS, Column("accuracy_by_exemplar", "accuracy"), Column("nmi", "NMI")),
+        IMAGE_COLUMNS,
         images.TITLES,
+        note=STOPPING,
     ),
     "table2": Artefact(
         "The ELBO taken apart, on held-back images (nats)",
@@ -94,6 +102,45 @@ ARTEFACTS = {
     "figure2": Artefact("UMAP of cells", cells.integration_runs, draw="embeddings"),
     "figure3": Artefact("Batch size, m_prior and the clusters", images.sweep_runs, draw="sweep"),
     "figure4": Artefact("Samples of each component, Fashion-MNIST", components_of(-1), draw="components"),
+    "presets": Artefact(
+        "Hyper-priors of the paper and of its authors' code, with both kinds of responsibilities",
+        beyond.preset_runs,
+        IMAGE_COLUMNS,
+        row=beyond.preset_row,
+        note=STOPPING,
+        in_paper=False,
+    ),
+    "ablation": Artefact(
+        "What the pseudo-inputs do",
+        beyond.ablation_runs,
+        IMAGE_COLUMNS,
+        beyond.ABLATION_TITLES,
+        note=f"{STOPPING} In a trial all priors have the same networks, and centres or u start from the same images.",
+        in_paper=False,
+    ),
+    "sensitivity": Artefact(
+        "K, D, and the images that pseudo-inputs start from",
+        beyond.sensitivity_runs,
+        IMAGE_COLUMNS,
+        row=beyond.sensitivity_row,
+        draw="sensitivity",
+        note=STOPPING,
+        in_paper=False,
+    ),
+    "tabular": Artefact(
+        "Tables with known classes",
+        tabular.tabular_runs,
+        (
+            CLUSTERS,
+            Column("noise", "noise", ".1%", None),
+            Column("accuracy_by_majority", "accuracy (majority)"),
+            Column("nmi", "NMI"),
+            Column("ari", "ARI"),
+        ),
+        tabular.TITLES,
+        note=tabular.NOTE,
+        in_paper=False,
+    ),
 }
 
 
@@ -123,16 +170,19 @@ def render(name: str, scale: str, trials: int, folders: Sequence[Folder], out: P
     """Write what can be shown by now into the folder ``out``; returns the text to print."""
     artefact, out = ARTEFACTS[name], Path(out)
     done = f"{sum(folder.finished() for folder in folders)} of {len(folders)} runs are finished, scale {scale}"
-    if artefact.draw:
-        return _render_figures(artefact, name, folders, out, data_dir) + done
-    table = Table(results(folders), artefact.columns, artefact.titles, PAPER.get(name, {}), trials)
+    drawn = _render_figures(artefact, name, folders, out, data_dir) if artefact.draw else ""
+    if not artefact.columns:
+        return drawn + done
+    titles = artefact.titles or {row: row for row in (artefact.row(folder.run) for folder in folders)}
+    table = Table(results(folders, artefact.row), artefact.columns, titles, PAPER.get(name, {}), trials)
     if not table.lines():
         return f"no results of {name} yet: {done}"
-    quoted = "" if table.quoted else " The paper's own numbers of this table are not at hand."
+    missing = artefact.in_paper and not table.quoted
+    quoted = " The paper's own numbers of this table are not at hand." if missing else ""
     page = f"# {artefact.title}\n\n{done}. {MARKS}{artefact.note}{quoted}\n\n{table.markdown()}"
     for ending, text in (("md", page), ("csv", table.csv()), ("tex", table.latex())):
         files.write(io.BytesIO(text.encode()), out / f"{name}.{ending}")
-    return f"{table.markdown()}{done}; written to {out / name}.md, .csv and .tex"
+    return f"{table.markdown()}{drawn}{done}; written to {out / name}.md, .csv and .tex"
 
 
 def _render_figures(artefact: Artefact, name: str, folders: Sequence[Folder], out: Path, data_dir: Path | None) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ABOUT = """Reproduce a table or a figure of the paper: run what has no result yet, then render.
+ABOUT = """Reproduce a table or figure of the paper, or make one beyond it: run what has no result yet, then render.
 
 Every fit is a run with a folder of its own under --out. The command may be stopped, killed and started again at any
 moment: a finished run is never repeated, a half-done one continues from its checkpoint. Start it several times to
@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   python scripts/reproduce.py table1 --scale small
   python scripts/reproduce.py table1 --only mnist vmm gmm --trials 1
   python scripts/reproduce.py table1 --scale small --render
+  python scripts/reproduce.py tabular --scale small --threads 1
 """
 
 
@@ -23,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     from pyro_vmm.experiments.artefacts import ARTEFACTS
     from pyro_vmm.experiments.scales import SCALES
 
-    shown = "\n".join(f"  {name}  {artefact.title}" for name, artefact in ARTEFACTS.items())
+    shown = "\n".join(f"  {name:<13}{artefact.title}" for name, artefact in ARTEFACTS.items())
     form = argparse.RawDescriptionHelpFormatter
     found = argparse.ArgumentParser(
         "reproduce.py", description=f"{ABOUT}\n{shown}", epilog=EXAMPLES, formatter_class=form

@@ -18,6 +18,7 @@ from pyro_vmm.runs import ArrayResults
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+VARIED = {"K": "n_components", "D": "latent_dim"}
 PANELS = {"utilised_clusters": "clusters used", "nmi": "NMI"}
 SWEEPS = {
     "batch": ("batch size, m_prior equal to it (as in the paper)", BLUE, "o-"),
@@ -49,13 +50,17 @@ def sweep(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | None":
             for kind, (label, color, style) in SWEEPS.items():
                 some = frame[(frame["dataset"] == dataset) & (frame["kind"] == kind)]
                 _draw_means(axes, some, score, style, color=color, label=label)
-            axes.set(title=f"{dataset}: {title}", xlabel="size", xscale="log")
-            sizes = sorted(frame["size"].unique())
-            axes.set_xticks(sizes, labels=sizes)
-            axes.minorticks_off()
-            axes.grid(alpha=0.3)
+            _dress(axes, f"{dataset}: {title}", "size", frame["size"])
     figure.axes[0].legend(fontsize=8)
     return figure
+
+
+def _dress(axes, title: str, xlabel: str, sizes: pd.Series) -> None:
+    sizes = sorted(sizes.unique())
+    axes.set(title=title, xlabel=xlabel, xscale="log")
+    axes.set_xticks(sizes, labels=sizes)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
 
 
 def _curve(folders: Sequence[Folder], kind: str) -> pd.DataFrame:
@@ -69,9 +74,44 @@ def _curve(folders: Sequence[Folder], kind: str) -> pd.DataFrame:
 
 def _draw_means(axes, frame: pd.DataFrame, score: str, style: str, **look) -> None:
     """The mean over trials at each size, with a bar of one standard deviation."""
-    grouped = frame.groupby("size")[score]
     if len(frame):
+        grouped = frame.groupby("size")[score]
         axes.errorbar(grouped.mean().index, grouped.mean(), grouped.std().fillna(0), fmt=style, capsize=3, **look)
+
+
+def sensitivity(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | None":
+    """The number of clusters and NMI over K and over D, with table 1's own run on both curves."""
+    from matplotlib.figure import Figure
+
+    datasets = list(dict.fromkeys(folder.run.dataset for folder in folders if folder.finished()))
+    if not datasets:
+        return None
+    figure = Figure(figsize=(15, 3.2 * len(datasets) + 0.5), layout="constrained")
+    for row, dataset in zip(figure.subplots(len(datasets), 4, squeeze=False), datasets, strict=True):
+        some = [folder for folder in folders if folder.run.dataset == dataset]
+        for pair, (letter, parameter) in zip((row[:2], row[2:]), VARIED.items(), strict=True):
+            frame = _results_over(parameter, [f for f in some if f.run.method in ("vmm", _named(letter, parameter, f))])
+            start = _results_over(parameter, [f for f in some if f.run.method == "vmm-k-means++"])
+            for axes, (score, title) in zip(pair, PANELS.items(), strict=True):
+                _draw_means(axes, frame, score, "o-", color=BLUE, label="random images")
+                # A little beside the run that differs by nothing else.
+                _draw_means(
+                    axes, start.assign(size=1.06 * start["size"]), score, "s", color=VERMILLION, label="k-means++"
+                )
+                _dress(axes, f"{dataset}: {title}", letter, frame["size"])
+    figure.axes[0].legend(fontsize=8, title="pseudo-inputs start from", title_fontsize=8)
+    return figure
+
+
+def _named(letter: str, parameter: str, folder: Folder) -> str:
+    return f"vmm-{letter}-{folder.run.settings['estimator'][parameter]}"
+
+
+def _results_over(parameter: str, folders: Sequence[Folder]) -> pd.DataFrame:
+    """The results along a parameter of the estimator, which is the column ``size``."""
+    sizes = {folder.run.method: folder.run.settings["estimator"][parameter] for folder in folders}
+    frame = results(folders)
+    return frame.assign(size=frame["method"].map(sizes))
 
 
 def embeddings(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | None":

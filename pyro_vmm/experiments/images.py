@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -47,7 +48,7 @@ def clustering_runs(scale: Scale, trials: int) -> Iterator[Run]:
                 for configuration, changes in scale.configurations.items():
                     # Without clusters there is nothing to compare with labels.
                     if method not in ("vae", "pca") or "val_elbo" in changes.values():
-                        yield _run("clustering", scale, dataset, method, configuration, trial, changes)
+                        yield planned("clustering", scale, dataset, method, configuration, trial, changes)
 
 
 def sweep_runs(scale: Scale, trials: int) -> Iterator[Run]:
@@ -58,11 +59,13 @@ def sweep_runs(scale: Scale, trials: int) -> Iterator[Run]:
     name, base = next(iter(scale.configurations.items()))
     for trial in range(trials):
         for dataset in scale.latent_dims:
-            usual = _run("clustering", scale, dataset, "vmm", name, trial, base)
+            usual = planned("clustering", scale, dataset, "vmm", name, trial, base)
             yield usual
             for size in scale.sweep:
                 for told, changes in (("batch", {"batch_size": size, "m_prior": size}), ("m_prior", {"m_prior": size})):
-                    run = _run("clustering", scale, dataset, "vmm", f"{name}-{told}-{size}", trial, {**base, **changes})
+                    run = planned(
+                        "clustering", scale, dataset, "vmm", f"{name}-{told}-{size}", trial, {**base, **changes}
+                    )
                     if run.settings != usual.settings:
                         yield run
 
@@ -72,11 +75,12 @@ def surgery_runs(scale: Scale, trials: int) -> Iterator[Run]:
     dataset = list(scale.latent_dims)[-1]
     for trial in range(trials):
         for method in PRIORS:
-            run = _run("surgery", scale, dataset, method, "label-free", trial, scale.surgery)
+            run = planned("surgery", scale, dataset, method, "label-free", trial, scale.surgery)
             yield replace(run, settings={**run.settings, "n_samples": scale.n_samples})
 
 
-def _run(kind: str, scale: Scale, dataset: str, method: str, configuration: str, trial: int, changes: dict) -> Run:
+def planned(kind: str, scale: Scale, dataset: str, method: str, configuration: str, trial: int, changes: dict) -> Run:
+    """A run with the settings of a scale, changed."""
     latent_dim = {"latent_dim": scale.latent_dims[dataset]}
     settings = {"rows": scale.rows}
     if method in ("vae", "pca"):
@@ -146,13 +150,20 @@ def latent_scores(z: np.ndarray, labels: np.ndarray, settings: dict, seed: int, 
     mixture = BayesianGaussianMixture(
         n_components=settings["n_components"], max_iter=settings["max_iter"], random_state=seed
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with unconverged():
         probabilities = mixture.fit(z.astype(float)).predict_proba(z.astype(float))
     return {
         f"k_means_{space}": metrics.clustering_scores(labels, near),
         f"mixture_{space}": metrics.clustering_scores(labels, probabilities),
     }
+
+
+@contextmanager
+def unconverged() -> Iterator[None]:
+    """No word of a mixture that has used up its iterations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
 
 
 def dissect(run: Run, folder: Folder, data_dir: Path | None, progress: Progress) -> dict:

@@ -1,8 +1,41 @@
-"""How large the experiments on images are: the paper's scale, an honest small one, and one for tests."""
+"""How large the experiments are: the paper's scale, an honest small one, and one for tests."""
 
 from dataclasses import dataclass, field
 
 CLASSES = 10
+BUNDLED = ("iris", "wine", "breast_cancer", "digits")
+GENERATED = ("blobs", "anisotropic", "gaussians_50d", "gaussians_60k")
+
+
+def tabular(
+    n_components: int = 50, hidden: int = 64, epochs: int = 500, steps: int = 3000, max_iter: int = 200
+) -> dict[str, dict]:
+    """The settings of the methods on tables; why, and what they come to on one, tells ``tabular``.
+
+    Arguments:
+        n_components: of the VMM and of scikit-learn's mixture, the most there can be.
+        hidden: the width of the VMM's two layers.
+        epochs, steps: of the VMM, at most.
+        max_iter: of scikit-learn's mixture.
+    """
+    vmm = {
+        "n_components": n_components,
+        "latent_dim": 10,
+        "hidden": [hidden, hidden],
+        "hyperprior": "reference",
+        "scaling": None,
+        "batch_size": 256,
+        "learning_rate": 2e-3,
+        "patience": None,
+        "freeze_after": None,
+        "validation_fraction": 0.1,
+    }
+    return {
+        "k_means": {"n_init": 10},
+        "mixture": {"n_components": n_components, "max_iter": max_iter},
+        "hdbscan": {"least_rows": 5, "least_share": 1 / 256},
+        "vmm": {"estimator": vmm, "epochs": epochs, "steps": steps, "fall": 6.0, "m_prior": 256},
+    }
 
 
 @dataclass(frozen=True)
@@ -22,6 +55,10 @@ class Scale:
         sweep: the batch sizes, and the values of ``m_prior``, of figure 3.
         cell_sets: of tables 3 and 4.
         cell_epochs: at most; None for the methods' own.
+        varied_sets: data sets of presets, ablation and sensitivity.
+        component_counts, varied_dims: K and D of sensitivity, besides table 1's.
+        tables: with known classes, names in ``tabular.TABLES``.
+        tabular: the settings of each method on them.
     """
 
     trials: int
@@ -36,6 +73,11 @@ class Scale:
     sweep: tuple[int, ...] = (128, 256, 512, 1024)
     cell_sets: tuple[str, ...] = ("kang_ifnb_2800", "sc_mixology_celllines", "pbmc_facs_zheng")
     cell_epochs: int | None = None
+    varied_sets: tuple[str, ...] = ("mnist",)
+    component_counts: tuple[int, ...] = (20, 50, 100, 200, 500)
+    varied_dims: tuple[int, ...] = (2, 5, 10, 20, 30)
+    tables: tuple[str, ...] = (*BUNDLED, *GENERATED)
+    tabular: dict[str, dict] = field(default_factory=lambda: tabular())
     baselines: dict = field(default_factory=lambda: {"n_init": 10, "max_iter": 500, "n_components": 100})
 
 
@@ -62,6 +104,8 @@ SCALES = {
         configurations={"labels": LABELS, "label-free": LABEL_FREE},
         surgery={"epochs": 500, "patience": 20, **LABEL_FREE},
         cell_sets=("cortex", "pbmc", "split_seq", "lung_atlas", *Scale.cell_sets),
+        varied_sets=("mnist", "fashion_mnist"),
+        tabular=tabular(n_components=100, hidden=128, steps=10_000, max_iter=500),
     ),
     # Far fewer iterations than at full scale, hence the larger, falling rate; small networks, to take minutes.
     "small": Scale(
@@ -105,6 +149,11 @@ SCALES = {
         sweep=(50, 100),
         cell_sets=Scale.cell_sets[:1],
         cell_epochs=2,
+        varied_sets=("digits",),
+        component_counts=(6, 12),
+        varied_dims=(2, 3),
+        tables=("iris", "blobs"),
+        tabular=tabular(n_components=12, hidden=8, steps=20, max_iter=20),
         baselines={"n_init": 1, "max_iter": 20, "n_components": 12},
     ),
 }

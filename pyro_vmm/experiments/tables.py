@@ -1,11 +1,11 @@
 """Results of runs to a table, and the table as Markdown, CSV and LaTeX."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from pyro_vmm.experiments.runs import Folder
+from pyro_vmm.experiments.runs import Folder, Run
 from pyro_vmm.experiments.statistics import best, mean_std, numbers
 
 KEYS = ["dataset", "configuration", "method", "trial"]
@@ -28,13 +28,19 @@ class Column:
     larger: bool | None = True
 
 
-def results(folders: Sequence[Folder]) -> pd.DataFrame:
-    """A row for each trial of each method, from the runs that are finished."""
+def results(folders: Sequence[Folder], name: Callable[[Run], str] | None = None) -> pd.DataFrame:
+    """A row for each trial of each method, from the runs that are finished.
+
+    Arguments:
+        folders: of the runs.
+        name: what to call a run's method, if not by its own name.
+    """
     rows = []
     for folder in folders:
         if folder.finished():
             run = folder.run
             for method, scores in folder.read()["scores"].items():
+                method = name(run) if name else method
                 rows.append(dict(zip(KEYS, (run.dataset, run.configuration, method, run.trial), strict=True)) | scores)
     return pd.DataFrame(rows, columns=[*KEYS, *dict.fromkeys(key for row in rows for key in row if key not in KEYS)])
 

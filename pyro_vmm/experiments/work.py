@@ -11,11 +11,16 @@ import torch
 from tqdm import tqdm
 
 from pyro_vmm.estimators.storing import versions
-from pyro_vmm.experiments import cells, images
+from pyro_vmm.experiments import cells, images, tabular
 from pyro_vmm.experiments.runs import Folder, Run
 
 #: What a run of each kind does: (run, folder, data folder, progress) to its result.
-KINDS: dict[str, Callable] = {"clustering": images.cluster, "surgery": images.dissect, "cells": cells.integrate}
+KINDS: dict[str, Callable] = {
+    "clustering": images.cluster,
+    "surgery": images.dissect,
+    "cells": cells.integrate,
+    "tabular": tabular.cluster,
+}
 SHOWN = ("utilised_clusters", "accuracy_by_exemplar", "nmi", "log_px", "clusters", "NMI", "scib total")
 
 

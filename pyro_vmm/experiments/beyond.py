@@ -1,0 +1,82 @@
+"""The experiments on images that are not in the paper: presets, an ablation, sensitivity.
+
+Each varies the VMM of table 1 that sees no labels. What comes to the same as a run of table 1 is that run.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from pyro_vmm import VMM
+from pyro_vmm.estimators.building import INITS
+from pyro_vmm.experiments import images
+from pyro_vmm.experiments.runs import Run
+from pyro_vmm.experiments.scales import Scale
+from pyro_vmm.hyperpriors import HYPERPRIORS
+from pyro_vmm.priors import RESPONSIBILITIES
+
+CONFIGURATION = "label-free"
+ABLATION = {
+    "gmm": {"prior": "gmm"},
+    "gmm-encoded": {"prior": "gmm", "init_centres": "encoded"},
+    "vmm-frozen": {"train_pseudo_inputs": False},
+    "vmm": {},
+}
+#: The rows of the ablation.
+ABLATION_TITLES = {
+    "gmm": "GMM",
+    "gmm-encoded": "GMM, centres started at encoded images",
+    "vmm-frozen": "VMM, u frozen at random images",
+    "vmm": "VMM",
+}
+
+
+def preset_runs(scale: Scale, trials: int) -> Iterator[Run]:
+    """Both hyper-priors with both kinds of responsibilities."""
+    pairs = [(hyperprior, kind) for hyperprior in HYPERPRIORS for kind in RESPONSIBILITIES]
+    return _runs(scale, trials, {f"vmm-{h}-{r}": {"hyperprior": h, "responsibilities": r} for h, r in pairs})
+
+
+def ablation_runs(scale: Scale, trials: int) -> Iterator[Run]:
+    """From free centres to those that trained pseudo-inputs guide."""
+    return _runs(scale, trials, ABLATION)
+
+
+def sensitivity_runs(scale: Scale, trials: int) -> Iterator[Run]:
+    """K, D and the rows that pseudo-inputs start from, one at a time; all meet at table 1's own run."""
+    variants = {f"vmm-K-{k}": {"n_components": k} for k in scale.component_counts}
+    variants |= {f"vmm-D-{d}": {"latent_dim": d} for d in scale.varied_dims}
+    return _runs(scale, trials, variants | {f"vmm-{init}": {"init": init} for init in INITS})
+
+
+def _runs(scale: Scale, trials: int, variants: Mapping[str, dict]) -> Iterator[Run]:
+    """Table 1's VMM with changes by name, trials outermost, each run once."""
+    for trial in range(trials):
+        for dataset in scale.varied_sets:
+            changes = scale.configurations[CONFIGURATION]
+            usual = images.planned("clustering", scale, dataset, "vmm", CONFIGURATION, trial, changes)
+            runs = [_varied(usual, name, changes) for name, changes in variants.items()]
+            yield from {run.path: run for run in runs}.values()
+
+
+def _varied(usual: Run, name: str, changes: dict) -> Run:
+    settings = {**usual.settings, "estimator": {**usual.settings["estimator"], **changes}}
+    run = replace(usual, method=name, settings=settings)
+    return usual if _parameters(run) == _parameters(usual) else run
+
+
+def _parameters(run: Run) -> dict:
+    """All parameters, those that are left to the defaults too."""
+    model = VMM(**run.settings["estimator"])
+    return {**model.get_params(), **model._prior_settings()}
+
+
+def preset_row(run: Run) -> str:
+    """What a run's row is called in the table of presets."""
+    found = _parameters(run)
+    return f"hyper-prior {found['hyperprior']}, responsibilities {found['responsibilities']}"
+
+
+def sensitivity_row(run: Run) -> str:
+    """What a run's row is called in the table of sensitivity."""
+    found = _parameters(run)
+    return f"K = {found['n_components']}, D = {found['latent_dim']}, {found['init']} rows"

@@ -128,7 +128,7 @@ def test_frozen_pseudo_inputs_are_still_rows_of_data_after_the_run(tmp_path):
     distances = {}
     for run in artefacts.plan("ablation", "tiny", 1, ["vmm-frozen", "vmm"]):
         model = VMM.load(Folder(tmp_path / "tiny" / "runs", run).path / "model.pt")
-        u, rows = model.vae_.prior.pseudo_inputs.u.detach().flatten(1), model._to_tensor(x.astype("float32")).flatten(1)
+        u, rows = model.vae_.prior.pseudo_inputs.u.detach().flatten(1), model.to_tensor(x).flatten(1)
         distances[run.method] = torch.cdist(u, rows, compute_mode="donot_use_mm_for_euclid_dist").min(1).values
     assert distances["vmm-frozen"].max() == 0 and distances["vmm"].min() > 0
 

@@ -108,7 +108,6 @@ SCALES = {
         tabular=tabular(n_components=100, hidden=128, steps=10_000, max_iter=500),
     ),
     # Far fewer iterations than at full scale, hence the larger, falling rate; small networks, to take minutes.
-    # The noise starts as it does by default: from 1, as at full scale, Fashion-MNIST's clusters merge at this rate.
     "small": Scale(
         trials=3,
         latent_dims={"mnist": 10, "fashion_mnist": 30},
@@ -121,6 +120,7 @@ SCALES = {
             "epochs": 100,
             "patience": None,
             "validation_fraction": 0.1,
+            "likelihood_options": {"initial_scale": 1.0},
         },
         ours={"n_components": 100, "m_prior": 256, "hyperprior": "reference"},
         vade={"covariance": "full", "pretraining_epochs": 13, "pretraining_learning_rate": 2e-3},

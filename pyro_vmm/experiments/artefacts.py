@@ -133,7 +133,7 @@ ARTEFACTS = {
         (
             CLUSTERS,
             Column("noise", "noise", ".1%", None),
-            Column("accuracy_by_majority", "accuracy (majority)"),
+            Column("accuracy_by_majority", "accuracy (majority)", larger=None),
             Column("nmi", "NMI"),
             Column("ari", "ARI"),
         ),

@@ -8,7 +8,7 @@ GENERATED = ("blobs", "anisotropic", "gaussians_50d", "gaussians_60k")
 
 
 def tabular(
-    n_components: int = 50, hidden: int = 64, epochs: int = 500, steps: int = 3000, max_iter: int = 200
+    n_components: int = 50, hidden: int = 64, epochs: int = 500, steps: int = 3000, max_iter: int = 500
 ) -> dict[str, dict]:
     """The settings of the methods on tables; why, and what they come to on one, tells ``tabular``.
 
@@ -105,7 +105,7 @@ SCALES = {
         surgery={"epochs": 500, "patience": 20, **LABEL_FREE},
         cell_sets=("cortex", "pbmc", "split_seq", "lung_atlas", *Scale.cell_sets),
         varied_sets=("mnist", "fashion_mnist"),
-        tabular=tabular(n_components=100, hidden=128, steps=10_000, max_iter=500),
+        tabular=tabular(n_components=100, hidden=128, steps=10_000),
     ),
     # Far fewer iterations than at full scale, hence the larger, falling rate; small networks, to take minutes.
     "small": Scale(

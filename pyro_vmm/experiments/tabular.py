@@ -45,7 +45,8 @@ NOTE = (
     "of classes. The VMM and the Bayesian mixture start from as many components as each other. A cluster of HDBSCAN "
     "has at least 5 rows, and at least one row in 256, as the VMM's m_prior has it. The rows that HDBSCAN calls noise "
     "are scored as one group, which is not counted as a cluster; nothing in it is random, so it has one trial. "
-    "The accuracy gives each cluster its most frequent class: it can only grow where clusters are split; the ARI falls."
+    "The accuracy gives each cluster its most frequent class: splitting clusters can only raise it, so that its best "
+    "is not marked; the ARI falls."
 )
 # HDBSCAN's cluster of rows that belong to none.
 NOISE = -1

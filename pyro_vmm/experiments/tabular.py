@@ -12,8 +12,8 @@ rules:
 - ``m_prior`` is 256 as everywhere, but at most the number of rows: hyper-priors count at least once;
 - no component leaves training early, as ten epochs of a small table are ten steps.
 
-The rules for small tables were found on iris and wine, on which a first setting, 3,000 steps for every table at one
-rate, had done badly; the other tables had no say.
+The rules for small tables were found on iris and wine, on which earlier settings, 3,000 steps for every table at one
+rate, had done badly; their labels were in sight, those of the other tables had no say.
 """
 
 import math

@@ -18,7 +18,7 @@ import pandas as pd
 import tables
 import torch
 
-from pyro_vmm import VMM, metrics
+from pyro_vmm import VMM, files, metrics
 from pyro_vmm.cli import estimator, resolve
 from pyro_vmm.data import Dataset, load
 from pyro_vmm.networks import inference_mode
@@ -102,11 +102,11 @@ def main() -> None:
         stored = args.out / f"time_to_nmi_{args.dataset}_{seed}.csv"
         if not stored.exists():
             curve, end = run(args.dataset, data, seed)
-            stored.with_suffix(".json").write_text(json.dumps(end))
+            files.write_json(stored.with_suffix(".json"), end)
             curve.round(4).to_csv(stored, index=False)
         curves.append(pd.read_csv(stored))
         ends.append(json.loads(stored.with_suffix(".json").read_text()))
-        print(f"seed {seed}", *page(curves[-1:], ends[-1:]), sep="\n", flush=True)
+        print(*page(curves, ends), sep="\n", flush=True)
     about = f"Settings of `scripts/fit.py --dataset {args.dataset}`; {tables.machine()}."
     tables.write(args.out / f"time_to_nmi_{args.dataset}.md", "Time to a given NMI", about, page(curves, ends))
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from pyro_vmm.data import images
+from pyro_vmm.data.root import data_root
 
 TRAIN_LABELS, TEST_LABELS = [3, 1, 4, 1, 5], [9, 2]
 
@@ -72,11 +73,11 @@ def test_without_a_data_dir_there_is_a_cache_folder(monkeypatch):
     home = Path.home()
     for variable in ("PYRO_VMM_DATA", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
-    assert images.data_root(None) == home / ".cache" / "pyro_vmm"
+    assert data_root(None) == home / ".cache" / "pyro_vmm"
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert images.data_root(None) == Path("/caches/pyro_vmm")
+    assert data_root(None) == Path("/caches/pyro_vmm")
     monkeypatch.setenv("PYRO_VMM_DATA", "~/data")
-    assert images.data_root(None) == home / "data" and images.data_root("here") == Path("here")
+    assert data_root(None) == home / "data" and data_root("here") == Path("here")
 
 
 def test_unpacked_files_that_kept_their_ending_are_read(tmp_path, no_torchvision):

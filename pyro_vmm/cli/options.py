@@ -7,7 +7,7 @@ from pathlib import Path
 from pyro_vmm.cli.kind import SELECTION, Kind, flag
 from pyro_vmm.cli.kinds import CELLS, KINDS
 from pyro_vmm.data.cell_sets.files import find, folders
-from pyro_vmm.data.images import data_root
+from pyro_vmm.data.root import data_root
 from pyro_vmm.estimators.base import Estimator
 
 

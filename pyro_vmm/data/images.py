@@ -5,7 +5,6 @@ The named sets come scaled to [0, 1]; a user's file is handed on as it is. What 
 """
 
 import gzip
-import os
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from sklearn import datasets as sklearn_datasets
+
+from pyro_vmm.data.root import data_root
 
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -141,16 +142,6 @@ def _load_idx(name: str, folder: str, data_dir: str | Path | None) -> Dataset:
     x /= 255
     labels = np.concatenate([train_labels, test_labels]).astype(np.int64)
     return Dataset(x, labels, name=name, n_train=len(train_images))
-
-
-def data_root(data_dir: str | Path | None) -> Path:
-    """The folder of named sets: the one given, or ``$PYRO_VMM_DATA``, or a cache folder in the user's home."""
-    if data_dir is None:
-        data_dir = os.environ.get("PYRO_VMM_DATA") or None
-    if data_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        data_dir = Path(cache) / "pyro_vmm"
-    return Path(data_dir).expanduser()
 
 
 def _find_file(root: Path, folder: str, file: str) -> Path | None:

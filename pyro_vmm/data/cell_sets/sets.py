@@ -23,7 +23,7 @@ from pyro_vmm.data.cell_sets.files import (
 )
 from pyro_vmm.data.cell_sets.genes import MIN_COUNTS, categorical, enough, most_variable, one_batch, whole_counts
 from pyro_vmm.data.cells import counts_matrix
-from pyro_vmm.data.images import data_root
+from pyro_vmm.data.root import data_root
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -1,0 +1,186 @@
+"""Mixtures of normals over z: equations (4) and (11)."""
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+from pyro_vmm.distributions.normal import log_density_at_mean, log_determinant
+
+
+class MixtureOfGaussians(TorchDistribution):
+    r"""A mixture of K normals over z, all component densities from one matrix product.
+
+    .. math:: p(z) = \sum_k \pi_k\, \mathcal{N}(z;\ m_k, (W_k W_k^\top)^{-1})
+
+    Build it with :meth:`from_precision` or :meth:`from_covariance`.
+
+    Arguments:
+        log_weights: log pi, (K,), normalised; (M, K) where they differ between rows.
+        loc: component means m, (K, D).
+        whitener: W, (K, D, D), any square root of the precisions; :math:`W_k^\top (z - m_k)` is standard normal.
+        log_norm: (K,), the component log-densities at their means.
+    """
+
+    arg_constraints = {}
+    support = constraints.real_vector
+
+    def __init__(self, log_weights: Tensor, loc: Tensor, whitener: Tensor, log_norm: Tensor, batch_shape=()):
+        self.log_weights, self.loc, self.whitener, self.log_norm = log_weights, loc, whitener, log_norm
+        self._remembered = None, None
+        super().__init__(torch.Size(batch_shape), loc.shape[-1:], validate_args=False)
+
+    @classmethod
+    def from_precision(
+        cls,
+        log_weights: Tensor,  # (K,)
+        loc: Tensor,  # (K, D)
+        precision_tril: Tensor,  # (K, D, D)
+        centre_tril: Tensor | None = None,  # (K, D, D)
+    ) -> "MixtureOfGaussians":
+        r"""Components with precisions :math:`\Lambda_k = L_k L_k^\top`, their centres known or integrated out.
+
+        With ``centre_tril``, T, the centres are normal with covariance :math:`S_k = T_k T_k^\top` and the components
+        have covariance :math:`\Lambda_k^{-1} + S_k`: equation (11). Written as
+        :math:`L^{-\top} (I + A A^\top) L^{-1}` with :math:`A = L^\top T`, whose middle factor is never near-singular.
+        """
+        if centre_tril is None:
+            return cls(log_weights, loc, precision_tril, log_density_at_mean(log_determinant(precision_tril), loc))
+        a = precision_tril.mT @ centre_tril
+        identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        # cholesky_ex does not stop at NaN: a non-finite loss is reported by the training loop, with its step and term.
+        middle_tril = torch.linalg.cholesky_ex(identity + a @ a.mT).L
+        whitener = torch.linalg.solve_triangular(middle_tril, precision_tril.mT, upper=False).mT
+        log_det = log_determinant(precision_tril) - log_determinant(middle_tril)
+        return cls(log_weights, loc, whitener, log_density_at_mean(log_det, loc))
+
+    @classmethod
+    def expected(
+        cls,
+        log_weights: Tensor,  # (K,)
+        loc: Tensor,  # (K, D)
+        precision_tril: Tensor,  # (K, D, D)
+        centre_tril: Tensor | None,  # (K, D, D)
+    ) -> "MixtureOfGaussians":
+        r"""Component *expected log-densities* under :math:`q(\mu_k) = \mathcal{N}(m_k, S_k)`, those of the EM step.
+
+        .. math:: \mathbb{E}_q \log \mathcal{N}(z;\ \mu_k, \Lambda_k^{-1})
+                  = \log \mathcal{N}(z;\ m_k, \Lambda_k^{-1}) - \mathrm{tr}(\Lambda_k S_k) / 2
+
+        They are not normalised; :meth:`responsibilities` are then q(c | z).
+        """
+        mixture = cls.from_precision(log_weights, loc, precision_tril)
+        if centre_tril is not None:
+            mixture.log_norm = mixture.log_norm - 0.5 * (precision_tril.mT @ centre_tril).square().sum((-2, -1))
+        return mixture
+
+    @classmethod
+    def from_covariance(cls, log_weights: Tensor, loc: Tensor, scale_tril: Tensor) -> "MixtureOfGaussians":
+        """Components with covariances ``scale_tril @ scale_tril.mT``; log_weights (K,), loc (K, D), tril (K, D, D)."""
+        identity = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device).expand_as(scale_tril)
+        whitener = torch.linalg.solve_triangular(scale_tril, identity, upper=False).mT
+        return cls(log_weights, loc, whitener, log_density_at_mean(-log_determinant(scale_tril), loc))
+
+    def reweighted(self, log_factors: Tensor) -> "MixtureOfGaussians":
+        """A mixture for each row, its weights multiplied by exp of ``log_factors`` (M, K): batch shape (M,)."""
+        log_weights = (self.log_weights + log_factors).log_softmax(-1)
+        return MixtureOfGaussians(log_weights, self.loc, self.whitener, self.log_norm, log_factors.shape[:-1])
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return self.loc.shape[0]
+
+    @property
+    def weights(self) -> Tensor:
+        """The mixture's weights pi, (K,)."""
+        return self.log_weights.exp()
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariances of the components, (K, D, D)."""
+        return torch.linalg.inv(self.whitener @ self.whitener.mT)
+
+    def remember(self, z: Tensor) -> None:
+        """Work out :meth:`component_log_prob` of z (..., D) once, where it will be asked for several times."""
+        self._remembered = z, self.component_log_prob(z)
+
+    def component_log_prob(self, z: Tensor) -> Tensor:
+        """Log-densities of z (..., D) under every component, (..., K)."""
+        remembered, log_probs = self._remembered
+        if z is remembered:
+            return log_probs
+        stacked = self.whitener.permute(1, 0, 2).flatten(1)
+        means = (self.loc.unsqueeze(-2) @ self.whitener).flatten()
+        white = torch.addmm(-means, z.reshape(-1, z.shape[-1]), stacked)
+        squares = white.unflatten(-1, self.loc.shape).square().sum(-1).view(*z.shape[:-1], -1)
+        return self.log_norm - 0.5 * squares
+
+    def joint_log_prob(self, z: Tensor) -> Tensor:
+        """log p(z, c) of z (..., D) for every c, (..., K)."""
+        return self.component_log_prob(z) + self.log_weights
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_prob = self.joint_log_prob(value).logsumexp(-1)
+        return log_prob.expand(torch.broadcast_shapes(self.batch_shape, log_prob.shape))
+
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """p(c | z) of z (..., D), (..., K)."""
+        return self.joint_log_prob(z).softmax(-1)
+
+    def component(self, c: Tensor) -> "MixtureComponent":
+        """The normal that the indicator c (...,) selects: batch shape ``c.shape``, event shape (D,)."""
+        return MixtureComponent(self, c)
+
+    def expand(self, batch_shape, _instance=None):
+        return MixtureOfGaussians(self.log_weights, self.loc, self.whitener, self.log_norm, batch_shape)
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        c = torch.distributions.Categorical(logits=self.log_weights, validate_args=False).sample(shape)
+        return self.component(c).sample()
+
+
+class MixtureComponent(TorchDistribution):
+    r"""The component of a mixture that an indicator selects: :math:`\mathcal{N}(z;\ m_c, (W_c W_c^\top)^{-1})`.
+
+    Under parallel enumeration c has the shape (K, 1, ...): the log-densities of all components are then computed once,
+    as one matrix product, and read by c.
+
+    Arguments:
+        mixture: the mixture.
+        c: component indices, any batch shape.
+    """
+
+    arg_constraints = {}
+    support = constraints.real_vector
+
+    def __init__(self, mixture: MixtureOfGaussians, c: Tensor, batch_shape=None):
+        self.mixture, self.c = mixture, c
+        batch_shape = c.shape if batch_shape is None else torch.Size(batch_shape)
+        super().__init__(batch_shape, mixture.event_shape, validate_args=False)
+
+    @property
+    def enumerated(self) -> bool:
+        """Whether c is known to be 0, ..., K - 1: Pyro marks what it has enumerated."""
+        return hasattr(self.c, "_pyro_categorical_support") and len(self.c) == self.mixture.n_components
+
+    def expand(self, batch_shape, _instance=None):
+        return MixtureComponent(self.mixture, self.c, batch_shape)
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        c = self.c.expand(self.batch_shape)
+        loc, whitener = self.mixture.loc[c], self.mixture.whitener[c]
+        noise = loc.new_empty(self._extended_shape(sample_shape)).normal_()
+        return loc + torch.linalg.solve(whitener.mT, noise.unsqueeze(-1)).squeeze(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_probs = self.mixture.component_log_prob(value)  # (..., K)
+        if self.c.dim() > log_probs.dim() - 1 and self.c.numel() == self.c.shape[0]:
+            if not self.enumerated:
+                log_probs = log_probs.index_select(-1, self.c.flatten())
+            enumerated = log_probs.movedim(-1, 0)
+            gap = self.c.dim() - enumerated.dim()  # plates to the left of z's
+            return enumerated.reshape(enumerated.shape[:1] + (1,) * gap + enumerated.shape[1:])
+        shape = torch.broadcast_shapes(self.c.shape, log_probs.shape[:-1])
+        index = self.c.expand(shape).unsqueeze(-1)
+        return log_probs.expand(shape + log_probs.shape[-1:]).gather(-1, index).squeeze(-1)

@@ -197,8 +197,8 @@ class _BayesianMixture(Prior):
             than about one row in ``m_prior``. "batch" takes the rows at hand, as the authors' code does; a short last
             batch then hits the prior hard.
         expectation: over q(mu) in the training steps, "analytic" or "sampled".
-        responsibilities: q(c | z) "held" fixed in the MAP step (textbook EM), or "differentiated" through as in the
-            authors' code, which then maximises log p(z) minus the entropy of q(c | z).
+        responsibilities: q(c | z) "held" fixed in the MAP step (the paper's EM), or "differentiated" through as in the
+            authors' code, which then maximises log p(z) minus the entropy of q(c | z) and keeps neighbours apart.
     """
 
     trained_by_map = True

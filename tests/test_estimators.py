@@ -16,6 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from pyro_vmm import VMM, HyperPrior, files
+from pyro_vmm.hyperpriors import HYPERPRIORS
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.training import Trainer
 
@@ -251,6 +252,16 @@ def test_hyperprior_object_survives_a_file(X, tmp_path):
     model = VMM(**TINY, hyperprior=HyperPrior(mu_scale=2.0)).fit(X)
     model.save(tmp_path / "model.pt")
     assert VMM.load(tmp_path / "model.pt").hyperprior == HyperPrior(mu_scale=2.0)
+
+
+@pytest.mark.parametrize("hyperprior", ["paper", "reference"])
+@pytest.mark.parametrize(
+    ("settings", "expected"), [({}, "differentiated"), ({"responsibilities": "held"}, "held")], ids=["default", "held"]
+)
+def test_responsibilities_do_not_depend_on_the_hyperprior(X, hyperprior, settings, expected):
+    prior = VMM(**{**TINY, "epochs": 1}, hyperprior=hyperprior, **settings).fit(X).vae_.prior
+    assert prior.hyperprior == HYPERPRIORS[hyperprior]
+    assert prior.responsibilities == expected
 
 
 def test_files_that_are_no_models(fitted, tmp_path):

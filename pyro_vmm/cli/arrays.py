@@ -22,7 +22,6 @@ ARRAY_PRESETS: dict[str, dict] = {
     "digits": {
         "latent_dim": 6,
         "hidden": [128, 128],
-        "hyperprior": "reference",
         "learning_rate": 1e-3,
         "epochs": 265,
     },

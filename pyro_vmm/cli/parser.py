@@ -34,7 +34,6 @@ UNSET = {
     "layer": "X",
     "size_factor_key": "the cell's total counts",
     "prior_learning_rate": "that of the networks",
-    "responsibilities": "held with the paper's hyper-prior, differentiated with the reference's",
     "select_seeds": SEEDS,
     "out": "runs/DATASET-PRIOR-TIME",
 }
@@ -146,7 +145,7 @@ def _add_cell_model(group: Group) -> None:
 def _add_prior(group: Group) -> None:
     group.add("m_prior", "a cluster survives on more than about one row in M", type=_m_prior, metavar="M|batch")
     group.add("hyperprior", "the paper's numbers or those of its authors' code", choices=list(HYPERPRIORS))
-    group.add("responsibilities", "in the MAP step", choices=list(RESPONSIBILITIES))
+    group.add("responsibilities", "in the MAP step; held is the paper's", choices=list(RESPONSIBILITIES))
     group.add("expectation", "over the cluster centres", choices=list(EXPECTATIONS))
     group.add("init", "pseudo-inputs start from such rows", choices=list(INITS))
     told = "whether they leave these rows in training; arrays only"

@@ -54,8 +54,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         init_centres: a "gmm"'s centres start "normal", drawn from Normal(0, I), or "encoded", at the encoder's means of
             the rows of ``init``, where those of a "vmm" start.
         hyperprior: "paper", "reference" (the authors' code) or a :class:`~pyro_vmm.priors.HyperPrior`.
-        responsibilities: "held" or "differentiated" in the MAP step; None for what goes with the hyper-prior: "held"
-            with the paper's, "differentiated" with the reference's.
+        responsibilities: "differentiated" in the MAP step, as in the authors' code, or "held", as in the paper, which
+            merges small or neighbouring clusters more.
         m_prior: granularity: a cluster survives if it explains more than about one row in ``m_prior``. "batch" for the
             rows of the minibatch at hand.
         expectation: over the centres, "analytic" or "sampled".
@@ -107,7 +107,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         train_pseudo_inputs: bool = True,
         init_centres: str = "normal",
         hyperprior: str | HyperPrior = "paper",
-        responsibilities: str | None = None,
+        responsibilities: str = "differentiated",
         m_prior: float | str = 256,
         expectation: str = "analytic",
         batch_size: int = 256,

@@ -108,14 +108,11 @@ class Estimator(BaseEstimator):
         return min(self.n_components, n)
 
     def _prior_settings(self) -> dict:
-        responsibilities = self.responsibilities
-        if responsibilities is None:
-            responsibilities = "differentiated" if self.hyperprior == "reference" else "held"
         return {
             "hyperprior": self.hyperprior,
             "m_prior": self.m_prior,
             "expectation": self.expectation,
-            "responsibilities": responsibilities,
+            "responsibilities": self.responsibilities,
         }
 
     def _place(self, vae: LatentVariableModel) -> LatentVariableModel:

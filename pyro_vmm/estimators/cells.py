@@ -109,7 +109,7 @@ class SingleCellVMM(FittedCells):
         batch_balance: float = 2.0,
         init: str | Sequence[str] = "random",
         hyperprior: str | HyperPrior = "reference",
-        responsibilities: str | None = None,
+        responsibilities: str = "differentiated",
         m_prior: float | str = 256,
         expectation: str = "analytic",
         batch_size: int = 128,

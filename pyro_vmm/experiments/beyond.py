@@ -66,8 +66,7 @@ def _varied(usual: Run, name: str, changes: dict) -> Run:
 
 def _parameters(run: Run) -> dict:
     """All parameters, those that are left to the defaults too."""
-    model = VMM(**run.settings["estimator"])
-    return {**model.get_params(), **model._prior_settings()}
+    return VMM(**run.settings["estimator"]).get_params()
 
 
 def preset_row(run: Run) -> str:

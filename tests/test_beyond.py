@@ -1,6 +1,7 @@
 """What goes beyond the paper: which runs, that one thing varies at a time, and that tables and figures show it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,16 +40,12 @@ def methods(page: str) -> list[str]:
 @every_scale
 @pytest.mark.parametrize("name", OF_IMAGES)
 def test_one_thing_varies_at_a_time_around_a_run_of_table_1(name, scale):
-    table = {run.path: run for run in artefacts.plan("table1", scale, 2)}
+    known = {run.path: run for table in ("table1", "tabular") for run in artefacts.plan(table, scale, 2)}
     runs = artefacts.plan(name, scale, 2)
     assert len({run.path for run in runs}) == len(runs)
     for run in runs:
-        (usual,) = [
-            one
-            for one in runs
-            if (one.method, one.dataset, one.configuration, one.trial) == ("vmm", run.dataset, "label-free", run.trial)
-        ]
-        assert table[usual.path] == usual
+        (usual,) = [one for one in runs if replace(one, settings={}) == replace(run, method="vmm", settings={})]
+        assert known[usual.path] == usual
         ours, theirs = beyond._parameters(run), beyond._parameters(usual)
         differing = {key for key in ours if ours[key] != theirs[key]}
         assert (run == usual) == (not differing)
@@ -61,12 +58,17 @@ def test_one_thing_varies_at_a_time_around_a_run_of_table_1(name, scale):
 
 @every_scale
 def test_presets_are_the_four_pairs(scale):
-    rows = [beyond.preset_row(run) for run in artefacts.plan("presets", scale, 1) if run.dataset != "fashion_mnist"]
-    assert rows == [
+    found: dict[tuple, list[str]] = {}
+    for run in artefacts.plan("presets", scale, 1):
+        found.setdefault((run.kind, run.dataset), []).append(beyond.preset_row(run))
+    assert {dataset for kind, dataset in found if kind == "tabular"} == set(SCALES[scale].tables)
+    assert {dataset for kind, dataset in found if kind == "clustering"} == set(SCALES[scale].varied_sets)
+    pairs = [
         f"hyper-prior {hyperprior}, responsibilities {kind}"
         for hyperprior in ("paper", "reference")
         for kind in ("held", "differentiated")
     ]
+    assert all(rows == pairs for rows in found.values())
 
 
 def test_the_gmm_of_the_ablation_is_that_of_table_1():
@@ -111,14 +113,17 @@ def test_the_ablation_starts_from_one_place():
 def test_presets_and_ablation_share_a_run_and_show_their_rows(tmp_path, capsys):
     for name in ("presets", "ablation"):
         reproduce(name, tmp_path, "--trials", "1")
-    assert len(finished(tmp_path)) == 4 + 3
+    assert len(finished(tmp_path)) == 4 * (1 + len(SCALES["tiny"].tables)) + 3
     presets = (tmp_path / "tiny" / "presets.md").read_text()
-    assert methods(presets) == [beyond.preset_row(run) for run in artefacts.plan("presets", "tiny", 1)]
+    rows = [beyond.preset_row(run) for run in artefacts.plan("presets", "tiny", 1, ["digits"])]
+    assert methods(presets) == rows
     ablation = (tmp_path / "tiny" / "ablation.md").read_text()
     assert methods(ablation) == [*beyond.ABLATION_TITLES.values()]
-    for page in (presets, ablation):
-        assert "4 of 4 runs are finished" in page and "not at hand" not in page
-        assert page.count("| 1 of 1 |") == 4 and "**" in page
+    for page, runs in ((presets, 12), (ablation, 4)):
+        assert f"{runs} of {runs} runs are finished" in page and "not at hand" not in page
+        assert page.count("| 1 of 1 |") == runs and "**" in page
+    for table in SCALES["tiny"].tables:
+        assert all(f"| {table} | fixed | {row} | 1 of 1 |" in presets for row in rows)
     assert "hyper-prior paper, responsibilities held" in (tmp_path / "tiny" / "presets.csv").read_text()
 
 

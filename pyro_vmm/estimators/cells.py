@@ -61,7 +61,7 @@ class SingleCellVMM(FittedCells):
             :class:`~pyro_vmm.balance.BatchBalance`; 0 for not at all, as in the paper.
         init: pseudo-inputs start from "random" or "k-means++" cells, or from cells of these names, then random ones.
         hyperprior, responsibilities, m_prior, expectation: as of :class:`~pyro_vmm.VMM`; the default hyper-prior is
-            that of the authors' code, which did better by .01 on two files.
+            that of the authors' code, with which it was measured.
         batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, freeze_after, reuse_draws: see
             :class:`~pyro_vmm.training.TrainingConfig`.
         consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see

@@ -95,7 +95,7 @@ def test_command_line_wins_over_the_file_and_the_preset(tmp_path):
     options = resolve(given)
     assert options["epochs"] == 9
     assert options["learning_rate"] == 0.5
-    assert options["patience"] == 100, "of the preset of mnist"
+    assert options["decay_fraction"] == 0.5, "of the preset of mnist"
     (tmp_path / "config.json").write_text('{"epochs": 3}')
     assert resolve({"config": tmp_path / "config.json"})["epochs"] == 3
 

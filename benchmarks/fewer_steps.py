@@ -49,7 +49,7 @@ SCHEDULES: dict[str, dict] = {
     "1e-3, 300 epochs, rows encoded once": {"learning_rate": 1e-3, "epochs": 300, "reuse_draws": True},
 }
 #: Curves in the figure.
-SHOWN = ("1e-3, 300 epochs", "3e-3, 100 epochs", "3e-3, prior 1e-3, 100 epochs, consolidated")
+SHOWN = ("1e-3, 300 epochs", "3e-3, 100 epochs", "2e-3, prior 1e-3, 100 epochs, consolidated")
 EVERY = 10
 
 

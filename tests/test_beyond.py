@@ -16,7 +16,7 @@ from pyro_vmm.experiments import artefacts, beyond, cli, images, tabular
 from pyro_vmm.experiments.runs import Folder
 from pyro_vmm.experiments.scales import SCALES
 
-OF_IMAGES = ("presets", "ablation", "sensitivity")
+VARIATIONS = ("presets", "ablation", "sensitivity")
 every_scale = pytest.mark.parametrize("scale", SCALES)
 
 
@@ -38,8 +38,8 @@ def methods(page: str) -> list[str]:
 
 
 @every_scale
-@pytest.mark.parametrize("name", OF_IMAGES)
-def test_one_thing_varies_at_a_time_around_a_run_of_table_1(name, scale):
+@pytest.mark.parametrize("name", VARIATIONS)
+def test_one_thing_varies_at_a_time_around_a_known_run(name, scale):
     known = {run.path: run for table in ("table1", "tabular") for run in artefacts.plan(table, scale, 2)}
     runs = artefacts.plan(name, scale, 2)
     assert len({run.path for run in runs}) == len(runs)

@@ -63,7 +63,7 @@ def _runs(scale: Scale, trials: int, variants: Mapping[str, dict]) -> Iterator[R
 
 
 def _varied(usual: Run, variants: Mapping[str, dict]) -> Iterator[Run]:
-    """A run with changes by name, once."""
+    """A run with each of these changes; what comes to the run itself is it, and none comes twice."""
     runs = {}
     for name, changes in variants.items():
         settings = {**usual.settings, "estimator": {**usual.settings["estimator"], **changes}}

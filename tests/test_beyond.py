@@ -60,9 +60,9 @@ def test_one_thing_varies_at_a_time_around_a_known_run(name, scale):
 def test_presets_are_the_four_pairs(scale):
     found: dict[tuple, list[str]] = {}
     for run in artefacts.plan("presets", scale, 1):
-        found.setdefault((run.kind, run.dataset), []).append(beyond.preset_row(run))
-    assert {dataset for kind, dataset in found if kind == "tabular"} == set(SCALES[scale].tables)
-    assert {dataset for kind, dataset in found if kind == "clustering"} == set(SCALES[scale].varied_sets)
+        found.setdefault((run.kind, run.dataset, run.configuration), []).append(beyond.preset_row(run))
+    assert {dataset for kind, dataset, _ in found if kind == "tabular"} == set(SCALES[scale].tables)
+    assert {dataset for kind, dataset, _ in found if kind == "clustering"} == set(SCALES[scale].varied_sets)
     pairs = [
         f"hyper-prior {hyperprior}, responsibilities {kind}"
         for hyperprior in ("paper", "reference")
@@ -111,11 +111,11 @@ def test_the_ablation_starts_from_one_place():
 
 
 def test_presets_and_ablation_share_a_run_and_show_their_rows(tmp_path, capsys):
-    for name in ("presets", "ablation"):
-        reproduce(name, tmp_path, "--trials", "1")
+    for name, configurations in (("presets", ("labels", "fixed")), ("ablation", ("labels",))):
+        reproduce(name, tmp_path, "--trials", "1", "--only", *configurations)
     assert len(finished(tmp_path)) == 4 * (1 + len(SCALES["tiny"].tables)) + 3
     presets = (tmp_path / "tiny" / "presets.md").read_text()
-    rows = [beyond.preset_row(run) for run in artefacts.plan("presets", "tiny", 1, ["digits"])]
+    rows = [beyond.preset_row(run) for run in artefacts.plan("presets", "tiny", 1, ["digits", "labels"])]
     assert methods(presets) == rows
     ablation = (tmp_path / "tiny" / "ablation.md").read_text()
     assert methods(ablation) == [*beyond.ABLATION_TITLES.values()]
@@ -140,8 +140,8 @@ def test_frozen_pseudo_inputs_are_still_rows_of_data_after_the_run(tmp_path):
 
 def test_sensitivity_is_a_table_and_a_figure(tmp_path, capsys):
     reproduce("sensitivity", tmp_path, "--render")
-    assert "no results of sensitivity yet: 0 of 8 runs" in capsys.readouterr().out
-    reproduce("sensitivity", tmp_path)
+    assert "no results of sensitivity yet: 0 of 16 runs" in capsys.readouterr().out
+    reproduce("sensitivity", tmp_path, "--only", "label-free")
     text = capsys.readouterr().out
     assert "sensitivity.png" in text and "8 of 8 runs are finished" in text
     page = (tmp_path / "tiny" / "sensitivity.md").read_text()
@@ -164,21 +164,23 @@ def test_the_curves_of_sensitivity_are_along_one_parameter(tmp_path):
     from pyro_vmm.experiments import figures
 
     folders = [opened(tmp_path, run) for run in artefacts.plan("sensitivity", "tiny", 1)]
+    found = {}
     for i, folder in enumerate(folders):
         folder.finish({"scores": {folder.run.method: {"utilised_clusters": i, "nmi": i / 10}}})
-    found = {beyond.sensitivity_row(folder.run): i / 10 for i, folder in enumerate(folders)}
-    _, nmi_over_k, _, nmi_over_d = figures.sensitivity(folders, None).axes
-    for axes, sizes, row in (
-        (nmi_over_k, (6, 12), "K = {}, D = 2, random rows"),
-        (nmi_over_d, (2, 3), "K = 12, D = {}, random rows"),
-    ):
-        curve, start = (container.lines[0].get_xydata().tolist() for container in axes.containers)
-        assert curve == [[size, found[row.format(size)]] for size in sizes]
-        assert (
-            sizes[0] < start[0][0] < 1.1 * 12
-            and start[0][1] == found["K = 12, D = 2, k-means++ rows"]
-            and len(start) == 1
-        )
+        found[folder.run.configuration, beyond.sensitivity_row(folder.run)] = i / 10
+    panels = figures.sensitivity(folders, None).axes
+    assert len(panels) == 2 * 4 and len(found) == 8
+    for row, configuration in enumerate(("labels", "label-free")):
+        _, nmi_over_k, _, nmi_over_d = panels[4 * row : 4 * row + 4]
+        for axes, sizes, name in (
+            (nmi_over_k, (6, 12), "K = {}, D = 2, random rows"),
+            (nmi_over_d, (2, 3), "K = 12, D = {}, random rows"),
+        ):
+            assert axes.get_title().startswith(f"digits, {configuration}: ")
+            curve, start = (container.lines[0].get_xydata().tolist() for container in axes.containers)
+            assert curve == [[size, found[configuration, name.format(size)]] for size in sizes]
+            assert sizes[0] < start[0][0] < 1.1 * 12 and len(start) == 1
+            assert start[0][1] == found[configuration, "K = 12, D = 2, k-means++ rows"]
 
 
 # --- tables with known classes ---

@@ -80,15 +80,17 @@ def _draw_means(axes, frame: pd.DataFrame, score: str, style: str, **look) -> No
 
 
 def sensitivity(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | None":
-    """The number of clusters and NMI over K and over D, with table 1's own run on both curves."""
+    """The number of clusters and NMI over K and over D, with table 1's own run on both curves; a row per configuration."""
     from matplotlib.figure import Figure
 
-    datasets = list(dict.fromkeys(folder.run.dataset for folder in folders if folder.finished()))
-    if not datasets:
+    groups: dict[str, list[Folder]] = {}
+    for folder in folders:
+        groups.setdefault(f"{folder.run.dataset}, {folder.run.configuration}", []).append(folder)
+    groups = {name: some for name, some in groups.items() if any(folder.finished() for folder in some)}
+    if not groups:
         return None
-    figure = Figure(figsize=(15, 3.2 * len(datasets) + 0.5), layout="constrained")
-    for row, dataset in zip(figure.subplots(len(datasets), 4, squeeze=False), datasets, strict=True):
-        some = [folder for folder in folders if folder.run.dataset == dataset]
+    figure = Figure(figsize=(15, 3.2 * len(groups) + 0.5), layout="constrained")
+    for row, (name, some) in zip(figure.subplots(len(groups), 4, squeeze=False), groups.items(), strict=True):
         for pair, (letter, parameter) in zip((row[:2], row[2:]), VARIED.items(), strict=True):
             frame = _results_over(parameter, [f for f in some if f.run.method in ("vmm", _named(letter, parameter, f))])
             start = _results_over(parameter, [f for f in some if f.run.method == "vmm-k-means++"])
@@ -98,7 +100,7 @@ def sensitivity(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | N
                 _draw_means(
                     axes, start.assign(size=1.06 * start["size"]), score, "s", color=VERMILLION, label="k-means++"
                 )
-                _dress(axes, f"{dataset}: {title}", letter, frame["size"])
+                _dress(axes, f"{name}: {title}", letter, frame["size"])
     figure.axes[0].legend(fontsize=8, title="pseudo-inputs start from", title_fontsize=8)
     return figure
 

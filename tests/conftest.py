@@ -1,6 +1,7 @@
 """What every test starts from: float64, a fixed seed, an empty parameter store, Pyro's validation on."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 # Before anything imports matplotlib: no test may need a display.
@@ -51,11 +52,18 @@ def reference() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def data_dir() -> Path:
-    """The folder of real data that the environment names."""
+def real_data() -> Callable[[str], Path]:
+    """The path of a file or folder in the folder of real data that the environment names; skips the test without it."""
     path = os.environ.get("PYRO_VMM_DATA")
     if not path:
         pytest.skip("PYRO_VMM_DATA is unset: no real data")
     if not Path(path).is_dir():
         pytest.fail(f"PYRO_VMM_DATA={path} is not a folder")
-    return Path(path)
+
+    def find(name: str) -> Path:
+        found = Path(path, name)
+        if not found.exists():
+            pytest.skip(f"{name} is not in PYRO_VMM_DATA={path}")
+        return found
+
+    return find

@@ -153,8 +153,8 @@ def mixing(model: SingleCellVMM, adata: AnnData) -> float:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # scanpy's own
-def test_clusters_hold_both_batches(data_dir):
-    adata = select_genes(load_cells(data_dir / "cells" / "kang_ifnb_2800.h5ad"), 2000, "batch")
+def test_clusters_hold_both_batches(real_data):
+    adata = select_genes(load_cells(real_data("cells/kang_ifnb_2800.h5ad")), 2000, "batch")
     settings = {"epochs": 60, "random_state": 0}
     balanced = mixing(SingleCellVMM("batch", **settings).fit(adata), adata)
     without = mixing(SingleCellVMM("batch", **settings, batch_balance=0).fit(adata), adata)

@@ -183,7 +183,6 @@ def test_the_floor_knows_every_matrix_product_of_both_passes():
     shapes = sorted(tuple(factor.shape for factor in operands[1:]) for operands in products.operands)
     assert shapes == sorted([((3, 7), (7, 5)), ((5, 3), (3, 7)), ((3, 5), (5, 7))])
     assert products.flop == 3 * 2 * 3 * 5 * 7
-    products.floor()()
 
 
 def test_scaling_measures_a_configuration():

@@ -345,10 +345,9 @@ def test_a_steps_own_error_is_not_taken_for_an_obstacle(recwarn):
 
 
 def test_an_error_is_described_by_its_place():
-    try:
+    with pytest.raises(RuntimeError) as caught:
         torch.zeros(2) @ torch.zeros(3)
-    except RuntimeError as error:
-        assert describe(error).endswith("torch.zeros(2) @ torch.zeros(3))")
+    assert describe(caught.value).endswith("torch.zeros(2) @ torch.zeros(3))")
     assert describe(RuntimeError("two\nlines")) == "two"
     assert describe(RuntimeError()) == "RuntimeError"
 

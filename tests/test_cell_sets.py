@@ -231,8 +231,8 @@ def test_unknown_layers_and_batches_are_named():
         select_genes(counts(), 10)
 
 
-def test_real_genes(data_dir):
-    adata = load_cells("kang_ifnb_2800", data_dir)
+def test_real_genes(real_data):
+    adata = load_cells("kang_ifnb_2800", real_data("cells/kang_ifnb_2800.h5ad").parents[1])
     assert adata.shape == (2800, 12089)
     selected = select_genes(adata, 300, "batch")
     assert selected.shape == (2800, 300)
@@ -241,8 +241,8 @@ def test_real_genes(data_dir):
     check_counts(CellBatches(selected))
 
 
-def test_real_genes_of_many_small_batches(data_dir):
-    adata = load_cells(data_dir / "cells" / "scdesignpop_onek1k.h5ad")
+def test_real_genes_of_many_small_batches(real_data):
+    adata = load_cells(real_data("cells/scdesignpop_onek1k.h5ad"))
     with pytest.warns(UserWarning, match=r"took span=0\.\d"):
         selected = select_genes(adata, 200, "batch")
     assert selected.n_vars == 200 and selected.obs["batch"].nunique() == 40

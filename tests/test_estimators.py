@@ -8,14 +8,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.datasets import make_blobs
+from sklearn.datasets import load_digits, make_blobs
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from pyro_vmm import VMM, HyperPrior, files
+from pyro_vmm import VMM, HyperPrior, files, metrics
 from pyro_vmm.hyperpriors import HYPERPRIORS
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.training import Trainer

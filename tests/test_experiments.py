@@ -173,6 +173,7 @@ def shared(tmp_path_factory) -> tuple[Path, list[str]]:
 def test_two_processes_share_the_work(shared):
     out, texts = shared
     did = [re.findall(r"^digits \w+ [\w-]+ trial \d(?= \((?:mixture)|:)", text, re.M) for text in texts]
+    assert all(did), texts
     assert sorted([*did[0], *did[1]]) == sorted(str(run) for run in artefacts.plan("table1", "tiny", 2))
     assert len(finished(out)) == 28
 

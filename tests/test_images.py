@@ -168,14 +168,14 @@ def test_import_needs_no_torchvision():
 
 
 @pytest.mark.parametrize(
-    ("name", "counts"),
+    ("name", "folder", "counts"),
     [
-        ("mnist", [6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958]),
-        ("fashion_mnist", [7000] * 10),
+        ("mnist", "MNIST", [6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958]),
+        ("fashion_mnist", "FashionMNIST", [7000] * 10),
     ],
 )
-def test_real_images(data_dir, name, counts):
-    data = images.load(name, data_dir)
+def test_real_images(real_data, name, folder, counts):
+    data = images.load(name, real_data(folder).parent)
     assert data.x.shape == (70000, 28, 28) and data.x.dtype == np.float32
     assert data.x.min() == 0 and data.x.max() == 1
     assert np.bincount(data.labels).tolist() == counts

@@ -134,13 +134,14 @@ def test_wrong_precisions_are_told():
 
 
 def test_bfloat16_fits_the_digits_as_well():
-    """Its ELBO is that of float32 up to the noise of a run, which other seeds show."""
+    """Its ELBO is that of float32 with the same seed, up to what rounding makes of a run; epochs still bring 10 nats."""
     X, _ = load_digits(return_X_y=True)
     settings = {"latent_dim": 6, "hidden": (64, 64), "learning_rate": 2e-3, "epochs": 12, "n_components": 20}
-    elbo = {
-        (name, seed): VMM(**settings, precision=name, random_state=seed).fit(X).history_["val_elbo"].max()
-        for name, seed in [("float32", 0), ("float32", 1), ("float32", 2), ("bf16", 0)]
-    }
-    float32 = [elbo["float32", seed] for seed in range(3)]
-    assert elbo["bf16", 0] == pytest.approx(float32[0], abs=max(1.0, 2 * (max(float32) - min(float32))))
-    assert elbo["bf16", 0] != float32[0]
+    for seed in (0, 1):
+        curves = {
+            name: VMM(**settings, precision=name, random_state=seed).fit(X).history_["val_elbo"]
+            for name in ("float32", "bf16")
+        }
+        assert curves["float32"].iloc[-1] > curves["float32"].iloc[5] + 10
+        assert curves["bf16"].iloc[-1] == pytest.approx(curves["float32"].iloc[-1], abs=10)
+        assert not curves["bf16"].equals(curves["float32"])

@@ -199,6 +199,23 @@ def test_mixture_of_stacked_z(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_mixture_samples_have_the_shape_of_the_batch(kind):
+    mixture, _ = mixture_and_answer(kind)
+    by_row = mixture.reweighted(torch.zeros(5, mixture.n_components))
+    for each in (by_row, mixture.expand((5,)), by_row.expand((5,))):
+        assert each.sample().shape == (5, 3) and each.sample((7,)).shape == (7, 5, 3)
+
+
+def test_mixture_samples_follow_the_weights_of_their_row():
+    mixture, _ = mixture_and_answer(KINDS[0])
+    only = torch.full((2, mixture.n_components), -torch.inf)
+    only[0, 1] = only[1, 2] = 0.0
+    means = mixture.reweighted(only).sample((20_000,)).mean(0)
+    deviation = mixture.covariance[1:3].diagonal(dim1=-2, dim2=-1).sqrt()
+    assert ((means - mixture.loc[1:3]).abs() < 5 * deviation / math.sqrt(20_000)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("d", [1, 2])
 def test_mixture_integrates_to_one(kind, d):
     mixture, _ = mixture_and_answer(kind, d=d)

@@ -67,6 +67,20 @@ def test_elbo_is_pyros(prior, cls, whole):
     assert_same(vae.model, vae.guide, list(vae.parameters()), x, None if whole else vae.prior(vae.encoder))
 
 
+def test_what_was_enumerated_has_one_scale():
+    class Annealed(VAE):
+        def model(self, x, p_z):
+            c = pyro.sample("c", dist.Categorical(logits=p_z.log_weights), infer={"enumerate": "parallel"})
+            with pyro.plate("rows", len(x)):
+                with pyro.poutine.scale(scale=0.1):
+                    z = pyro.sample("z", p_z.component(c))
+                pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+
+    vae, x = build("vmm", Annealed), torch.randn(M, G)
+    with pytest.raises(ValueError, match="expected one scale"):
+        Elbo().differentiable_loss(vae.model, vae.guide, x, vae.prior(vae.encoder))
+
+
 @pytest.mark.parametrize("prior", ["gmm", "vmm", "differentiated", "sampled"])
 @pytest.mark.parametrize("analytic", [True, False])
 def test_map_objective_is_pyros(prior, analytic):
@@ -174,6 +188,18 @@ def test_density_of_a_normals_own_draw():
     found = torch.autograd.grad((weight * ours).sum() + 0 * loc.sum(), (loc, tril))
     torch.testing.assert_close(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1].tril())
+
+
+@pytest.mark.parametrize("cut", ["sample", "detach"])
+def test_gradient_at_a_draw_that_is_held(cut):
+    """What a score-function estimator takes: nothing reaches the parameters through the draw, so nothing cancels."""
+    loc, tril = tril_normal()
+    q = TrilNormal(loc, tril)
+    z = q.sample() if cut == "sample" else q.rsample().detach()
+    found = torch.autograd.grad(q.log_prob(z).sum(), (loc, tril))
+    expected = torch.autograd.grad(dist.MultivariateNormal(loc, scale_tril=tril).log_prob(z).sum(), (loc, tril))
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1].tril(), expected[1].tril())
 
 
 def test_density_of_another_draw():

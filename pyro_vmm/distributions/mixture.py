@@ -135,8 +135,8 @@ class MixtureOfGaussians(TorchDistribution):
         return MixtureOfGaussians(self.log_weights, self.loc, self.whitener, self.log_norm, batch_shape)
 
     def sample(self, sample_shape=torch.Size()) -> Tensor:
-        shape = torch.Size(sample_shape) + self.batch_shape
-        c = torch.distributions.Categorical(logits=self.log_weights, validate_args=False).sample(shape)
+        logits = self.log_weights.expand(self.batch_shape + self.log_weights.shape[-1:])
+        c = torch.distributions.Categorical(logits=logits, validate_args=False).sample(torch.Size(sample_shape))
         return self.component(c).sample()
 
 

@@ -78,7 +78,9 @@ class TrilNormal(dist.MultivariateNormal):
         return self.draw
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if value is not self.draw:
+        # A draw that was cut off from m and T is as good as any other value: nothing cancels.
+        cut_off = torch.is_grad_enabled() and not value.requires_grad
+        if value is not self.draw or cut_off:
             return super().log_prob(value)
         return log_density_at_mean(-log_determinant(self.scale_tril), self.loc) - 0.5 * self.noise.square().sum(-1)
 

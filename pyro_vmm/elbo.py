@@ -81,7 +81,7 @@ def _is_simple(site: dict) -> bool:
 
 def _sum(trace: Trace) -> Tensor | float:
     """The log-densities of a trace, summed over rows, and over the values (K, M) of what was enumerated."""
-    total, joint, weight = 0.0, [], 1.0
+    total, joint, scales = 0.0, [], set()
     for site in _sample_sites(trace):
         if site["mask"] is False:
             continue
@@ -90,10 +90,14 @@ def _sum(trace: Trace) -> Tensor | float:
             check_site_shape(site, max_plate_nesting=1)
         if log_prob.dim() > 1:
             joint.append(scale_and_mask(log_prob, mask=site["mask"]))
-            weight = site["scale"]
+            scales.add(site["scale"])
         else:
             total = total + scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
     if joint:
+        if len(scales) > 1:
+            raise ValueError(
+                f"enumerated sites and those that depend on them are scaled by {scales}, expected one scale"
+            )
         # Not added to a zero, which would lay out in memory as (K, M) what is laid out as (M, K).
-        total = total + weight * reduce(add, joint).flatten(end_dim=-2).logsumexp(0).sum()
+        total = total + scales.pop() * reduce(add, joint).flatten(end_dim=-2).logsumexp(0).sum()
     return total

@@ -174,6 +174,18 @@ def test_other_priors_keep_their_components(prior):
     assert trainer.elimination.model is trainer.vae
 
 
+def test_weights_that_are_not_trained_do_not_fade():
+    vae = unneeded()
+    vae.prior.requires_grad_(False)
+    before = state(vae)
+    trainer = Trainer(vae, config(epochs=6, freeze_after=1))
+    trainer.fit(data().double(), progress=False)
+    assert trainer.history[-1]["n_trained"] == K
+    assert {name for name, value in vae.state_dict().items() if torch.equal(value, before[name])} >= {
+        name for name in before if name.startswith("prior.")
+    }
+
+
 # In training
 
 

@@ -723,3 +723,67 @@ def test_resuming_in_the_decay_is_bit_identical():
     trainer = Trainer(build(), config(epochs=6, decay_fraction=2 / 3))
     trainer.fit(data(), progress=False)
     assert_same(resumed.state_dict(), trainer.state_dict())
+
+
+def test_a_fitted_model_is_not_in_training():
+    trainer = Trainer(build("vmm", noisy), config(epochs=2))
+    trainer.fit(data(), data(20), progress=False)
+    assert not any(module.training for module in trainer.vae.modules())
+
+    def callback(row, vae):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(trainer.vae, config()).fit(data(), callbacks=[callback], progress=False)
+    assert not any(module.training for module in trainer.vae.modules())
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 1e-5}, {"monitor": "val_nmi"}, {"freeze_after": None}])
+def test_another_run_is_not_continued(changes):
+    trainer = Trainer(build(), config(epochs=2))
+    trainer.fit(data(), progress=False)
+    other = Trainer(build(), config(**changes))
+    with pytest.raises(ValueError, match=f"other settings: {next(iter(changes))}="):
+        other.load_state_dict(trainer.state_dict())
+    Trainer(build(), config(epochs=9, patience=3, checkpoint_every=2)).load_state_dict(trainer.state_dict())
+
+
+def test_networks_that_are_not_trained_stay_as_they_are():
+    vae = build()
+    for network in (vae.encoder, vae.decoder, vae.likelihood):
+        network.requires_grad_(False)
+    start = state(vae)
+    trainer = Trainer(vae, config(epochs=4, decay_fraction=0.5, prior_learning_rate=2e-2))
+    trainer.fit(data(), data(20), progress=False)
+    trainer.restore_best()
+    of_prior = {name for name in start if name.startswith("prior.")}
+    assert changed(start, vae) == of_prior
+    assert trainer.steps.prior_optimizer.param_groups[0]["lr"] < 2e-2
+    Trainer(vae, trainer.config).load_state_dict(trainer.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("x", lambda x: x[:0], "x has no rows"),
+        ("x_val", lambda x: x[:0], "x_val has no rows"),
+        ("x", torch.Tensor.float, r"x is of torch\.float32, the model of torch\.float64"),
+        ("x_val", lambda x: x / 0, "x_val holds values that are not finite"),
+    ],
+)
+def test_rows_that_can_not_be_trained_on(name, spoil, message):
+    rows = {"x": data(), "x_val": data(20)}
+    rows[name] = spoil(rows[name])
+    with pytest.raises(ValueError, match=message):
+        Trainer(build(), config()).fit(**rows, progress=False)
+
+
+def test_consolidation_that_diverges_leaves_the_parameters_from_before():
+    trainer = Trainer(build(), config())
+    start, x = state(trainer.vae), data()
+    trainer.consolidate(x, -1)
+    assert_same(state(trainer.vae), start)
+    x[3] = float("nan")
+    with pytest.raises(TrainingDiverged, match="those before it"):
+        trainer.consolidate(x, 9)
+    assert_same(state(trainer.vae), start)

@@ -8,6 +8,8 @@ from pyro_vmm.precision import PRECISIONS
 
 MONITORS = ("val_elbo", "val_nmi")
 CAPTURES = ("auto", True, False)
+#: What may differ between an interrupted run and the one that continues it.
+RESUMABLE = ("epochs", "patience", "checkpoint_every", "capture", "seed")
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,9 @@ class Elimination:
     def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
         prior = vae.prior
         self.whole = self.model = vae
-        self.after = config.freeze_after if prior.can_eliminate else None
+        # Whose weights are to stay as they are keeps its components, too.
+        free = prior.can_eliminate and prior.pi_logits.requires_grad
+        self.after = config.freeze_after if free else None
         if self.after is not None:
             self.least = LEAST_SHARE / (config.batch_size if prior.m_prior == "batch" else prior.m_prior)
         self.kept = torch.arange(prior.n_components, device=prior.origin.device)

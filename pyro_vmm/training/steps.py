@@ -41,7 +41,7 @@ class Steps:
         self.vae, self.config, self.elbo, self.ranks = vae, config, vae.objective(), ranks
         self.networks, self.prior = vae.network_parameters(), vae.prior_parameters()
         rate, prior_rate = config.learning_rates(0)
-        self.network_optimizer = adam(self.networks, rate)
+        self.network_optimizer = adam(self.networks, rate) if self.networks else None
         self.prior_optimizer = adam(self.prior, prior_rate) if self.prior else None
         # What processes tell each other is not recorded.
         self.graphs = graphs or graphs_for(vae.prior.origin.device, config.capture if ranks.size == 1 else False)
@@ -52,14 +52,16 @@ class Steps:
         return Captured(step, self.vae, self._optimizers, self.graphs, insist=self.config.capture is True)
 
     def _optimizers(self) -> list[torch.optim.Adam]:
-        """Of the SVI step and, if the prior has parameters, of the MAP step."""
+        """Of the steps that have parameters to train."""
         return [each for each in (self.network_optimizer, self.prior_optimizer) if each is not None]
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the learning rates of an epoch, counted from 0, if they are to fall; else they stay as they are."""
         if self.config.decay_fraction:
-            for optimizer, rate in zip(self._optimizers(), self.config.learning_rates(epoch), strict=False):
-                optimizer.param_groups[0]["lr"] = rate
+            optimizers = self.network_optimizer, self.prior_optimizer
+            for optimizer, rate in zip(optimizers, self.config.learning_rates(epoch), strict=True):
+                if optimizer is not None:
+                    optimizer.param_groups[0]["lr"] = rate
         self.iterate.refresh()
 
     def iteration(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,22 +124,27 @@ class Steps:
         """What a sum over the rows x held here contributes to the mean over the minibatch."""
         return self.ranks.own(total) / self.ranks.total(x)
 
-    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list) -> None:
+    def _step(self, optimizer: torch.optim.Optimizer | None, loss: Tensor, parameters: list) -> None:
         """One step on just these parameters: the gradient must not reach, or be computed for, the other step's."""
+        if optimizer is None:
+            return
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=parameters)
         self.ranks.sum_gradients(parameters)
         optimizer.step()
 
     def optimizer_states(self) -> dict:
-        """What the optimisers remember, a copy; None for that of a prior without parameters."""
-        prior = copy.deepcopy(self.prior_optimizer.state_dict()) if self.prior else None
-        return {"network_optimizer": copy.deepcopy(self.network_optimizer.state_dict()), "prior_optimizer": prior}
+        """What the optimisers remember, a copy; None for that of a step without parameters."""
+        return {
+            "network_optimizer": copy.deepcopy(self.network_optimizer.state_dict()) if self.networks else None,
+            "prior_optimizer": copy.deepcopy(self.prior_optimizer.state_dict()) if self.prior else None,
+        }
 
     def load_optimizer_states(self, states: dict) -> None:
         """Go on from :meth:`optimizer_states`."""
         # load_state_dict may keep the tensors it is given: the states must survive a second use.
-        self.network_optimizer.load_state_dict(copy.deepcopy(states["network_optimizer"]))
+        if self.networks:
+            self.network_optimizer.load_state_dict(copy.deepcopy(states["network_optimizer"]))
         if self.prior:
             self.prior_optimizer.load_state_dict(copy.deepcopy(states["prior_optimizer"]))
 

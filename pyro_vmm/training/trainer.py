@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import NoReturn
 
 import torch
@@ -18,7 +18,7 @@ from pyro_vmm.parallel import Ranks
 from pyro_vmm.precision import network_precision
 from pyro_vmm.randomness import fork_rng, rng_state, set_rng_state
 from pyro_vmm.rows import Rows, read, shuffled
-from pyro_vmm.training.config import TrainingConfig
+from pyro_vmm.training.config import RESUMABLE, TrainingConfig
 from pyro_vmm.training.elimination import Elimination, Shares
 from pyro_vmm.training.steps import STEP_TERMS, Steps, quiet_pyro
 from pyro_vmm.whole_batch import whole_batch
@@ -138,10 +138,12 @@ class Trainer:
             the history, a dict for every epoch.
 
         Raises:
+            ValueError: there are no rows, they are of another dtype than the model, or not finite.
             TrainingDiverged: a loss was not finite; the last good parameters are restored.
         """
         if self.config.monitor == "val_nmi" and (x_val is None or labels_val is None):
             raise ValueError("monitor='val_nmi' needs validation rows with labels")
+        self._check_rows(x=x, x_val=x_val)
         if self._ended is not None:
             self.load_state_dict(self._ended)
         self._align(x, x_val)
@@ -168,6 +170,8 @@ class Trainer:
                 raise
             finally:
                 self.steps.iterate.reset()
+                # As its user wants it: in training mode a look at some rows would move BatchNorm's statistics.
+                self.vae.eval()
         if checkpoint:
             checkpoint(good)
         self._ended = good
@@ -187,15 +191,16 @@ class Trainer:
             learning_rate: of Adam, whose moments start anew.
 
         Raises:
-            TrainingDiverged: a parameter was not finite; the best epoch's parameters are restored.
+            TrainingDiverged: a parameter was not finite; the parameters from before are restored.
         """
-        if not (self.steps.prior and steps):
+        if not self.steps.prior or steps < 1:
             return
         config = replace(self.config, prior_learning_rate=learning_rate, decay_fraction=0.0)
         alone = Steps(self.vae, config, self.steps.graphs, self.ranks)
         order = torch.Generator().manual_seed(self.config.seed)
         step = alone.captured(lambda rows: (alone.map_step(rows, balanced=False),))
         self._align(x)
+        before = _copy(self.vae.state_dict())
         try:
             with fork_rng(self.device), quiet_pyro(), network_precision(self.config.precision):
                 torch.manual_seed(self.config.seed)
@@ -209,8 +214,18 @@ class Trainer:
             step.reset()
         bad = [name for name, parameter in self.vae.prior.named_parameters() if not parameter.isfinite().all()]
         if bad:
-            self.restore_best()
+            self.vae.load_state_dict(before)
             raise TrainingDiverged(f"{bad} are not finite in consolidation; the parameters are those before it")
+
+    def _check_rows(self, **named: Rows | None) -> None:
+        for name, rows in named.items():
+            if rows is not None and len(rows) == 0:
+                raise ValueError(f"{name} has no rows")
+            if isinstance(rows, Tensor):
+                if rows.dtype != self.dtype:
+                    raise ValueError(f"{name} is of {rows.dtype}, the model of {self.dtype}")
+                if not rows.isfinite().all():
+                    raise ValueError(f"{name} holds values that are not finite")
 
     def _align(self, x: Rows, x_val: Rows | None = None) -> None:
         """Begin alike in all processes; ``ValueError`` if they were given different things to do."""
@@ -274,6 +289,7 @@ class Trainer:
         if self._ended is not None and not self._fitting:
             return copy.deepcopy(self._ended)
         return {
+            "settings": self._settings(),
             "model": _copy(self.vae.state_dict()),
             "elimination": self.elimination.state_dict(),
             **self.steps.optimizer_states(),
@@ -283,8 +299,22 @@ class Trainer:
             "history": [dict(row) for row in self.history],
         }
 
+    def _settings(self) -> dict:
+        """What has to be the same in a run that goes on from here."""
+        return {name: value for name, value in asdict(self.config).items() if name not in RESUMABLE}
+
     def load_state_dict(self, state: dict) -> None:
-        """Continue from :meth:`state_dict`, bit for bit as if there had been no break."""
+        """Continue from :meth:`state_dict`, bit for bit as if there had been no break.
+
+        Raises:
+            ValueError: it is of a run with other settings; only those of ``RESUMABLE`` may differ.
+        """
+        settings = self._settings()
+        before = state.get("settings", settings)  # a checkpoint of old does not tell
+        differing = [name for name in settings if settings[name] != before[name]]
+        if differing:
+            found = ", ".join(f"{name}={settings[name]!r} (was {before[name]!r})" for name in differing)
+            raise ValueError(f"can't continue a run with other settings: {found}")
         self.vae.load_state_dict(state["model"])
         self.elimination.load_state_dict(state["elimination"])
         self.steps = Steps(self.elimination.model, self.config, self.steps.graphs, self.ranks)

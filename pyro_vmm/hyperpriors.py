@@ -75,6 +75,6 @@ def as_hyperprior(value: HyperPrior | str) -> HyperPrior:
     """A hyper-prior, or the preset of that name: "paper" or "reference"."""
     if isinstance(value, HyperPrior):
         return value
-    if value not in HYPERPRIORS:
+    if not isinstance(value, str) or value not in HYPERPRIORS:
         raise ValueError(f"hyperprior={value!r} should be a HyperPrior or one of {tuple(HYPERPRIORS)}")
     return HYPERPRIORS[value]

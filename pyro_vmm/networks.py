@@ -73,6 +73,11 @@ def conv_decoder(
 def _channels_first(image_shape: Sequence[int]) -> tuple[int, int, int]:
     if len(image_shape) not in (2, 3):
         raise ValueError(f"image_shape={tuple(image_shape)} should be (height, width) or (channels, height, width)")
+    if len(image_shape) == 3 and image_shape[-1] in (1, 3, 4) and image_shape[0] not in (1, 3, 4):
+        raise ValueError(
+            f"image_shape={tuple(image_shape)} looks like (height, width, channels), expected the channels first: "
+            "np.moveaxis(X, -1, 1)"
+        )
     return (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
 
 

@@ -307,6 +307,8 @@ class _BayesianMixture(Prior):
             with pyro.plate("components", trained):
                 mu = pyro.sample("mu", self.hyperprior.mu(d, self.origin, tril))
                 precision_tril = pyro.sample("precision_tril", self.hyperprior.precision_tril(d, n, self.origin))
+        if mu.dim() != 2:
+            raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (K, D): Predictive needs parallel=False")
         if centres is None:
             pyro.deterministic("pi", log_pi.exp())
             pyro.deterministic("precision", precision_tril @ precision_tril.mT)
@@ -347,6 +349,7 @@ class GaussianMixture(_BayesianMixture):
             raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (K, D)")
         super().__init__(mu.shape[1], len(mu), **settings)
         self.mu = nn.Parameter(mu.detach().clone())
+        self.to(mu.dtype)
 
     def centres(self, encoder: nn.Module | None = None) -> Centres:
         return Centres(self.mu, None)

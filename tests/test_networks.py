@@ -65,6 +65,12 @@ def test_convolutions_refuse_other_shapes(build, image_shape):
         build(image_shape)
 
 
+@pytest.mark.parametrize("build", [conv_encoder, lambda shape: conv_decoder(2, shape)])
+def test_convolutions_refuse_channels_that_come_last(build):
+    with pytest.raises(ValueError, match=r"\(32, 32, 3\) looks like .* np\.moveaxis"):
+        build((32, 32, 3))
+
+
 def test_lower_cholesky():
     raw = torch.randn(5, 3, 3)
     expected = torch.zeros(5, 3, 3)

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO
+from pyro.infer import Predictive, TraceEnum_ELBO
 from torch import nn
 from torch.nn import functional as F
 
@@ -323,6 +323,21 @@ def test_hyperprior_refuses_what_is_not_positive(name, value):
 def test_mixture_refuses_settings(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         make_prior(kind, **settings)
+
+
+def test_a_gaussian_mixture_has_the_dtype_of_its_centres():
+    prior = GaussianMixture(torch.randn(3, 2, dtype=torch.float32))
+    assert {value.dtype for value in prior.state_dict().values()} == {torch.float32}
+    assert prior().log_prob(torch.randn(5, 2, dtype=torch.float32)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_hierarchy_is_not_sampled_in_parallel(kind):
+    prior = make_prior(kind)
+    encoder = make_encoder() if kind == "vmm" else None
+    predictive = Predictive(lambda: prior.hierarchy(4, encoder), num_samples=3, parallel=True)
+    with pytest.raises(ValueError, match="parallel=False"):
+        predictive()
 
 
 def test_infinite_m_prior_is_refused():

@@ -8,14 +8,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.datasets import load_digits, make_blobs
+from sklearn.datasets import make_blobs
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from pyro_vmm import VMM, HyperPrior, files, metrics
+from pyro_vmm import VMM, HyperPrior, files
 from pyro_vmm.hyperpriors import HYPERPRIORS
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.training import Trainer
@@ -193,6 +193,32 @@ def test_any_callable_is_a_likelihood(likelihood, X, tmp_path):
     if isinstance(likelihood, nn.Module):
         assert likelihood.log_scale.item() == 0.0, "the caller's module should be copied"
         assert model.vae_.likelihood.function.log_scale.item() != 0.0
+
+
+def test_a_likelihood_module_of_float64(X):
+    class Laplace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Linear(4, 4).double()
+
+        def forward(self, h):
+            return dist.Laplace(self.mix(h), 1.0).to_event(1)
+
+    own = Laplace()
+    for dtype in ("float32", "float64"):
+        VMM(**TINY, likelihood=own, dtype=dtype).fit(X)
+    assert own.mix.weight.dtype == torch.float64, "the user's own stays as it was"
+
+
+def test_a_likelihood_without_a_mean_is_told(X):
+    def bounded(h):
+        return dist.TransformedDistribution(dist.Normal(h, 1.0), [dist.transforms.SigmoidTransform()]).to_event(1)
+
+    rows = (X - X.min()) / (X.max() - X.min()) * 0.8 + 0.1
+    model = VMM(**TINY, likelihood=bounded, scaling=None).fit(rows)
+    assert model.sample(3)[0].shape == (3, 4)
+    with pytest.raises(ValueError, match="has no mean"):
+        model.inverse_transform(model.transform(rows))
 
 
 def test_own_networks(X, tmp_path):
@@ -376,6 +402,7 @@ def test_resume_refuses_another_run(X, tmp_path):
         ({"likelihood": "gauss"}, "likelihood='gauss' should be one of"),
         ({"likelihood_options": {"colour": 1}}, "likelihood_options"),
         ({"hyperprior": "ours"}, "hyperprior='ours'"),
+        ({"hyperprior": {"alpha_shape": 2.0}}, "hyperprior={'alpha_shape': 2.0} should be a HyperPrior"),
         ({"m_prior": -1}, "m_prior=-1"),
         ({"expectation": "exact"}, "expectation='exact'"),
         ({"responsibilities": "soft"}, "responsibilities='soft'"),

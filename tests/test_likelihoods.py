@@ -252,6 +252,16 @@ def test_custom_check_of_a_support_that_depends_on_parameters(function):
         likelihood.check(torch.tensor([0.0, 3.0, 11.0]).repeat(5, 1))
 
 
+def test_custom_check_of_a_distribution_without_a_support():
+    class Flat(dist.TorchDistribution):
+        arg_constraints = {}
+
+        def __init__(self, h):
+            super().__init__(h.shape[:-1], h.shape[-1:], validate_args=False)
+
+    CustomLikelihood((3,), Flat).check(torch.zeros(5, 3))
+
+
 @pytest.mark.parametrize(
     "function",
     [

@@ -43,7 +43,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         likelihood_options: arguments of a named likelihood, such as ``{"scale": "per_feature", "initial_scale": 0.5}``.
             The noise of "normal" and "student_t" starts at a quarter of the data's spread, the categories are counted.
         hidden: widths of the encoder's layers, mirrored in the decoder; the paper's images have (500, 500, 2000).
-        encoder: "mlp", "conv", or a module from x (N, ...) to features (N, H).
+        encoder: "mlp", "conv" for images (N, H, W) or (N, C, H, W), or a module from x (N, ...) to features (N, H).
         decoder: "mlp", "conv", or a module from z (N, D) to features (N, H).
         covariance: of q(z | x), "full" or "diagonal".
         scaling: "range" maps all features together to [-1, 1], right for images and features of one unit; "standard"

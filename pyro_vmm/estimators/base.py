@@ -116,8 +116,8 @@ class Estimator(BaseEstimator):
         }
 
     def _place(self, vae: LatentVariableModel) -> LatentVariableModel:
-        """The model on its device and in its dtype."""
-        return vae.to(device=building.choose_device(self.device), dtype=DTYPES[self.dtype])
+        """The model on its device and in its dtype, not in training."""
+        return vae.to(device=building.choose_device(self.device), dtype=DTYPES[self.dtype]).eval()
 
     def _train(
         self,
@@ -277,8 +277,11 @@ class Estimator(BaseEstimator):
 
 
 def typical(p_x: TorchDistribution) -> Tensor:
-    """The mean of p(x), or its mode where there is no mean."""
-    mean = p_x.mean
+    """The mean of p(x), or its mode where there is no mean; ``ValueError`` where there is neither."""
+    try:
+        mean = p_x.mean
+    except NotImplementedError as error:
+        raise ValueError(f"the likelihood's {type(p_x).__name__} has no mean; draws of x are to be had") from error
     return mean if mean.isfinite().all() else p_x.mode.to(mean.dtype)
 
 

@@ -107,11 +107,17 @@ def likelihood_options(likelihood: str | Callable, options: dict | None, x: Tens
     return {**told, **(options or {})}
 
 
+def _own(given: Callable) -> Callable:
+    """A copy of what the user gave, and of a module one in float32, in which models are built."""
+    own = copy.deepcopy(given)
+    return own.float() if isinstance(own, nn.Module) else own
+
+
 def build_likelihood(likelihood: str | Callable, event_shape: Sequence[int], options: dict) -> Likelihood:
     """A named likelihood, or the module around a callable; ``options`` are its arguments."""
     try:
         if callable(likelihood):
-            return CustomLikelihood(event_shape, copy.deepcopy(likelihood), **options)
+            return CustomLikelihood(event_shape, _own(likelihood), **options)
         return LIKELIHOODS[likelihood](event_shape, **options)
     except TypeError as error:
         raise ValueError(f"likelihood_options={options} do not fit: {error}") from error
@@ -138,7 +144,7 @@ def build_vae(
     """
     event_shape = rows.shape[1:]
     if isinstance(encoder, nn.Module):
-        body = copy.deepcopy(encoder).float()
+        body = _own(encoder)
     elif encoder == "conv":
         body = conv_encoder(event_shape)
     else:
@@ -146,7 +152,7 @@ def build_vae(
         body = nn.Sequential(*features, mlp(features(rows)[0].numel(), hidden))
     qz = GaussianEncoder(body, output_width(body, rows, "encoder"), latent_dim, covariance)
     if isinstance(decoder, nn.Module):
-        body = copy.deepcopy(decoder).float()
+        body = _own(decoder)
     else:
         body = conv_decoder(latent_dim, event_shape) if decoder == "conv" else mlp(latent_dim, list(hidden)[::-1])
     width = output_width(body, rows.new_zeros(2, latent_dim), "decoder")
@@ -158,7 +164,7 @@ def build_cell_likelihood(likelihood: str | Callable, layout: CellLayout, option
     """A named likelihood of cells, or the module around a callable; ``options`` are its arguments."""
     try:
         if callable(likelihood):
-            return CustomCellLikelihood(layout, copy.deepcopy(likelihood), **options)
+            return CustomCellLikelihood(layout, _own(likelihood), **options)
         return CELL_LIKELIHOODS[likelihood](layout, **options)
     except TypeError as error:
         raise ValueError(f"likelihood_options={options} do not fit: {error}") from error

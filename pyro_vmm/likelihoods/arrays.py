@@ -226,7 +226,10 @@ class CustomLikelihood(Likelihood):
         """Try the callable: it has to return a distribution that can score x."""
         for rows in x.split(1024):
             distribution = self._try(rows)
-            support = distribution.support
+            try:
+                support = distribution.support
+            except NotImplementedError:
+                continue  # a distribution need not tell
             while hasattr(support, "base_constraint"):
                 support = support.base_constraint
             _require(rows, support.check(rows), "given", f"in {support}")

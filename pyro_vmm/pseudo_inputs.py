@@ -53,7 +53,7 @@ class PseudoInputs(nn.Module):
 class CellPseudoInputs(PseudoInputs):
     r"""Pseudo-cells, (K, G + P): pseudo-counts softplus(u) - 1, and covariates.
 
-    The shift lets a pseudo-count be zero (as in the authors' code; the paper has softplus), at the price of values down to -1.
+    The shift, the authors' (the paper has softplus alone), lets a pseudo-count be zero, at the price of values to -1.
 
     What batch a pseudo-cell belongs to decides whether a cluster can belong to a batch:
 

@@ -134,7 +134,7 @@ def test_wrong_precisions_are_told():
 
 
 def test_bfloat16_fits_the_digits_as_well():
-    """Its ELBO is that of float32 with the same seed, up to what rounding makes of a run; epochs still bring 10 nats."""
+    """Its ELBO is that of float32 with the same seed, up to what rounding makes of it; epochs still bring 10 nats."""
     X, _ = load_digits(return_X_y=True)
     settings = {"latent_dim": 6, "hidden": (64, 64), "learning_rate": 2e-3, "epochs": 12, "n_components": 20}
     for seed in (0, 1):

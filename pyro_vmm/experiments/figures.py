@@ -80,7 +80,7 @@ def _draw_means(axes, frame: pd.DataFrame, score: str, style: str, **look) -> No
 
 
 def sensitivity(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | None":
-    """The number of clusters and NMI over K and over D, with table 1's own run on both curves; a row per configuration."""
+    """The number of clusters and NMI over K and over D, with table 1's own run on both; a row per configuration."""
     from matplotlib.figure import Figure
 
     groups: dict[str, list[Folder]] = {}

@@ -5,8 +5,9 @@
 Batch 256, Adam at 1e-4 for both steps, K = 100, D = 10, encoder [500, 500, 2000], pseudo-inputs from random images,
 no label used in training. Writes ``curve.csv`` after every epoch and a checkpoint every ten; run again to continue,
 with ``--epochs`` of the last checkpoint to end there. At the end it scores all 70,000 images and draws
-``components.png``, the paper's figure 1, and ``curve.png``, beside the curve of ``authors_curve.csv``: a plain PyTorch
-implementation of the reference preset that follows the authors' code epoch by epoch (seed 0, no short last batch).
+``components.png``, the paper's figure 1, and ``curve.png``, beside ``reference_curve.csv``: the curve of a plain PyTorch
+implementation of the reference preset (seed 0, no short last batch), which follows the authors' TensorFlow code: their
+ELBO differs by 0.8 nats at epoch 4 and 1.3 at 14, their test NMI by 0.002 there.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pyro_vmm.priors import VampMixture
 from pyro_vmm.training import Trainer, TrainingConfig
 
 HIDDEN = (500, 500, 2000)
-AUTHORS = Path(__file__).with_name("authors_curve.csv")
+REFERENCE = Path(__file__).with_name("reference_curve.csv")
 #: The paper's table 1, mean over ten trials that stopped on labelled validation NMI.
 PAPER_NMI = 0.899
 
@@ -76,9 +77,9 @@ def report(row: dict, scores: dict, path: Path) -> None:
 
 
 def draw_curve(curve: pd.DataFrame, learning_rate: float) -> Figure:
-    """NMI, clusters and ELBO over epochs, beside the authors' curve at the same rate."""
-    authors = pd.read_csv(AUTHORS)
-    authors = authors[authors["learning_rate"] == learning_rate]
+    """NMI, clusters and ELBO over epochs, beside the reference curve at the same rate."""
+    reference = pd.read_csv(REFERENCE)
+    reference = reference[reference["learning_rate"] == learning_rate]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     panels = [
         ("test_nmi", "NMI on 10,000 test images"),
@@ -87,7 +88,7 @@ def draw_curve(curve: pd.DataFrame, learning_rate: float) -> Figure:
     ]
     for axes, (column, title) in zip(figure.subplots(1, 3), panels, strict=True):
         axes.plot(curve["epoch"], curve[column], label="pyro_vmm")
-        axes.plot(authors["epoch"], authors[column], "--", label="authors' curve")
+        axes.plot(reference["epoch"], reference[column], "--", label="reference curve")
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
     figure.axes[0].axhline(PAPER_NMI, color="grey", linewidth=1, label="paper, all images, at the end")

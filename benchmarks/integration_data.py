@@ -2,13 +2,13 @@
 
 Each is an ``.h5ad`` with raw counts as CSR in ``X``, and ``batch`` and ``cell_type`` in ``obs``, made of public files:
 
-- ``kang_ifnb_2800``: ``data/ifnb_2800.rda`` of github.com/chthub/rDeepmaps, commit 2d0baac8 (Kang et al. 2018, GSE96583;
-  2,800 of the cells of SeuratData's ``ifnb``); the batch is the stimulation, the type ``seurat_annotations``.
+- ``kang_ifnb_2800``: ``data/ifnb_2800.rda`` of github.com/chthub/rDeepmaps, commit 2d0baac8 (Kang et al. 2018,
+  GSE96583; 2,800 of the cells of SeuratData's ``ifnb``); the batch is the stimulation, the type ``seurat_annotations``.
 - ``sc_mixology_celllines``: ``data/csv/{sc_celseq2,sc_dropseq,sc_celseq2_5cl_p1,_p2,_p3}`` of
   github.com/LuyiTian/sc_mixology, commit 7d00ffb0 (Tian et al. 2019, GSE118767), on the 11,533 genes that all five
   experiments, the batches, have; the type is ``cell_line_demuxlet``, and ``demuxlet_cls`` tells doublets.
-- ``pbmc_facs_zheng``: ``data/pbmc_facs.RData``, both its matrices, of github.com/stephenslab/fastTopics, commit 8406f5f4
-  (Zheng et al. 2017); the type is the sorted population, and there is one batch.
+- ``pbmc_facs_zheng``: ``data/pbmc_facs.RData``, both its matrices, of github.com/stephenslab/fastTopics, commit
+  8406f5f4 (Zheng et al. 2017); the type is the sorted population, and there is one batch.
 """
 
 import os

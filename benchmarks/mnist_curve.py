@@ -5,7 +5,7 @@
 Batch 256, Adam at 1e-4 for both steps, K = 100, D = 10, encoder [500, 500, 2000], pseudo-inputs from random images,
 no label used in training. Writes ``curve.csv`` after every epoch and a checkpoint every ten; run again to continue,
 with ``--epochs`` of the last checkpoint to end there. At the end it scores all 70,000 images and draws
-``components.png``, the paper's figure 1, and ``curve.png``, beside ``reference_curve.csv``: the curve of a plain PyTorch
+``components.png``, the paper's figure 1, and ``curve.png``, beside ``reference_curve.csv``: that of a plain PyTorch
 implementation of the reference preset (seed 0, no short last batch), which follows the authors' TensorFlow code: their
 ELBO differs by 0.8 nats at epoch 4 and 1.3 at 14, their test NMI by 0.002 there.
 """

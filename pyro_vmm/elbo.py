@@ -20,7 +20,7 @@ class Elbo(TraceEnum_ELBO):
     """``TraceEnum_ELBO(max_plate_nesting=1)``, which also keeps what the history needs of its last evaluation.
 
     With one plate, indicators enumerated in the model, and reparameterised draws in the guide, the ELBO is a plain sum
-    of log-densities with one ``logsumexp`` over the indicators. It is then computed so, 4 ms sooner than by the tensor
+    of log-densities with one ``logsumexp`` over the indicators. It is then computed so, sooner than by the tensor
     contractions that the general case takes; any other pair is left to Pyro.
 
     Attributes:

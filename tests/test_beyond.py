@@ -120,7 +120,7 @@ def test_presets_and_ablation_share_a_run_and_show_their_rows(tmp_path, capsys):
     ablation = (tmp_path / "tiny" / "ablation.md").read_text()
     assert methods(ablation) == [*beyond.ABLATION_TITLES.values()]
     for page, runs in ((presets, 12), (ablation, 4)):
-        assert f"{runs} of {runs} runs are finished" in page and "not at hand" not in page
+        assert f"{runs} of {runs} runs are finished" in page and "not shown beside" not in page
         assert page.count("| 1 of 1 |") == runs and "**" in page
     for table in SCALES["tiny"].tables:
         assert all(f"| {table} | fixed | {row} | 1 of 1 |" in presets for row in rows)

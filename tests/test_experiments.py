@@ -331,7 +331,7 @@ def test_what_is_finished_is_rendered_without_running_anything(tmp_path, capsys,
     assert "1 of 28 runs are finished" in capsys.readouterr().out
     page = (tmp_path / "tiny" / "table1.md").read_text()
     assert "| digits | labels | VampPrior | 1 of 2 | 9.0 | **0.750** |" in page and "NMI |" not in page
-    assert "paper's own numbers of this table are not at hand" in page
+    assert "paper's own numbers are not shown beside these" in page
     assert {path.name for path in (tmp_path / "tiny").glob("table1.*")} == {"table1.md", "table1.csv", "table1.tex"}
 
 

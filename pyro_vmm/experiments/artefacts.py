@@ -178,7 +178,7 @@ def render(name: str, scale: str, trials: int, folders: Sequence[Folder], out: P
     if not table.lines():
         return f"no results of {name} yet: {done}"
     missing = artefact.in_paper and not table.quoted
-    quoted = " The paper's own numbers of this table are not at hand." if missing else ""
+    quoted = " The paper's own numbers are not shown beside these." if missing else ""
     page = f"# {artefact.title}\n\n{done}. {MARKS}{artefact.note}{quoted}\n\n{table.markdown()}"
     for ending, text in (("md", page), ("csv", table.csv()), ("tex", table.latex())):
         files.write(io.BytesIO(text.encode()), out / f"{name}.{ending}")

@@ -1,6 +1,6 @@
-"""The paper's own numbers, mean and standard deviation, as far as they are at hand.
+"""The paper's own numbers, mean and standard deviation, that the tables show beside ours.
 
-Stirn & Knowles (2025), https://arxiv.org/abs/2402.04412. Where a number is missing here, the tables leave it out.
+Stirn & Knowles (2025), https://arxiv.org/abs/2402.04412. So far MNIST's row of the VMM; other cells stay empty.
 """
 
 #: By artefact, data set and method.

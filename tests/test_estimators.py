@@ -22,7 +22,7 @@ from pyro_vmm.training import Trainer
 
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 0, "random_state": 0}
 EXEMPT = {
-    # Two epochs leave these at their random start; clusters are tested for the VMM, and on digits.
+    # Two epochs leave these at their random start; clusters are tested for the VMM, and on digits in test_quality.py.
     "gmm": {"check_clustering": "the centres start at random and need more than two epochs to find three blobs"},
     # No clusters: every row belongs to the one component.
     "standard_normal": {"check_clustering": "a standard normal prior has one component"},

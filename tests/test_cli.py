@@ -100,6 +100,23 @@ def test_command_line_wins_over_the_file_and_the_preset(tmp_path):
     assert resolve({"config": tmp_path / "config.json"})["epochs"] == 3
 
 
+@pytest.mark.parametrize("likelihood", ["bernoulli", "poisson", "categorical"])
+def test_tables_are_scaled_only_where_the_likelihood_allows(likelihood, tmp_path, capsys):
+    path = tmp_path / "codes.csv"
+    pd.DataFrame(np.random.RandomState(0).randint(2, size=(60, 3)), columns=list("abc")).to_csv(path, index=False)
+    assert run("--dataset", path, "--likelihood", likelihood, "--out", tmp_path / "run", *FAST) == 0
+    assert (
+        run("--dataset", path, "--likelihood", likelihood, "--scaling", "standard", "--out", tmp_path / "other", *FAST)
+        == 2
+    )
+    assert "x is X after scaling='standard'" in capsys.readouterr().err
+
+
+def test_a_preset_of_the_noise_is_for_likelihoods_that_have_one():
+    assert "likelihood_options" in resolve({"dataset": "mnist"})
+    assert "likelihood_options" not in resolve({"dataset": "mnist", "likelihood": "continuous_bernoulli"})
+
+
 def test_flags_of_the_centres_reach_the_estimator():
     given = ["--dataset", "digits", "--no-train-pseudo-inputs", "--init-centres", "encoded"]
     model = estimator(resolve(vars(build_parser().parse_args(given))), progress=False)

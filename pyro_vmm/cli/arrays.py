@@ -6,7 +6,7 @@ import numpy as np
 
 from pyro_vmm.cli.kind import Kind
 from pyro_vmm.data import images
-from pyro_vmm.estimators import VMM
+from pyro_vmm.estimators import VMM, building
 from pyro_vmm.likelihoods import LIKELIHOODS
 from pyro_vmm.runs import ArrayResults
 
@@ -48,9 +48,14 @@ class Arrays(Kind):
     endings = tuple(images.READERS)
     own = frozenset({"label_column", "network"})
 
-    def preset(self, dataset: str) -> dict:
+    def preset(self, config: dict) -> dict:
+        dataset = str(config["dataset"])
         kind = "table" if Path(dataset).suffix.lower() in (".csv", ".parquet") else "file"
-        return ARRAY_PRESETS[dataset if dataset in self.names else kind]
+        preset = ARRAY_PRESETS[dataset if dataset in self.names else kind]
+        if config.get("likelihood", self.defaults["likelihood"]) in building.SCALED:
+            return preset
+        # Of the others none has a scale to start from, and the values of most must stay as they are.
+        return {name: value for name, value in preset.items() if name not in ("scaling", "likelihood_options")}
 
     def parameters(self, config: dict) -> dict:
         params = super().parameters(config)

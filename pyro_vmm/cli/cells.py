@@ -40,8 +40,8 @@ class Cells(Kind):
     endings = (".h5ad",)
     own = frozenset({"backed", "label_key", "n_top_genes"})
 
-    def preset(self, dataset: str) -> dict:
-        return NAMED_CELLS.get(dataset, {})
+    def preset(self, config: dict) -> dict:
+        return NAMED_CELLS.get(str(config["dataset"]), {})
 
     def load(self, config: dict) -> CellData:
         backed = config.get("backed", False)

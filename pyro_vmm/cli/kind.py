@@ -46,8 +46,8 @@ class Kind(ABC):
         return self.own | self.defaults.keys() | {"dataset", "data_dir", *SELECTION}
 
     @abstractmethod
-    def preset(self, dataset: str) -> dict:
-        """What suits a data set better than the estimator's defaults."""
+    def preset(self, config: dict) -> dict:
+        """What suits the data set of these options better than the estimator's defaults."""
 
     def parameters(self, config: dict) -> dict:
         """The estimator's parameters of resolved options."""

@@ -15,7 +15,7 @@ def resolve(given: dict) -> dict:
     """Options by precedence: the command line, the configuration file, the data set's preset."""
     from_file = read_config(given["config"]) if "config" in given else {}
     config = {"dataset": "digits", "seed": 0, **from_file, **{k: v for k, v in given.items() if k != "config"}}
-    return {**kind_of(config).preset(str(config["dataset"])), **config}
+    return {**kind_of(config).preset(config), **config}
 
 
 def kind_of(config: dict) -> Kind:

@@ -106,7 +106,11 @@ def _add_data(group: Group) -> None:
 
 def _add_arrays(group: Group) -> None:
     group.add("label_column", "column of labels; shown at the end, not used in training", metavar="COLUMN")
-    group.add("scaling", "how X is brought to the model's scale; tables: standard", choices=[*SCALINGS[:-1], "none"])
+    group.add(
+        "scaling",
+        "how X is brought to the model's scale; tables: standard if normal or student_t",
+        choices=[*SCALINGS[:-1], "none"],
+    )
 
 
 def _add_cells(group: Group) -> None:

@@ -249,13 +249,22 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         x = torch.as_tensor((X[train] - self.shift_) / self.scale_, dtype=torch.float32)
         self.likelihood_options_ = building.likelihood_options(self.likelihood, self.likelihood_options, x)
         likelihood = self._build_likelihood()
-        likelihood.check(x)
+        self._check_support(likelihood, x)
         vae = self._build_vae(likelihood, x[:2])
         rows = x[building.initial_rows(x, self.n_components_, self.init, self.seed_)]
         vae.prior = self._build_prior(rows)
         if self.prior == "gmm" and self.init_centres == "encoded":
             building.encode_centres(vae, rows)
         self.vae_ = self._place(vae)
+
+    def _check_support(self, likelihood: Likelihood, x: Tensor) -> None:
+        """Raise ``ValueError`` where a row of x (N, ...), as the model sees it, has no density."""
+        try:
+            likelihood.check(x)
+        except ValueError as error:
+            if self.scaling in ("range", "standard"):
+                raise ValueError(f"{error}; x is X after scaling={self.scaling!r}") from error
+            raise
 
     def _build_likelihood(self) -> Likelihood:
         return building.build_likelihood(self.likelihood, self.event_shape_, self.likelihood_options_)

@@ -39,6 +39,8 @@ from pyro_vmm.pseudo_inputs import PseudoInputs
 # k-means++ looks at no more cells than these: memory must not grow with their number.
 KMEANS_CELLS = 10_000
 SCALINGS = ("auto", "range", "standard", None)
+#: Likelihoods of any real values: the data may be shifted and stretched, and the noise has a scale.
+SCALED = ("normal", "student_t")
 INITS = ("random", "k-means++")
 INIT_CENTRES = ("normal", "encoded")
 
@@ -78,7 +80,7 @@ def shift_and_scale(X: np.ndarray, scaling: str | None, likelihood: str | Callab
         likelihood: what "auto" goes by: values of a discrete or bounded support must stay as they are.
     """
     if scaling == "auto":
-        scaling = "range" if likelihood in ("normal", "student_t") else None
+        scaling = "range" if likelihood in SCALED else None
     if scaling == "range":
         low, high = X.min(), X.max()
         return np.asarray((low + high) / 2), np.asarray((high - low) / 2 if high > low else 1.0)
@@ -97,7 +99,7 @@ def likelihood_options(likelihood: str | Callable, options: dict | None, x: Tens
         x: training rows, as the model sees them, (N, ...).
     """
     told = {}
-    if likelihood in ("normal", "student_t"):
+    if likelihood in SCALED:
         # A quarter of the noise of a model that knows the mean and nothing else. From that noise itself, clusters merge
         # before the likelihood is sharp enough to tell them apart; from far above it, the posterior collapses.
         spread = float(x.var(dim=0, correction=0).mean().sqrt())

@@ -15,7 +15,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from pyro_vmm import VMM, HyperPrior, files
+from pyro_vmm import VMM, HyperPrior, files, metrics
+from pyro_vmm.estimators import building
 from pyro_vmm.hyperpriors import HYPERPRIORS
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.training import Trainer
@@ -454,6 +455,23 @@ def test_more_components_than_rows(X):
 def test_constant_features(scaling):
     model = VMM(**TINY, scaling=scaling).fit(np.ones((20, 3)))
     assert np.isfinite(model.transform(np.ones((20, 3)))).all()
+
+
+def test_a_constant_feature_keeps_its_units_whatever_rounding_makes_of_its_spread():
+    X = np.random.RandomState(0).randn(100, 2)
+    X[:, 1] = 0.1  # whose mean over rows is not 0.1
+    assert X[:, 1].std() > 0
+    model = VMM(**TINY, scaling="standard").fit(X)
+    assert model.scale_[1] == 1.0
+    np.testing.assert_allclose(model.scale_[0], X[:, 0].std(), rtol=0.3)
+
+
+def test_means_of_many_float32_rows():
+    X = np.random.RandomState(0).uniform(size=(1_000_000, 2)).astype(np.float32) + 100
+    shift, scale = building.shift_and_scale(X, "standard", "normal")
+    np.testing.assert_allclose(shift, X.astype(np.float64).mean(0), rtol=1e-7)
+    np.testing.assert_allclose(scale, X.astype(np.float64).std(0), rtol=1e-6)
+    assert shift.dtype == scale.dtype == np.float32
 
 
 def test_two_rows_and_no_validation(X):

@@ -72,7 +72,7 @@ def random_start(seed: int) -> Iterator[None]:
 
 
 def shift_and_scale(X: np.ndarray, scaling: str | None, likelihood: str | Callable) -> tuple[np.ndarray, np.ndarray]:
-    """Two arrays, () or (...), such that the model sees (X - shift) / scale.
+    """Two arrays, () or (...), of the dtype of X, such that the model sees (X - shift) / scale.
 
     Arguments:
         X: training rows, (N, ...).
@@ -83,11 +83,15 @@ def shift_and_scale(X: np.ndarray, scaling: str | None, likelihood: str | Callab
         scaling = "range" if likelihood in SCALED else None
     if scaling == "range":
         low, high = X.min(), X.max()
-        return np.asarray((low + high) / 2), np.asarray((high - low) / 2 if high > low else 1.0)
-    if scaling == "standard":
-        scale = X.std(axis=0)
-        return X.mean(axis=0), np.where(scale > 0, scale, 1.0)
-    return np.asarray(0.0), np.asarray(1.0)
+        shift, scale = (low + high) / 2, (high - low) / 2 if high > low else 1.0
+    elif scaling == "standard":
+        # In float64, as float32 loses count over a million rows. And rounding leaves a constant feature some spread.
+        shift, scale = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
+        scale = np.where((X.max(axis=0) > X.min(axis=0)) & (scale > 0), scale, 1.0)
+    else:
+        shift, scale = 0.0, 1.0
+    # With a wider dtype than its own, X would be copied into that at every scaling.
+    return np.asarray(shift, X.dtype), np.asarray(scale, X.dtype)
 
 
 def likelihood_options(likelihood: str | Callable, options: dict | None, x: Tensor) -> dict:

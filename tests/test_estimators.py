@@ -1,6 +1,7 @@
 """The scikit-learn estimator of arrays."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -464,6 +465,19 @@ def test_a_constant_feature_keeps_its_units_whatever_rounding_makes_of_its_sprea
     model = VMM(**TINY, scaling="standard").fit(X)
     assert model.scale_[1] == 1.0
     np.testing.assert_allclose(model.scale_[0], X[:, 0].std(), rtol=0.3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, bool, np.float16, np.int16])
+def test_small_numbers_become_float32_and_no_more(dtype):
+    X = np.random.RandomState(0).randint(2, size=(200_000, 50)).astype(dtype)
+    model = VMM(**TINY).fit(X[:50])
+    assert model.scale_.dtype == np.float32
+    assert VMM(**TINY, dtype="float64").fit(X[:50]).scale_.dtype == np.float64
+    tracemalloc.start()
+    x = model._rows(X)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.2 * x.numel() * x.element_size(), "X in float32, and what the model sees"
 
 
 def test_means_of_many_float32_rows():

@@ -209,11 +209,14 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         """Scikit-learn's checks of X, which know its messages, and ours of its shape."""
         if reset:
             self._check_parameters()
+        # float32 holds all that two bytes can, in half the memory of float64; unless that is what is computed in.
+        given = getattr(X, "dtype", None)
+        small = isinstance(given, np.dtype) and given.kind in "biuf" and given.itemsize <= 2
         X = validate_data(
             self,
             X,
             reset=reset,
-            dtype=[np.float64, np.float32],
+            dtype=np.float32 if small and self.dtype == "float32" else [np.float64, np.float32],
             allow_nd=True,
             ensure_min_samples=2 if reset else 1,
         )
@@ -345,7 +348,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         return self._scaled(self._validate(X, reset=False))
 
     def _scaled(self, X: np.ndarray) -> Rows:
-        x = (X - self.shift_) / self.scale_
+        x = X - self.shift_
+        x /= self.scale_  # in place: X may take most of the memory
         return place(torch.as_tensor(x, dtype=DTYPES[self.dtype]), self._own_device())
 
     def _log_p_x(self, z: Tensor, rows: Tensor) -> Tensor:

@@ -168,6 +168,28 @@ def test_values_outside_the_support(likelihood):
         VMM(**TINY, likelihood=likelihood).fit(X)
 
 
+@pytest.mark.parametrize("likelihood", OUTSIDE)
+def test_values_outside_the_support_in_rows_held_back_or_new(likelihood):
+    X = DATA[likelihood].astype(float)
+    model = VMM(**TINY, likelihood=likelihood).fit(X)
+    wrong = X.copy()
+    wrong[model.validation_rows_[0], 2] = OUTSIDE[likelihood]
+    with pytest.raises(ValueError, match=f"{likelihood} likelihood expects"):
+        VMM(**TINY, likelihood=likelihood).fit(wrong)
+    for method in (model.predict, model.transform, model.score_samples, model.to_tensor):
+        with pytest.raises(ValueError, match=f"{likelihood} likelihood expects"):
+            method(wrong)
+
+
+def test_a_category_that_only_a_row_held_back_has():
+    X = DATA["categorical"].copy()
+    held_back = VMM(**TINY, likelihood="categorical").fit(X).validation_rows_
+    X[held_back[0], 0] = 7
+    model = VMM(**TINY, likelihood="categorical").fit(X)
+    assert model.likelihood_options_ == {"n_categories": 8}
+    assert np.isfinite(model.history_["val_elbo"]).all()
+
+
 class Laplace(nn.Module):
     """A likelihood with a parameter of its own."""
 

@@ -1,6 +1,7 @@
 """The estimator of arrays: vectors, images, anything of shape (N, ...)."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,10 @@ from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import Prior
 from pyro_vmm.pseudo_inputs import PseudoInputs
 from pyro_vmm.randomness import fork_rng
-from pyro_vmm.rows import Rows
+from pyro_vmm.rows import Rows, read
+
+# What is looked at for values outside the support, for memory not to hold their number once more.
+ROWS_AT_ONCE = 4096
 
 
 class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, Estimator):
@@ -195,8 +199,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         train, val = self._split(len(X))
         labels_val = None if self.monitor != "val_nmi" else self._labels(y, len(X))[val]
         with building.random_start(self.seed_):
-            self._build(X, train)
-        x = self._scaled(X)
+            x = self._build(X, train)
+        x = place(x, self._own_device())
         writer = None
         if checkpoint is not None:
             writer = storing.checkpoint_writer(checkpoint, self.configuration(), self.seed_, X)
@@ -245,25 +249,34 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             raise ValueError(f"y has shape {y.shape}, expected ({n},)")
         return y
 
-    def _build(self, X: np.ndarray, train: np.ndarray) -> None:
-        """Make the model, on the device, with the scaling and the pseudo-inputs that the training rows give."""
+    def _build(self, X: np.ndarray, train: np.ndarray) -> Tensor:
+        """Make the model, on the device, with the scaling and the pseudo-inputs that the training rows give.
+
+        Returns what it sees of all rows, (N, ...), on the host: those held back have to be of the support too.
+        """
         self.shift_, self.scale_ = building.shift_and_scale(X[train], self.scaling, self.likelihood)
+        all_rows = self._scaled(X)
         self.n_components_ = self._n_components(len(train))
-        x = torch.as_tensor((X[train] - self.shift_) / self.scale_, dtype=torch.float32)
-        self.likelihood_options_ = building.likelihood_options(self.likelihood, self.likelihood_options, x)
+        x = all_rows[train].float()
+        self.likelihood_options_ = building.likelihood_options(self.likelihood, self.likelihood_options, x, all_rows)
         likelihood = self._build_likelihood()
-        self._check_support(likelihood, x)
+        self._check_support(likelihood, all_rows.float())
         vae = self._build_vae(likelihood, x[:2])
         rows = x[building.initial_rows(x, self.n_components_, self.init, self.seed_)]
         vae.prior = self._build_prior(rows)
         if self.prior == "gmm" and self.init_centres == "encoded":
             building.encode_centres(vae, rows)
         self.vae_ = self._place(vae)
+        return all_rows
 
-    def _check_support(self, likelihood: Likelihood, x: Tensor) -> None:
+    def _check_support(self, likelihood: Likelihood, x: Rows) -> None:
         """Raise ``ValueError`` where a row of x (N, ...), as the model sees it, has no density."""
+        if type(likelihood).check is Likelihood.check:
+            return
         try:
-            likelihood.check(x)
+            with closing(read(x, torch.arange(len(x)).split(ROWS_AT_ONCE))) as stream:
+                for rows in stream:
+                    likelihood.check(rows)
         except ValueError as error:
             if self.scaling in ("range", "standard"):
                 raise ValueError(f"{error}; x is X after scaling={self.scaling!r}") from error
@@ -345,12 +358,15 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
 
     def _rows(self, X) -> Rows:
         check_is_fitted(self)
-        return self._scaled(self._validate(X, reset=False))
+        x = place(self._scaled(self._validate(X, reset=False)), self._own_device())
+        self._check_support(self.vae_.likelihood, x)
+        return x
 
-    def _scaled(self, X: np.ndarray) -> Rows:
+    def _scaled(self, X: np.ndarray) -> Tensor:
+        """What the model sees of X (N, ...), on the host."""
         x = X - self.shift_
         x /= self.scale_  # in place: X may take most of the memory
-        return place(torch.as_tensor(x, dtype=DTYPES[self.dtype]), self._own_device())
+        return torch.as_tensor(x, dtype=DTYPES[self.dtype])
 
     def _log_p_x(self, z: Tensor, rows: Tensor) -> Tensor:
         return self.vae_.p_x(z).log_prob(rows)

@@ -94,13 +94,14 @@ def shift_and_scale(X: np.ndarray, scaling: str | None, likelihood: str | Callab
     return np.asarray(shift, X.dtype), np.asarray(scale, X.dtype)
 
 
-def likelihood_options(likelihood: str | Callable, options: dict | None, x: Tensor) -> dict:
+def likelihood_options(likelihood: str | Callable, options: dict | None, x: Tensor, all_rows: Tensor) -> dict:
     """The arguments of a likelihood, with those that the data tell.
 
     Arguments:
         likelihood: its name, or a callable.
         options: what the user gave; it wins.
-        x: training rows, as the model sees them, (N, ...).
+        x: training rows, as the model sees them, (M, ...).
+        all_rows: these and those held back, (N, ...): a category may be in the latter alone.
     """
     told = {}
     if likelihood in SCALED:
@@ -109,7 +110,7 @@ def likelihood_options(likelihood: str | Callable, options: dict | None, x: Tens
         spread = float(x.var(dim=0, correction=0).mean().sqrt())
         told["initial_scale"] = spread / 4 if spread > 0 else 1.0
     elif likelihood == "categorical":
-        told["n_categories"] = max(2, int(x.max()) + 1)
+        told["n_categories"] = max(2, int(all_rows.max()) + 1)
     return {**told, **(options or {})}
 
 

@@ -129,6 +129,14 @@ def test_y_is_ignored_unless_asked_for(X):
     assert "val_nmi" in VMM(**TINY, monitor="val_nmi").fit(X, y).history_
 
 
+def test_fit_predict_hands_on_labels_and_callbacks(X):
+    y, seen = np.random.RandomState(0).randint(3, size=len(X)), []
+    model = VMM(**TINY, monitor="val_nmi")
+    np.testing.assert_array_equal(model.fit_predict(X, y, callbacks=[lambda row, vae: seen.append(row)]), model.labels_)
+    assert len(seen) == 2 and "val_nmi" in seen[0]
+    np.testing.assert_array_equal(VMM(**TINY).fit_predict(X), VMM(**TINY).fit(X).labels_)
+
+
 def test_images_and_convolutions():
     X = np.random.RandomState(0).rand(40, 7, 9).astype("float32")
     model = VMM(**TINY, encoder="conv", decoder="conv").fit(X)

@@ -209,6 +209,10 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         self._number_clusters(x)
         return self
 
+    def fit_predict(self, X, y=None, **arguments) -> np.ndarray:
+        """:meth:`fit`, then the cluster of each row, (N,); scikit-learn's own would keep y to itself."""
+        return self.fit(X, y, **arguments).labels_
+
     def _validate(self, X, reset: bool) -> np.ndarray:
         """Scikit-learn's checks of X, which know its messages, and ours of its shape."""
         if reset:

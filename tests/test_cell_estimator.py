@@ -1013,3 +1013,15 @@ def test_two_cells():
 def test_a_last_cell_by_itself():
     """81 cells to train on, in minibatches of 16."""
     assert_fine(fit(batch_size=16, epochs=1), planted())
+
+
+def test_an_interrupted_fit_leaves_no_mix_of_two_models():
+    def press(row, vae):
+        raise KeyboardInterrupt
+
+    model, adata = fit(), planted()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(adata[:, :8].copy(), callbacks=[press])
+    for method in (model.predict, model.annotate, model.save):
+        with pytest.raises(NotFittedError):
+            method(adata)

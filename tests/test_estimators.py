@@ -137,6 +137,28 @@ def test_fit_predict_hands_on_labels_and_callbacks(X):
     np.testing.assert_array_equal(VMM(**TINY).fit_predict(X), VMM(**TINY).fit(X).labels_)
 
 
+def test_a_fit_that_fails_leaves_no_mix_of_two_models(X):
+    model = VMM(**TINY).fit(X)
+    with pytest.raises(ValueError, match="epochs=0"):
+        model.set_params(epochs=0).fit(X[:, :2])
+    for method in (model.predict, model.score_samples):
+        with pytest.raises(NotFittedError):
+            method(X)
+
+    def press(row, vae):
+        raise KeyboardInterrupt
+
+    model.set_params(epochs=2).fit(X)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X[:, :2], callbacks=[press])
+    with pytest.raises(NotFittedError):
+        model.predict(X[:, :2])
+    model.fit(X).set_params(latent_dim=0)
+    with pytest.raises(ValueError, match="latent_dim=0"):
+        model.fit(X)
+    assert len(model.set_params(latent_dim=2).predict(X)) == len(X), "nothing had begun"
+
+
 def test_images_and_convolutions():
     X = np.random.RandomState(0).rand(40, 7, 9).astype("float32")
     model = VMM(**TINY, encoder="conv", decoder="conv").fit(X)

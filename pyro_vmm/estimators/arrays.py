@@ -193,6 +193,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             resume: such a file; X and the parameters must be those of the run that wrote it.
         """
         X = self._validate(X, reset=True)
+        self._forget()
         state = None if resume is None else storing.read_checkpoint(resume, self.configuration(), X)
         self.seed_ = self._draw_seed() if state is None else state["seed"]
         self._training_config()  # which says what is wrong with the settings

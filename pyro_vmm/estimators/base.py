@@ -82,6 +82,10 @@ class Estimator(BaseEstimator):
             precision=self.precision,
         )
 
+    def _forget(self) -> None:
+        """Be unfitted: what is left of an earlier fit does not go with the parts that another replaces one by one."""
+        vars(self).pop("labels_", None)
+
     def _draw_seed(self) -> int:
         """What ``random_state`` gives; of several processes that train together, the first one's."""
         return Ranks.present().first(check_random_state(self.random_state).randint(2**31))

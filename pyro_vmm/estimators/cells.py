@@ -196,6 +196,7 @@ class SingleCellVMM(FittedCells):
         self._check_parameters()
         counts = CellBatches(adata, self.layer)
         totals = check_cells(counts, of_counts(self.likelihood, self.likelihood_options))
+        self._forget()
         self.covariates_ = Covariates.of(
             adata,
             totals,

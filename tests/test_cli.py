@@ -195,6 +195,17 @@ def test_unknown_options_in_a_file(tmp_path, capsys):
     assert "neither TOML nor JSON" in capsys.readouterr().err
 
 
+def test_the_home_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "x.npy", np.random.RandomState(0).rand(40, 3))
+    (tmp_path / "options.toml").write_text('dataset = "~/x.npy"\n')
+    assert run("--config=~/options.toml", "--out=~/run", *FAST) == 0
+    assert (tmp_path / "run" / "model.pt").is_file() and not list(Path().iterdir())
+    assert run("--resume=~/run", "--quiet") == 0
+
+
 def test_a_folder_that_exists_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     assert run("--out", tmp_path, *FAST) == 2

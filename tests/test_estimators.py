@@ -441,6 +441,13 @@ def test_centres_start_where_the_encoder_puts_the_rows(init, X):
         assert name.startswith("prior.") or torch.equal(value, vmm.state_dict()[name])
 
 
+def test_a_checkpoint_without_a_folder_is_refused_before_training(X, tmp_path):
+    epochs = []
+    with pytest.raises(ValueError, match=r"checkpoint='.*nowhere.c\.pt' should be in a folder that exists"):
+        VMM(**TINY).fit(X, checkpoint=tmp_path / "nowhere" / "c.pt", callbacks=[lambda row, vae: epochs.append(row)])
+    assert not epochs
+
+
 def test_resume_refuses_another_run(X, tmp_path):
     VMM(**TINY).fit(X, checkpoint=tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="latent_dim=3 \\(was 2\\)"):

@@ -69,6 +69,7 @@ def estimator(config: dict, progress: bool) -> Estimator:
 
 def read_config(path: Path) -> dict:
     """Options from a TOML or JSON file, by their long names with underscores."""
+    path = path.expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"--config: there is no file {path}")
     try:

@@ -199,12 +199,12 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         self._training_config()  # which says what is wrong with the settings
         train, val = self._split(len(X))
         labels_val = None if self.monitor != "val_nmi" else self._labels(y, len(X))[val]
-        with building.random_start(self.seed_):
-            x = self._build(X, train)
-        x = place(x, self._own_device())
         writer = None
         if checkpoint is not None:
             writer = storing.checkpoint_writer(checkpoint, self.configuration(), self.seed_, X)
+        with building.random_start(self.seed_):
+            x = self._build(X, train)
+        x = place(x, self._own_device())
         x_val = subset(x, val) if len(val) else None
         self._train(subset(x, train), x_val, labels_val, callbacks, writer, state)
         self._number_clusters(x)

@@ -219,13 +219,13 @@ class SingleCellVMM(FittedCells):
                 "on, expected at least 2"
             )
         self.library_size_ = float(design[:, -1].log().mean().exp()) if (totals > 0).all() else 1.0
+        writer = None
+        if checkpoint is not None:
+            writer = storing.checkpoint_writer(checkpoint, self.configuration(), self.seed_, fingerprint)
         rows = CellRows(counts, design)
         with building.random_start(self.seed_):
             self._build(rows, train)
         x = resident(CellRows(counts, design, self._own_device(), DTYPES[self.dtype]), self._own_device())
-        writer = None
-        if checkpoint is not None:
-            writer = storing.checkpoint_writer(checkpoint, self.configuration(), self.seed_, fingerprint)
         x_val = subset(x, val) if len(val) else None
         self._train(subset(x, train), x_val, callbacks=callbacks, checkpoint=writer, state=state)
         self._number_clusters(x)

@@ -14,6 +14,7 @@ from torch import nn
 
 from pyro_vmm import files
 from pyro_vmm.hyperpriors import HyperPrior
+from pyro_vmm.parallel import Ranks
 from pyro_vmm.version import __version__
 
 #: Parameters that may hold modules or callables, which no file keeps.
@@ -66,7 +67,13 @@ def load_state(module: nn.Module, state: dict, path: str | Path) -> None:
 
 
 def checkpoint_writer(path: str | Path, config: dict, seed: int, X: np.ndarray) -> Callable[[dict], None]:
-    """A function that writes a trainer's state, with all that :func:`read_checkpoint` has to know."""
+    """A function that writes a trainer's state, with all that :func:`read_checkpoint` has to know.
+
+    ``ValueError`` where there is no folder for it, for that not to come out after hours of training.
+    """
+    parent = Path(path).parent
+    if not parent.is_dir() and Ranks.present().rank == 0:  # which alone writes
+        raise ValueError(f"checkpoint={str(path)!r} should be in a folder that exists, and there is no {parent}")
     about = {"params": config, "seed": seed, "data": _fingerprint(X), "versions": versions()}
     return lambda state: files.save({**about, "trainer": state}, path, "checkpoint")
 

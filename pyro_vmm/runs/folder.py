@@ -27,7 +27,8 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        # As the shell does with "--out ~/x" but not with "--out=~/x".
+        self.path = Path(path).expanduser()
         self.checkpoint = self.path / "checkpoint.pt"
 
     @classmethod

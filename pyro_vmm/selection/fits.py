@@ -99,7 +99,7 @@ class FitFolder:
     """
 
     def __init__(self, path: str | Path, about: dict):
-        self.path, self.about = Path(path), json.loads(json.dumps(about))
+        self.path, self.about = Path(path).expanduser(), json.loads(json.dumps(about))
         self._check()
 
     def _check(self) -> bool:
@@ -119,7 +119,7 @@ class FitFolder:
     @classmethod
     def seed(cls, path: str | Path) -> int | None:
         """The seed of the selection that the folder holds, if it holds one."""
-        return cls._saved(Path(path)).get("seed")
+        return cls._saved(Path(path).expanduser()).get("seed")
 
     def load(self, task: Task) -> Fit | None:
         """A fit that is done."""

@@ -18,7 +18,7 @@ from pyro_vmm import VMM, SingleCellVMM, metrics, plots
 from pyro_vmm.cli import main
 from pyro_vmm.selection import search
 from pyro_vmm.selection.evidence import agreement, evidence
-from pyro_vmm.selection.fits import TRAINED_ON, Fit, FitFolder, Task
+from pyro_vmm.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description
 from pyro_vmm.selection.parts import Parts, take, take_to_train
 from pyro_vmm.training import TrainingDiverged
 
@@ -100,6 +100,19 @@ def test_one_cluster_is_not_stable():
 )
 def test_the_rule(of, best):
     assert recommended(made_up(of)) == best
+
+
+def test_a_table_of_numbers_and_booleans_is_known_again(X):
+    def table():
+        columns = {"a": [float(value) for value in X[:, 0]], "b": X[:, 1] > 0, "c": np.arange(len(X))}
+        return pd.DataFrame(columns)
+
+    first, second = table(), table()
+    assert np.asarray(first).dtype == object
+    told = description(VMM(**TINY), first)
+    assert told == description(VMM(**TINY), second) == description(VMM(**TINY), first.astype(float))
+    second.loc[3, "b"] ^= True
+    assert told != description(VMM(**TINY), second)
 
 
 def test_standard_errors():

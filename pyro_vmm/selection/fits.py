@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from sklearn.base import clone
+from sklearn.utils import check_array
 
 from pyro_vmm import files
 from pyro_vmm.data.cells import CellBatches, check_cells
@@ -154,7 +155,9 @@ def description(estimator: Estimator, X: Any) -> dict:
 
 def _fingerprint(estimator: Estimator, X: Any) -> list[int]:
     if not isinstance(estimator, SingleCellVMM):
-        X = np.asarray(X)
+        values = np.asarray(X)
+        # Of objects, such as those of a table of numbers and booleans, the bytes are addresses, new in each process.
+        X = check_array(X, dtype=[np.float64, np.float32], allow_nd=True) if values.dtype == object else values
         return [*X.shape, zlib.crc32(np.ascontiguousarray(X))]
     counts = CellBatches(X, estimator.layer)
     names = "\n".join([*counts.cell_names, *counts.gene_names])

@@ -206,6 +206,46 @@ def test_the_home_folder(tmp_path, monkeypatch):
     assert run("--resume=~/run", "--quiet") == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('validation_fraction = "a"', "validation_fraction='a'"),
+        ("hidden = [8.5]", "hidden=8.5"),
+        ('hidden = ["a"]', "hidden='a'"),
+        ('likelihood_options = "a"', "likelihood_options='a'"),
+        ("[hyperprior]\nmu_scale = 2.0", "hyperprior={'mu_scale': 2.0}"),
+        ('reuse_draws = "no"', "reuse_draws='no'"),
+    ],
+)
+def test_wrong_types_in_a_file_leave_no_folder(text, message, tmp_path, capsys):
+    (tmp_path / "config.toml").write_text(text)
+    assert run("--config", tmp_path / "config.toml", "--out", tmp_path / "run", "--quiet") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_likelihood_options_that_are_no_names_and_values(tmp_path, capsys):
+    assert run("--likelihood-options", "[1]", "--out", tmp_path / "run", *FAST) == 2
+    assert "likelihood_options=[1] should be a dict" in capsys.readouterr().err
+
+
+def test_whatever_fails_before_training_leaves_no_folder(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise TypeError("nobody has thought of that")
+
+    monkeypatch.setattr(VMM, "fit", broken)
+    with pytest.raises(TypeError, match="nobody"):
+        run("--out", tmp_path / "run", *FAST)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '{"options": 3}', "{"])
+def test_a_configuration_without_options_is_not_that_of_a_run(content, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(content)
+    assert run("--resume", tmp_path) == 2
+    assert "is not that of a run" in capsys.readouterr().err
+
+
 def test_a_folder_that_exists_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     assert run("--out", tmp_path, *FAST) == 2

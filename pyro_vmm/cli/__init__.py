@@ -87,7 +87,9 @@ def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool)
             if "select" in config:
                 model.set_params(**_select(kind, config, model, data, folder))
             kind.fit(model, data, checkpoint, checkpoint if resume and checkpoint.exists() else None)
-        except ValueError:  # told before any training
+        except TrainingDiverged:
+            raise
+        except Exception:  # in most cases told before any training; what training has written stays
             if owned:
                 folder.discard()
             raise

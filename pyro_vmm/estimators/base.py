@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,14 @@ from torch import Tensor
 from pyro_vmm import files
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.estimators import building, storing
+from pyro_vmm.hyperpriors import HYPERPRIORS, HyperPrior
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
 from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.rows import Rows, read
 from pyro_vmm.training import Trainer, TrainingConfig, check_positive
+from pyro_vmm.training.config import check_whole
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -48,17 +50,22 @@ class Estimator(BaseEstimator):
         choice("dtype", self.dtype, tuple(DTYPES))
         if not callable(self.likelihood):
             choice("likelihood", self.likelihood, tuple(likelihoods))
+        if not isinstance(self.likelihood_options, dict | None):
+            raise ValueError(f"likelihood_options={self.likelihood_options!r} should be a dict of arguments, or None")
+        if not isinstance(self.hyperprior, HyperPrior):
+            choice("hyperprior", self.hyperprior, tuple(HYPERPRIORS))
+        choice("reuse_draws", self.reuse_draws, (True, False))
         for name in ("n_components", "latent_dim"):
-            value = getattr(self, name)
-            if not (isinstance(value, Integral) and value >= 1):
-                raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
-        if np.ndim(self.hidden) != 1 or len(self.hidden) == 0 or min(self.hidden) < 1:
-            raise ValueError(f"hidden={self.hidden} should hold at least one width, each at least 1")
+            check_whole(name, getattr(self, name))
+        if np.ndim(self.hidden) != 1 or len(self.hidden) == 0:
+            raise ValueError(f"hidden={self.hidden!r} should hold at least one width")
+        for width in self.hidden:
+            check_whole("a width of hidden", width)
         if not (isinstance(self.consolidation_steps, Integral) and self.consolidation_steps >= 0):
             raise ValueError(f"consolidation_steps={self.consolidation_steps!r} should be a whole number, at least 0")
         check_positive("consolidation_learning_rate", self.consolidation_learning_rate)
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction={self.validation_fraction} should be at least 0 and below 1")
+        if not (isinstance(self.validation_fraction, Real) and 0 <= self.validation_fraction < 1):
+            raise ValueError(f"validation_fraction={self.validation_fraction!r} should be at least 0 and below 1")
         building.choose_device(self.device)
         if self.precision != "float32" and self.dtype != "float32":
             raise ValueError(f"precision={self.precision!r} needs dtype='float32', not {self.dtype!r}")

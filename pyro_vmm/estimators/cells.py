@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -245,16 +246,17 @@ class SingleCellVMM(FittedCells):
         self._check_shared_parameters(tuple(CELL_LIKELIHOODS))
         choice("library", self.library, LIBRARIES)
         choice("pseudo_batch", self.pseudo_batch, PSEUDO_BATCHES)
-        if not 0 <= self.batch_balance < np.inf:
-            raise ValueError(f"batch_balance={self.batch_balance} should be a number, at least 0")
+        choice("encode_covariates", self.encode_covariates, (True, False))
+        if not (isinstance(self.batch_balance, Real) and 0 <= self.batch_balance < np.inf):
+            raise ValueError(f"batch_balance={self.batch_balance!r} should be a number, at least 0")
         if isinstance(self.init, str):
             choice("init", self.init, building.INITS)
         elif len(self.init) > self.n_components:
             raise ValueError(f"init names {len(self.init)} cells, more than n_components={self.n_components}")
         elif len(set(self.init)) < len(self.init):
             raise ValueError(f"init={list(self.init)} should name each cell once")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} should be at least 0 and below 1")
+        if not (isinstance(self.dropout, Real) and 0 <= self.dropout < 1):
+            raise ValueError(f"dropout={self.dropout!r} should be at least 0 and below 1")
         if self.batch_size == 1:
             raise ValueError("batch_size=1 should be at least 2, for BatchNorm to have a variance")
         if self.library == "inferred" and not of_counts(self.likelihood, self.likelihood_options):

@@ -55,7 +55,10 @@ class RunFolder:
 
     def read_config(self) -> dict:
         """The options of the run, by their long names with underscores."""
-        return json.loads((self.path / "config.json").read_text())["options"]
+        try:
+            return dict(json.loads((self.path / "config.json").read_text())["options"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path / 'config.json'} is not that of a run: it holds no options") from error
 
     def write_config(self, options: dict, model: Estimator) -> None:
         """``config.json``: the options, all parameters that they resolve to, and versions."""

@@ -145,6 +145,16 @@ def test_a_refused_resumption_leaves_the_run_as_it_was(table, tmp_path, capsys):
     assert '"epochs": 3' in (tmp_path / "run" / "config.json").read_text()
 
 
+@pytest.mark.parametrize(("option", "message"), [("--seed", "random_state=1"), ("--epochs", "epochs=1 is fewer")])
+def test_another_seed_or_fewer_epochs_leave_the_record_as_it_was(option, message, table, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("--dataset", table, "--label-column", "kind", "--out", out, *FAST) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert run("--resume", out, option, "1", "--quiet") == 2
+    assert message in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_interrupt_leaves_a_checkpoint(table, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     real, calls = VMM.fit, []

@@ -452,6 +452,11 @@ def test_resume_refuses_another_run(X, tmp_path):
     VMM(**TINY).fit(X, checkpoint=tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="latent_dim=3 \\(was 2\\)"):
         VMM(**{**TINY, "latent_dim": 3}).fit(X, resume=tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="random_state=1 \\(was 0\\)"):
+        VMM(**{**TINY, "random_state": 1}).fit(X, resume=tmp_path / "checkpoint.pt")
+    assert VMM(**{**TINY, "random_state": None}).fit(X, resume=tmp_path / "checkpoint.pt").n_iter_ == 2
+    with pytest.raises(ValueError, match="epochs=1 is fewer than the 2"):
+        VMM(**{**TINY, "epochs": 1}).fit(X, resume=tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="not the data"):
         VMM(**TINY).fit(X + 1, resume=tmp_path / "checkpoint.pt")
 

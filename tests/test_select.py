@@ -355,7 +355,12 @@ def test_command_line(tmp_path, capsys):
     config = json.loads((out / "config.json").read_text())
     assert config["parameters"]["m_prior"] == VMM.load(out / "model.pt").m_prior == chosen
     assert "Recommended" in capsys.readouterr().out
-    assert main(["--resume", str(out), "--quiet"]) == 0
+    before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    for changed in (["--select", "64", "512"], ["--select-seeds", "2"], ["--select-learning-rates", "0.01"]):
+        assert main(["--resume", str(out), "--quiet", *changed]) == 2
+        assert f"selected before: {changed[0]} " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == before
+    assert main(["--resume", str(out), "--quiet", "--select", "64", "256"]) == 0
 
 
 def test_the_command_lines_default_of_seeds_is_selects(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from pyro_vmm.cli.kind import Kind
+from pyro_vmm.cli.kind import SELECTION, Kind, flag
 from pyro_vmm.cli.kinds import PRESETS
 from pyro_vmm.cli.options import check, estimator, kind_of, read_config, resolve
 from pyro_vmm.cli.parser import build_parser
@@ -46,7 +46,7 @@ def _run(given: dict) -> int:
         if out is not None or "config" in given:
             raise ValueError("--resume takes its folder and configuration from the run; leave out --out and --config")
         folder = RunFolder.existing(resume)
-        config = {**folder.read_config(), **given}
+        config = _continued(folder, given)
     else:
         config = resolve(given)
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -69,6 +69,19 @@ def _run(given: dict) -> int:
     folder.write_config(config, model)
     print(results.closing_table(), f"results in {folder.path}", sep="\n")
     return 0
+
+
+def _continued(folder: RunFolder, given: dict) -> dict:
+    """The options of a run, and those given for its continuation; ``ValueError`` for another selection.
+
+    Once there is a checkpoint, the selection has chosen what that was trained with.
+    """
+    options = folder.read_config()
+    changed = [name for name in SELECTION if name in given and given[name] != options.get(name)]
+    if changed and folder.checkpoint.exists():
+        told = ", ".join(f"{flag(name)} {given[name]} (was {options.get(name)})" for name in changed)
+        raise ValueError(f"{folder.path} holds a model trained with what was selected before: {told}")
+    return {**options, **given}
 
 
 def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool) -> tuple[Estimator, Any]:

@@ -190,7 +190,8 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             callbacks: called after every epoch with its row of the history and the model; True stops training.
             checkpoint: a file to keep for :meth:`fit` to resume from, written every ``checkpoint_every`` epochs, at the
                 end and on interrupt.
-            resume: such a file; X and the parameters must be those of the run that wrote it.
+            resume: such a file; X and the parameters must be those of the run that wrote it, but for how long to train,
+                where, and ``random_state=None``, which takes the run's.
         """
         X = self._validate(X, reset=True)
         self._forget()

@@ -143,6 +143,10 @@ class Estimator(BaseEstimator):
         trainer = Trainer(self.vae_, self._training_config())
         if state is not None:
             trainer.load_state_dict(state["trainer"])
+            if len(trainer.history) > self.epochs:
+                raise ValueError(
+                    f"epochs={self.epochs} is fewer than the {len(trainer.history)} that the run to resume has trained"
+                )
         trainer.fit(x, x_val, labels_val, callbacks=callbacks, checkpoint=checkpoint, progress=self.progress)
         # What is hardly trained has no clusters yet that the mixture could settle on.
         trained = len(trainer.history) * math.ceil(len(x) / self.batch_size)

@@ -19,8 +19,8 @@ from pyro_vmm.version import __version__
 
 #: Parameters that may hold modules or callables, which no file keeps.
 CUSTOM = ("encoder", "decoder", "likelihood")
-#: What may differ between an interrupted run and the one that continues it.
-RESUMABLE = ("epochs", "patience", "checkpoint_every", "progress", "device", "capture", "random_state")
+#: What may differ between an interrupted run and the one that continues it; a ``random_state`` only by being None.
+RESUMABLE = ("epochs", "patience", "checkpoint_every", "progress", "device", "capture")
 
 
 def versions() -> dict[str, str]:
@@ -82,6 +82,8 @@ def read_checkpoint(path: str | Path, config: dict, X: np.ndarray) -> dict:
     """A checkpoint of a run with this configuration on this X; ``ValueError`` if it is another run's."""
     saved = files.load(path, "checkpoint")
     differing = [name for name in config if name not in RESUMABLE and saved["params"].get(name) != config[name]]
+    if config["random_state"] is None and "random_state" in differing:
+        differing.remove("random_state")  # the seed is that of the checkpoint
     if differing:
         found = ", ".join(f"{name}={config[name]!r} (was {saved['params'].get(name)!r})" for name in differing)
         raise ValueError(f"can't resume from {path} with other parameters: {found}")

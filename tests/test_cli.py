@@ -88,6 +88,23 @@ def test_arrays_without_labels(tmp_path, capsys):
     assert "NMI" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("shape", "network"), [((8, 8, 5), "mlp"), ((2, 3, 4), "mlp"), ((2, 8, 8), "conv"), ((2, 2, 2, 3), "mlp")]
+)
+def test_arrays_that_are_no_image(shape, network, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.RandomState(0).rand(40, *shape))
+    assert run("--dataset", tmp_path / "x.npy", "--network", network, "--out", tmp_path / "run", *FAST) == 0
+    assert (tmp_path / "run" / "components.png").is_file()
+    assert f"40, {np.prod(shape)}" in capsys.readouterr().out
+
+
+def test_a_figure_that_fails_takes_no_other_with_it(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "component_samples", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST)
+    assert {path.stem for path in (tmp_path / "run").glob("*.png")} == {"curves", "latent", "weights"}
+
+
 def test_command_line_wins_over_the_file_and_the_preset(tmp_path):
     config = tmp_path / "config.toml"
     config.write_text('dataset = "mnist"\nepochs = 7\nlearning_rate = 0.5\n')

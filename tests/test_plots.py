@@ -164,6 +164,16 @@ def test_rows_of_features_are_drawn_as_lines(features):
     assert len(boxes.get_paths()) == len(lines.get_paths()) == 22
 
 
+@pytest.mark.parametrize("event_shape", [(8, 8, 5), (2, 3, 4), (2, 8, 8), (3, 2, 2, 3)])
+def test_arrays_that_are_no_image_are_drawn_as_lines(event_shape):
+    samples, weights, exemplars = components([0.5, 0.5], event_shape)
+    flat = [draws.reshape(len(draws), -1) for draws in samples], weights, exemplars.reshape(2, -1)
+    found, expected = (drawn(plots.component_samples(*parts)).axes[0] for parts in ((samples, weights, exemplars), flat))
+    assert len(found.images) == 0
+    ours, theirs = (np.stack(axes.collections[1].get_segments()) for axes in (found, expected))
+    assert np.array_equal(ours, theirs)
+
+
 def test_only_the_largest_thirty_are_drawn_and_the_title_says_so():
     figure = drawn(plots.component_samples(*components(np.arange(1, 42) / 861, (2, 2), tallest=2), tallest=2))
     assert len(figure.axes[0].get_xticks()) == MAX_COLUMNS == 30

@@ -45,15 +45,15 @@ def component_samples(
     """A column per used component, the largest first: samples in proportion to pi above its most probable member.
 
     Figure 1 of the paper (Stirn & Knowles, 2025, https://arxiv.org/abs/2402.04412). Images are drawn as such,
-    rows of features as profiles on one common scale. Only the 30 largest components are drawn.
+    rows of features, and arrays that are no image, as profiles on one common scale. Only the 30 largest components are
+    drawn.
 
     Arguments:
         samples: Draws from each of the K components, shape (n_k, *event_shape), with n_k at least
             ``samples_per_component(weights, tallest)[k]``. One without draws is not in use, and not drawn.
         weights: The mixture weights, shape (K,).
         exemplars: The row of the data that is most probable under each component, shape (K, *event_shape).
-        image_shape: (H, W), (H, W, C) or (C, H, W) with C 1 or 3. By default the event's shape if it has two or
-            three dimensions.
+        image_shape: (H, W), (H, W, C) or (C, H, W) with C 1 or 3. By default the event's shape if it is of these.
         tallest: Samples in the tallest column.
     """
     weights, exemplars = check_weights("weights", weights), np.asarray(exemplars, float)
@@ -92,9 +92,9 @@ def _check_samples(samples: Sequence[ArrayLike], weights: np.ndarray, exemplars:
 def _image_shape(event_shape: tuple[int, ...], image_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """The shape of an image; None for what is no image."""
     shape = event_shape if image_shape is None else tuple(image_shape)
-    if image_shape is None and len(shape) == 1:
-        return None
     channels = len(shape) == 2 or (len(shape) == 3 and (shape[-1] in (1, 3) or shape[0] in (1, 3)))
+    if image_shape is None:
+        return shape if channels else None
     if not channels or np.prod(shape) != np.prod(event_shape):
         raise ValueError(
             f"image_shape must be (H, W), (H, W, C) or (C, H, W) with C 1 or 3 and as many values as an event "
@@ -126,7 +126,7 @@ def _column_figure(columns: Sequence[np.ndarray], aspect: float, image_shape: tu
     corners = [(j, row + GAP * (row > 0)) for j, column in enumerate(columns) for row in range(len(column))]
     tiles, places = np.concatenate(columns), np.array(corners) * (1, aspect)
     if image_shape is None:
-        _draw_profiles(axes, tiles, places, aspect)
+        _draw_profiles(axes, tiles.reshape(len(tiles), -1), places, aspect)
     else:
         _draw_images(axes, tiles.reshape(-1, *image_shape), places, aspect)
     axes.set(xlim=(0, len(columns)), ylim=(0, height), aspect="equal")

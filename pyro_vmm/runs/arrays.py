@@ -1,6 +1,8 @@
 """What a run on arrays comes to."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,6 +10,9 @@ from pyro_vmm import plots
 from pyro_vmm.data.images import Dataset
 from pyro_vmm.estimators import VMM
 from pyro_vmm.runs import tables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Shares printed in the closing table.
 SHARES_SHOWN = 15
@@ -33,20 +38,22 @@ class ArrayResults:
         tables.assignments(self.probabilities, self.data.row_names).to_csv(path / "assignments.csv", index=False)
         z = self.model.transform(self.data.x)
         np.save(path / "latent.npy", z)
-        for name, figure in self.figures(z).items():
+        for name, figure in self.figures(z):
             plots.save(figure, path / f"{name}.png")
 
-    def figures(self, z: np.ndarray) -> dict:
-        """The figures by name, of latent means z (N, D); without clusters (one component) there are fewer."""
-        found = {"curves": plots.training_curves(self.model.history_)}
-        found["latent"] = plots.latent_map(z, self.clusters, self.data.labels)
+    def figures(self, z: np.ndarray) -> Iterator[tuple[str, "Figure"]]:
+        """Names and figures, of latent means z (N, D); without clusters (one component) there are fewer.
+
+        Each is made when the one before is written, which stays if this one fails.
+        """
+        yield "curves", plots.training_curves(self.model.history_)
+        yield "latent", plots.latent_map(z, self.clusters, self.data.labels)
         if self.probabilities.shape[1] > 1:
             shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
-            found["weights"] = plots.cluster_weights(self.model.weights_, shares)
-            found["components"] = self.component_figure()
-        return found
+            yield "weights", plots.cluster_weights(self.model.weights_, shares)
+            yield "components", self.component_figure()
 
-    def component_figure(self):
+    def component_figure(self) -> "Figure":
         """The paper's figure 1: what each used cluster generates, in proportion to its weight, and its exemplar."""
         used = np.unique(self.clusters)
         weights = self.model.weights_[used]

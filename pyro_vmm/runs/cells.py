@@ -1,6 +1,7 @@
 """What a run on cells comes to: an annotated AnnData, tables of clusters by batch and by type, figures."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from pyro_vmm.threads import same_threads
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from matplotlib.figure import Figure
 
 #: Clusters, and columns of batches, in the closing table.
 CLUSTERS_SHOWN, BATCHES_SHOWN = 20, 8
@@ -85,23 +87,22 @@ class CellResults:
             self.by_type.to_csv(path / "clusters_by_type.csv")
         embed(adata)
         write_h5ad(without_counts(adata) if adata.isbacked else adata, path / "annotated.h5ad")
-        for name, figure in self.figures().items():
+        for name, figure in self.figures():
             plots.save(figure, path / f"{name}.png")
 
-    def figures(self) -> dict:
-        """The figures by name; those of several batches, clusters or enough cells only where there are."""
-        found, adata = {"curves": plots.training_curves(self.model.history_, unit="cell")}, self.data.adata
-        several = len(self.by_batch.columns) > 1
+    def figures(self) -> Iterator[tuple[str, "Figure"]]:
+        """Names and figures; those of several batches, clusters or enough cells only where there are."""
+        yield "curves", plots.training_curves(self.model.history_, unit="cell")
+        adata, several = self.data.adata, len(self.by_batch.columns) > 1
         if "X_umap" in adata.obsm:
             groups = {"batch": self.batches} if several else {}
             groups |= {} if self.data.labels is None else {"cell type": self.data.labels}
-            found["umap"] = plots.umap_panels(adata.obsm["X_umap"], {**groups, "cluster": self.clusters})
+            yield "umap", plots.umap_panels(adata.obsm["X_umap"], {**groups, "cluster": self.clusters})
         if self.probabilities.shape[1] > 1:
             shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
-            found["weights"] = plots.cluster_weights(self.model.weights_, shares, unit="cell")
+            yield "weights", plots.cluster_weights(self.model.weights_, shares, unit="cell")
             if several:
-                found["batches"] = plots.cluster_batches(self.by_batch, marked=self.marked)
-        return found
+                yield "batches", plots.cluster_batches(self.by_batch, marked=self.marked)
 
     def closing_table(self) -> str:
         """Clusters, what share of each is of which batch, ELBO and scores, as text."""

@@ -98,6 +98,20 @@ def test_arrays_that_are_no_image(shape, network, tmp_path, capsys):
     assert f"40, {np.prod(shape)}" in capsys.readouterr().out
 
 
+def test_columns_of_several_units_are_drawn_on_one_scale(tmp_path, monkeypatch):
+    random, seen, real = np.random.RandomState(0), [], plots.component_samples
+    monkeypatch.setattr(plots, "component_samples", lambda *parts: seen.append(parts) or real(*parts))
+    x = random.randn(60, 3) * [1e-3, 1.0, 1e6] + [5.0, 0.0, 1e7]
+    pd.DataFrame(x, columns=list("abc")).to_csv(tmp_path / "units.csv", index=False)
+    assert run("--dataset", tmp_path / "units.csv", "--out", tmp_path / "run", *FAST) == 0
+    (samples, _, exemplars) = seen[0]
+    assert np.abs(exemplars).max() < 5 and all(np.abs(draws).max() < 5 for draws in samples)
+    np.save(tmp_path / "images.npy", 255 * random.rand(60, 4, 4))
+    options = ["--scaling", "standard", "--out", tmp_path / "other", *FAST]
+    assert run("--dataset", tmp_path / "images.npy", *options) == 0
+    assert seen[1][2].max() > 100, "an image is one in its own units"
+
+
 def test_a_figure_that_fails_takes_no_other_with_it(table, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "component_samples", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -7,7 +7,7 @@ is respected. Show a figure as the last line of a notebook's cell (after ``%matp
 """
 
 from pyro_vmm.plots.cells import cluster_batches, umap_panels
-from pyro_vmm.plots.components import component_samples, samples_per_component
+from pyro_vmm.plots.components import component_samples, is_image, samples_per_component
 from pyro_vmm.plots.drawing import save
 from pyro_vmm.plots.granularity import granularity
 from pyro_vmm.plots.latent import latent_map
@@ -19,6 +19,7 @@ __all__ = [
     "cluster_weights",
     "component_samples",
     "granularity",
+    "is_image",
     "latent_map",
     "samples_per_component",
     "save",

@@ -74,6 +74,11 @@ def component_samples(
     return figure
 
 
+def is_image(event_shape: tuple[int, ...]) -> bool:
+    """Whether an observation of this shape is an image: (H, W), (H, W, C) or (C, H, W) with C 1 or 3."""
+    return len(event_shape) == 2 or (len(event_shape) == 3 and not {event_shape[0], event_shape[-1]}.isdisjoint((1, 3)))
+
+
 def _check_samples(samples: Sequence[ArrayLike], weights: np.ndarray, exemplars: np.ndarray) -> list[np.ndarray]:
     if len(samples) != len(weights):
         raise ValueError(f"samples must have one entry for each of the {len(weights)} weights, got {len(samples)}")
@@ -92,10 +97,9 @@ def _check_samples(samples: Sequence[ArrayLike], weights: np.ndarray, exemplars:
 def _image_shape(event_shape: tuple[int, ...], image_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """The shape of an image; None for what is no image."""
     shape = event_shape if image_shape is None else tuple(image_shape)
-    channels = len(shape) == 2 or (len(shape) == 3 and (shape[-1] in (1, 3) or shape[0] in (1, 3)))
     if image_shape is None:
-        return shape if channels else None
-    if not channels or np.prod(shape) != np.prod(event_shape):
+        return shape if is_image(shape) else None
+    if not is_image(shape) or np.prod(shape) != np.prod(event_shape):
         raise ValueError(
             f"image_shape must be (H, W), (H, W, C) or (C, H, W) with C 1 or 3 and as many values as an event "
             f"of shape {event_shape}, got {shape}"

@@ -54,14 +54,25 @@ class ArrayResults:
             yield "components", self.component_figure()
 
     def component_figure(self) -> "Figure":
-        """The paper's figure 1: what each used cluster generates, in proportion to its weight, and its exemplar."""
+        """The paper's figure 1: what each used cluster generates, in proportion to its weight, and its exemplar.
+
+        Profiles of features that were standardised one by one are drawn so.
+        """
         used = np.unique(self.clusters)
         weights = self.model.weights_[used]
         numbers = plots.samples_per_component(weights)
         samples = [
             self.model.sample(n, component=k, mean=True, random_state=0)[0] for k, n in zip(used, numbers, strict=True)
         ]
-        return plots.component_samples(samples, weights, self.data.x[self.probabilities[:, used].argmax(0)])
+        exemplars = self.data.x[self.probabilities[:, used].argmax(0)]
+        if self.model.scale_.ndim and not plots.is_image(exemplars.shape[1:]):
+            # Features of several units have no common scale but the one that the model saw.
+            samples = [self._standardised(draws) for draws in samples]
+            exemplars = self._standardised(exemplars)
+        return plots.component_samples(samples, weights, exemplars)
+
+    def _standardised(self, x: np.ndarray) -> np.ndarray:
+        return (x - self.model.shift_) / self.model.scale_
 
     def closing_table(self) -> str:
         """Clusters, shares, ELBO and scores, as text."""

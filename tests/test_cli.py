@@ -119,6 +119,16 @@ def test_a_figure_that_fails_takes_no_other_with_it(table, tmp_path, monkeypatch
     assert {path.stem for path in (tmp_path / "run").glob("*.png")} == {"curves", "latent", "weights"}
 
 
+@pytest.mark.filterwarnings("default:.*has no header:UserWarning")
+@pytest.mark.parametrize(("header", "rows"), [([], 40), (["--header", "no"], 40), (["--header", "yes"], 39)])
+def test_a_csv_of_numbers_alone(header, rows, tmp_path, capsys):
+    np.savetxt(tmp_path / "x.csv", np.random.RandomState(0).rand(40, 3), delimiter=",")
+    assert run("--dataset", tmp_path / "x.csv", *header, "--out", tmp_path / "run", *FAST) == 0
+    printed = capsys.readouterr()
+    assert f"{rows}, 3" in printed.out
+    assert ("warning" in printed.err and "x.csv has no header" in printed.err) == (not header)
+
+
 def test_command_line_wins_over_the_file_and_the_preset(tmp_path):
     config = tmp_path / "config.toml"
     config.write_text('dataset = "mnist"\nepochs = 7\nlearning_rate = 0.5\n')

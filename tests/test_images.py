@@ -276,15 +276,49 @@ def test_float32_parquet_stays_float32(tmp_path):
     ("text", "expected"),
     [
         ("0.5,2\n3,4\n", [[0.5, 2], [3, 4]]),
-        (",2\n3,4\n", [[np.nan, 2], [3, 4]]),
-        ("0,1\n3,4\n5,6\n", [[3, 4], [5, 6]]),
-        (",0,1\nr,3,4\ns,5,6\n", [[3, 4], [5, 6]]),
-        ("a,b\n3,4\n", [[3, 4]]),
+        ("NA,2\n3,4\n", [[np.nan, 2], [3, 4]]),
+        ("1,,nan\n3,4,5\n", [[1, np.nan, np.nan], [3, 4, 5]]),
+        (",2\n,4\n", [[np.nan, 2], [np.nan, 4]]),
+        ("False,True\nTrue,True\n", [[0, 1], [1, 1]]),
     ],
 )
 def test_a_first_line_of_values_is_a_row(tmp_path, text, expected):
     (tmp_path / "mine.csv").write_text(text)
-    np.testing.assert_array_equal(images.load_file(tmp_path / "mine.csv").x, expected)
+    with pytest.warns(UserWarning, match=r"mine\.csv has no header: .*--header no"):
+        data = images.load(tmp_path / "mine.csv")
+    np.testing.assert_array_equal(data.x, expected)
+    np.testing.assert_array_equal(images.load(tmp_path / "mine.csv", header="no").x, expected)
+    assert data.row_names is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "row_names"),
+    [
+        ("0,1\n3,4\n5,6\n", [[3, 4], [5, 6]], None),
+        (",0,1\nr,3,4\ns,5,6\n", [[3, 4], [5, 6]], ["r", "s"]),
+        (",2010,2011\nr,3,4\ns,5,6\n", [[3, 4], [5, 6]], ["r", "s"]),
+        (",2010\n0,4\n1,6\n", [[4], [6]], [0, 1]),
+        ("a,b\n3,4\n", [[3, 4]], None),
+    ],
+)
+def test_a_first_line_of_names_is_none(tmp_path, text, expected, row_names):
+    (tmp_path / "mine.csv").write_text(text)
+    for header in ("auto", "yes"):
+        data = images.load(tmp_path / "mine.csv", header=header)
+        np.testing.assert_array_equal(data.x, expected)
+        assert (None if data.row_names is None else data.row_names.tolist()) == row_names
+
+
+def test_names_that_are_numbers_if_told_so(tmp_path):
+    (tmp_path / "mine.csv").write_text("2010,2011\n3,4\n5,6\n")
+    data = images.load(tmp_path / "mine.csv", label_column="2011", header="yes")
+    assert (data.x.tolist(), data.labels.tolist()) == ([[3], [5]], [4, 6])
+    with pytest.raises(ValueError, match="header='maybe' should be one of"):
+        images.load(tmp_path / "mine.csv", header="maybe")
+    np.save(tmp_path / "mine.npy", np.ones((3, 2)))
+    for name in (tmp_path / "mine.npy", "digits"):
+        with pytest.raises(ValueError, match="header='no' is for .csv files"):
+            images.load(name, header="no")
 
 
 @pytest.mark.parametrize(

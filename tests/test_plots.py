@@ -168,7 +168,9 @@ def test_rows_of_features_are_drawn_as_lines(features):
 def test_arrays_that_are_no_image_are_drawn_as_lines(event_shape):
     samples, weights, exemplars = components([0.5, 0.5], event_shape)
     flat = [draws.reshape(len(draws), -1) for draws in samples], weights, exemplars.reshape(2, -1)
-    found, expected = (drawn(plots.component_samples(*parts)).axes[0] for parts in ((samples, weights, exemplars), flat))
+    found, expected = (
+        drawn(plots.component_samples(*parts)).axes[0] for parts in ((samples, weights, exemplars), flat)
+    )
     assert len(found.images) == 0
     ours, theirs = (np.stack(axes.collections[1].get_segments()) for axes in (found, expected))
     assert np.array_equal(ours, theirs)

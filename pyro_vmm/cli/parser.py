@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pyro_vmm.cli.kind import flag
 from pyro_vmm.cli.kinds import KINDS
+from pyro_vmm.data.images import HEADERS
 from pyro_vmm.estimators.building import INIT_CENTRES, INITS, SCALINGS
 from pyro_vmm.estimators.cells import LIBRARIES
 from pyro_vmm.hyperpriors import HYPERPRIORS
@@ -27,6 +28,7 @@ Several processes:  torchrun --nproc-per-node=2 scripts/fit.py --dataset mnist
 UNSET = {
     "dataset": "digits",
     "data_dir": "$PYRO_VMM_DATA",
+    "header": "auto",
     "network": "mlp",
     "seed": 0,
     "n_top_genes": "all genes",
@@ -106,6 +108,7 @@ def _add_data(group: Group) -> None:
 
 def _add_arrays(group: Group) -> None:
     group.add("label_column", "column of labels; shown at the end, not used in training", metavar="COLUMN")
+    group.add("header", "whether a csv's first line names its columns; auto: unless it is numbers", choices=HEADERS)
     group.add(
         "scaling",
         "how X is brought to the model's scale; tables: standard if normal or student_t",

@@ -5,6 +5,7 @@ The named sets come scaled to [0, 1]; a user's file is handed on as it is. What 
 """
 
 import gzip
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -25,6 +26,7 @@ IDX_FILES = (
 )
 GZIP_MAGIC = b"\x1f\x8b"
 IDX_UNSIGNED_BYTE = 0x08
+HEADERS = ("auto", "yes", "no")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,8 @@ def load(
     name_or_path: str | Path,
     data_dir: str | Path | None = None,
     label_column: str | None = None,
+    *,
+    header: str = "auto",
 ) -> Dataset:
     """The data set of that name, or the file of that path.
 
@@ -57,18 +61,21 @@ def load(
         name_or_path: A key of ``DATASETS``, or the path of a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file.
         data_dir: Where the named sets' files lie; see ``load_mnist``. Files do not need it.
         label_column: The column (or key of an ``.npz``) of a file that holds the labels.
+        header: Whether a ``.csv`` has a header; see ``load_file``.
     """
     named = DATASETS.get(str(name_or_path))
     if named is not None:
         if label_column is not None:
             raise ValueError(f"label_column={label_column!r} is for files; {name_or_path} has its own labels")
+        if header != "auto":
+            raise ValueError(f"header={header!r} is for .csv files, not for {name_or_path}")
         return named(data_dir)
     if not Path(name_or_path).suffix and not Path(name_or_path).exists():
         raise ValueError(
             f"no data set or file is called {str(name_or_path)!r}; expected one of {', '.join(DATASETS)}, "
             f"or a file ending in {', '.join(READERS)}"
         )
-    return load_file(name_or_path, label_column=label_column)
+    return load_file(name_or_path, label_column, header=header)
 
 
 def load_digits() -> Dataset:
@@ -97,25 +104,33 @@ def load_fashion_mnist(data_dir: str | Path | None = None) -> Dataset:
     return _load_idx("fashion_mnist", "FashionMNIST", data_dir)
 
 
-def load_file(path: str | Path, label_column: str | None = None) -> Dataset:
+def load_file(path: str | Path, label_column: str | None = None, *, header: str = "auto") -> Dataset:
     """A user's file, its numbers unchanged.
 
     - ``.npy``: one array, shape (N, *event_shape).
     - ``.npz``: the array ``x``, or the only one; labels in ``y`` or ``labels``, if there.
     - ``.csv``, ``.parquet``: numeric columns are features. A csv's unnamed first column, or a parquet's index,
-      names the rows. A csv whose first line holds values has no header: that line is the first row.
+      names the rows.
 
     Arguments:
         path: The file.
         label_column: The column of a table, or the key of an ``.npz``, that holds the labels.
+        header: Whether the first line of a ``.csv`` names the columns: "yes", "no", or "auto", which takes a line of
+            numbers and missing values for a row, with a warning. Names that are numbers are known by their place: they
+            are 0, 1, 2, ..., or follow an empty first field, with a name for each row below it.
     """
+    if header not in HEADERS:
+        raise ValueError(f"header={header!r} should be one of {HEADERS}")
     path = Path(path).expanduser()
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"cannot read {path}: expected a file ending in {', '.join(READERS)}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path} (looked in {path.parent.absolute()})")
-    x, labels, row_names = reader(path, label_column)
+    if header != "auto" and path.suffix.lower() != ".csv":
+        raise ValueError(f"header={header!r} is for .csv files, not for {path}")
+    table = {"header": header} if path.suffix.lower() == ".csv" else {}
+    x, labels, row_names = reader(path, label_column, **table)
     _check_file_arrays(path, x, labels)
     return Dataset(x, labels, name=path.stem, row_names=row_names)
 
@@ -237,26 +252,37 @@ def _open_numpy(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _read_csv(path: Path, label_column: str | None) -> Arrays:
+def _read_csv(path: Path, label_column: str | None, header: str = "auto") -> Arrays:
     try:
-        header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
-        headless = _is_data(header)
+        first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
+        headless = header == "no" or (header == "auto" and _is_data(path, first))
         frame = pd.read_csv(path, header=None if headless else 0)
     except (ValueError, OSError) as error:
         raise ValueError(f"cannot read {path} as comma-separated values: {error}") from error
-    if header[0] == "" and not headless:
+    if headless and header == "auto":
+        warnings.warn(
+            f"{path} has no header: its first line, of numbers, is a row; say header='no' (--header no) if it is, "
+            "header='yes' if they are names",
+            stacklevel=4,
+        )
+    if first[0] == "" and not headless:
         # What DataFrame.to_csv writes by default; as a feature it would be the row number.
         frame = frame.set_index(frame.columns[0])
     return _split_table(path, frame, label_column)
 
 
-def _is_data(header: list[str]) -> bool:
-    """Whether a csv's first line holds values: numbers, but not the 0, 1, 2, ... of an unnamed DataFrame."""
-    try:
-        numbers = [float(name) for name in header if name != ""]
-    except ValueError:
+def _is_data(path: Path, first: list[str]) -> bool:
+    """Whether a csv's first line holds values: numbers, of which some may be missing, as pandas knows them.
+
+    The 0, 1, 2, ... of an unnamed DataFrame are none, nor is what follows an empty field above a full column.
+    """
+    line = pd.read_csv(path, header=None, nrows=1)
+    if line.isna().all(axis=None) or not all(map(pd.api.types.is_numeric_dtype, line.dtypes)):
         return False
-    return bool(numbers) and numbers != list(range(len(numbers)))
+    names = [name for name in first if name != ""]
+    if names == [str(i) for i in range(len(names))]:
+        return False
+    return first[0] != "" or bool(pd.read_csv(path, usecols=[0]).isna().any(axis=None))
 
 
 def _read_parquet(path: Path, label_column: str | None) -> Arrays:
@@ -308,7 +334,7 @@ def _check_file_arrays(path: Path, x: np.ndarray, labels: np.ndarray | None) -> 
         raise ValueError(f"{path}: {missing} of {len(labels)} labels are missing; give all or none")
 
 
-READERS: dict[str, Callable[[Path, str | None], Arrays]] = {
+READERS: dict[str, Callable[..., Arrays]] = {
     ".npy": _read_numpy,
     ".npz": _read_numpy,
     ".csv": _read_csv,

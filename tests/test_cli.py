@@ -119,6 +119,15 @@ def test_a_figure_that_fails_takes_no_other_with_it(table, tmp_path, monkeypatch
     assert {path.stem for path in (tmp_path / "run").glob("*.png")} == {"curves", "latent", "weights"}
 
 
+def test_columns_of_names_and_others(table, tmp_path):
+    pd.read_csv(table).assign(id=[f"n{i}" for i in range(90)], number=range(90)).to_csv(table, index=False)
+    columns = ["--label-column", "kind", "--name-column", "id", "--drop-columns", "number"]
+    assert run("--dataset", table, *columns, "--out", tmp_path / "run", *FAST) == 0
+    assert pd.read_csv(tmp_path / "run" / "assignments.csv")["row"].tolist() == [f"n{i}" for i in range(90)]
+    assert VMM.load(tmp_path / "run" / "model.pt").n_features_in_ == 4
+    assert run("--resume", tmp_path / "run", "--epochs", "3", "--quiet") == 0
+
+
 @pytest.mark.filterwarnings("default:.*has no header:UserWarning")
 @pytest.mark.parametrize(("header", "rows"), [([], 40), (["--header", "no"], 40), (["--header", "yes"], 39)])
 def test_a_csv_of_numbers_alone(header, rows, tmp_path, capsys):

@@ -261,6 +261,36 @@ def test_text_columns_are_named_in_the_error(tmp_path, frame, ending):
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_columns_that_are_no_features(tmp_path, frame, ending):
+    path = write_table(frame.assign(id=["p", "q", "r"], day="monday", number=[7, 8, 9]), tmp_path / f"mine.{ending}")
+    columns = {"label_column": "kind", "name_column": "id", "drop_columns": ["day", "number"]}
+    data = images.load(path, **columns)
+    assert data.x.tolist() == [[1.5, 1], [2.5, 2], [3.5, 3]]
+    assert (data.labels.tolist(), data.row_names.tolist()) == (["a", "b", "a"], ["p", "q", "r"])
+    with pytest.raises(ValueError, match=r"'id', 'day' are not numeric; .*\(drop_columns\).*\(name_column\)"):
+        images.load(path, label_column="kind")
+    for wrong, message in (
+        ({"name_column": "nobody"}, "name_column='nobody' is not in"),
+        ({"name_column": 3}, "name_column=3 should be the name of a column"),
+        ({"label_column": ["kind"]}, r"label_column=\['kind'\] should be the name of a column"),
+        ({"drop_columns": ["day", "nothing"]}, "drop_columns='nothing' is not in"),
+        ({"drop_columns": ["id"]}, "drop_columns='id' is taken by another option"),
+        ({"drop_columns": "day"}, "drop_columns='day' should be a list"),
+        ({"drop_columns": [3]}, r"drop_columns=\[3\] should be a list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            images.load(path, **{**columns, **wrong})
+
+
+@pytest.mark.parametrize(("option", "value"), [("name_column", "id"), ("drop_columns", ["id"])])
+def test_columns_are_those_of_tables(tmp_path, option, value):
+    np.savez(tmp_path / "mine.npz", x=np.ones((3, 2)), id=np.arange(3))
+    for name in (tmp_path / "mine.npz", "digits"):
+        with pytest.raises(ValueError, match=rf"{option}=.* is for .csv and .parquet files, not for .*(npz|digits)"):
+            images.load(name, **{option: value})
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_missing_numbers_become_nan(tmp_path, ending):
     frame = pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": [True, False]})
     data = images.load_file(write_table(frame, tmp_path / f"mine.{ending}", index=False))

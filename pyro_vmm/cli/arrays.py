@@ -46,7 +46,7 @@ class Arrays(Kind):
     likelihoods = tuple(LIKELIHOODS)
     names = tuple(images.DATASETS)
     endings = tuple(images.READERS)
-    own = frozenset({"header", "label_column", "network"})
+    own = frozenset({"drop_columns", "header", "label_column", "name_column", "network"})
 
     def preset(self, config: dict) -> dict:
         dataset = str(config["dataset"])
@@ -66,8 +66,8 @@ class Arrays(Kind):
         return params
 
     def load(self, config: dict) -> images.Dataset:
-        header = config.get("header", "auto")
-        return images.load(config["dataset"], config.get("data_dir"), config.get("label_column"), header=header)
+        options = {name: config[name] for name in ("name_column", "drop_columns", "header") if name in config}
+        return images.load(config["dataset"], config.get("data_dir"), config.get("label_column"), **options)
 
     def inputs(self, data: images.Dataset) -> np.ndarray:
         return data.x

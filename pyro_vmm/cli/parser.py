@@ -108,6 +108,8 @@ def _add_data(group: Group) -> None:
 
 def _add_arrays(group: Group) -> None:
     group.add("label_column", "column of labels; shown at the end, not used in training", metavar="COLUMN")
+    group.add("name_column", "column of the rows' names, for assignments.csv; no feature", metavar="COLUMN")
+    group.add("drop_columns", "columns to leave out, such as numbers of rows or dates", nargs="+", metavar="COLUMN")
     group.add("header", "whether a csv's first line names its columns; auto: unless it is numbers", choices=HEADERS)
     group.add(
         "scaling",

@@ -8,7 +8,7 @@ import gzip
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,8 @@ def load(
     data_dir: str | Path | None = None,
     label_column: str | None = None,
     *,
+    name_column: str | None = None,
+    drop_columns: Sequence[str] = (),
     header: str = "auto",
 ) -> Dataset:
     """The data set of that name, or the file of that path.
@@ -61,21 +63,20 @@ def load(
         name_or_path: A key of ``DATASETS``, or the path of a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file.
         data_dir: Where the named sets' files lie; see ``load_mnist``. Files do not need it.
         label_column: The column (or key of an ``.npz``) of a file that holds the labels.
-        header: Whether a ``.csv`` has a header; see ``load_file``.
+        name_column, drop_columns, header: Of tables; see ``load_file``.
     """
     named = DATASETS.get(str(name_or_path))
     if named is not None:
         if label_column is not None:
             raise ValueError(f"label_column={label_column!r} is for files; {name_or_path} has its own labels")
-        if header != "auto":
-            raise ValueError(f"header={header!r} is for .csv files, not for {name_or_path}")
+        _table_options(name_or_path, name_column, drop_columns, header)
         return named(data_dir)
     if not Path(name_or_path).suffix and not Path(name_or_path).exists():
         raise ValueError(
             f"no data set or file is called {str(name_or_path)!r}; expected one of {', '.join(DATASETS)}, "
             f"or a file ending in {', '.join(READERS)}"
         )
-    return load_file(name_or_path, label_column, header=header)
+    return load_file(name_or_path, label_column, name_column=name_column, drop_columns=drop_columns, header=header)
 
 
 def load_digits() -> Dataset:
@@ -104,7 +105,14 @@ def load_fashion_mnist(data_dir: str | Path | None = None) -> Dataset:
     return _load_idx("fashion_mnist", "FashionMNIST", data_dir)
 
 
-def load_file(path: str | Path, label_column: str | None = None, *, header: str = "auto") -> Dataset:
+def load_file(
+    path: str | Path,
+    label_column: str | None = None,
+    *,
+    name_column: str | None = None,
+    drop_columns: Sequence[str] = (),
+    header: str = "auto",
+) -> Dataset:
     """A user's file, its numbers unchanged.
 
     - ``.npy``: one array, shape (N, *event_shape).
@@ -115,22 +123,23 @@ def load_file(path: str | Path, label_column: str | None = None, *, header: str 
     Arguments:
         path: The file.
         label_column: The column of a table, or the key of an ``.npz``, that holds the labels.
+        name_column: The column of a table that names the rows, and is no feature.
+        drop_columns: The columns of a table that are neither.
         header: Whether the first line of a ``.csv`` names the columns: "yes", "no", or "auto", which takes a line of
             numbers and missing values for a row, with a warning. Names that are numbers are known by their place: they
             are 0, 1, 2, ..., or follow an empty first field, with a name for each row below it.
     """
-    if header not in HEADERS:
-        raise ValueError(f"header={header!r} should be one of {HEADERS}")
     path = Path(path).expanduser()
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"cannot read {path}: expected a file ending in {', '.join(READERS)}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path} (looked in {path.parent.absolute()})")
-    if header != "auto" and path.suffix.lower() != ".csv":
-        raise ValueError(f"header={header!r} is for .csv files, not for {path}")
-    table = {"header": header} if path.suffix.lower() == ".csv" else {}
-    x, labels, row_names = reader(path, label_column, **table)
+    for name, value in (("label_column", label_column), ("name_column", name_column)):
+        if not isinstance(value, str | None):
+            raise ValueError(f"{name}={value!r} should be the name of a column")
+    options = _table_options(path, name_column, drop_columns, header)
+    x, labels, row_names = reader(path, label_column, **options)
     _check_file_arrays(path, x, labels)
     return Dataset(x, labels, name=path.stem, row_names=row_names)
 
@@ -226,6 +235,21 @@ def _read_maybe_gzipped(path: Path) -> bytes:
 Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # x, labels, row names
 
 
+def _table_options(path: str | Path, name_column: str | None, drop_columns: Sequence[str], header: str) -> dict:
+    """The options that are given; ``ValueError`` where they are not for this file."""
+    if header not in HEADERS:
+        raise ValueError(f"header={header!r} should be one of {HEADERS}")
+    if isinstance(drop_columns, str) or not all(isinstance(name, str) for name in drop_columns):
+        raise ValueError(f"drop_columns={drop_columns!r} should be a list of columns' names")
+    values = {"name_column": (name_column, None), "drop_columns": (tuple(drop_columns), ()), "header": (header, "auto")}
+    options = {name: value for name, (value, default) in values.items() if value != default}
+    for name, value in options.items():
+        endings = (".csv",) if name == "header" else (".csv", ".parquet")
+        if Path(path).suffix.lower() not in endings:
+            raise ValueError(f"{name}={value!r} is for {' and '.join(endings)} files, not for {path}")
+    return options
+
+
 def _read_numpy(path: Path, label_column: str | None) -> Arrays:
     arrays = _open_numpy(path)
     label_key = label_column or next((key for key in ("y", "labels") if key in arrays), None)
@@ -252,7 +276,7 @@ def _open_numpy(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _read_csv(path: Path, label_column: str | None, header: str = "auto") -> Arrays:
+def _read_csv(path: Path, label_column: str | None, header: str = "auto", **columns) -> Arrays:
     try:
         first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
         headless = header == "no" or (header == "auto" and _is_data(path, first))
@@ -268,7 +292,7 @@ def _read_csv(path: Path, label_column: str | None, header: str = "auto") -> Arr
     if first[0] == "" and not headless:
         # What DataFrame.to_csv writes by default; as a feature it would be the row number.
         frame = frame.set_index(frame.columns[0])
-    return _split_table(path, frame, label_column)
+    return _split_table(path, frame, label_column, **columns)
 
 
 def _is_data(path: Path, first: list[str]) -> bool:
@@ -285,34 +309,48 @@ def _is_data(path: Path, first: list[str]) -> bool:
     return first[0] != "" or bool(pd.read_csv(path, usecols=[0]).isna().any(axis=None))
 
 
-def _read_parquet(path: Path, label_column: str | None) -> Arrays:
+def _read_parquet(path: Path, label_column: str | None, **columns) -> Arrays:
     try:
         frame = pd.read_parquet(path)
     except ImportError as error:
         raise ImportError(f"reading {path} needs pyarrow: pip install pyarrow") from error
     except (ValueError, OSError) as error:
         raise ValueError(f"cannot read {path} as a parquet file: {error}") from error
-    return _split_table(path, frame, label_column)
+    return _split_table(path, frame, label_column, **columns)
 
 
-def _split_table(path: Path, frame: pd.DataFrame, label_column: str | None) -> Arrays:
+def _split_table(
+    path: Path,
+    frame: pd.DataFrame,
+    label_column: str | None,
+    name_column: str | None = None,
+    drop_columns: Sequence[str] = (),
+) -> Arrays:
     frame = frame.rename(columns=str)
-    labels = None
-    if label_column is not None:
-        if label_column not in frame.columns:
-            columns = _abridged(list(frame.columns))
-            raise ValueError(f"label_column={label_column!r} is not in {path}; its columns are {columns}")
-        labels = frame.pop(label_column).to_numpy()
+    columns = list(frame.columns)
+
+    def pop(option: str, name: str) -> np.ndarray:
+        if name not in columns:
+            raise ValueError(f"{option}={name!r} is not in {path}; its columns are {_abridged(columns)}")
+        if name not in frame.columns:
+            raise ValueError(f"{option}={name!r} is taken by another option, or named twice")
+        return frame.pop(name).to_numpy()
+
+    labels = None if label_column is None else pop("label_column", label_column)
+    names = None if name_column is None else pop("name_column", name_column)
+    for name in drop_columns:
+        pop("drop_columns", name)
     other = [name for name, column in frame.items() if not pd.api.types.is_numeric_dtype(column)]
     if other:
         raise ValueError(
-            f"{path}: the columns {_abridged(other)} are not numeric; drop or encode them, or name the one "
-            "that holds the labels as label_column"
+            f"{path}: the columns {_abridged(other)} are not numeric; leave them out (drop_columns), encode them, or "
+            "tell which holds the labels (label_column) or the rows' names (name_column)"
         )
     # Twice the memory only where a column needs it; missing values become NaN, which the estimator names.
     dtype = np.float32 if all(column == np.float32 for column in frame.dtypes) else np.float64
-    row_names = None if isinstance(frame.index, pd.RangeIndex) else frame.index.to_numpy()
-    return frame.to_numpy(dtype=dtype, na_value=np.nan), labels, row_names
+    if names is None and not isinstance(frame.index, pd.RangeIndex):
+        names = frame.index.to_numpy()
+    return frame.to_numpy(dtype=dtype, na_value=np.nan), labels, names
 
 
 def _abridged(names: list[str], limit: int = 10) -> str:

@@ -1,7 +1,6 @@
 """The estimator of arrays: vectors, images, anything of shape (N, ...)."""
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +25,7 @@ from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import Prior
 from pyro_vmm.pseudo_inputs import PseudoInputs
 from pyro_vmm.randomness import fork_rng
-from pyro_vmm.rows import Rows, read
-
-# What is looked at for values outside the support, for memory not to hold their number once more.
-ROWS_AT_ONCE = 4096
+from pyro_vmm.rows import Rows
 
 
 class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, Estimator):
@@ -266,7 +262,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         x = all_rows[train].float()
         self.likelihood_options_ = building.likelihood_options(self.likelihood, self.likelihood_options, x, all_rows)
         likelihood = self._build_likelihood()
-        self._check_support(likelihood, all_rows.float())
+        building.check_support(likelihood, all_rows.float(), self.scaling)
         vae = self._build_vae(likelihood, x[:2])
         rows = x[building.initial_rows(x, self.n_components_, self.init, self.seed_)]
         vae.prior = self._build_prior(rows)
@@ -274,19 +270,6 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             building.encode_centres(vae, rows)
         self.vae_ = self._place(vae)
         return all_rows
-
-    def _check_support(self, likelihood: Likelihood, x: Rows) -> None:
-        """Raise ``ValueError`` where a row of x (N, ...), as the model sees it, has no density."""
-        if type(likelihood).check is Likelihood.check:
-            return
-        try:
-            with closing(read(x, torch.arange(len(x)).split(ROWS_AT_ONCE))) as stream:
-                for rows in stream:
-                    likelihood.check(rows)
-        except ValueError as error:
-            if self.scaling in ("range", "standard"):
-                raise ValueError(f"{error}; x is X after scaling={self.scaling!r}") from error
-            raise
 
     def _build_likelihood(self) -> Likelihood:
         return building.build_likelihood(self.likelihood, self.event_shape_, self.likelihood_options_)
@@ -365,7 +348,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
     def _rows(self, X) -> Rows:
         check_is_fitted(self)
         x = place(self._scaled(self._validate(X, reset=False)), self._own_device())
-        self._check_support(self.vae_.likelihood, x)
+        building.check_support(self.vae_.likelihood, x, self.scaling)
         return x
 
     def _scaled(self, X: np.ndarray) -> Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 import torch
@@ -35,7 +35,10 @@ from pyro_vmm.networks import (
 )
 from pyro_vmm.priors import GaussianMixture, Prior, StandardNormal, VampMixture, VampPrior
 from pyro_vmm.pseudo_inputs import PseudoInputs
+from pyro_vmm.rows import Rows, read
 
+# At once: a comparison of all rows would take some of their memory again.
+ROWS_CHECKED = 4096
 # k-means++ looks at no more cells than these: memory must not grow with their number.
 KMEANS_CELLS = 10_000
 SCALINGS = ("auto", "range", "standard", None)
@@ -128,6 +131,26 @@ def build_likelihood(likelihood: str | Callable, event_shape: Sequence[int], opt
         return LIKELIHOODS[likelihood](event_shape, **options)
     except TypeError as error:
         raise ValueError(f"likelihood_options={options} do not fit: {error}") from error
+
+
+def check_support(likelihood: Likelihood, x: Rows, scaling: str | None) -> None:
+    """Raise ``ValueError`` where a row has no density.
+
+    Arguments:
+        likelihood: on the device of the rows.
+        x: rows as the model sees them, (N, ...).
+        scaling: what brought them there.
+    """
+    if type(likelihood).check is Likelihood.check:
+        return
+    try:
+        with closing(read(x, torch.arange(len(x)).split(ROWS_CHECKED))) as stream:
+            for rows in stream:
+                likelihood.check(rows)
+    except ValueError as error:
+        if scaling in ("range", "standard"):
+            raise ValueError(f"{error}; x is X after scaling={scaling!r}") from error
+        raise
 
 
 def build_vae(

@@ -115,6 +115,15 @@ def test_a_table_of_numbers_and_booleans_is_known_again(X):
     assert told != description(VMM(**TINY), second)
 
 
+def test_a_category_of_a_single_row():
+    """Whichever part of the rows it is in, the fits to the others know it."""
+    codes = np.random.default_rng(0).integers(3, size=(80, 3))
+    codes[40, 1] = 5
+    selection = pyro_vmm.select(VMM(**TINY, likelihood="categorical"), codes, m_prior=(64,), seeds=2)
+    assert np.isfinite(selection.table["log_px"]).all()
+    assert selection.best_estimator_.likelihood_options == {"n_categories": 6}
+
+
 def test_standard_errors():
     """Of the likelihood's difference, over rows and seeds, against NumPy's own."""
     random = np.random.default_rng(1)

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from tqdm.auto import tqdm
 
 from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.estimators.building import likelihood_options
+from pyro_vmm.estimators.cells import SingleCellVMM
 from pyro_vmm.parallel import Ranks
 from pyro_vmm.selection.evidence import evidence
 from pyro_vmm.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description, do
@@ -63,6 +65,7 @@ def select(
         raise ValueError(f"estimator={estimator!r} should be a VMM or a SingleCellVMM")
     rates = (estimator.learning_rate,) if learning_rate is None else learning_rate
     _check(estimator, m_prior, rates, seeds, held_out, n_importance_samples)
+    estimator = _knowing_categories(estimator, X)
     fits = _run(_tasks(m_prior, rates, seeds), estimator, X, held_out, seeds, n_importance_samples, folder)
     selection = Selection(evidence(fits), fits)
     if refit:
@@ -84,6 +87,18 @@ def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_imp
         check_whole(name, value)
     if not (isinstance(held_out, Real) and 0 < held_out < 1):
         raise ValueError(f"held_out={held_out!r} should be above 0 and below 1")
+
+
+def _knowing_categories(estimator: Estimator, X: Any) -> Estimator:
+    """An estimator that is told how many categories X has, as a part of the rows may lack one that others have."""
+    options = estimator.likelihood_options or {}
+    if isinstance(estimator, SingleCellVMM) or estimator.likelihood != "categorical":
+        return estimator
+    if not isinstance(options, dict) or "n_categories" in options:  # the fit tells what is wrong with others
+        return estimator
+    codes = check_array(X, dtype=[np.float64, np.float32], allow_nd=True)
+    counted = likelihood_options("categorical", options, codes, codes)
+    return clone(estimator).set_params(likelihood_options=counted)
 
 
 def _tasks(m_prior: Sequence[float], learning_rate: Sequence[float], seeds: int) -> list[Task]:

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from pyro_vmm import VMM, HyperPrior, files, metrics
+from pyro_vmm import VMM, HyperPrior, files
 from pyro_vmm.estimators import building
 from pyro_vmm.hyperpriors import HYPERPRIORS
 from pyro_vmm.priors import PRIORS

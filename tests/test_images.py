@@ -347,7 +347,7 @@ def test_names_that_are_numbers_if_told_so(tmp_path):
         images.load(tmp_path / "mine.csv", header="maybe")
     np.save(tmp_path / "mine.npy", np.ones((3, 2)))
     for name in (tmp_path / "mine.npy", "digits"):
-        with pytest.raises(ValueError, match="header='no' is for .csv files"):
+        with pytest.raises(ValueError, match=r"header='no' is for \.csv files"):
             images.load(name, header="no")
 
 

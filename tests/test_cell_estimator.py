@@ -236,7 +236,10 @@ def test_a_callable_over_values_that_are_no_counts():
     adata = planted()
     adata.X = np.random.default_rng(0).normal(size=adata.shape).astype(np.float32)
     settings = {"likelihood": lambda h, library: dist.Laplace(h, 1.0), "likelihood_options": {"counts": False}}
-    assert np.isfinite(fit(adata, **settings).score_samples(adata, 10)).all()
+    model = fit(adata, **settings)
+    assert np.isfinite(model.score_samples(adata, 10)).all()
+    # The mean, in the units of the data: no shares of a library size.
+    np.testing.assert_allclose(model.normalized_expression(adata), model.reconstruct(adata), rtol=1e-5, atol=1e-6)
 
 
 # Expression, densities, draws

@@ -362,6 +362,9 @@ def test_a_callable_may_declare_its_event_or_not(function):
     p_x = likelihood(torch.randn(M, G), library, covariates)
     assert p_x.batch_shape == (M,) and p_x.event_shape == (G,)
     assert not likelihood.counts
+    h = torch.randn(M, 2, G)
+    two_rows = CustomCellLikelihood(LAYOUT, function, outputs_per_gene=2, counts=False)
+    assert torch.equal(two_rows.expression(h), h[:, 0]) and torch.equal(likelihood.expression(h[:, 1]), h[:, 1])
     likelihood.check(torch.randn(M, G))
 
 

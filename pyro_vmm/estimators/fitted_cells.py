@@ -73,12 +73,15 @@ class FittedCells(Estimator):
         library_size: float = 1e4,
         genes: Sequence[str] | None = None,
     ) -> pd.DataFrame:
-        """Denoised expression, cells x genes, at the mean of q(z | x).
+        """Denoised expression, cells x genes, at the mean of q(z | x); of values that are no counts, in their units.
+
+        With a callable likelihood the decoder's output, its first row of several, is taken for the logits of counts or
+        the mean of other values.
 
         Arguments:
             adata: cells of known batches.
             batch: what the cells would look like in this batch, or on average in these; None for each cell's own.
-            library_size: what the expression of a cell adds up to over all genes (no matter to "normal").
+            library_size: what the expression of a cell adds up to over all genes; of counts alone.
             genes: which to return; None for all.
         """
         rows = self._rows(adata)

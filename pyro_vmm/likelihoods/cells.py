@@ -176,6 +176,9 @@ def of_counts(likelihood: str | Callable, options: dict | None = None) -> bool:
 class CustomCellLikelihood(CellLikelihood):
     """Any callable from decoder output and library size to a Pyro distribution; its own parameters are trained too.
 
+    What expression is, the callable can't say: h, its first row of several, is taken for logits over genes, as those of
+    "nb", or, of values that are no counts, for their mean, as that of "normal".
+
     Arguments:
         layout: the columns of a cell.
         function: h (..., G), library (..., 1) -> distribution over (..., G).
@@ -199,6 +202,9 @@ class CustomCellLikelihood(CellLikelihood):
             raise ValueError(f"likelihood returned a {type(distribution).__name__}, expected a Pyro distribution")
         rows = h.dim() - 1 - (self.outputs_per_gene > 1)
         return distribution.to_event(len(distribution.batch_shape) - rows)
+
+    def expression(self, h: Tensor) -> Tensor:
+        return super().expression(h) if self.counts else self.first(h)
 
     def check(self, values: Tensor) -> None:
         """Try the callable: it has to return a distribution of the right shape that can score the values."""

@@ -101,7 +101,10 @@ class FittedCells(Estimator):
         return pd.DataFrame(values, index=adata.obs_names, columns=self.genes_[columns])
 
     def reconstruct(self, adata: "AnnData") -> np.ndarray:
-        """The mean of p(x | z) at the mean of q(z | x), in the cell's own batch and library size, (N, G)."""
+        """The mean of p(x | z) at the mean of q(z | x), in the cell's own batch and library size, (N, G).
+
+        Counts add up to the library size before zero inflation: with "zinb", which puts zeros in, to less.
+        """
 
         def mean(cells: Tensor) -> Tensor:
             return typical(self._p_x(self.vae_.encoder(cells).mean, cells))
@@ -136,7 +139,8 @@ class FittedCells(Estimator):
             component: the cluster to draw from; None for the mixture.
             batch: the batch they are of; None for the first. They are equally of every category of other covariates,
                 and continuous ones are at their mean.
-            library_size: total counts to expect; None for the geometric mean of the training data's.
+            library_size: total counts to expect before zero inflation ("zinb" puts zeros in, and gives fewer); None for
+                the geometric mean of the training data's.
             random_state: an int for the same draws; None goes by the estimator's.
         """
         from anndata import AnnData

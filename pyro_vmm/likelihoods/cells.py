@@ -2,7 +2,7 @@
 
 A likelihood of cells is a module from the decoder's output h, the library size and the covariates to a Pyro
 distribution over the G values of a cell. The expected counts of a cell are its library size times ``expression(h)``,
-which sums to one over genes.
+which sums to one over genes; before zero inflation, which takes some of them away.
 
 Sources: Lopez et al., Nature Methods 15:1053, 2018 (scVI: zinb, nb); Ashuach et al., Cell Reports Methods 2:100182,
 2022 (PeakVI) and Martens et al., Nature Methods 21:28, 2024 (PoissonVI) for peaks.

@@ -768,6 +768,9 @@ SAVED = [
     {"likelihood_options": {"dispersion": "gene-batch"}, "dtype": "float64"},
     {"categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["age"], "size_factor_key": "factor"},
     {"categorical_covariate_keys": ["donor"], "encode_covariates": False, "hidden": (8, 6)},
+    {"batch_key": np.str_("batch"), "size_factor_key": np.str_("factor")},
+    {"categorical_covariate_keys": np.array(["donor", "type"]), "continuous_covariate_keys": pd.Index(["age"])},
+    {"categorical_covariate_keys": None, "continuous_covariate_keys": np.array([], dtype=str)},
 ]
 
 

@@ -87,11 +87,13 @@ def test_numbers_of_any_kind(values):
         {"batch_key": None},
         {"categorical_keys": ["donor"], "continuous_keys": ["age"]},
         {"size_factor_key": "depth"},
+        {"batch_key": np.str_("batch"), "continuous_keys": [np.str_("age")], "size_factor_key": np.str_("depth")},
     ],
 )
-def test_covariates_survive_a_file(keys):
+def test_covariates_survive_a_file(keys, tmp_path):
     found = covariates(annotated(), **keys)
-    assert Covariates.from_dict(found.to_dict()) == found
+    torch.save(found.to_dict(), tmp_path / "covariates.pt")
+    assert Covariates.from_dict(torch.load(tmp_path / "covariates.pt", weights_only=True)) == found
 
 
 @pytest.mark.parametrize(

@@ -95,13 +95,14 @@ class Covariates:
         return cls((batch, *others), continuous, size_factor_key, scale)
 
     def to_dict(self) -> dict:
-        """Plain values, for a file."""
+        """Plain values, for a file; NumPy's strings, which those of an array of column names are, become Python's."""
+        size_factor_key = None if self.size_factor_key is None else str(self.size_factor_key)
         return {
             "categorical": [
-                None if each is None else [each.argument, each.key, *each.names] for each in self.categorical
+                None if each is None else [each.argument, str(each.key), *each.names] for each in self.categorical
             ],
-            "continuous": [[each.key, each.mean, each.scale] for each in self.continuous],
-            "size_factor": [self.size_factor_key, self.size_factor_scale],
+            "continuous": [[str(each.key), each.mean, each.scale] for each in self.continuous],
+            "size_factor": [size_factor_key, self.size_factor_scale],
         }
 
     @classmethod

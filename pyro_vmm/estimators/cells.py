@@ -202,8 +202,8 @@ class SingleCellVMM(FittedCells):
             adata,
             totals,
             self.batch_key,
-            self.categorical_covariate_keys or (),
-            self.continuous_covariate_keys or (),
+            () if self.categorical_covariate_keys is None else tuple(map(str, self.categorical_covariate_keys)),
+            () if self.continuous_covariate_keys is None else tuple(map(str, self.continuous_covariate_keys)),
             self.size_factor_key,
         )
         design = self.covariates_.design(adata, totals)

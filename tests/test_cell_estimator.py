@@ -341,11 +341,15 @@ def test_clusters_of_samples_are_in_the_order_of_their_numbers():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_samples": 0}, "n_samples=0 should be at least 1"),
-        ({"component": 5}, "component=5 should be between 0 and 4"),
+        ({"n_samples": 0}, "n_samples=0 should be a whole number, at least 1"),
+        ({"n_samples": 10.0}, "n_samples=10.0 should be a whole number, at least 1"),
+        ({"component": 5}, "component=5 should be a whole number between 0 and 4, or None"),
+        ({"component": "0"}, "component='0' should be a whole number between 0 and 4"),
+        ({"component": 1.0}, "component=1.0 should be a whole number between 0 and 4"),
         ({"batch": "b7"}, r"batch='b7' should be one of \('b0', 'b1'\)"),
-        ({"library_size": 0}, "library_size=0 should be positive"),
-        ({"library_size": -5.0}, "library_size=-5.0 should be positive"),
+        ({"library_size": 0}, "library_size=0 should be a positive number"),
+        ({"library_size": -5.0}, "library_size=-5.0 should be a positive number"),
+        ({"library_size": "latent"}, "library_size='latent' should be a positive number"),
     ],
 )
 def test_wrong_draws(fitted, arguments, message):
@@ -358,6 +362,9 @@ def test_wrong_draws(fitted, arguments, message):
     [
         ({"batch": "b7"}, r"batch='b7' should be one of \('b0', 'b1'\)"),
         ({"batch": ["b0", "b7"]}, "batch='b7' should be one of"),
+        ({"batch": []}, r"batch=\[\] should name at least one of \('b0', 'b1'\), or be None"),
+        ({"library_size": -1}, "library_size=-1 should be a positive number"),
+        ({"library_size": "latent"}, "library_size='latent' should be a positive number"),
         ({"genes": ["gene1", "geneX"]}, r"genes=\['geneX'\] are not among the 12 genes"),
         ({"genes": "geneX"}, r"genes=\['geneX'\] are not among the 12 genes"),
     ],
@@ -365,6 +372,12 @@ def test_wrong_draws(fitted, arguments, message):
 def test_wrong_expression(fitted, arguments, message):
     with pytest.raises(ValueError, match=message):
         fitted.normalized_expression(planted(), **arguments)
+
+
+@pytest.mark.parametrize("number", [0, 2.5, "10"])
+def test_wrong_numbers_of_importance_samples(fitted, number):
+    with pytest.raises(ValueError, match=f"n_importance_samples={number!r} should be a whole number, at least 1"):
+        fitted.score_samples(planted(), number)
 
 
 # Annotation

@@ -311,6 +311,16 @@ def test_names_told_twice_are_refused(kind, attribute):
         check_counts(CellBatches(adata))
 
 
+@pytest.mark.parametrize(("kind", "attribute"), [("cell", "obs"), ("gene", "var")])
+def test_names_that_are_no_text_are_refused(kind, attribute):
+    adata = annotated(counts())
+    names = list(getattr(adata, f"{attribute}_names"))
+    setattr(adata, f"{attribute}_names", pd.Index([*names[:4], np.nan, *names[5:]], dtype=object))
+    message = f"adata.{attribute}_names holds 1 {kind} names that are no text: nan"
+    with pytest.raises(ValueError, match=message):
+        check_counts(CellBatches(adata))
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
 @pytest.mark.parametrize("format_", ["dense", "csr", "csc"])
 def test_nothing_to_train_on(format_, shape):

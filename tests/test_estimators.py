@@ -587,10 +587,27 @@ def test_sampling_a_component(fitted):
     means, _ = fitted.sample(9, component=3, mean=True, random_state=0)
     noisy, _ = fitted.sample(9, component=3, random_state=0)
     assert not np.array_equal(means, noisy)
-    with pytest.raises(ValueError, match="component=5"):
-        fitted.sample(2, component=5)
-    with pytest.raises(ValueError, match="n_samples=0"):
-        fitted.sample(0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_samples": 0}, "n_samples=0 should be a whole number, at least 1"),
+        ({"n_samples": 10.0}, "n_samples=10.0 should be a whole number"),
+        ({"component": 5}, "component=5 should be a whole number between 0 and 4, or None"),
+        ({"component": "0"}, "component='0' should be a whole number between 0 and 4"),
+        ({"component": 1.0}, "component=1.0 should be a whole number between 0 and 4"),
+    ],
+)
+def test_wrong_draws(fitted, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fitted.sample(**arguments)
+
+
+@pytest.mark.parametrize("number", [0, 2.5, "10"])
+def test_wrong_numbers_of_importance_samples(fitted, X, number):
+    with pytest.raises(ValueError, match=f"n_importance_samples={number!r} should be a whole number, at least 1"):
+        fitted.score_samples(X, number)
 
 
 def test_callbacks_can_stop(X):

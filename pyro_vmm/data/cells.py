@@ -266,10 +266,14 @@ def expressed_genes(cells: CellBatches) -> np.ndarray:
 
 
 def _check_names(cells: CellBatches) -> None:
-    """There are cells and genes, each of its own name."""
+    """There are cells and genes, each of its own name, which is text."""
     if 0 in cells.shape:
         raise ValueError(f"{_place(cells.layer)} has shape {cells.shape}, expected at least one cell and one gene")
     for kind, attribute, names in (("cell", "obs", cells.cell_names), ("gene", "var", cells.gene_names)):
+        if strange := [name for name in names if not isinstance(name, str)]:
+            raise ValueError(
+                f"adata.{attribute}_names holds {len(strange)} {kind} names that are no text: {_names(strange)}"
+            )
         if not names.is_unique:
             raise ValueError(_told_twice(kind, attribute, names[names.duplicated()].unique()))
 

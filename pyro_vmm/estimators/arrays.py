@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_vmm.device_rows import place, subset
 from pyro_vmm.estimators import building, storing
-from pyro_vmm.estimators.base import DTYPES, Estimator, choice, typical
+from pyro_vmm.estimators.base import DTYPES, Estimator, check_whole, choice, typical
 from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.likelihoods import LIKELIHOODS, Likelihood
 from pyro_vmm.models import VAE
@@ -314,6 +314,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
             X: the data, (N, ...).
             n_importance_samples: draws from q(z | x); the estimate is a lower bound that rises with them.
         """
+        check_whole("n_importance_samples", n_importance_samples)
         log_p = self._scores(self._rows(X), n_importance_samples, rows_at_once=128)
         # The density of X itself: the model's, over the volume that the scaling stretched.
         log_volume = np.broadcast_to(np.log(self.scale_), self.event_shape_).sum()

@@ -240,10 +240,11 @@ class Estimator(BaseEstimator):
         return p_z.component(c).sample(), c
 
     def _check_draw(self, n_samples: int, component: int | None) -> None:
-        if n_samples < 1:
-            raise ValueError(f"n_samples={n_samples} should be at least 1")
-        if component is not None and not 0 <= component < self.n_components_:
-            raise ValueError(f"component={component} should be between 0 and {self.n_components_ - 1}")
+        check_whole("n_samples", n_samples)
+        if component is not None and not (isinstance(component, Integral) and 0 <= component < self.n_components_):
+            raise ValueError(
+                f"component={component!r} should be a whole number between 0 and {self.n_components_ - 1}, or None"
+            )
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "labels_")
@@ -298,6 +299,12 @@ def typical(p_x: TorchDistribution) -> Tensor:
     except NotImplementedError as error:
         raise ValueError(f"the likelihood's {type(p_x).__name__} has no mean; draws of x are to be had") from error
     return mean if mean.isfinite().all() else p_x.mode.to(mean.dtype)
+
+
+def check_whole(name: str, value) -> None:
+    """Raise ``ValueError`` unless the value is a whole number, at least 1."""
+    if not (isinstance(value, Integral) and value >= 1):
+        raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
 
 
 def choice(name: str, value, choices: tuple) -> None:

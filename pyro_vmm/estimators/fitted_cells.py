@@ -13,9 +13,10 @@ from torch import Tensor
 from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import CellBatches, check_cells, match_genes
 from pyro_vmm.estimators import annotation
-from pyro_vmm.estimators.base import DTYPES, Estimator, typical
+from pyro_vmm.estimators.base import DTYPES, Estimator, check_whole, typical
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.randomness import fork_rng
+from pyro_vmm.training import check_positive
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,9 +85,12 @@ class FittedCells(Estimator):
             library_size: what the expression of a cell adds up to over all genes; of counts alone.
             genes: which to return; None for all.
         """
+        check_positive("library_size", library_size)
         rows = self._rows(adata)
         columns = self._columns(genes)
         batches = [None] if batch is None else [self._batch_code(name) for name in np.atleast_1d(batch).tolist()]
+        if not batches:
+            raise ValueError(f"batch={batch!r} should name at least one of {self.batches_}, or be None")
         scale = library_size if self.vae_.likelihood.counts else 1.0
         positions = torch.as_tensor(columns, device=self._own_device())
 
@@ -117,6 +121,7 @@ class FittedCells(Estimator):
         A lower bound that rises with ``n_importance_samples``. An inferred library size is held at its median; the
         weights of clusters are pi, without the batch balance of training.
         """
+        check_whole("n_importance_samples", n_importance_samples)
         return self._scores(self._rows(adata), n_importance_samples, self._rows_at_once(n_importance_samples))
 
     def score(self, adata: "AnnData", y=None) -> float:
@@ -148,8 +153,8 @@ class FittedCells(Estimator):
 
         check_is_fitted(self)
         self._check_draw(n_samples, component)
-        if library_size is not None and not library_size > 0:
-            raise ValueError(f"library_size={library_size} should be positive")
+        if library_size is not None:
+            check_positive("library_size", library_size)
         code = 0 if batch is None else self._batch_code(batch)
         seed = check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
         with fork_rng(self._own_device()), torch.no_grad(), inference_mode(self.vae_):

@@ -434,6 +434,26 @@ def test_annotations_of_every_prior_survive_a_file(prior, tmp_path):
     pd.testing.assert_series_equal(found.obs["vmm"], adata.obs["vmm"])
 
 
+@pytest.mark.parametrize("key", ["", ".", "my/key", None, 3])
+def test_keys_that_no_file_can_hold(fitted, key):
+    adata = planted()
+    with pytest.raises(ValueError, match=f"key_added={key!r} should be a name without '/'"):
+        fitted.annotate(adata, key_added=key)
+    assert not adata.obsm and not adata.uns
+
+
+def test_annotations_replace_no_column_that_the_model_reads():
+    adata = planted()
+    adata.obs = adata.obs.rename(columns={"donor": "vmm_probability", "age": "vmm_entropy"})
+    covariates = {"categorical_covariate_keys": ["vmm_probability"], "continuous_covariate_keys": ["vmm_entropy"]}
+    model, before = fit(adata, size_factor_key="factor", **covariates), adata.obs.copy()
+    for key, column in (("batch", "batch"), ("vmm", "vmm_probability"), ("factor", "factor")):
+        with pytest.raises(ValueError, match=f"key_added={key!r} would replace the column {column!r} of adata.obs"):
+            model.annotate(adata, key_added=key)
+    pd.testing.assert_frame_equal(adata.obs, before)
+    model.annotate(adata, key_added="type")  # which the model does not read
+
+
 def test_annotating_some_of_the_cells(fitted):
     adata = planted()[fitted.labels_ == 1]
     assert adata.is_view

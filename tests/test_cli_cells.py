@@ -266,6 +266,11 @@ def test_interrupt_leaves_a_checkpoint(path, tmp_path, capsys, monkeypatch):
         (["--n-top-genes", "0"], "n_top_genes=0"),
         (["--backed", "--n-top-genes", "20"], "--n-top-genes (seurat_v3) needs all of them in memory"),
         (["--dataset", "pbmc68k", "--backed"], "pbmc68k is prepared in memory, expected an .h5ad file"),
+        (["--batch-key", "vmm"], "--batch-key: the run writes a column 'vmm' of its own; give this another name"),
+        (
+            ["--continuous-covariates", "age", "vmm_entropy"],
+            "--continuous-covariates: the run writes a column 'vmm_entr",
+        ),
         (["--categorical-covariates", "nothing"], "categorical_covariate_keys='nothing'"),
         (["--continuous-covariates", "donor"], "continuous_covariate_keys='donor'"),
         (["--dropout", "1"], "dropout=1.0"),

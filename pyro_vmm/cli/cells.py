@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from pyro_vmm.cli.kind import Kind
+from pyro_vmm.cli.kind import Kind, flag
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
 from pyro_vmm.data.cells import CellBatches, expressed_genes
-from pyro_vmm.estimators import SingleCellVMM
+from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS
 from pyro_vmm.runs import CellData, CellResults
 from pyro_vmm.threads import same_threads
@@ -50,6 +50,7 @@ class Cells(Kind):
                 "--backed leaves the counts in the file, but --n-top-genes (seurat_v3) needs all of them in memory; "
                 "leave out one of the two, or select the genes first and write a file of those alone"
             )
+        _check_columns(config)
         with same_threads():
             adata = load_cells(config["dataset"], config.get("data_dir"), backed)
         # What can be told to be wrong comes before the selection of genes, which takes longer.
@@ -75,6 +76,17 @@ class Cells(Kind):
 
     def results(self, model: SingleCellVMM, data: CellData) -> CellResults:
         return CellResults(model, data)
+
+
+def _check_columns(config: dict) -> None:
+    """Raise ``ValueError`` where the model would read a column that the run's annotations replace."""
+    for option in ("batch_key", "categorical_covariates", "continuous_covariates", "size_factor_key"):
+        given = config.get(option) or ()
+        for column in (given,) if isinstance(given, str) else given:
+            if column in annotation.columns("vmm"):
+                raise ValueError(
+                    f"{flag(option)}: the run writes a column {column!r} of its own; give this another name"
+                )
 
 
 def _labels(adata: "AnnData", key: str) -> pd.Categorical:

@@ -112,6 +112,12 @@ class Covariates:
         return cls(categorical, tuple(Continuous(*each) for each in values["continuous"]), *values["size_factor"])
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns of ``adata.obs`` that hold them."""
+        columns = [*(each.key for each in (*self.categorical, *self.continuous) if each), self.size_factor_key]
+        return tuple(key for key in columns if key is not None)
+
+    @property
     def batches(self) -> tuple[str, ...]:
         """The names of the batches, (B,); a model of one batch calls it "all"."""
         return ("all",) if self.categorical[0] is None else self.categorical[0].names

@@ -1,7 +1,7 @@
 """What a fitted model of cells writes into an AnnData."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +42,27 @@ def categorical(clusters: np.ndarray, n_clusters: int) -> pd.Categorical:
     return pd.Categorical.from_codes(clusters, [str(k) for k in range(n_clusters)]).remove_unused_categories()
 
 
+def columns(key: str) -> tuple[str, str, str]:
+    """The columns of ``adata.obs`` that :func:`write` makes: cluster, probability, entropy."""
+    return key, f"{key}_probability", f"{key}_entropy"
+
+
+def check_key(key: str, read: Collection[str]) -> None:
+    """Raise ``ValueError`` unless files can hold what is written under this key, and it replaces no column in ``read``.
+
+    Arguments:
+        key: how what is written is called.
+        read: the columns of ``adata.obs`` that the model reads.
+    """
+    if not isinstance(key, str) or key in ("", ".") or "/" in key:
+        raise ValueError(f"key_added={key!r} should be a name without '/': files of AnnData can't hold others")
+    for column in columns(key):
+        if column in read:
+            raise ValueError(
+                f"key_added={key!r} would replace the column {column!r} of adata.obs, which the model reads"
+            )
+
+
 def check_writable(adata: "AnnData") -> None:
     """Raise ``ValueError`` for a view of a file, which can't be written to."""
     if adata.is_view and adata.isbacked:
@@ -64,9 +85,9 @@ def write(adata: "AnnData", key: str, z: np.ndarray, summary: np.ndarray, model:
         adata._init_as_actual(adata.copy())  # as scanpy does: without a warning
     adata.obsm[f"X_{key}"] = z
     cluster, probability, entropy = summary.T
-    adata.obs[key] = categorical(cluster.astype(int), model.n_components_)
-    adata.obs[f"{key}_probability"] = probability.astype(z.dtype)
-    adata.obs[f"{key}_entropy"] = entropy.astype(z.dtype)
+    values = categorical(cluster.astype(int), model.n_components_), probability.astype(z.dtype), entropy.astype(z.dtype)
+    for column, value in zip(columns(key), values, strict=True):
+        adata.obs[column] = value
     # Another annotation's colours may have other clusters in mind.
     adata.uns.pop(f"{key}_colors", None)
     adata.uns[key] = {

@@ -59,8 +59,10 @@ class FittedCells(Estimator):
 
         Arguments:
             adata: cells of known batches, with the genes of the training data and any others, in any order.
-            key_added: what replaces "vmm" above.
+            key_added: what replaces "vmm" above; not so that a column is replaced which the model reads.
         """
+        check_is_fitted(self)
+        annotation.check_key(key_added, self.covariates_.keys)
         rows = self._rows(adata)
         annotation.check_writable(adata)
         annotation.write(adata, key_added, self._latent_means(rows), self._probabilities(rows, _summary), self)

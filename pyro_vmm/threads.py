@@ -1,5 +1,7 @@
 """The number of threads that torch uses, which others change behind its back."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +17,26 @@ def same_threads() -> Iterator[None]:
     trained afterwards.
     """
     before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def threads_of_environment() -> Iterator[None]:
+    """Where Numba has raised torch's number of threads above ``OMP_NUM_THREADS``, torch has the latter meanwhile.
+
+    So a fit does not depend on whether scanpy ran before it. A number that is not Numba's the user chose: it stays, as
+    every number does where the variable is not set.
+    """
+    numba, before = sys.modules.get("numba"), torch.get_num_threads()
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a number, or one for each level
+    numbas = numba is not None and before == numba.config.NUMBA_NUM_THREADS
+    if not (numbas and wanted.isdecimal() and 0 < int(wanted) < before):
+        yield
+        return
+    torch.set_num_threads(int(wanted))
     try:
         yield
     finally:

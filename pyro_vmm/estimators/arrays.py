@@ -26,6 +26,7 @@ from pyro_vmm.priors import Prior
 from pyro_vmm.pseudo_inputs import PseudoInputs
 from pyro_vmm.randomness import fork_rng
 from pyro_vmm.rows import Rows
+from pyro_vmm.threads import threads_of_environment
 
 
 class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, Estimator):
@@ -324,6 +325,7 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
         """The mean of :meth:`score_samples`."""
         return float(self.score_samples(X).mean())
 
+    @threads_of_environment()
     def sample(
         self, n_samples: int = 1, component: int | None = None, *, mean: bool = False, random_state=None
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
 from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.rows import Rows, read
+from pyro_vmm.threads import threads_of_environment
 from pyro_vmm.training import Trainer, TrainingConfig, check_positive
 from pyro_vmm.training.config import check_whole
 
@@ -130,6 +131,7 @@ class Estimator(BaseEstimator):
         """The model on its device and in its dtype, not in training."""
         return vae.to(device=building.choose_device(self.device), dtype=DTYPES[self.dtype]).eval()
 
+    @threads_of_environment()
     def _train(
         self,
         x: Rows,
@@ -154,6 +156,7 @@ class Estimator(BaseEstimator):
         self.history_ = pd.DataFrame(trainer.history)
         self.n_iter_, self.best_epoch_ = len(trainer.history), trainer.best["epoch"]
 
+    @threads_of_environment()
     def _number_clusters(self, x: Rows) -> None:
         """Reorder the components, largest first and those without a row last, and assign the rows."""
         with torch.no_grad():
@@ -184,6 +187,7 @@ class Estimator(BaseEstimator):
     def _own_device(self) -> torch.device:
         return self.vae_.prior.origin.device
 
+    @threads_of_environment()
     @torch.no_grad()
     def _batched(self, function: Callable[[Tensor], Tensor], x: Rows, rows_at_once: int = 1024) -> np.ndarray:
         # Results go where there is room for all: kept one by one, they would lie between the rows read and keep the
@@ -200,6 +204,7 @@ class Estimator(BaseEstimator):
     def _latent_means(self, x: Rows) -> np.ndarray:
         return self._batched(lambda rows: self.vae_.encoder(rows).mean, x)
 
+    @threads_of_environment()
     def _probabilities(self, x: Rows, function: Callable[[Tensor], Tensor] = lambda q_c: q_c) -> np.ndarray:
         """q(c | x), (N, K), or what the function makes of each (M, K), for memory not to hold all of them."""
         with torch.no_grad():
@@ -213,6 +218,7 @@ class Estimator(BaseEstimator):
         """log p(x | z), (S, M), of rows (M, ...) at z (S, M, D)."""
         raise NotImplementedError
 
+    @threads_of_environment()
     def _scores(self, x: Rows, n_importance_samples: int, rows_at_once: int) -> np.ndarray:
         """Importance-weighted log p(x), (N,); the same standard-normal draws serve every row."""
         with torch.random.fork_rng(devices=[]):

@@ -16,6 +16,7 @@ from pyro_vmm.estimators import annotation
 from pyro_vmm.estimators.base import DTYPES, Estimator, check_whole, typical
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.randomness import fork_rng
+from pyro_vmm.threads import threads_of_environment
 from pyro_vmm.training import check_positive
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class FittedCells(Estimator):
         """The mean of :meth:`score_samples`."""
         return float(self.score_samples(adata).mean())
 
+    @threads_of_environment()
     def sample(
         self,
         n_samples: int = 1,

@@ -20,6 +20,7 @@ from pyro_vmm.rivals.dlgmm import DeepLatentGaussianMixture, MixtureEncoder, Sti
 from pyro_vmm.rivals.gmvae import ConditionalMixture, GaussianMixtureVAE, TwoHeadedEncoder
 from pyro_vmm.rivals.vade import TrainedMixture, VariationalDeepEmbedding, pretrain, start_from_mixture
 from pyro_vmm.rows import Rows
+from pyro_vmm.threads import threads_of_environment
 from pyro_vmm.training import check_positive
 
 
@@ -157,6 +158,7 @@ class VaDE(Rival):
     def _build_prior(self, pseudo_inputs: Tensor) -> Prior:
         return TrainedMixture(torch.randn(len(pseudo_inputs), self.latent_dim), self.covariance)
 
+    @threads_of_environment()
     def _train(self, x, x_val, labels_val=None, callbacks=(), checkpoint=None, state=None) -> None:
         # A checkpoint is of the pre-training, or of the training after it.
         found = {"pretraining": None} if state is None else state["trainer"]

@@ -1,0 +1,75 @@
+"""The number of torch's threads: what changes it, and what trains with it all the same."""
+
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import anndata
+import numpy as np
+import pytest
+import torch
+
+from pyro_vmm import VMM, SingleCellVMM
+from pyro_vmm.threads import same_threads, threads_of_environment
+
+TINY = {"n_components": 3, "latent_dim": 2, "hidden": (8,), "epochs": 1, "consolidation_steps": 1, "random_state": 0}
+X = np.random.default_rng(0).poisson(3.0, (60, 5)).astype(np.float32) + 1
+
+
+@pytest.fixture(autouse=True)
+def three_threads(monkeypatch) -> Iterator[None]:
+    """Numba has run, on three cores, in a process that was started for one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(config=SimpleNamespace(NUMBA_NUM_THREADS=3)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(before)
+
+
+def test_others_leave_the_number():
+    with pytest.raises(RuntimeError), same_threads():
+        torch.set_num_threads(2)
+        raise RuntimeError
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "threads"),
+    [("1", 1), ("2,1", 2), ("3", 3), ("4", 3), ("", 3), ("0", 3), ("-1", 3), ("all", 3), (None, 3)],
+)
+def test_the_number_is_that_of_the_environment_meanwhile(variable, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    with pytest.raises(RuntimeError), threads_of_environment():
+        assert torch.get_num_threads() == threads
+        raise RuntimeError
+    assert torch.get_num_threads() == 3
+
+
+def test_a_number_of_the_users_own_stays(monkeypatch):
+    torch.set_num_threads(2)
+    with threads_of_environment():
+        assert torch.get_num_threads() == 2
+    torch.set_num_threads(3)
+    monkeypatch.delitem(sys.modules, "numba")
+    with threads_of_environment():
+        assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("kind", [VMM, SingleCellVMM])
+def test_estimators_keep_to_it(kind):
+    data, seen = X if kind is VMM else anndata.AnnData(X), []
+
+    def record(*_) -> None:
+        seen.append(torch.get_num_threads())
+
+    model = kind(**TINY).fit(data, callbacks=[record])
+    for module in (model.vae_.encoder, model.vae_.decoder):
+        module.register_forward_hook(record)
+    for method in ("transform", "predict", "predict_proba", "score_samples"):
+        getattr(model, method)(data)
+    model.sample(2)
+    assert len(seen) > 5 and set(seen) == {1}
+    assert torch.get_num_threads() == 3

@@ -219,6 +219,19 @@ def test_what_is_no_count_is_refused(format_, value):
         select_genes(annotated(FORMATS[format_](x)), 10)
 
 
+def test_other_places_of_counts_are_named():
+    adata = annotated(counts())
+    adata.layers["counts"] = adata.X.copy()
+    adata.raw = adata.copy()
+    adata.X = adata.X * 0.5
+    message = r"adata\.X holds 0\.5, expected raw counts.* adata.layers holds 'counts'; .*adata.raw.to_adata\(\)"
+    with pytest.raises(ValueError, match=message):
+        select_genes(adata, 10)
+    adata.raw = adata.copy()
+    with pytest.raises(ValueError, match="adata.layers holds 'counts'$"):
+        select_genes(adata, 10)
+
+
 def test_unknown_layers_and_batches_are_named():
     adata = annotated(counts(), batch=["a", None] * (N // 2))
     with pytest.raises(ValueError, match=r"layer='raw' is not in adata\.layers"):

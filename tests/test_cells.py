@@ -1,5 +1,6 @@
 """AnnData to tensors against plain NumPy, and what is refused before any training."""
 
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -266,6 +267,24 @@ def test_normalised_data_are_recognised(format_, target, logged, some_genes):
     with pytest.raises(ValueError, match=f"{finding} of every cell {evidence}.*adata.layers holds 'counts'"):
         check_counts(CellBatches(adata))
     check_counts(CellBatches(adata, "counts"))
+
+
+@pytest.mark.parametrize("place", ["memory", "view", "backed"])
+def test_counts_in_raw_are_pointed_to(place, tmp_path):
+    raw = annotated(sparse.csr_matrix(counts(9, 5)))
+    adata = ad.AnnData(np.full((9, 3), 0.5, np.float32), obs=raw.obs, var=raw.var[:3])
+    taken = "adata.to_memory().raw.to_adata()" if place == "backed" else "adata.raw.to_adata()"
+    message = f"adata.layers holds nothing; adata.raw holds whole numbers: take {re.escape(taken)} "
+    for matrix, told in ((raw.X, True), (raw.X.toarray(), True), (raw.X * 0.5, False), (raw.X * 0, False)):
+        adata.raw = ad.AnnData(matrix, obs=raw.obs, var=raw.var)
+        found = adata[2:] if place == "view" else adata
+        if place == "backed":
+            adata.write_h5ad(tmp_path / "cells.h5ad")
+            found = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+        with pytest.raises(ValueError, match=message if told else "adata.layers holds nothing$"):
+            check_counts(CellBatches(found))
+        found.file.close()
+    check_counts(CellBatches(raw))
 
 
 def test_other_fractions_are_not_called_normalised():

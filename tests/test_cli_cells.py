@@ -179,6 +179,31 @@ def test_counts_may_stay_in_the_file(path, adata, tmp_path):
     assert (anndata.read_h5ad(path).X != adata.X).nnz == 0
 
 
+@pytest.mark.parametrize("options", [[], ["--n-top-genes", "30"]], ids=str)
+def test_counts_of_raw(options, path, adata, tmp_path):
+    """The genes of raw are all of them, those of X some, normalised."""
+    some = adata[:, 20:50].copy()
+    some.X = np.log1p(some.X.toarray().astype(np.float32) / 7)
+    some.raw = adata
+    some.write_h5ad(path)
+    assert run("--dataset", path, *KEYS, "--layer", "raw", *options, "--out", tmp_path / "run", *FAST) == 0
+    found, model = (anndata.read_h5ad(tmp_path / "run/annotated.h5ad"), SingleCellVMM.load(tmp_path / "run/model.pt"))
+    assert found.var_names.equals(adata.var_names) and (found.X != adata.X).nnz == 0
+    assert len(model.genes_) == (30 if "--n-top-genes" in options else G - 1)
+    np.testing.assert_array_equal(model.predict(found), found.obs["vmm"].astype(int))
+    with pytest.raises(ValueError, match="--backed leaves X in the file, but not what --layer raw takes"):
+        CELLS.load({"dataset": path, "layer": "raw", "backed": True})
+    # A layer of that name comes first.
+    some.layers["raw"] = np.rint(some.X)
+    some.write_h5ad(tmp_path / "layer.h5ad")
+    assert CELLS.load({"dataset": tmp_path / "layer.h5ad", "layer": "raw"}).adata.n_vars == some.n_vars
+
+
+def test_raw_that_is_not_there(path, tmp_path, capsys):
+    assert run("--dataset", path, "--layer", "raw", "--out", tmp_path / "run", *FAST) == 2
+    assert "layer='raw' is not in adata.layers" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("prior", ["standard_normal", "vamp", "gmm"])
 def test_every_prior(prior, path, tmp_path):
     assert run("--dataset", path, *KEYS, "--prior", prior, "--out", tmp_path / "run", *FAST) == 0

@@ -53,6 +53,8 @@ class Cells(Kind):
         _check_columns(config)
         with same_threads():
             adata = load_cells(config["dataset"], config.get("data_dir"), backed)
+        if config.get("layer") == "raw" and "raw" not in adata.layers and adata.raw is not None:
+            adata = _of_raw(adata)
         # What can be told to be wrong comes before the selection of genes, which takes longer.
         label_key = config.get("label_key")
         labels = None if label_key is None else _labels(adata, label_key)
@@ -76,6 +78,15 @@ class Cells(Kind):
 
     def results(self, model: SingleCellVMM, data: CellData) -> CellResults:
         return CellResults(model, data)
+
+
+def _of_raw(adata: "AnnData") -> "AnnData":
+    """The genes and counts of ``adata.raw``, which are also the layer of that name, where a model looks for them."""
+    if adata.isbacked:
+        raise ValueError("--backed leaves X in the file, but not what --layer raw takes; leave out one of the two")
+    found = adata.raw.to_adata()
+    found.layers["raw"] = found.X
+    return found
 
 
 def _check_columns(config: dict) -> None:

@@ -121,7 +121,7 @@ def _add_arrays(group: Group) -> None:
 def _add_cells(group: Group) -> None:
     group.add("batch_key", "column of the batches to integrate", metavar="COLUMN")
     group.add("label_key", "column of known cell types; shown at the end, not used in training", metavar="COLUMN")
-    group.add("layer", "where the counts lie", metavar="LAYER")
+    group.add("layer", "where the counts lie; raw is adata.raw, if no layer", metavar="LAYER")
     group.add("backed", "leave X in the file, for more cells than memory holds", action="store_true")
     group.add("n_top_genes", "use so many highly variable genes (seurat_v3, by batch)", type=int, metavar="G")
     group.add("categorical_covariates", "further columns of categories to correct for", nargs="+", metavar="COLUMN")

@@ -52,8 +52,7 @@ class CellBatches:
             genes = columns if genes is None else genes[columns]
         self._matrix = _by_rows(counts_matrix(source, layer))
         self._cells, self._genes = cells, genes
-        self.layer = layer
-        self.layers = list(adata.layers)
+        self.adata, self.layer = adata, layer
         self.cell_names = adata.obs_names
         self.gene_names = adata.var_names if columns is None else adata.var_names[columns]
 
@@ -326,7 +325,24 @@ def _evidence(block: sparse.csr_matrix) -> str:
 
 
 def _hint(cells: CellBatches, finding: str) -> str:
-    return f"{finding}. If a layer holds the raw counts, name it as layer; adata.layers holds {_names(cells.layers)}"
+    return f"{finding}. {where_counts_lie(cells.adata)}"
+
+
+def where_counts_lie(adata: "AnnData") -> str:
+    """Where raw counts may be that are not where they were looked for, as a sentence."""
+    hint = f"If a layer holds the raw counts, name it as layer; adata.layers holds {_names(adata.layers)}"
+    if _raw_is_whole(adata):
+        taken = f"adata{'.to_memory()' * adata.isbacked}.raw.to_adata()"
+        hint += f"; adata.raw holds whole numbers: take {taken} (--layer raw on the command line)"
+    return hint
+
+
+def _raw_is_whole(adata: "AnnData") -> bool:
+    """Whether ``adata.raw`` seems to hold counts, by its first cells."""
+    if adata.raw is None:
+        return False
+    values = sparse.csr_matrix(adata.raw.X[:1000]).data
+    return bool(values.any() and (np.isfinite(values) & (values >= 0) & (values == np.rint(values))).all())
 
 
 def _check_nonzero(place: str, kind: str, names: pd.Index, total: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from pyro_vmm.data.cells import COUNTS, Categories, counts_matrix
+from pyro_vmm.data.cells import COUNTS, Categories, counts_matrix, where_counts_lie
 from pyro_vmm.threads import same_threads
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def select_genes(
     """
     if isinstance(n_top_genes, bool) or not isinstance(n_top_genes, int | np.integer) or n_top_genes < 1:
         raise ValueError(f"n_top_genes={n_top_genes!r}, expected an integer of at least 1")
-    counts = whole_counts(counts_matrix(adata, layer), "adata.X" if layer is None else f"adata.layers[{layer!r}]")
+    place = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    counts = whole_counts(counts_matrix(adata, layer), place, hint=where_counts_lie(adata))
     batches = categorical(adata, batch_key, "batch_key") if batch_key is not None else one_batch(adata)
     with same_threads():
         top = most_variable(counts, batches, n_top_genes)
@@ -153,8 +154,8 @@ def _require_loess() -> None:
         ) from error
 
 
-def whole_counts(matrix: Any, place: str, rounding: bool = False) -> sparse.csr_matrix:
-    """Counts as int32 CSR (N, G), the matrix itself unchanged; refuses what is none."""
+def whole_counts(matrix: Any, place: str, rounding: bool = False, hint: str = "") -> sparse.csr_matrix:
+    """Counts as int32 CSR (N, G), the matrix itself unchanged; refuses what is none, with the hint."""
     if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)):  # in a file
         matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix[()]
     counts = sparse.csr_matrix(matrix)
@@ -162,7 +163,8 @@ def whole_counts(matrix: Any, place: str, rounding: bool = False) -> sparse.csr_
     fractions = counts.data != whole
     bad = ~((whole >= 0) & (whole <= np.iinfo(np.int32).max)) | (fractions & (not rounding))
     if bad.any():
-        raise ValueError(f"{place} holds {counts.data[bad.argmax()]:.6g}, expected raw {COUNTS}")
+        advice = f"; {hint}" if hint else ""
+        raise ValueError(f"{place} holds {counts.data[bad.argmax()]:.6g}, expected raw {COUNTS}{advice}")
     if fractions.any():
         share = fractions.mean()
         warnings.warn(f"{place}: {share:.1%} of the values are no whole counts and were rounded", stacklevel=4)

@@ -228,7 +228,7 @@ def test_other_places_of_counts_are_named():
     with pytest.raises(ValueError, match=message):
         select_genes(adata, 10)
     adata.raw = adata.copy()
-    with pytest.raises(ValueError, match="adata.layers holds 'counts'$"):
+    with pytest.raises(ValueError, match=r"adata\.layers holds 'counts'$"):
         select_genes(adata, 10)
 
 

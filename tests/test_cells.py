@@ -13,7 +13,8 @@ import torch
 from scipy import sparse
 
 from pyro_vmm.data import cells
-from pyro_vmm.data.cells import Categories, CellBatches, check_counts, counts_matrix, match_genes
+from pyro_vmm.data.categories import Categories
+from pyro_vmm.data.cells import CellBatches, check_counts, counts_matrix, match_genes
 
 FORMATS = {
     "dense": np.array,

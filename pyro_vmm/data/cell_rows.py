@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.data.blocks import block_shuffle, pool_rows
-from pyro_vmm.data.cells import Categories, CellBatches
+from pyro_vmm.data.categories import Categories
+from pyro_vmm.data.cells import CellBatches
 
 if TYPE_CHECKING:
     from anndata import AnnData

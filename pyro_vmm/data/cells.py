@@ -1,4 +1,4 @@
-"""AnnData in, tensors out: counts a minibatch at a time, categories as codes, genes by name.
+"""AnnData in, tensors out: counts a minibatch at a time, genes by name.
 
 What users get wrong is told here, before any training. A matrix of counts is never made dense as a whole: rows are, a
 minibatch at a time, whether it is sparse or dense, in memory or in a file.
@@ -7,7 +7,6 @@ minibatch at a time, whether it is sparse or dense, in memory or in a file.
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,11 +106,11 @@ def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
 
     _require_anndata(adata)
     if layer is not None and layer not in adata.layers:
-        raise ValueError(f"layer={layer!r} is not in adata.layers, which holds {_names(adata.layers)}")
+        raise ValueError(f"layer={layer!r} is not in adata.layers, which holds {quoted(adata.layers)}")
     matrix = adata.X if layer is None else adata.layers[layer]
     place = _place(layer)
     if matrix is None:
-        raise ValueError(f"{place} is empty; name the layer that holds the counts: {_names(adata.layers)}")
+        raise ValueError(f"{place} is empty; name the layer that holds the counts: {quoted(adata.layers)}")
     if not (isinstance(matrix, (np.ndarray, CSRDataset, CSCDataset, *_datasets())) or sparse.issparse(matrix)):
         kind = f"{type(matrix).__module__}.{type(matrix).__name__}"
         raise ValueError(
@@ -137,82 +136,12 @@ def match_genes(adata: "AnnData", var_names: Sequence[str]) -> np.ndarray:
     if len(missing):
         raise ValueError(
             f"adata lacks {len(missing)} of the {len(var_names)} genes that the model was trained on: "
-            f"{_names(missing)}; its own var_names start with {_names(adata.var_names, limit=3)}"
+            f"{quoted(missing)}; its own var_names start with {quoted(adata.var_names, limit=3)}"
         )
     twice = adata.var_names[adata.var_names.duplicated()].unique().intersection(var_names)
     if len(twice):
         raise ValueError(_told_twice("gene", "var", twice))
     return adata.var_names.get_indexer_for(var_names)
-
-
-# --- categories ---
-
-
-@dataclass(frozen=True)
-class Categories:
-    """The known categories of a column of ``adata.obs``, compared as text.
-
-    Arguments:
-        argument: the name of the argument by which the user chose the column, for messages.
-        key: the column.
-        names: the categories; a cell's code is the position of its category in here.
-    """
-
-    argument: str
-    key: str
-    names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, adata: "AnnData", key: str, argument: str = "batch_key") -> "Categories":
-        """The categories that occur in the column, in its own order if it is categorical, else sorted."""
-        column = _column(adata, key, argument)
-        if isinstance(column.dtype, pd.CategoricalDtype):
-            values = column.cat.remove_unused_categories().cat.categories
-        else:
-            values = pd.Index(column.unique())
-            # Numbers in the order of numbers; a mixture of types has only that of text.
-            mixed = values.inferred_type.startswith("mixed")
-            values = values.sort_values(key=_as_text if mixed else None)
-        return cls(argument, key, tuple(dict.fromkeys(_as_text(values))))
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def codes(self, adata: "AnnData") -> Tensor:
-        """The code of each cell's category, int64 (N,)."""
-        column = _column(adata, self.key, self.argument)
-        positions, values = pd.factorize(column)
-        values = _as_text(values)
-        known = pd.Index(self.names).get_indexer(values)
-        codes = known[positions]
-        if (codes < 0).any():
-            raise ValueError(
-                f"{self.argument}={self.key!r} has {(codes < 0).sum()} of {len(codes)} cells in categories that the "
-                f"model was not trained on: {_names(values[known < 0])}; expected one of {_names(self.names)}"
-            )
-        return torch.from_numpy(codes.astype(np.int64))
-
-
-def _column(adata: "AnnData", key: str, argument: str) -> pd.Series:
-    if key not in adata.obs.columns:
-        raise ValueError(f"{argument}={key!r} is not a column of adata.obs, which has {_names(adata.obs.columns)}")
-    column = adata.obs[key]
-    missing = column.isna()
-    if missing.any():
-        raise ValueError(
-            f"{argument}={key!r} has no value in {missing.sum()} of {len(column)} cells, the first of them "
-            f"{adata.obs_names[missing.to_numpy()][0]!r}; give them a category or leave them out"
-        )
-    if column.dtype.kind == "f" and (column % 1 != 0).any():
-        value = column[column % 1 != 0].iloc[0]
-        raise ValueError(f"{argument}={key!r} holds the number {value:g}, expected categories: text or whole numbers")
-    return column
-
-
-def _as_text(values: pd.Index) -> pd.Index:
-    """Text that does not depend on how a file stores the values: one's 1.0 is another's 1."""
-    whole = (int(v) if isinstance(v, float | np.floating) and v % 1 == 0 else v for v in values)
-    return pd.Index([str(value) for value in whole], dtype=object)
 
 
 # --- checks ---
@@ -271,7 +200,7 @@ def _check_names(cells: CellBatches) -> None:
     for kind, attribute, names in (("cell", "obs", cells.cell_names), ("gene", "var", cells.gene_names)):
         if strange := [name for name in names if not isinstance(name, str)]:
             raise ValueError(
-                f"adata.{attribute}_names holds {len(strange)} {kind} names that are no text: {_names(strange)}"
+                f"adata.{attribute}_names holds {len(strange)} {kind} names that are no text: {quoted(strange)}"
             )
         if not names.is_unique:
             raise ValueError(_told_twice(kind, attribute, names[names.duplicated()].unique()))
@@ -330,7 +259,7 @@ def _hint(cells: CellBatches, finding: str) -> str:
 
 def where_counts_lie(adata: "AnnData") -> str:
     """Where raw counts may be that are not where they were looked for, as a sentence."""
-    hint = f"If a layer holds the raw counts, name it as layer; adata.layers holds {_names(adata.layers)}"
+    hint = f"If a layer holds the raw counts, name it as layer; adata.layers holds {quoted(adata.layers)}"
     if _raw_is_whole(adata):
         taken = f"adata{'.to_memory()' * adata.isbacked}.raw.to_adata()"
         hint += f"; adata.raw holds whole numbers: take {taken} (--layer raw on the command line)"
@@ -348,14 +277,14 @@ def _raw_is_whole(adata: "AnnData") -> bool:
 def _check_nonzero(place: str, kind: str, names: pd.Index, total: int) -> None:
     if len(names):
         raise ValueError(
-            f"{place} has no counts in {len(names)} of {total} {kind}s: {_names(names)}; expected at least one in "
+            f"{place} has no counts in {len(names)} of {total} {kind}s: {quoted(names)}; expected at least one in "
             f"each. scanpy.pp.filter_{kind}s(adata, min_counts=1) drops them, adata holding just the genes in use"
         )
 
 
 def _told_twice(kind: str, attribute: str, names: pd.Index) -> str:
     return (
-        f"adata.{attribute}_names holds {len(names)} {kind} names more than once: {_names(names)}; expected each once. "
+        f"adata.{attribute}_names holds {len(names)} {kind} names more than once: {quoted(names)}; expected each once. "
         f"Make them unique: adata.{attribute}_names_make_unique()"
     )
 
@@ -392,7 +321,8 @@ def _place(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def _names(names: Any, limit: int = 10) -> str:
+def quoted(names: Any, limit: int = 10) -> str:
+    """The first of these names, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(repr(name) for name in names[:limit]) + more or "nothing"

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from pyro_vmm.data.cells import COUNTS, Categories, counts_matrix, where_counts_lie
+from pyro_vmm.data.categories import Categories
+from pyro_vmm.data.cells import COUNTS, counts_matrix, where_counts_lie
 from pyro_vmm.threads import same_threads
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -299,7 +300,7 @@ def test_other_fractions_are_not_called_normalised():
 def test_cells_and_genes_without_counts(format_):
     x = counts(40)
     x[[5, 17]] = 0
-    with pytest.raises(ValueError, match=r"no counts in 2 of 40 cells: 'cell5', 'cell17'; .*filter_cells"):
+    with pytest.raises(ValueError, match=r"no counts in 2 of 40 cells: 'cell5', 'cell17'; expected at least one"):
         check_counts(CellBatches(annotated(FORMATS[format_](x))), training=False)
     x[2:] = 0
     with pytest.raises(ValueError, match=r"no counts in 38 of 40 cells: 'cell2', .*'cell11' and 28 more; "):
@@ -307,9 +308,46 @@ def test_cells_and_genes_without_counts(format_):
     x = counts()
     x[:, 3] = 0
     batches = CellBatches(annotated(FORMATS[format_](x)))
-    with pytest.raises(ValueError, match=r"no counts in 1 of 7 genes: 'gene3'; .*filter_genes"):
+    with pytest.raises(ValueError, match=r"no counts in 1 of 7 genes: 'gene3'; expected at least one"):
         check_counts(batches)
     np.testing.assert_array_equal(check_counts(batches, training=False), x.sum(1))
+
+
+def advised(adata: ad.AnnData, batches: CellBatches, message: str, **names) -> ad.AnnData:
+    """What the advice of the error makes of ``adata``."""
+    with pytest.raises(ValueError, match=message) as caught:
+        check_counts(batches, training=not names)
+    where, advice = str(caught.value).split("Go on with the others")[1].split(": ", 1)
+    names |= {"np": np, "adata": adata.to_memory() if where == ", of adata = adata.to_memory()" else adata}
+    return eval(advice, names)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("format_", FORMATS)
+def test_the_advice_drops_the_cells_and_genes_without_counts(stored, format_, place):
+    """Also where X, at which scanpy's filters look, is another matrix than that of the counts."""
+    x = counts(rate=2.0)
+    x[[3, 8, 16, 21]], x[:, 5] = 0, 0
+    adata, x, layer = stored(format_, place, x)
+    found = advised(adata, CellBatches(adata, layer), "no counts in . of .* cells: ")
+    assert list(found.obs_names) == list(adata.obs_names[x.any(1)])
+    found = advised(found, CellBatches(found, layer), "no counts in 1 of . genes: 'gene5'; ")
+    assert list(found.var_names) == list(adata.var_names[x.any(0)])
+    check_counts(CellBatches(found, layer))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("format_", FORMATS)
+def test_the_advice_on_other_cells_is_about_the_genes_of_the_model(stored, format_, place):
+    x = counts(rate=2.0)
+    x[5:, [2, 0]] = 0
+    adata, x, layer = stored(format_, place, x)
+    genes = np.array(["gene2", "gene0"])
+    wanted, model = match_genes(adata, genes), SimpleNamespace(genes_=genes)
+    batches = CellBatches(adata, layer, wanted)
+    found = advised(adata, batches, "no counts in the model's genes in .* of .* cells: ", model=model)
+    assert list(found.obs_names) == list(adata.obs_names[x[:, wanted].any(1)])
+    check_counts(CellBatches(found, layer, wanted), training=False)
 
 
 def test_stored_zeros_are_no_counts():

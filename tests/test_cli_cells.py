@@ -234,6 +234,39 @@ def test_cells_without_a_count_in_the_selected_genes(path, tmp_path, adata, caps
     assert found.shape == (N - 1, G) and adata.obs_names[5] not in found.obs_names
 
 
+@pytest.mark.parametrize("options", [[], ["--backed"]], ids=str)
+def test_cells_without_any_count(options, path, tmp_path, adata, capsys):
+    counts = adata.X.toarray()
+    counts[[5, 70]] = 0
+    adata.X = sparse.csr_matrix(counts)
+    adata.write_h5ad(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run("--dataset", path, *KEYS, *options, "--out", tmp_path / "run", *FAST) == 0
+    printed = capsys.readouterr()
+    assert "fit.py: warning: left out 2 of 120 cells, which have no count in any gene\n" in printed.err
+    assert "118 of 120, the others have no count in these genes" in printed.out
+    found, kept = anndata.read_h5ad(tmp_path / "run" / "annotated.h5ad"), np.delete(adata.obs_names, [5, 70])
+    assert found.obs_names.tolist() == kept.tolist() and found.shape == (N - 2, G)
+    assert pd.read_csv(tmp_path / "run" / "assignments.csv")["cell"].tolist() == kept.tolist()
+    table = pd.read_csv(tmp_path / "run" / "clusters_by_type.csv", index_col="cluster")
+    assert table.sum().to_dict() == found.obs["cell_type"].value_counts().to_dict()
+    model, cells = SingleCellVMM.load(tmp_path / "run" / "model.pt"), adata[kept]
+    np.testing.assert_array_equal(model.predict(cells), found.obs["vmm"].astype(int))
+
+
+def test_labels_of_dropped_cells_alone(path, tmp_path, adata, capsys):
+    """What is told before any training: no cell is left that has a label."""
+    adata.obs["some"] = pd.Categorical([None] * N, categories=["x", "y"])
+    adata.obs["dropped"] = np.where(np.arange(N) == 5, "x", None)
+    adata.X = sparse.csr_matrix(np.where(np.arange(N)[:, None] == 5, 0, adata.X.toarray()))
+    adata.write_h5ad(path)
+    for key, n in (("some", N), ("dropped", N - 1)):
+        assert run("--dataset", path, "--label-key", key, "--out", tmp_path / "run", *FAST) == 2
+        assert f"label_key={key!r} has no value in any of the {n} cells" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
 def test_resume_continues_bit_identically(path, tmp_path):
     genes = ["--n-top-genes", "30"]
     common = ["--dataset", path, *KEYS, *genes, *FAST, "--checkpoint-every", "1", "--patience", "0"]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pyro_vmm.cli.kind import Kind, flag
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
-from pyro_vmm.data.cells import CellBatches, expressed_genes
+from pyro_vmm.data.cells import CellBatches, nonzero
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS
 from pyro_vmm.runs import CellData, CellResults
@@ -60,9 +60,11 @@ class Cells(Kind):
         labels = None if label_key is None else _labels(adata, label_key)
         with same_threads():
             selected = self._select(adata, config)
-        kept = adata.obs_names.isin(selected.obs_names)
-        labels = None if labels is None else labels[kept]
-        return CellData(adata if kept.all() else adata[kept].copy(), selected, adata.n_obs, labels, label_key)
+        kept, n_read = adata.obs_names.isin(selected.obs_names), adata.n_obs
+        if not kept.all():
+            adata = adata[kept] if adata.isbacked else adata[kept].copy()
+            labels = None if label_key is None else _labels(adata, label_key)
+        return CellData(adata, selected, n_read, labels, label_key)
 
     def _select(self, adata: "AnnData", config: dict) -> "AnnData":
         layer, likelihood = config.get("layer"), config.get("likelihood", self.defaults["likelihood"])
@@ -108,14 +110,18 @@ def _labels(adata: "AnnData", key: str) -> pd.Categorical:
     if column.dtype.kind == "f" and (column.dropna() % 1 != 0).any():
         raise ValueError(f"label_key={key!r} holds numbers such as {column.dropna().iloc[0]:g}, expected categories")
     values = pd.Categorical(column).remove_unused_categories()
+    if values.isna().all():
+        raise ValueError(f"label_key={key!r} has no value in any of the {len(values)} cells; leave --label-key out")
     return pd.Categorical.from_codes(values.codes, [str(name) for name in values.categories])
 
 
 def _expressed(adata: "AnnData", layer: str | None) -> "AnnData":
-    """The genes that have a count in any cell: of the others a model can learn nothing, and refuses them."""
-    expressed = expressed_genes(CellBatches(adata, layer))
-    if expressed.all() or not expressed.any():
+    """The cells and genes that have a count: of the others a model can learn nothing, and refuses them."""
+    cells, genes = nonzero(CellBatches(adata, layer))
+    if (genes.all() and cells.all()) or not genes.any():
         return adata
-    silent = (~expressed).sum()
-    warnings.warn(f"left out {silent} of {adata.n_vars} genes, which have no count in any cell", stacklevel=2)
-    return adata[:, expressed] if adata.isbacked else adata[:, expressed].copy()
+    for kept, kind, other in ((genes, "genes", "cell"), (cells, "cells", "gene")):
+        if not kept.all():
+            left_out = f"left out {(~kept).sum()} of {len(kept)} {kind}"
+            warnings.warn(f"{left_out}, which have no count in any {other}", stacklevel=2)
+    return adata[cells, genes] if adata.isbacked else adata[cells, genes].copy()

@@ -52,6 +52,7 @@ class CellBatches:
         self._matrix = _by_rows(counts_matrix(source, layer))
         self._cells, self._genes = cells, genes
         self.adata, self.layer = adata, layer
+        self.all_genes = columns is None
         self.cell_names = adata.obs_names
         self.gene_names = adata.var_names if columns is None else adata.var_names[columns]
 
@@ -172,25 +173,30 @@ def check_counts(cells: CellBatches, training: bool = True) -> np.ndarray:
         training: whether to refuse genes that have no count in any cell, as any may that are mapped by a trained model.
     """
     _check_names(cells)
-    place = _place(cells.layer)
     totals, expressed = np.empty(len(cells)), np.zeros(cells.shape[1], dtype=bool)
     for start, block in cells.chunks():
         block.sum_duplicates()
         _check_block(cells, start, block)
         totals[start : start + block.shape[0]] = np.asarray(block.sum(1, dtype=np.float64)).ravel()
         expressed[block.indices[block.data > 0]] = True
-    _check_nonzero(place, "cell", cells.cell_names[totals == 0], len(totals))
+    _check_nonzero(cells, "cell", totals > 0)
     if training:
-        _check_nonzero(place, "gene", cells.gene_names[~expressed], len(expressed))
+        _check_nonzero(cells, "gene", expressed)
     return totals
 
 
 def expressed_genes(cells: CellBatches) -> np.ndarray:
     """Whether each gene has a count in any of the cells, bool (G,)."""
-    expressed = np.zeros(cells.shape[1], dtype=bool)
-    for _, block in cells.chunks():
-        expressed[block.indices[block.data != 0]] = True
-    return expressed
+    return nonzero(cells)[1]
+
+
+def nonzero(cells: CellBatches) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each cell has a count in any gene, bool (N,), and each gene in any cell, bool (G,)."""
+    filled, expressed = np.zeros(len(cells), dtype=bool), np.zeros(cells.shape[1], dtype=bool)
+    for start, block in cells.chunks():
+        rows, columns = block.nonzero()
+        filled[start + rows] = expressed[columns] = True
+    return filled, expressed
 
 
 def _check_names(cells: CellBatches) -> None:
@@ -274,12 +280,24 @@ def _raw_is_whole(adata: "AnnData") -> bool:
     return bool(values.any() and (np.isfinite(values) & (values >= 0) & (values == np.rint(values))).all())
 
 
-def _check_nonzero(place: str, kind: str, names: pd.Index, total: int) -> None:
-    if len(names):
-        raise ValueError(
-            f"{place} has no counts in {len(names)} of {total} {kind}s: {quoted(names)}; expected at least one in "
-            f"each. scanpy.pp.filter_{kind}s(adata, min_counts=1) drops them, adata holding just the genes in use"
-        )
+def _check_nonzero(cells: CellBatches, kind: str, kept: np.ndarray) -> None:
+    """Every cell, or gene, has a count. The advice names the matrix: scanpy's filters would look at another, at X."""
+    if kept.all():
+        return
+    names = (cells.cell_names if kind == "cell" else cells.gene_names)[~kept]
+    place, genes, of = _place(cells.layer), "", ""
+    matrix = place
+    if cells.adata.is_view and cells.adata.isbacked:
+        of = ", of adata = adata.to_memory()"  # AnnData makes no view of a view of a file
+    if not cells.all_genes:
+        matrix, genes = place.replace("adata", "adata[:, model.genes_]", 1), " in the model's genes"
+    elif not cells.adata.is_view and _in_file(counts_matrix(cells.adata, cells.layer)):
+        matrix += "[:]"  # what is in a file has no sums
+    mask = f"np.ravel({matrix}.sum({1 if kind == 'cell' else 0})) > 0"
+    raise ValueError(
+        f"{place} has no counts{genes} in {len(names)} of {len(kept)} {kind}s: {quoted(names)}; expected at least one "
+        f"in each. Go on with the others{of}: adata[{mask if kind == 'cell' else f':, {mask}'}]"
+    )
 
 
 def _told_twice(kind: str, attribute: str, names: pd.Index) -> str:

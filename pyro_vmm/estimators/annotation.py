@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from pyro_vmm.estimators import storing
 
@@ -61,6 +63,12 @@ def check_key(key: str, read: Collection[str]) -> None:
             raise ValueError(
                 f"key_added={key!r} would replace the column {column!r} of adata.obs, which the model reads"
             )
+
+
+def summary(q_c: Tensor) -> Tensor:
+    """The most probable cluster of q(c | x) (M, K), its probability, and the entropy, float64 (M, 3)."""
+    probability, cluster = q_c.max(-1)
+    return torch.stack([cluster.double(), probability.double(), torch.special.entr(q_c).sum(-1).double()], -1)
 
 
 def check_writable(adata: "AnnData") -> None:

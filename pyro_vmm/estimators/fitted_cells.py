@@ -66,7 +66,8 @@ class FittedCells(Estimator):
         annotation.check_key(key_added, self.covariates_.keys)
         rows = self._rows(adata)
         annotation.check_writable(adata)
-        annotation.write(adata, key_added, self._latent_means(rows), self._probabilities(rows, _summary), self)
+        summary = self._probabilities(rows, annotation.summary)
+        annotation.write(adata, key_added, self._latent_means(rows), summary, self)
         return adata
 
     def normalized_expression(
@@ -219,9 +220,3 @@ class FittedCells(Estimator):
             missing = [gene for gene, position in zip(genes, positions, strict=True) if position < 0]
             raise ValueError(f"genes={missing} are not among the {len(self.genes_)} genes of the model")
         return positions
-
-
-def _summary(q_c: Tensor) -> Tensor:
-    """The most probable cluster of q(c | x) (M, K), its probability, and the entropy, float64 (M, 3)."""
-    probability, cluster = q_c.max(-1)
-    return torch.stack([cluster.double(), probability.double(), torch.special.entr(q_c).sum(-1).double()], -1)

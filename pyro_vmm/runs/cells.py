@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
 
 from pyro_vmm import plots
-from pyro_vmm.estimators import SingleCellVMM
+from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.runs import tables
 from pyro_vmm.threads import same_threads
 
@@ -54,15 +55,18 @@ class CellResults:
 
     Arguments:
         model: fitted to ``data.selected``.
-        data: the cells; they are annotated.
+        data: the cells. They are annotated; of cells in a file, which may be some of its, ``adata`` has the annotations
+            alone.
     """
 
     def __init__(self, model: SingleCellVMM, data: CellData):
         self.model, self.data = model, data
         self.probabilities = model.predict_proba(data.selected)
         self.clusters = self.probabilities.argmax(1)
-        model.annotate(data.adata)
-        data.adata.var["vmm"] = data.adata.var_names.isin(model.genes_)
+        self.adata = without_counts(data.adata) if data.adata.isbacked else data.adata
+        summary = annotation.summary(torch.from_numpy(self.probabilities)).numpy()
+        annotation.write(self.adata, "vmm", model.transform(data.selected), summary, model)
+        self.adata.var["vmm"] = self.adata.var_names.isin(model.genes_)
         batch = model.covariates_.categorical[0]
         codes = np.zeros(len(self.clusters), int) if batch is None else batch.codes(data.selected).numpy()
         self.batches = pd.Categorical.from_codes(codes, model.batches_)
@@ -75,7 +79,7 @@ class CellResults:
 
         Counts that lie in a file stay there: ``annotated.h5ad`` then has the annotations alone.
         """
-        adata = self.data.adata
+        adata = self.adata
         self.model.save(path / "model.pt")
         self.model.history_.to_csv(path / "history.csv", index=False)
         assignments = tables.assignments(self.probabilities, adata.obs_names, kind="cell")
@@ -86,14 +90,14 @@ class CellResults:
         if self.by_type is not None:
             self.by_type.to_csv(path / "clusters_by_type.csv")
         embed(adata)
-        write_h5ad(without_counts(adata) if adata.isbacked else adata, path / "annotated.h5ad")
+        write_h5ad(adata, path / "annotated.h5ad")
         for name, figure in self.figures():
             plots.save(figure, path / f"{name}.png")
 
     def figures(self) -> Iterator[tuple[str, "Figure"]]:
         """Names and figures; those of several batches, clusters or enough cells only where there are."""
         yield "curves", plots.training_curves(self.model.history_, unit="cell")
-        adata, several = self.data.adata, len(self.by_batch.columns) > 1
+        adata, several = self.adata, len(self.by_batch.columns) > 1
         if "X_umap" in adata.obsm:
             groups = {"batch": self.batches} if several else {}
             groups |= {} if self.data.labels is None else {"cell type": self.data.labels}
@@ -106,7 +110,7 @@ class CellResults:
 
     def closing_table(self) -> str:
         """Clusters, what share of each is of which batch, ELBO and scores, as text."""
-        adata, selected = self.data.adata, self.data.selected
+        adata, selected = self.adata, self.data.selected
         genes = f"{selected.n_vars}" + (f" of {adata.n_vars}" if selected.n_vars < adata.n_vars else "")
         dropped = self.data.n_read - adata.n_obs
         cells = f"{adata.n_obs}" + (f" of {self.data.n_read}, the others have no count in these genes" * (dropped > 0))

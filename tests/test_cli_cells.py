@@ -7,6 +7,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import torch
 from scipy import sparse
 
@@ -31,6 +32,7 @@ def quick_map(monkeypatch):
 
     def embed(adata):
         adata.obsm["X_umap"] = adata.obsm["X_vmm"][:, :2]
+        return "X_umap"
 
     monkeypatch.setattr(cells, "embed", embed)
 
@@ -239,6 +241,8 @@ def test_cells_without_any_count(options, path, tmp_path, adata, capsys):
     counts = adata.X.toarray()
     counts[[5, 70]] = 0
     adata.X = sparse.csr_matrix(counts)
+    adata.varm["loadings"] = np.ones((G, 2))
+    adata.obsp["distances"] = sparse.eye(N, format="csr")
     adata.write_h5ad(path)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -248,6 +252,7 @@ def test_cells_without_any_count(options, path, tmp_path, adata, capsys):
     assert "118 of 120, the others have no count in these genes" in printed.out
     found, kept = anndata.read_h5ad(tmp_path / "run" / "annotated.h5ad"), np.delete(adata.obs_names, [5, 70])
     assert found.obs_names.tolist() == kept.tolist() and found.shape == (N - 2, G)
+    assert (found.obsp["distances"] != sparse.eye(N - 2)).nnz == 0 and found.varm["loadings"].shape == (G, 2)
     assert pd.read_csv(tmp_path / "run" / "assignments.csv")["cell"].tolist() == kept.tolist()
     table = pd.read_csv(tmp_path / "run" / "clusters_by_type.csv", index_col="cluster")
     assert table.sum().to_dict() == found.obs["cell_type"].value_counts().to_dict()
@@ -448,10 +453,21 @@ def test_long_names_of_batches_get_numbers():
 def test_the_real_map(three_threads):
     random = np.random.RandomState(0)
     adata = anndata.AnnData(np.ones((40, 2), np.float32), obsm={"X_vmm": random.randn(40, 3)})
-    EMBED(adata)
+    assert EMBED(adata) == "X_umap"
     assert adata.obsm["X_umap"].shape == (40, 2) and "neighbors" in adata.uns
     assert torch.get_num_threads() == 3
     few = adata[:5].copy()
     del few.obsm["X_umap"]
-    EMBED(few)
+    assert EMBED(few) is None
     assert "X_umap" not in few.obsm
+    # Those of another embedding stay.
+    before = adata.copy()
+    adata.obsm["X_vmm"] = random.randn(40, 3)
+    with pytest.warns(UserWarning, match="own UMAP and neighbours stay; those of the model are obsm\\['X_vmm_umap'\\]"):
+        assert EMBED(adata) == "X_vmm_umap"
+    np.testing.assert_array_equal(adata.obsm["X_umap"], before.obsm["X_umap"])
+    assert (adata.obsp["distances"] != before.obsp["distances"]).nnz == 0
+    assert adata.obsm["X_vmm_umap"].shape == (40, 2)
+    assert adata.uns["vmm_neighbors"]["connectivities_key"] in adata.obsp
+    sc.tl.umap(adata, neighbors_key="vmm_neighbors")
+    np.testing.assert_array_equal(adata.obsm["X_umap"], adata.obsm["X_vmm_umap"])

@@ -1,6 +1,7 @@
 """What a run on cells comes to: an annotated AnnData, tables of clusters by batch and by type, figures."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class CellResults:
         self.by_batch = cross_table(self.clusters, self.batches)
         self.by_type = None if data.labels is None else cross_table(self.clusters, data.labels)
         self.marked = single_batch_clusters(self.by_batch)
+        self.umap: str | None = None
 
     def write(self, path: Path) -> None:
         """The model, ``annotated.h5ad``, ``assignments.csv``, ``history.csv``, ``latent.npy``, tables and figures.
@@ -89,7 +91,7 @@ class CellResults:
             self.by_batch.to_csv(path / "clusters_by_batch.csv")
         if self.by_type is not None:
             self.by_type.to_csv(path / "clusters_by_type.csv")
-        embed(adata)
+        self.umap = embed(adata)
         write_h5ad(adata, path / "annotated.h5ad")
         for name, figure in self.figures():
             plots.save(figure, path / f"{name}.png")
@@ -98,10 +100,10 @@ class CellResults:
         """Names and figures; those of several batches, clusters or enough cells only where there are."""
         yield "curves", plots.training_curves(self.model.history_, unit="cell")
         adata, several = self.adata, len(self.by_batch.columns) > 1
-        if "X_umap" in adata.obsm:
+        if self.umap is not None:
             groups = {"batch": self.batches} if several else {}
             groups |= {} if self.data.labels is None else {"cell type": self.data.labels}
-            yield "umap", plots.umap_panels(adata.obsm["X_umap"], {**groups, "cluster": self.clusters})
+            yield "umap", plots.umap_panels(adata.obsm[self.umap], {**groups, "cluster": self.clusters})
         if self.probabilities.shape[1] > 1:
             shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
             yield "weights", plots.cluster_weights(self.model.weights_, shares, unit="cell")
@@ -155,22 +157,43 @@ class CellResults:
         )
 
 
-def embed(adata: "AnnData") -> None:
-    """Write neighbours and a UMAP of ``obsm["X_vmm"]``, under the names that scanpy gives them."""
+def embed(adata: "AnnData") -> str | None:
+    """Write neighbours and a UMAP of ``obsm["X_vmm"]``; the UMAP's name in ``obsm``, or None of too few cells for one.
+
+    The names are those that scanpy gives them; but ``vmm_neighbors`` and ``X_vmm_umap`` where the cells have a UMAP or
+    neighbours already, which stay.
+    """
     import scanpy as sc
+    from anndata import AnnData
 
     if adata.n_obs < MIN_CELLS:
-        return
+        return None
+    neighbors, umap = "neighbors", "umap"
+    if "X_umap" in adata.obsm or "neighbors" in adata.uns or {"distances", "connectivities"} & adata.obsp.keys():
+        neighbors, umap = "vmm_neighbors", "vmm_umap"
+        warnings.warn(
+            "the cells' own UMAP and neighbours stay; those of the model are obsm['X_vmm_umap'] and "
+            "uns['vmm_neighbors']",
+            stacklevel=2,
+        )
+    found = AnnData(obs=adata.obs[[]], obsm={"X_vmm": adata.obsm["X_vmm"]})
+    key = None if neighbors == "neighbors" else neighbors
     with same_threads():
-        sc.pp.neighbors(adata, n_neighbors=min(15, adata.n_obs - 1), use_rep="X_vmm")
-        sc.tl.umap(adata)
+        sc.pp.neighbors(found, n_neighbors=min(15, adata.n_obs - 1), use_rep="X_vmm", key_added=key)
+        sc.tl.umap(found, neighbors_key=neighbors)
+    adata.uns[neighbors], adata.uns[umap] = found.uns[neighbors], found.uns["umap"]
+    for name, matrix in found.obsp.items():
+        adata.obsp[name] = matrix
+    adata.obsm[f"X_{umap}"] = found.obsm["X_umap"]
+    return f"X_{umap}"
 
 
 def without_counts(adata: "AnnData") -> "AnnData":
     """The annotations alone."""
     from anndata import AnnData
 
-    return AnnData(obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), uns=dict(adata.uns))
+    parts = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp", "uns")}
+    return AnnData(obs=adata.obs, var=adata.var, **parts)
 
 
 def write_h5ad(adata: "AnnData", path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vmm.cell_layout import CellLayout
+from pyro_vmm.checks import check_choice
 from pyro_vmm.distributions import TrilNormal
 from pyro_vmm.precision import in_precision
 
@@ -153,8 +154,7 @@ class GaussianEncoder(nn.Module):
 
     def __init__(self, body: nn.Module, width: int, latent_dim: int, covariance: str = "full"):
         super().__init__()
-        if covariance not in COVARIANCES:
-            raise ValueError(f"covariance={covariance!r} should be one of {COVARIANCES}")
+        check_choice("covariance", covariance, COVARIANCES)
         self.body, self.latent_dim, self.covariance = body, latent_dim, covariance
         n_scales = latent_dim * (latent_dim + 1) // 2 if covariance == "full" else latent_dim
         self.head = linear(width, latent_dim + n_scales)

@@ -23,6 +23,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vmm.checks import check_choice
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.hyperpriors import HyperPrior, as_hyperprior
 from pyro_vmm.networks import inverse_softplus, lower_cholesky
@@ -216,8 +217,9 @@ class _BayesianMixture(Prior):
         super().__init__(latent_dim, n_components)
         self.hyperprior = as_hyperprior(hyperprior)
         self.m_prior = _m_prior(m_prior)
-        self.expectation = _one_of("expectation", expectation, EXPECTATIONS)
-        self.responsibilities = _one_of("responsibilities", responsibilities, RESPONSIBILITIES)
+        check_choice("expectation", expectation, EXPECTATIONS)
+        check_choice("responsibilities", responsibilities, RESPONSIBILITIES)
+        self.expectation, self.responsibilities = expectation, responsibilities
         # The authors' coordinates: Adam takes the same path in them. Their alpha is our 1 / alpha.
         self.reciprocal_alpha_raw = nn.Parameter(torch.tensor(inverse_softplus(1.0)))
         self.pi_logits = nn.Parameter(torch.zeros(n_components))
@@ -392,9 +394,3 @@ def _m_prior(value: float | str) -> float | str:
     if value == "batch" or (isinstance(value, Real) and 0 < value < math.inf):
         return value
     raise ValueError(f"m_prior={value!r} should be a positive number or 'batch'")
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} should be one of {choices}")
-    return value

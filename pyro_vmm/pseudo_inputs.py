@@ -8,6 +8,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from pyro_vmm.cell_layout import CellLayout
+from pyro_vmm.checks import check_choice
 from pyro_vmm.networks import inference_mode, inverse_softplus, scale_tril
 
 PSEUDO_BATCHES = ("averaged", "uniform", "trained")
@@ -73,8 +74,7 @@ class CellPseudoInputs(PseudoInputs):
     """
 
     def __init__(self, layout: CellLayout, initial: Tensor, batch: str = "trained", counts: bool = True):
-        if batch not in PSEUDO_BATCHES:
-            raise ValueError(f"pseudo_batch={batch!r} should be one of {PSEUDO_BATCHES}")
+        check_choice("pseudo_batch", batch, PSEUDO_BATCHES)
         values = layout.counts(initial)
         super().__init__(inverse_softplus(values + 1) if counts else values)
         self.layout, self.batch, self.counts = layout, batch, counts

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from sklearn import datasets as sklearn_datasets
 
+from pyro_vmm.checks import check_choice
 from pyro_vmm.data.root import data_root
 
 IDX_FILES = (
@@ -237,8 +238,7 @@ Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # x, labels, r
 
 def _table_options(path: str | Path, name_column: str | None, drop_columns: Sequence[str], header: str) -> dict:
     """The options that are given; ``ValueError`` where they are not for this file."""
-    if header not in HEADERS:
-        raise ValueError(f"header={header!r} should be one of {HEADERS}")
+    check_choice("header", header, HEADERS)
     if isinstance(drop_columns, str) or not all(isinstance(name, str) for name in drop_columns):
         raise ValueError(f"drop_columns={drop_columns!r} should be a list of columns' names")
     values = {"name_column": (name_column, None), "drop_columns": (tuple(drop_columns), ()), "header": (header, "auto")}

@@ -11,25 +11,21 @@ from sklearn.base import (
     DensityMixin,
     TransformerMixin,
 )
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from pyro_vmm.checks import check_choice
 from pyro_vmm.device_rows import place, subset
 from pyro_vmm.estimators import building, storing
-from pyro_vmm.estimators.base import DTYPES, Estimator, check_whole, choice, typical
+from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.likelihoods import LIKELIHOODS, Likelihood
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import Prior
 from pyro_vmm.pseudo_inputs import PseudoInputs
-from pyro_vmm.randomness import fork_rng
-from pyro_vmm.rows import Rows
-from pyro_vmm.threads import threads_of_environment
 
 
-class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, Estimator):
+class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, FittedArrays):
     """Clustering, embedding and density estimation by a variational autoencoder with a mixture prior.
 
     Starts from ``n_components`` clusters and keeps those that the data need. Rows may be vectors, images or any arrays:
@@ -236,13 +232,13 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
     def _check_parameters(self) -> None:
         """Whatever can be told to be wrong without looking at X."""
         self._check_shared_parameters(tuple(LIKELIHOODS))
-        choice("scaling", self.scaling, building.SCALINGS)
-        choice("init", self.init, building.INITS)
-        choice("train_pseudo_inputs", self.train_pseudo_inputs, (True, False))
-        choice("init_centres", self.init_centres, building.INIT_CENTRES)
+        check_choice("scaling", self.scaling, building.SCALINGS)
+        check_choice("init", self.init, building.INITS)
+        check_choice("train_pseudo_inputs", self.train_pseudo_inputs, (True, False))
+        check_choice("init_centres", self.init_centres, building.INIT_CENTRES)
         for name in ("encoder", "decoder"):
             if not isinstance(getattr(self, name), nn.Module):
-                choice(name, getattr(self, name), ("mlp", "conv"))
+                check_choice(name, getattr(self, name), ("mlp", "conv"))
 
     def _labels(self, y, n: int) -> np.ndarray:
         if y is None:
@@ -282,90 +278,6 @@ class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Densi
     def _build_prior(self, rows: Tensor) -> Prior:
         pseudo_inputs = PseudoInputs(rows).requires_grad_(self.train_pseudo_inputs)
         return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, self._prior_settings())
-
-    # What a fitted model tells
-
-    def predict(self, X) -> np.ndarray:
-        """The most probable cluster of each row, (N,); 0 is the cluster with the largest weight."""
-        return self.predict_proba(X).argmax(axis=1)
-
-    def predict_proba(self, X) -> np.ndarray:
-        """q(c | x) at the mean of q(z | x), (N, K)."""
-        return self._probabilities(self._rows(X))
-
-    def transform(self, X) -> np.ndarray:
-        """The means of q(z | x), (N, D)."""
-        return self._latent_means(self._rows(X))
-
-    def inverse_transform(self, Z) -> np.ndarray:
-        """The mean of p(x | z) in the units of X, (N, ...); the most probable value where there is no mean."""
-        check_is_fitted(self)
-        Z = np.asarray(Z)
-        if Z.ndim != 2 or Z.shape[1] != self.latent_dim or not np.isfinite(Z).all():
-            raise ValueError(f"Z has shape {Z.shape}, expected finite numbers of shape (N, {self.latent_dim})")
-        z = torch.as_tensor(Z, dtype=DTYPES[self.dtype], device=self._own_device())
-        return self._batched(lambda rows: typical(self.vae_.p_x(rows)), z) * self.scale_ + self.shift_
-
-    def score_samples(self, X, n_importance_samples: int = 100) -> np.ndarray:
-        """Importance-weighted log p(x) of each row, (N,), in the units of X (Burda et al. 2016, arXiv:1509.00519).
-
-        The same standard-normal draws serve every row, so that a row's score does not depend on its neighbours'.
-
-        Arguments:
-            X: the data, (N, ...).
-            n_importance_samples: draws from q(z | x); the estimate is a lower bound that rises with them.
-        """
-        check_whole("n_importance_samples", n_importance_samples)
-        log_p = self._scores(self._rows(X), n_importance_samples, rows_at_once=128)
-        # The density of X itself: the model's, over the volume that the scaling stretched.
-        log_volume = np.broadcast_to(np.log(self.scale_), self.event_shape_).sum()
-        return log_p - log_volume
-
-    def score(self, X, y=None) -> float:
-        """The mean of :meth:`score_samples`."""
-        return float(self.score_samples(X).mean())
-
-    @threads_of_environment()
-    def sample(
-        self, n_samples: int = 1, component: int | None = None, *, mean: bool = False, random_state=None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw from the model: X (n_samples, ...) in the units of the training data, and clusters (n_samples,).
-
-        Arguments:
-            n_samples: how many.
-            component: the cluster to draw from; None for the mixture.
-            mean: the mean of p(x | z) for each z drawn, without the likelihood's noise.
-            random_state: an int for the same draws; None goes by the estimator's.
-        """
-        check_is_fitted(self)
-        self._check_draw(n_samples, component)
-        seed = check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
-        device = self._own_device()
-        with fork_rng(device), torch.no_grad(), inference_mode(self.vae_):
-            torch.manual_seed(seed)
-            z, c = self._draw_components(n_samples, component)
-            p_x = self.vae_.p_x(z)
-            x = typical(p_x) if mean else p_x.sample()
-        return x.cpu().numpy() * self.scale_ + self.shift_, c.cpu().numpy()
-
-    def _rows(self, X) -> Rows:
-        check_is_fitted(self)
-        x = place(self._scaled(self._validate(X, reset=False)), self._own_device())
-        building.check_support(self.vae_.likelihood, x, self.scaling)
-        return x
-
-    def _scaled(self, X: np.ndarray) -> Tensor:
-        """What the model sees of X (N, ...), on the host."""
-        x = X - self.shift_
-        x /= self.scale_  # in place: X may take most of the memory
-        return torch.as_tensor(x, dtype=DTYPES[self.dtype])
-
-    def _log_p_x(self, z: Tensor, rows: Tensor) -> Tensor:
-        return self.vae_.p_x(z).log_prob(rows)
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.latent_dim
 
     # Files
 

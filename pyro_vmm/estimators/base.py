@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pyro_vmm import files
+from pyro_vmm.checks import check_choice, check_positive, check_whole
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.hyperpriors import HYPERPRIORS, HyperPrior
@@ -26,8 +27,7 @@ from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.rows import Rows, read
 from pyro_vmm.threads import threads_of_environment
-from pyro_vmm.training import Trainer, TrainingConfig, check_positive
-from pyro_vmm.training.config import check_whole
+from pyro_vmm.training import Trainer, TrainingConfig
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -46,16 +46,16 @@ class Estimator(BaseEstimator):
 
     def _check_shared_parameters(self, likelihoods: Sequence[str]) -> None:
         """Whatever can be told to be wrong without looking at the data."""
-        choice("prior", self.prior, tuple(PRIORS))
-        choice("covariance", self.covariance, COVARIANCES)
-        choice("dtype", self.dtype, tuple(DTYPES))
+        check_choice("prior", self.prior, tuple(PRIORS))
+        check_choice("covariance", self.covariance, COVARIANCES)
+        check_choice("dtype", self.dtype, tuple(DTYPES))
         if not callable(self.likelihood):
-            choice("likelihood", self.likelihood, tuple(likelihoods))
+            check_choice("likelihood", self.likelihood, tuple(likelihoods))
         if not isinstance(self.likelihood_options, dict | None):
             raise ValueError(f"likelihood_options={self.likelihood_options!r} should be a dict of arguments, or None")
         if not isinstance(self.hyperprior, HyperPrior):
-            choice("hyperprior", self.hyperprior, tuple(HYPERPRIORS))
-        choice("reuse_draws", self.reuse_draws, (True, False))
+            check_choice("hyperprior", self.hyperprior, tuple(HYPERPRIORS))
+        check_choice("reuse_draws", self.reuse_draws, (True, False))
         for name in ("n_components", "latent_dim"):
             check_whole(name, getattr(self, name))
         if np.ndim(self.hidden) != 1 or len(self.hidden) == 0:
@@ -305,15 +305,3 @@ def typical(p_x: TorchDistribution) -> Tensor:
     except NotImplementedError as error:
         raise ValueError(f"the likelihood's {type(p_x).__name__} has no mean; draws of x are to be had") from error
     return mean if mean.isfinite().all() else p_x.mode.to(mean.dtype)
-
-
-def check_whole(name: str, value) -> None:
-    """Raise ``ValueError`` unless the value is a whole number, at least 1."""
-    if not (isinstance(value, Integral) and value >= 1):
-        raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
-
-
-def choice(name: str, value, choices: tuple) -> None:
-    """Raise ``ValueError`` unless the value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} should be one of {choices}")

@@ -13,11 +13,12 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pyro_vmm.balance import BatchBalance
+from pyro_vmm.checks import check_choice
 from pyro_vmm.data.cell_rows import CellRows, Covariates
 from pyro_vmm.data.cells import CellBatches, check_cells
 from pyro_vmm.device_rows import resident, subset
 from pyro_vmm.estimators import annotation, building, storing
-from pyro_vmm.estimators.base import DTYPES, choice
+from pyro_vmm.estimators.base import DTYPES
 from pyro_vmm.estimators.fitted_cells import FittedCells
 from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, CellLikelihood, of_counts
@@ -244,13 +245,13 @@ class SingleCellVMM(FittedCells):
 
     def _check_parameters(self) -> None:
         self._check_shared_parameters(tuple(CELL_LIKELIHOODS))
-        choice("library", self.library, LIBRARIES)
-        choice("pseudo_batch", self.pseudo_batch, PSEUDO_BATCHES)
-        choice("encode_covariates", self.encode_covariates, (True, False))
+        check_choice("library", self.library, LIBRARIES)
+        check_choice("pseudo_batch", self.pseudo_batch, PSEUDO_BATCHES)
+        check_choice("encode_covariates", self.encode_covariates, (True, False))
         if not (isinstance(self.batch_balance, Real) and 0 <= self.batch_balance < np.inf):
             raise ValueError(f"batch_balance={self.batch_balance!r} should be a number, at least 0")
         if isinstance(self.init, str):
-            choice("init", self.init, building.INITS)
+            check_choice("init", self.init, building.INITS)
         elif len(self.init) > self.n_components:
             raise ValueError(f"init names {len(self.init)} cells, more than n_components={self.n_components}")
         elif len(set(self.init)) < len(self.init):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vmm.cell_layout import CellLayout
+from pyro_vmm.checks import check_choice
 from pyro_vmm.counts import MEAN_FLOOR, NegativeBinomial, ZeroInflatedNegativeBinomial
 from pyro_vmm.likelihoods.arrays import FLOOR, SharedScaleNormal
 from pyro_vmm.networks import inverse_softplus
@@ -76,8 +77,7 @@ class NegativeBinomialCounts(CellLikelihood):
 
     def __init__(self, layout: CellLayout, dispersion: str = "gene"):
         super().__init__(layout)
-        if dispersion not in DISPERSIONS:
-            raise ValueError(f"dispersion={dispersion!r} should be one of {DISPERSIONS}")
+        check_choice("dispersion", dispersion, DISPERSIONS)
         self.dispersion = dispersion
         if dispersion == "gene-cell":
             self.outputs_per_gene = self.outputs_per_gene + 1
@@ -168,8 +168,7 @@ def of_counts(likelihood: str | Callable, options: dict | None = None) -> bool:
     """Whether a likelihood is one of counts: by its name, or a callable by its options."""
     if callable(likelihood):
         return (options or {}).get("counts", True)
-    if likelihood not in CELL_LIKELIHOODS:
-        raise ValueError(f"likelihood={likelihood!r} should be one of {tuple(CELL_LIKELIHOODS)}")
+    check_choice("likelihood", likelihood, tuple(CELL_LIKELIHOODS))
     return CELL_LIKELIHOODS[likelihood].counts
 
 

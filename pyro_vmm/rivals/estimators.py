@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_vmm.checks import check_positive
 from pyro_vmm.estimators import VMM
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import LatentVariableModel
@@ -21,7 +22,6 @@ from pyro_vmm.rivals.gmvae import ConditionalMixture, GaussianMixtureVAE, TwoHea
 from pyro_vmm.rivals.vade import TrainedMixture, VariationalDeepEmbedding, pretrain, start_from_mixture
 from pyro_vmm.rows import Rows
 from pyro_vmm.threads import threads_of_environment
-from pyro_vmm.training import check_positive
 
 
 class Rival(VMM):

@@ -13,6 +13,7 @@ from sklearn.mixture import GaussianMixture as SklearnMixture
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vmm.checks import check_choice
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.models import VAE, show_parameters
 from pyro_vmm.networks import COVARIANCES, DIAGONAL_FLOOR, inference_mode, inverse_softplus, lower_cholesky
@@ -39,8 +40,7 @@ class TrainedMixture(Prior):
     def __init__(self, mu: Tensor, covariance: str = "diagonal"):
         if mu.dim() != 2:
             raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (K, D)")
-        if covariance not in COVARIANCES:
-            raise ValueError(f"covariance={covariance!r} should be one of {COVARIANCES}")
+        check_choice("covariance", covariance, COVARIANCES)
         super().__init__(mu.shape[1], len(mu))
         self.covariance = covariance
         self.pi_logits = nn.Parameter(torch.zeros(len(mu)))

@@ -10,6 +10,7 @@ from sklearn.base import clone
 from sklearn.utils import check_array, check_random_state
 from tqdm.auto import tqdm
 
+from pyro_vmm.checks import check_positive, check_whole
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.building import likelihood_options
 from pyro_vmm.estimators.cells import SingleCellVMM
@@ -18,7 +19,6 @@ from pyro_vmm.selection.evidence import evidence
 from pyro_vmm.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description, do
 from pyro_vmm.selection.parts import Parts, row_groups
 from pyro_vmm.selection.result import Selection
-from pyro_vmm.training.config import check_positive, check_whole
 
 #: Values of ``m_prior`` to choose from; the estimators' default is among them.
 M_PRIOR = (64, 128, 256, 512)

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 
+from pyro_vmm.checks import check_choice, check_positive, check_whole
 from pyro_vmm.precision import PRECISIONS
 
 MONITORS = ("val_elbo", "val_nmi")
@@ -63,23 +64,10 @@ class TrainingConfig:
         if self.prior_learning_rate is not None:
             check_positive("prior_learning_rate", self.prior_learning_rate)
         for name, choices in (("monitor", MONITORS), ("capture", CAPTURES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} should be one of {choices}")
+            check_choice(name, getattr(self, name), choices)
 
     def learning_rates(self, epoch: int) -> tuple[float, float]:
         """Of the SVI step and of the MAP step in an epoch, counted from 0."""
         left, falling = self.epochs - epoch, round(self.decay_fraction * self.epochs)
         factor = 1.0 if left > falling else 0.5 - 0.5 * math.cos(math.pi * left / (falling + 1))
         return factor * self.learning_rate, factor * (self.prior_learning_rate or self.learning_rate)
-
-
-def check_whole(name: str, value) -> None:
-    """Raise ``ValueError`` unless the value is a whole number, at least 1."""
-    if not (isinstance(value, Integral) and value >= 1):
-        raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
-
-
-def check_positive(name: str, value) -> None:
-    """Raise ``ValueError`` unless the value is a positive, finite number."""
-    if not (isinstance(value, Real) and 0 < value < math.inf):
-        raise ValueError(f"{name}={value!r} should be a positive number")

@@ -1,0 +1,22 @@
+"""Checks of settings, each of which raises a ``ValueError`` that names the setting and what it should be."""
+
+import math
+from numbers import Integral, Real
+
+
+def check_whole(name: str, value) -> None:
+    """Raise ``ValueError`` unless the value is a whole number, at least 1."""
+    if isinstance(value, bool) or not (isinstance(value, Integral) and value >= 1):
+        raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
+
+
+def check_positive(name: str, value) -> None:
+    """Raise ``ValueError`` unless the value is a positive, finite number."""
+    if not (isinstance(value, Real) and 0 < value < math.inf):
+        raise ValueError(f"{name}={value!r} should be a positive number")
+
+
+def check_choice(name: str, value, choices: tuple) -> None:
+    """Raise ``ValueError`` unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} should be one of {choices}")

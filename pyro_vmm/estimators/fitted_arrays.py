@@ -1,0 +1,106 @@
+"""What a fitted model tells of arrays: clusters, latent means, densities, draws."""
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from pyro_vmm.checks import check_whole
+from pyro_vmm.device_rows import place
+from pyro_vmm.estimators import building
+from pyro_vmm.estimators.base import DTYPES, Estimator, typical
+from pyro_vmm.networks import inference_mode
+from pyro_vmm.randomness import fork_rng
+from pyro_vmm.rows import Rows
+from pyro_vmm.threads import threads_of_environment
+
+
+class FittedArrays(Estimator):
+    """What :class:`~pyro_vmm.VMM` does once it is fitted; never used by itself.
+
+    The subclass has set ``vae_``, ``event_shape_``, ``shift_`` and ``scale_``, and says in ``_validate`` what arrays it
+    takes.
+    """
+
+    def predict(self, X) -> np.ndarray:
+        """The most probable cluster of each row, (N,); 0 is the cluster with the largest weight."""
+        return self.predict_proba(X).argmax(axis=1)
+
+    def predict_proba(self, X) -> np.ndarray:
+        """q(c | x) at the mean of q(z | x), (N, K)."""
+        return self._probabilities(self._rows(X))
+
+    def transform(self, X) -> np.ndarray:
+        """The means of q(z | x), (N, D)."""
+        return self._latent_means(self._rows(X))
+
+    def inverse_transform(self, Z) -> np.ndarray:
+        """The mean of p(x | z) in the units of X, (N, ...); the most probable value where there is no mean."""
+        check_is_fitted(self)
+        Z = np.asarray(Z)
+        if Z.ndim != 2 or Z.shape[1] != self.latent_dim or not np.isfinite(Z).all():
+            raise ValueError(f"Z has shape {Z.shape}, expected finite numbers of shape (N, {self.latent_dim})")
+        z = torch.as_tensor(Z, dtype=DTYPES[self.dtype], device=self._own_device())
+        return self._batched(lambda rows: typical(self.vae_.p_x(rows)), z) * self.scale_ + self.shift_
+
+    def score_samples(self, X, n_importance_samples: int = 100) -> np.ndarray:
+        """Importance-weighted log p(x) of each row, (N,), in the units of X (Burda et al. 2016, arXiv:1509.00519).
+
+        The same standard-normal draws serve every row, so that a row's score does not depend on its neighbours'.
+
+        Arguments:
+            X: the data, (N, ...).
+            n_importance_samples: draws from q(z | x); the estimate is a lower bound that rises with them.
+        """
+        check_whole("n_importance_samples", n_importance_samples)
+        log_p = self._scores(self._rows(X), n_importance_samples, rows_at_once=128)
+        # The density of X itself: the model's, over the volume that the scaling stretched.
+        log_volume = np.broadcast_to(np.log(self.scale_), self.event_shape_).sum()
+        return log_p - log_volume
+
+    def score(self, X, y=None) -> float:
+        """The mean of :meth:`score_samples`."""
+        return float(self.score_samples(X).mean())
+
+    @threads_of_environment()
+    def sample(
+        self, n_samples: int = 1, component: int | None = None, *, mean: bool = False, random_state=None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw from the model: X (n_samples, ...) in the units of the training data, and clusters (n_samples,).
+
+        Arguments:
+            n_samples: how many.
+            component: the cluster to draw from; None for the mixture.
+            mean: the mean of p(x | z) for each z drawn, without the likelihood's noise.
+            random_state: an int for the same draws; None goes by the estimator's.
+        """
+        check_is_fitted(self)
+        self._check_draw(n_samples, component)
+        seed = check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
+        device = self._own_device()
+        with fork_rng(device), torch.no_grad(), inference_mode(self.vae_):
+            torch.manual_seed(seed)
+            z, c = self._draw_components(n_samples, component)
+            p_x = self.vae_.p_x(z)
+            x = typical(p_x) if mean else p_x.sample()
+        return x.cpu().numpy() * self.scale_ + self.shift_, c.cpu().numpy()
+
+    def _rows(self, X) -> Rows:
+        check_is_fitted(self)
+        x = place(self._scaled(self._validate(X, reset=False)), self._own_device())
+        building.check_support(self.vae_.likelihood, x, self.scaling)
+        return x
+
+    def _scaled(self, X: np.ndarray) -> Tensor:
+        """What the model sees of X (N, ...), on the host."""
+        x = X - self.shift_
+        x /= self.scale_  # in place: X may take most of the memory
+        return torch.as_tensor(x, dtype=DTYPES[self.dtype])
+
+    def _log_p_x(self, z: Tensor, rows: Tensor) -> Tensor:
+        return self.vae_.p_x(z).log_prob(rows)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.latent_dim

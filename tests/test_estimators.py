@@ -495,7 +495,6 @@ def test_resume_refuses_another_run(X, tmp_path):
         ({"validation_fraction": "a"}, "validation_fraction='a'"),
         ({"likelihood_options": "a"}, "likelihood_options='a' should be a dict"),
         ({"likelihood_options": [1]}, r"likelihood_options=\[1\] should be a dict"),
-        ({"hyperprior": {"mu_scale": 2.0}}, "hyperprior={'mu_scale': 2.0} should be one of"),
         ({"reuse_draws": "no"}, "reuse_draws='no' should be one of"),
         ({"device": ["cpu"]}, r"device=\['cpu'\]"),
     ],

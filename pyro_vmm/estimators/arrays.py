@@ -5,12 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.base import (
-    ClassNamePrefixFeaturesOutMixin,
-    ClusterMixin,
-    DensityMixin,
-    TransformerMixin,
-)
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
@@ -25,7 +19,7 @@ from pyro_vmm.priors import Prior
 from pyro_vmm.pseudo_inputs import PseudoInputs
 
 
-class VMM(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, FittedArrays):
+class VMM(FittedArrays):
     """Clustering, embedding and density estimation by a variational autoencoder with a mixture prior.
 
     Starts from ``n_components`` clusters and keeps those that the data need. Rows may be vectors, images or any arrays:

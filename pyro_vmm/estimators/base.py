@@ -20,7 +20,7 @@ from pyro_vmm import files
 from pyro_vmm.checks import check_choice, check_positive, check_whole
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.estimators import building, storing
-from pyro_vmm.hyperpriors import HYPERPRIORS, HyperPrior
+from pyro_vmm.hyperpriors import as_hyperprior
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
 from pyro_vmm.parallel import Ranks
@@ -53,8 +53,7 @@ class Estimator(BaseEstimator):
             check_choice("likelihood", self.likelihood, tuple(likelihoods))
         if not isinstance(self.likelihood_options, dict | None):
             raise ValueError(f"likelihood_options={self.likelihood_options!r} should be a dict of arguments, or None")
-        if not isinstance(self.hyperprior, HyperPrior):
-            check_choice("hyperprior", self.hyperprior, tuple(HYPERPRIORS))
+        as_hyperprior(self.hyperprior)
         check_choice("reuse_draws", self.reuse_draws, (True, False))
         for name in ("n_components", "latent_dim"):
             check_whole(name, getattr(self, name))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, DensityMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -16,7 +17,7 @@ from pyro_vmm.rows import Rows
 from pyro_vmm.threads import threads_of_environment
 
 
-class FittedArrays(Estimator):
+class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, Estimator):
     """What :class:`~pyro_vmm.VMM` does once it is fitted; never used by itself.
 
     The subclass has set ``vae_``, ``event_shape_``, ``shift_`` and ``scale_``, and says in ``_validate`` what arrays it

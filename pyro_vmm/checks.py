@@ -1,6 +1,7 @@
 """Checks of settings, each of which raises a ``ValueError`` that names the setting and what it should be."""
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
 
 
@@ -20,3 +21,9 @@ def check_choice(name: str, value, choices: tuple) -> None:
     """Raise ``ValueError`` unless the value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r} should be one of {choices}")
+
+
+def differences(now: Mapping, before: Mapping) -> str:
+    """The settings of ``now`` that were others, or none, before, as "name=value (was value), ..."; empty if none is."""
+    different = {name: value for name, value in now.items() if before.get(name) != value}
+    return ", ".join(f"{name}={value!r} (was {before.get(name)!r})" for name, value in different.items())

@@ -16,6 +16,7 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import normalized_mutual_info_score
+from test_estimators import WRONG_DRAWS
 from torch import nn
 
 from pyro_vmm import VMM, SingleCellVMM
@@ -341,11 +342,7 @@ def test_clusters_of_samples_are_in_the_order_of_their_numbers():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_samples": 0}, "n_samples=0 should be a whole number, at least 1"),
-        ({"n_samples": 10.0}, "n_samples=10.0 should be a whole number, at least 1"),
-        ({"component": 5}, "component=5 should be a whole number between 0 and 4, or None"),
-        ({"component": "0"}, "component='0' should be a whole number between 0 and 4"),
-        ({"component": 1.0}, "component=1.0 should be a whole number between 0 and 4"),
+        *WRONG_DRAWS,
         ({"batch": "b7"}, r"batch='b7' should be one of \('b0', 'b1'\)"),
         ({"library_size": 0}, "library_size=0 should be a positive number"),
         ({"library_size": -5.0}, "library_size=-5.0 should be a positive number"),

@@ -23,6 +23,14 @@ from pyro_vmm.priors import PRIORS
 from pyro_vmm.training import Trainer
 
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 0, "random_state": 0}
+#: What ``sample`` of an estimator with five components refuses, and what it says.
+WRONG_DRAWS = [
+    ({"n_samples": 0}, "n_samples=0 should be a whole number, at least 1"),
+    ({"n_samples": 10.0}, "n_samples=10.0 should be a whole number, at least 1"),
+    ({"component": 5}, "component=5 should be a whole number between 0 and 4, or None"),
+    ({"component": "0"}, "component='0' should be a whole number between 0 and 4"),
+    ({"component": 1.0}, "component=1.0 should be a whole number between 0 and 4"),
+]
 EXEMPT = {
     # Two epochs leave these at their random start; clusters are tested for the VMM, and on digits in test_quality.py.
     "gmm": {"check_clustering": "the centres start at random and need more than two epochs to find three blobs"},
@@ -588,16 +596,7 @@ def test_sampling_a_component(fitted):
     assert not np.array_equal(means, noisy)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"n_samples": 0}, "n_samples=0 should be a whole number, at least 1"),
-        ({"n_samples": 10.0}, "n_samples=10.0 should be a whole number"),
-        ({"component": 5}, "component=5 should be a whole number between 0 and 4, or None"),
-        ({"component": "0"}, "component='0' should be a whole number between 0 and 4"),
-        ({"component": 1.0}, "component=1.0 should be a whole number between 0 and 4"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), WRONG_DRAWS)
 def test_wrong_draws(fitted, arguments, message):
     with pytest.raises(ValueError, match=message):
         fitted.sample(**arguments)

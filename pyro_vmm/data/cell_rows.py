@@ -82,11 +82,16 @@ class Covariates:
         adata: "AnnData",
         totals: np.ndarray,  # (N,)
         batch_key: str | None,
-        categorical_keys: Sequence[str] = (),
-        continuous_keys: Sequence[str] = (),
+        categorical_keys: Sequence[str] | None = (),
+        continuous_keys: Sequence[str] | None = (),
         size_factor_key: str | None = None,
     ) -> "Covariates":
         """What these columns of ``adata.obs`` hold."""
+        # Plain text, which files keep: arrays and indexes of names hold NumPy's own.
+        batch_key, size_factor_key = (None if key is None else str(key) for key in (batch_key, size_factor_key))
+        categorical_keys, continuous_keys = (
+            () if keys is None else tuple(map(str, keys)) for keys in (categorical_keys, continuous_keys)
+        )
         batch = None if batch_key is None else Categories.of(adata, batch_key)
         others = (Categories.of(adata, key, "categorical_covariate_keys") for key in categorical_keys)
         scale = 1.0
@@ -96,14 +101,13 @@ class Covariates:
         return cls((batch, *others), continuous, size_factor_key, scale)
 
     def to_dict(self) -> dict:
-        """Plain values, for a file; NumPy's strings, which those of an array of column names are, become Python's."""
-        size_factor_key = None if self.size_factor_key is None else str(self.size_factor_key)
+        """Plain values, for a file."""
         return {
             "categorical": [
-                None if each is None else [each.argument, str(each.key), *each.names] for each in self.categorical
+                None if each is None else [each.argument, each.key, *each.names] for each in self.categorical
             ],
-            "continuous": [[str(each.key), each.mean, each.scale] for each in self.continuous],
-            "size_factor": [size_factor_key, self.size_factor_scale],
+            "continuous": [[each.key, each.mean, each.scale] for each in self.continuous],
+            "size_factor": [self.size_factor_key, self.size_factor_scale],
         }
 
     @classmethod

@@ -185,11 +185,6 @@ def check_counts(cells: CellBatches, training: bool = True) -> np.ndarray:
     return totals
 
 
-def expressed_genes(cells: CellBatches) -> np.ndarray:
-    """Whether each gene has a count in any of the cells, bool (G,)."""
-    return nonzero(cells)[1]
-
-
 def nonzero(cells: CellBatches) -> tuple[np.ndarray, np.ndarray]:
     """Whether each cell has a count in any gene, bool (N,), and each gene in any cell, bool (G,)."""
     filled, expressed = np.zeros(len(cells), dtype=bool), np.zeros(cells.shape[1], dtype=bool)

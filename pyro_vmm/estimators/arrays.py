@@ -253,7 +253,7 @@ class VMM(FittedArrays):
         x = all_rows[train].float()
         self.likelihood_options_ = building.likelihood_options(self.likelihood, self.likelihood_options, x, all_rows)
         likelihood = self._build_likelihood()
-        building.check_support(likelihood, all_rows.float(), self.scaling)
+        self._check_support(likelihood, all_rows.float())
         vae = self._build_vae(likelihood, x[:2])
         rows = x[building.initial_rows(x, self.n_components_, self.init, self.seed_)]
         vae.prior = self._build_prior(rows)

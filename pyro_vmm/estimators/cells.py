@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +23,6 @@ from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, CellLikelihood, of_counts
 from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
-from pyro_vmm.rows import read
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -203,8 +201,8 @@ class SingleCellVMM(FittedCells):
             adata,
             totals,
             self.batch_key,
-            () if self.categorical_covariate_keys is None else tuple(map(str, self.categorical_covariate_keys)),
-            () if self.continuous_covariate_keys is None else tuple(map(str, self.continuous_covariate_keys)),
+            self.categorical_covariate_keys,
+            self.continuous_covariate_keys,
             self.size_factor_key,
         )
         design = self.covariates_.design(adata, totals)
@@ -271,10 +269,7 @@ class SingleCellVMM(FittedCells):
 
     def _check_support(self, likelihood: CellLikelihood, cells: CellRows) -> None:
         """Raise ``ValueError`` where a cell has no density; few likelihoods refuse what ``check_cells`` lets pass."""
-        if type(likelihood).check is not CellLikelihood.check:
-            with closing(read(cells, torch.arange(len(cells)).split(1024))) as stream:
-                for some in stream:
-                    likelihood.check(self.layout_.counts(some))
+        building.check_support(likelihood, cells, self.layout_.counts)
 
     def _build(self, cells: CellRows, train: np.ndarray) -> None:
         """Make the model, on the device, with the pseudo-inputs that the cells give."""

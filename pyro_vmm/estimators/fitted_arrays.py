@@ -11,6 +11,7 @@ from pyro_vmm.checks import check_whole
 from pyro_vmm.device_rows import place
 from pyro_vmm.estimators import building
 from pyro_vmm.estimators.base import DTYPES, Estimator, typical
+from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.randomness import fork_rng
 from pyro_vmm.rows import Rows
@@ -90,8 +91,17 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
     def _rows(self, X) -> Rows:
         check_is_fitted(self)
         x = place(self._scaled(self._validate(X, reset=False)), self._own_device())
-        building.check_support(self.vae_.likelihood, x, self.scaling)
+        self._check_support(self.vae_.likelihood, x)
         return x
+
+    def _check_support(self, likelihood: Likelihood, x: Rows) -> None:
+        """Raise ``ValueError`` where a row has no density, and say so where its values are not those of X."""
+        try:
+            building.check_support(likelihood, x)
+        except ValueError as error:
+            if self.scaling in ("range", "standard"):
+                raise ValueError(f"{error}; x is X after scaling={self.scaling!r}") from error
+            raise
 
     def _scaled(self, X: np.ndarray) -> Tensor:
         """What the model sees of X (N, ...), on the host."""

@@ -13,14 +13,17 @@ import torch
 from torch import nn
 
 from pyro_vmm import files
+from pyro_vmm.checks import differences
 from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.parallel import Ranks
+from pyro_vmm.training import RESUMABLE
 from pyro_vmm.version import __version__
 
 #: Parameters that may hold modules or callables, which no file keeps.
 CUSTOM = ("encoder", "decoder", "likelihood")
-#: What may differ between an interrupted run and the one that continues it; a ``random_state`` only by being None.
-RESUMABLE = ("epochs", "patience", "checkpoint_every", "progress", "device", "capture")
+#: What may differ besides between an interrupted run and the one that continues it. A seed may not, which of a trainer
+#: comes with its state; but ``random_state=None`` takes the run's.
+FREE = {*RESUMABLE, "progress", "device"} - {"seed"}
 
 
 def versions() -> dict[str, str]:
@@ -81,12 +84,10 @@ def checkpoint_writer(path: str | Path, config: dict, seed: int, X: np.ndarray) 
 def read_checkpoint(path: str | Path, config: dict, X: np.ndarray) -> dict:
     """A checkpoint of a run with this configuration on this X; ``ValueError`` if it is another run's."""
     saved = files.load(path, "checkpoint")
-    differing = [name for name in config if name not in RESUMABLE and saved["params"].get(name) != config[name]]
-    if config["random_state"] is None and "random_state" in differing:
-        differing.remove("random_state")  # the seed is that of the checkpoint
-    if differing:
-        found = ", ".join(f"{name}={config[name]!r} (was {saved['params'].get(name)!r})" for name in differing)
-        raise ValueError(f"can't resume from {path} with other parameters: {found}")
+    free = FREE | ({"random_state"} if config["random_state"] is None else set())
+    fixed = {name: value for name, value in config.items() if name not in free}
+    if other := differences(fixed, saved["params"]):
+        raise ValueError(f"can't resume from {path} with other parameters: {other}")
     if saved["data"] != _fingerprint(X):
         raise ValueError(f"can't resume from {path}: these are not the data of that run")
     return saved

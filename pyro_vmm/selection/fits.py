@@ -14,6 +14,7 @@ from sklearn.base import clone
 from sklearn.utils import check_array
 
 from pyro_vmm import files
+from pyro_vmm.checks import differences
 from pyro_vmm.data.cells import CellBatches, check_cells
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.cells import SingleCellVMM
@@ -106,10 +107,8 @@ class FitFolder:
     def _check(self) -> bool:
         """Whether this selection has begun to fill the folder; ``ValueError`` if another one has."""
         saved = self._saved(self.path)
-        different = [name for name in self.about if saved and saved.get(name) != self.about[name]]
-        if different:
-            told = ", ".join(f"{name}={self.about[name]!r} (was {saved.get(name)!r})" for name in different)
-            raise ValueError(f"folder={str(self.path)!r} holds the fits of another selection: {told}")
+        if saved and (other := differences(self.about, saved)):
+            raise ValueError(f"folder={str(self.path)!r} holds the fits of another selection: {other}")
         return bool(saved)
 
     @staticmethod

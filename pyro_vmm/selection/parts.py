@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyro_vmm.data.cells import CellBatches, expressed_genes
+from pyro_vmm.data.cells import CellBatches, nonzero
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.cells import SingleCellVMM
 from pyro_vmm.likelihoods import of_counts
@@ -87,5 +87,5 @@ def take_to_train(estimator: Estimator, X: Any, rows: np.ndarray) -> Any:
     part = take(X, rows)
     if not (isinstance(estimator, SingleCellVMM) and of_counts(estimator.likelihood, estimator.likelihood_options)):
         return part
-    expressed = expressed_genes(CellBatches(part, estimator.layer))
+    _, expressed = nonzero(CellBatches(part, estimator.layer))
     return part if expressed.all() else part[:, expressed]

@@ -32,9 +32,9 @@ class TrainingConfig:
             :class:`~pyro_vmm.training.Elimination`; None for never.
         checkpoint_every: epochs between checkpoints, where a file is given.
         seed: of the order of the data and of all draws.
-        capture: whether the training step is recorded as a CUDA graph and replayed: "auto" on a GPU
-            and where it can be, with a warning where it can't; True or an error; or False. Of several processes,
-            which have to tell each other things, never.
+        capture: whether the training step is recorded as a CUDA graph and replayed: "auto" on a GPU and where it can
+            be, with a warning where it can't; True or an error; or False. Of several processes, which have to tell
+            each other things, never.
         precision: in which the networks compute, one of ``PRECISIONS``; see :mod:`pyro_vmm.precision`.
     """
 

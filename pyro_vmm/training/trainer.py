@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vmm.checks import differences
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.parallel import Ranks
@@ -200,7 +201,7 @@ class Trainer:
         order = torch.Generator().manual_seed(self.config.seed)
         step = alone.captured(lambda rows: (alone.map_step(rows, balanced=False),))
         self._align(x)
-        before = _copy(self.vae.state_dict())
+        before = _copy(self.vae.prior.state_dict())
         try:
             with fork_rng(self.device), quiet_pyro(), network_precision(self.config.precision):
                 torch.manual_seed(self.config.seed)
@@ -214,7 +215,7 @@ class Trainer:
             step.reset()
         bad = [name for name, parameter in self.vae.prior.named_parameters() if not parameter.isfinite().all()]
         if bad:
-            self.vae.load_state_dict(before)
+            self.vae.prior.load_state_dict(before)
             raise TrainingDiverged(f"{bad} are not finite in consolidation; the parameters are those before it")
 
     def _check_rows(self, **named: Rows | None) -> None:
@@ -310,11 +311,8 @@ class Trainer:
             ValueError: it is of a run with other settings; only those of ``RESUMABLE`` may differ.
         """
         settings = self._settings()
-        before = state.get("settings", settings)  # a checkpoint of old does not tell
-        differing = [name for name in settings if settings[name] != before[name]]
-        if differing:
-            found = ", ".join(f"{name}={settings[name]!r} (was {before[name]!r})" for name in differing)
-            raise ValueError(f"can't continue a run with other settings: {found}")
+        if other := differences(settings, state.get("settings", settings)):  # a checkpoint of old does not tell
+            raise ValueError(f"can't continue a run with other settings: {other}")
         self.vae.load_state_dict(state["model"])
         self.elimination.load_state_dict(state["elimination"])
         self.steps = Steps(self.elimination.model, self.config, self.steps.graphs, self.ranks)

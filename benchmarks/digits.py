@@ -18,7 +18,7 @@ from sklearn.mixture import BayesianGaussianMixture
 from pyro_vmm import metrics
 from pyro_vmm.cli import estimator, resolve
 from pyro_vmm.cli.arrays import ARRAY_PRESETS
-from pyro_vmm.data.images import Dataset, load_digits
+from pyro_vmm.data import Dataset, load_digits
 from pyro_vmm.rivals import DLGMM, GMVAE, VaDE
 from pyro_vmm.rivals.estimators import Rival
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from pyro_vmm.cli.kind import Kind
-from pyro_vmm.data import images
+from pyro_vmm.data import Dataset, images
+from pyro_vmm.data.user_files import READERS
 from pyro_vmm.estimators import VMM, building
 from pyro_vmm.likelihoods import LIKELIHOODS
 from pyro_vmm.runs import ArrayResults
@@ -45,7 +46,7 @@ class Arrays(Kind):
     estimator = VMM
     likelihoods = tuple(LIKELIHOODS)
     names = tuple(images.DATASETS)
-    endings = tuple(images.READERS)
+    endings = tuple(READERS)
     own = frozenset({"drop_columns", "header", "label_column", "name_column", "network"})
 
     def preset(self, config: dict) -> dict:
@@ -65,16 +66,16 @@ class Arrays(Kind):
             params["scaling"] = None
         return params
 
-    def load(self, config: dict) -> images.Dataset:
+    def load(self, config: dict) -> Dataset:
         options = {name: config[name] for name in ("name_column", "drop_columns", "header") if name in config}
         return images.load(config["dataset"], config.get("data_dir"), config.get("label_column"), **options)
 
-    def inputs(self, data: images.Dataset) -> np.ndarray:
+    def inputs(self, data: Dataset) -> np.ndarray:
         return data.x
 
-    def fit(self, model: VMM, data: images.Dataset, checkpoint: Path, resume: Path | None) -> None:
+    def fit(self, model: VMM, data: Dataset, checkpoint: Path, resume: Path | None) -> None:
         labels = data.labels if model.monitor == "val_nmi" else None
         model.fit(data.x, labels, checkpoint=checkpoint, resume=resume)
 
-    def results(self, model: VMM, data: images.Dataset) -> ArrayResults:
+    def results(self, model: VMM, data: Dataset) -> ArrayResults:
         return ArrayResults(model, data)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pyro_vmm.cli.kind import flag
 from pyro_vmm.cli.kinds import KINDS
-from pyro_vmm.data.images import HEADERS
+from pyro_vmm.data.user_files import HEADERS
 from pyro_vmm.estimators.building import INIT_CENTRES, INITS, SCALINGS
 from pyro_vmm.estimators.cells import LIBRARIES
 from pyro_vmm.hyperpriors import HYPERPRIORS

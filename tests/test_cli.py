@@ -275,6 +275,8 @@ def test_the_home_folder(tmp_path, monkeypatch):
         ('likelihood_options = "a"', "likelihood_options='a'"),
         ("[hyperprior]\nmu_scale = 2.0", "hyperprior={'mu_scale': 2.0}"),
         ('reuse_draws = "no"', "reuse_draws='no'"),
+        ('dataset = "kang_ifnb_2800"\ndata_dir = 3', "data_dir=3 should be"),
+        ('dataset = "cells.h5ad"\nbacked = "no"', "backed='no'"),
     ],
 )
 def test_wrong_types_in_a_file_leave_no_folder(text, message, tmp_path, capsys):

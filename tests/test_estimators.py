@@ -415,7 +415,7 @@ def test_pseudo_inputs_that_are_not_trained_stay_at_their_rows(prior, init, X, t
     assert sorted(map(tuple, u.tolist())) == sorted(map(tuple, start.tolist()))
     scaled = torch.as_tensor((X - model.shift_) / model.scale_, dtype=torch.float32)
     assert all((scaled == row).all(1).any() for row in u)
-    trained = VMM(**{**settings, "epochs": 6, "train_pseudo_inputs": True}).fit(X)
+    trained = VMM(**{**settings, "epochs": 6, "train_pseudo_inputs": 1}).fit(X)
     assert sorted(map(tuple, trained.vae_.prior.pseudo_inputs.u.tolist())) != sorted(map(tuple, start.tolist()))
     model.save(tmp_path / "model.pt")
     again = VMM.load(tmp_path / "model.pt")

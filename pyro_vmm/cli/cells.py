@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from pyro_vmm.checks import check_choice
 from pyro_vmm.cli.kind import Kind, flag
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
 from pyro_vmm.data.cells import CellBatches, nonzero
@@ -45,6 +46,7 @@ class Cells(Kind):
 
     def load(self, config: dict) -> CellData:
         backed = config.get("backed", False)
+        check_choice("backed", backed, (True, False))
         if backed and config.get("n_top_genes") is not None:
             raise ValueError(
                 "--backed leaves the counts in the file, but --n-top-genes (seurat_v3) needs all of them in memory; "

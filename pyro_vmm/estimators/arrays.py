@@ -270,7 +270,7 @@ class VMM(FittedArrays):
         return building.build_vae(likelihood, rows, *networks)
 
     def _build_prior(self, rows: Tensor) -> Prior:
-        pseudo_inputs = PseudoInputs(rows).requires_grad_(self.train_pseudo_inputs)
+        pseudo_inputs = PseudoInputs(rows).requires_grad_(bool(self.train_pseudo_inputs))
         return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, self._prior_settings())
 
     # Files

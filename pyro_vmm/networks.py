@@ -17,6 +17,8 @@ from pyro_vmm.distributions import TrilNormal
 from pyro_vmm.precision import in_precision
 
 COVARIANCES = ("full", "diagonal")
+#: What a full covariance is like before training.
+COVARIANCE_STARTS = ("diagonal", "random")
 # A floor under Cholesky diagonals: softplus alone underflows to zero in float32.
 DIAGONAL_FLOOR = 1e-5
 
@@ -150,16 +152,32 @@ class GaussianEncoder(nn.Module):
         width: H.
         latent_dim: D.
         covariance: "full" or "diagonal".
+        covariance_start: what a full covariance is before training. "diagonal": the weights of the D (D - 1) / 2
+            entries of T below its diagonal start at zero. "random": all weights are Glorot's, as the paper's authors
+            have it; in many dimensions these entries are so much noise that x is hardly encoded while clusters merge.
     """
 
-    def __init__(self, body: nn.Module, width: int, latent_dim: int, covariance: str = "full"):
+    def __init__(
+        self,
+        body: nn.Module,
+        width: int,
+        latent_dim: int,
+        covariance: str = "full",
+        covariance_start: str = "diagonal",
+    ):
         super().__init__()
         check_choice("covariance", covariance, COVARIANCES)
+        check_choice("covariance_start", covariance_start, COVARIANCE_STARTS)
         self.body, self.latent_dim, self.covariance = body, latent_dim, covariance
         n_scales = latent_dim * (latent_dim + 1) // 2 if covariance == "full" else latent_dim
         self.head = linear(width, latent_dim + n_scales)
         if covariance == "full":
-            self.register_buffer("tril_index", _tril_index(latent_dim), persistent=False)
+            index = _tril_index(latent_dim)
+            self.register_buffer("tril_index", index, persistent=False)
+            if covariance_start == "diagonal":
+                below = torch.ones(latent_dim, latent_dim, dtype=torch.bool).tril(-1).flatten()
+                with torch.no_grad():
+                    self.head.weight[latent_dim + index[below]] = 0
 
     def forward(self, x: Tensor) -> TorchDistribution:
         """q(z; x) of x (N, ...): batch shape (N,), event shape (D,)."""

@@ -1,7 +1,14 @@
 """What several files of tests need besides fixtures."""
 
+from functools import partial
+
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from pyro_vmm.networks import GaussianEncoder
+
+#: Its full covariances are not diagonal even before training.
+CorrelatedEncoder = partial(GaussianEncoder, covariance_start="random")
 
 #: The sample sites of each prior's model: of the hyper-priors, and all of them.
 HIERARCHY = {"alpha", "log_pi", "pi", "mu", "precision_tril", "precision"}

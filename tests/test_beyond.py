@@ -78,13 +78,19 @@ def test_the_gmm_of_the_ablation_is_that_of_table_1():
     assert {run.method for run in runs if run in table} == {"gmm", "vmm"}
 
 
-def test_sensitivity_covers_k_d_and_the_start():
+def test_sensitivity_covers_k_d_the_start_and_the_covariance():
     runs = artefacts.plan("sensitivity", "small", 1)
     settings = [run.settings["estimator"] for run in runs]
     assert {each["n_components"] for each in settings} == {20, 50, 100, 200, 500}
     assert {each["latent_dim"] for each in settings} == {2, 5, 10, 20, 30}
     assert [each.get("init", "random") for each in settings].count("k-means++") == 1
-    assert len(runs) == 1 + 4 + 4 + 1
+    assert [each.get("covariance_start", "diagonal") for each in settings].count("random") == 1
+    assert [each.get("covariance", "full") for each in settings].count("diagonal") == 1
+    assert len(runs) == 1 + 4 + 4 + 1 + 1 + 1
+    # The paper's protocol has its authors' start.
+    runs = artefacts.plan("sensitivity", "full", 1)
+    starts = [run.settings["estimator"]["covariance_start"] for run in runs if run.dataset == "mnist"]
+    assert starts.count("diagonal") == 2 and starts.count("random") == len(starts) - 2
 
 
 def test_the_ablation_starts_from_one_place():
@@ -140,13 +146,15 @@ def test_frozen_pseudo_inputs_are_still_rows_of_data_after_the_run(tmp_path):
 
 def test_sensitivity_is_a_table_and_a_figure(tmp_path, capsys):
     reproduce("sensitivity", tmp_path, "--render")
-    assert "no results of sensitivity yet: 0 of 16 runs" in capsys.readouterr().out
+    assert "no results of sensitivity yet: 0 of 24 runs" in capsys.readouterr().out
     reproduce("sensitivity", tmp_path, "--only", "label-free")
     text = capsys.readouterr().out
-    assert "sensitivity.png" in text and "8 of 8 runs are finished" in text
+    assert "sensitivity.png" in text and "12 of 12 runs are finished" in text
     page = (tmp_path / "tiny" / "sensitivity.md").read_text()
     random = [f"K = {k}, D = {d}, random rows" for k, d in ((6, 2), (12, 2), (12, 3))]
-    assert methods(page) == [*random, "K = 12, D = 2, k-means++ rows"] and page.count("| 2 of 2 |") == 4
+    starts = [f"random rows, q(z; x) {start}" for start in ("random at first", "diagonal")]
+    others = [f"K = 12, D = 2, {other}" for other in ("k-means++ rows", *starts)]
+    assert methods(page) == [*random, *others] and page.count("| 2 of 2 |") == 6
     assert (tmp_path / "tiny" / "sensitivity.png").stat().st_size > 5000
 
 
@@ -169,7 +177,7 @@ def test_the_curves_of_sensitivity_are_along_one_parameter(tmp_path):
         folder.finish({"scores": {folder.run.method: {"utilised_clusters": i, "nmi": i / 10}}})
         found[folder.run.configuration, beyond.sensitivity_row(folder.run)] = i / 10
     panels = figures.sensitivity(folders, None).axes
-    assert len(panels) == 2 * 4 and len(found) == 8
+    assert len(panels) == 2 * 4 and len(found) == 12
     for row, configuration in enumerate(("labels", "label-free")):
         _, nmi_over_k, _, nmi_over_d = panels[4 * row : 4 * row + 4]
         for axes, sizes, name in (

@@ -7,12 +7,13 @@ on the same tensors. The tests marked ``cuda`` are the same ones with CUDA graph
 import pyro.distributions as dist
 import pytest
 import torch
+from common import CorrelatedEncoder
 from torch import nn
 
 from pyro_vmm import VMM
 from pyro_vmm.likelihoods import CustomLikelihood, Normal
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
+from pyro_vmm.networks import Decoder, mlp
 from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
 from pyro_vmm.training import Steps, Trainer, TrainingConfig
 from pyro_vmm.training.captured import MOST_SHAPES, Captured, describe
@@ -66,7 +67,8 @@ def build(prior: str = "vmm", networks=plain, device: str = "cpu", **settings) -
         "gmm": lambda: GaussianMixture(torch.randn(K, D), **settings),
         "vmm": lambda: VampMixture(D, data(K), **settings),
     }
-    vae = VAE(GaussianEncoder(networks(G), 8, D), Decoder(networks(D), 8, (G,)), Normal((G,)), priors[prior]())
+    encoder, decoder = CorrelatedEncoder(networks(G), 8, D), Decoder(networks(D), 8, (G,))
+    vae = VAE(encoder, decoder, Normal((G,)), priors[prior]())
     return vae.to(device)
 
 

@@ -4,7 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from common import SITES
+from common import SITES, CorrelatedEncoder
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
@@ -14,7 +14,7 @@ from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.elbo import Elbo
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS
 from pyro_vmm.models import Library, SingleCellVAE
-from pyro_vmm.networks import CellDecoder, CellFeatures, GaussianEncoder, cell_mlp, inference_mode, linear
+from pyro_vmm.networks import CellDecoder, CellFeatures, cell_mlp, inference_mode, linear
 from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
 from pyro_vmm.rows import minibatches
@@ -47,7 +47,7 @@ def build(
 ) -> SingleCellVAE:
     likelihood = CELL_LIKELIHOODS[likelihood](LAYOUT)
     features = CellFeatures(LAYOUT, likelihood.counts)
-    encoder = GaussianEncoder(nn.Sequential(features, cell_mlp(G + P, (H,), dropout)), H, D, covariance)
+    encoder = CorrelatedEncoder(nn.Sequential(features, cell_mlp(G + P, (H,), dropout)), H, D, covariance)
     decoder = CellDecoder(LAYOUT, D, (H,), likelihood.outputs_per_gene)
     pseudo_inputs = CellPseudoInputs(LAYOUT, cells(K), pseudo_batch, likelihood.counts)
     priors = {
@@ -464,7 +464,7 @@ def test_averaged_centres_match_the_moments_of_the_mixture_over_batches(covarian
 def test_averaging_over_one_batch_is_no_average():
     layout = CellLayout(G)
     initial = cells(K, layout)
-    encoder = GaussianEncoder(nn.Sequential(CellFeatures(layout), cell_mlp(G + 1, (H,))), H, D)
+    encoder = CorrelatedEncoder(nn.Sequential(CellFeatures(layout), cell_mlp(G + 1, (H,))), H, D)
     for batch in PSEUDO_BATCHES:
         centres = CellPseudoInputs(layout, initial, batch).encode(encoder)
         with inference_mode(encoder):

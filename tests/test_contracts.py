@@ -3,14 +3,14 @@
 import pyro
 import pytest
 import torch
-from common import HIERARCHY, SITES
+from common import HIERARCHY, SITES, CorrelatedEncoder
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
 
 from pyro_vmm.likelihoods import LIKELIHOODS
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
+from pyro_vmm.networks import Decoder, mlp
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.training import Trainer, TrainingConfig
 
@@ -37,7 +37,7 @@ def build_likelihood(name: str, event_shape=(G,)) -> nn.Module:
 def build(prior: str = "vmm", likelihood: str = "normal", latent_dim: int = 2) -> VAE:
     likelihood = build_likelihood(likelihood)
     return VAE(
-        GaussianEncoder(mlp(G, (8,)), 8, latent_dim),
+        CorrelatedEncoder(mlp(G, (8,)), 8, latent_dim),
         Decoder(mlp(latent_dim, (8,)), 8, (G,), likelihood.outputs_per_feature),
         likelihood,
         build_prior(prior, latent_dim),

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from common import CorrelatedEncoder
 from pyro.infer import TraceEnum_ELBO
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -14,7 +15,7 @@ from pyro_vmm.distributions import ReciprocalGamma, TrilNormal
 from pyro_vmm.elbo import Elbo
 from pyro_vmm.likelihoods import Normal, SharedScaleNormal
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
+from pyro_vmm.networks import Decoder, mlp
 from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
 from pyro_vmm.training import Steps, TrainingConfig
 
@@ -42,7 +43,7 @@ class Subsampled(VAE):
 
 
 def build(prior: str, cls=VAE) -> VAE:
-    encoder = GaussianEncoder(mlp(G, (6,)), 6, D)
+    encoder = CorrelatedEncoder(mlp(G, (6,)), 6, D)
     return cls(encoder, Decoder(mlp(D, (6,)), 6, (G,)), Normal((G,)), PRIORS[prior]())
 
 

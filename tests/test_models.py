@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from common import CorrelatedEncoder
 from pyro import poutine
 from torch import nn
 from torch.nn import functional as F
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from pyro_vmm.elbo import Elbo
 from pyro_vmm.likelihoods import CustomLikelihood, Normal, StudentT
 from pyro_vmm.models import VAE, show_parameters
-from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
+from pyro_vmm.networks import Decoder, mlp
 from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
 
 M, G, D, K = 6, 4, 2, 3
@@ -26,7 +27,7 @@ PLATES = {"_INPUT", "_RETURN", "data", "components"}
 
 
 def build(prior: str = "vmm", likelihood: nn.Module | None = None, covariance: str = "full") -> VAE:
-    encoder = GaussianEncoder(mlp(G, (8,), nn.Tanh), 8, D, covariance)
+    encoder = CorrelatedEncoder(mlp(G, (8,), nn.Tanh), 8, D, covariance)
     return VAE(encoder, Decoder(mlp(D, (8,), nn.Tanh), 8, (G,)), likelihood or Normal((G,)), PRIORS[prior]())
 
 

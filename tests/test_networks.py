@@ -97,7 +97,7 @@ def test_inverse_softplus(value):
 @pytest.mark.parametrize("dim", [1, 3])
 def test_full_covariance_against_the_dense_formula(dim):
     """N(m, T T^T): the head gives m, then T row by row, its diagonal through softplus."""
-    encoder = GaussianEncoder(nn.Identity(), 4, dim, "full")
+    encoder = GaussianEncoder(nn.Identity(), 4, dim, "full", "random")
     x = torch.randn(6, 4)
     out = x @ encoder.head.weight.T + encoder.head.bias
     tril = torch.zeros(6, dim, dim)
@@ -112,6 +112,27 @@ def test_full_covariance_against_the_dense_formula(dim):
     torch.testing.assert_close(q.mean, out[:, :dim])
     torch.testing.assert_close(q.covariance_matrix, tril @ tril.mT)
     torch.testing.assert_close(scale_tril(q), tril)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_a_full_covariance_starts_diagonal_and_learns_the_rest(dim):
+    encoder = GaussianEncoder(nn.Identity(), 4, dim)
+    x = torch.randn(6, 4)
+    tril = scale_tril(encoder(x))
+    assert (tril.tril(-1) == 0).all()
+    # The rest is as random as where all entries are.
+    torch.manual_seed(0)
+    random = GaussianEncoder(nn.Identity(), 4, dim, covariance_start="random")
+    torch.manual_seed(0)
+    again = GaussianEncoder(nn.Identity(), 4, dim)
+    torch.testing.assert_close(again(x).mean, random(x).mean)
+    diagonals = [scale_tril(each(x)).diagonal(dim1=-2, dim2=-1) for each in (again, random)]
+    torch.testing.assert_close(*diagonals)
+    assert (scale_tril(random(x)).tril(-1) != 0).sum() == 6 * dim * (dim - 1) // 2
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+    encoder(x).log_prob(torch.randn(6, dim)).sum().backward()
+    optimizer.step()
+    assert (scale_tril(encoder(x)).tril(-1) != 0).sum() == 6 * dim * (dim - 1) // 2
 
 
 def test_diagonal_covariance_against_the_dense_formula():
@@ -130,6 +151,8 @@ def test_diagonal_covariance_against_the_dense_formula():
 def test_encoder_refuses_another_covariance():
     with pytest.raises(ValueError, match="covariance='diag' should be one of"):
         GaussianEncoder(nn.Identity(), 4, 3, "diag")
+    with pytest.raises(ValueError, match="covariance_start='zero' should be one of"):
+        GaussianEncoder(nn.Identity(), 4, 3, covariance_start="zero")
 
 
 @pytest.mark.parametrize(("outputs", "extra"), [(1, ()), (3, (3,))])

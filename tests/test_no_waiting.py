@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 import pyro.distributions as dist
 import pytest
 import torch
+from common import CorrelatedEncoder
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +20,7 @@ from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.estimators import building
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, LIKELIHOODS, CustomLikelihood
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import Decoder, GaussianEncoder, cell_mlp, conv_encoder, mlp
+from pyro_vmm.networks import Decoder, cell_mlp, conv_encoder, mlp
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
 from pyro_vmm.training import Steps, TrainingConfig
 from pyro_vmm.training.graphs import DeviceConstants
@@ -106,7 +107,7 @@ def arrays(prior="vmm", likelihood="normal", covariance="full", body=mlp, shape=
     rows = torch.rand(K, *shape).round()
     features = nn.Sequential(*likelihood.features())
     width = features(rows)[0].numel()
-    encoder = GaussianEncoder(nn.Sequential(features, body(width, (8,))), 8, D, covariance)
+    encoder = CorrelatedEncoder(nn.Sequential(features, body(width, (8,))), 8, D, covariance)
     decoder = Decoder(mlp(D, (8,)), 8, shape, likelihood.outputs_per_feature)
     return VAE(encoder, decoder, likelihood, building.build_prior(prior, D, rows, settings))
 

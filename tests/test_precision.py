@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from common import CorrelatedEncoder
 from pyro.distributions import TorchDistribution
 from sklearn.datasets import load_digits
 from torch import nn
@@ -12,7 +13,7 @@ from pyro_vmm import VMM, precision
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.likelihoods import Normal
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
+from pyro_vmm.networks import Decoder, mlp
 from pyro_vmm.precision import in_precision, network_precision
 from pyro_vmm.priors import VampMixture
 from pyro_vmm.training import Steps, Trainer, TrainingConfig
@@ -28,7 +29,7 @@ def matmul():
 
 def build() -> VAE:
     torch.manual_seed(0)
-    encoder, decoder = GaussianEncoder(mlp(G, (16,)), 16, D), Decoder(mlp(D, (16,)), 16, (G,))
+    encoder, decoder = CorrelatedEncoder(mlp(G, (16,)), 16, D), Decoder(mlp(D, (16,)), 16, (G,))
     return VAE(encoder, decoder, Normal((G,)), VampMixture(D, torch.randn(K, G))).float().train()
 
 

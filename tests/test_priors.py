@@ -5,6 +5,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from common import CorrelatedEncoder
 from pyro import poutine
 from pyro.infer import Predictive, TraceEnum_ELBO
 from torch import nn
@@ -19,7 +20,7 @@ HYPER_SITES = ["alpha", "log_pi", "mu", "precision_tril"]
 
 
 def make_encoder() -> GaussianEncoder:
-    return GaussianEncoder(mlp(4, (6,), nn.Tanh), 6, D)
+    return CorrelatedEncoder(mlp(4, (6,), nn.Tanh), 6, D)
 
 
 def make_prior(kind: str, **settings):
@@ -135,7 +136,7 @@ def any_prior(kind: str):
 @pytest.mark.parametrize("kind", ["standard_normal", "vamp", "gmm", "vmm"])
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 def test_p_z_is_mixture_same_family(kind, covariance):
-    prior, encoder, z = any_prior(kind), GaussianEncoder(mlp(4, (6,), nn.Tanh), 6, D, covariance), torch.randn(M, D)
+    prior, encoder, z = any_prior(kind), CorrelatedEncoder(mlp(4, (6,), nn.Tanh), 6, D, covariance), torch.randn(M, D)
     if covariance == "diagonal":
         # torch's mixture wants one class of component.
         q = encoder(torch.randn(1, 4))
@@ -259,7 +260,7 @@ def test_sampled_and_analytic_agree_for_points():
 
 
 def noisy_encoder() -> GaussianEncoder:
-    return GaussianEncoder(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5)), 6, D)
+    return CorrelatedEncoder(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5)), 6, D)
 
 
 @pytest.mark.parametrize("kind", ["vamp", "vmm"])

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from common import CorrelatedEncoder
 from pyro import poutine
 from pyro.infer import SVI, Predictive, TraceEnum_ELBO
 from scipy import stats
@@ -16,7 +17,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vmm.likelihoods import Normal
 from pyro_vmm.models import VAE, LatentVariableModel
-from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
+from pyro_vmm.networks import Decoder, mlp
 from pyro_vmm.rivals import DeepLatentGaussianMixture, GaussianMixtureVAE, MeanFieldElbo, VariationalDeepEmbedding
 from pyro_vmm.rivals.dlgmm import MixtureEncoder, StickBreakingMixture
 from pyro_vmm.rivals.estimators import log_evidence
@@ -38,7 +39,7 @@ def build(method: str, information_floor: float = 0.0) -> LatentVariableModel:
         vae = DeepLatentGaussianMixture(MixtureEncoder(body, 8, D, K), decoder, likelihood, prior)
     else:
         covariance = "full" if method == "vade-full" else "diagonal"
-        encoder, prior = GaussianEncoder(body, 8, D, covariance), TrainedMixture(torch.randn(K, D), covariance)
+        encoder, prior = CorrelatedEncoder(body, 8, D, covariance), TrainedMixture(torch.randn(K, D), covariance)
         vae = VariationalDeepEmbedding(encoder, decoder, likelihood, prior)
     with torch.no_grad():
         for parameter in vae.parameters():

@@ -12,13 +12,14 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from common import CorrelatedEncoder
 from torch import nn
 
 from pyro_vmm import files
 from pyro_vmm.elbo import Elbo
 from pyro_vmm.likelihoods import Normal
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
+from pyro_vmm.networks import Decoder, mlp
 from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
 from pyro_vmm.training import Trainer, TrainingConfig, TrainingDiverged
 
@@ -45,7 +46,8 @@ def build(prior: str = "vmm", networks=lambda features: mlp(features, (8,)), see
         "gmm": lambda: GaussianMixture(torch.randn(K, D), **settings),
         "vmm": lambda: VampMixture(D, x, **settings),
     }
-    return VAE(GaussianEncoder(networks(G), 8, D), Decoder(networks(D), 8, (G,)), Normal((G,)), priors[prior]())
+    encoder, decoder = CorrelatedEncoder(networks(G), 8, D), Decoder(networks(D), 8, (G,))
+    return VAE(encoder, decoder, Normal((G,)), priors[prior]())
 
 
 def config(**changes) -> TrainingConfig:

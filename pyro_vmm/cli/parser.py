@@ -10,7 +10,7 @@ from pyro_vmm.data.user_files import HEADERS
 from pyro_vmm.estimators.building import INIT_CENTRES, INITS, SCALINGS
 from pyro_vmm.estimators.cells import LIBRARIES
 from pyro_vmm.hyperpriors import HYPERPRIORS
-from pyro_vmm.networks import COVARIANCES
+from pyro_vmm.networks import COVARIANCE_STARTS, COVARIANCES
 from pyro_vmm.precision import PRECISIONS
 from pyro_vmm.priors import EXPECTATIONS, PRIORS, RESPONSIBILITIES
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES
@@ -139,6 +139,8 @@ def _add_model(group: Group) -> None:
     group.add("hidden", "widths of the encoder's layers, mirrored in the decoder", type=int, nargs="+", metavar="H")
     group.add("network", "mlp, or a small convolutional net for images", choices=["mlp", "conv"])
     group.add("covariance", "of q(z | x)", choices=list(COVARIANCES))
+    told = "a full one at first; random is the authors'; arrays only"
+    group.add("covariance_start", told, choices=list(COVARIANCE_STARTS))
 
 
 def _add_cell_model(group: Group) -> None:

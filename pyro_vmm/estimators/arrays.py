@@ -15,6 +15,7 @@ from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.likelihoods import LIKELIHOODS, Likelihood
 from pyro_vmm.models import VAE
+from pyro_vmm.networks import COVARIANCE_STARTS
 from pyro_vmm.priors import Prior
 from pyro_vmm.pseudo_inputs import PseudoInputs
 
@@ -37,6 +38,8 @@ class VMM(FittedArrays):
         encoder: "mlp", "conv" for images (N, H, W) or (N, C, H, W), or a module from x (N, ...) to features (N, H).
         decoder: "mlp", "conv", or a module from z (N, D) to features (N, H).
         covariance: of q(z | x), "full" or "diagonal".
+        covariance_start: a full one starts "diagonal", or "random" as in the authors' code, which in many dimensions
+            merges clusters; see :class:`~pyro_vmm.networks.GaussianEncoder`.
         scaling: "range" maps all features together to [-1, 1], right for images and features of one unit; "standard"
             gives each feature mean 0 and variance 1, right for tables; None leaves X alone; "auto" is "range" for the
             likelihoods "normal" and "student_t", else None.
@@ -93,6 +96,7 @@ class VMM(FittedArrays):
         encoder: str | nn.Module = "mlp",
         decoder: str | nn.Module = "mlp",
         covariance: str = "full",
+        covariance_start: str = "diagonal",
         scaling: str | None = "auto",
         init: str = "random",
         train_pseudo_inputs: bool = True,
@@ -130,6 +134,7 @@ class VMM(FittedArrays):
         self.encoder = encoder
         self.decoder = decoder
         self.covariance = covariance
+        self.covariance_start = covariance_start
         self.scaling = scaling
         self.init = init
         self.train_pseudo_inputs = train_pseudo_inputs
@@ -226,6 +231,7 @@ class VMM(FittedArrays):
     def _check_parameters(self) -> None:
         """Whatever can be told to be wrong without looking at X."""
         self._check_shared_parameters(tuple(LIKELIHOODS))
+        check_choice("covariance_start", self.covariance_start, COVARIANCE_STARTS)
         check_choice("scaling", self.scaling, building.SCALINGS)
         check_choice("init", self.init, building.INITS)
         check_choice("train_pseudo_inputs", self.train_pseudo_inputs, (True, False))
@@ -266,7 +272,7 @@ class VMM(FittedArrays):
         return building.build_likelihood(self.likelihood, self.event_shape_, self.likelihood_options_)
 
     def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> VAE:
-        networks = (self.encoder, self.decoder, self.hidden, self.latent_dim, self.covariance)
+        networks = (self.encoder, self.decoder, self.hidden, self.latent_dim, self.covariance, self.covariance_start)
         return building.build_vae(likelihood, rows, *networks)
 
     def _build_prior(self, rows: Tensor) -> Prior:

@@ -158,6 +158,7 @@ def build_vae(
     hidden: Sequence[int],
     latent_dim: int,
     covariance: str,
+    covariance_start: str,
 ) -> VAE:
     """The networks around a likelihood, in float32; the prior is a placeholder until there are pseudo-inputs.
 
@@ -167,7 +168,7 @@ def build_vae(
         encoder, decoder: "mlp", "conv" or a module, which is copied.
         hidden: widths of an "mlp" encoder; the decoder has them in reverse.
         latent_dim: D.
-        covariance: of q(z; x).
+        covariance, covariance_start: of q(z; x).
     """
     event_shape = rows.shape[1:]
     if isinstance(encoder, nn.Module):
@@ -177,7 +178,7 @@ def build_vae(
     else:
         features = nn.Sequential(*likelihood.features())
         body = nn.Sequential(*features, mlp(features(rows)[0].numel(), hidden))
-    qz = GaussianEncoder(body, output_width(body, rows, "encoder"), latent_dim, covariance)
+    qz = GaussianEncoder(body, output_width(body, rows, "encoder"), latent_dim, covariance, covariance_start)
     if isinstance(decoder, nn.Module):
         body = _own(decoder)
     else:

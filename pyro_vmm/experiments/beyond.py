@@ -13,6 +13,7 @@ from pyro_vmm.experiments import images, tabular
 from pyro_vmm.experiments.runs import Run
 from pyro_vmm.experiments.scales import Scale
 from pyro_vmm.hyperpriors import HYPERPRIORS
+from pyro_vmm.networks import COVARIANCE_STARTS
 from pyro_vmm.priors import RESPONSIBILITIES
 
 ABLATION = {
@@ -46,10 +47,12 @@ def ablation_runs(scale: Scale, trials: int) -> Iterator[Run]:
 
 
 def sensitivity_runs(scale: Scale, trials: int) -> Iterator[Run]:
-    """K, D and the rows that pseudo-inputs start from, one at a time; all meet at table 1's own run."""
+    """K, D, the rows that pseudo-inputs start from and q(z; x), one at a time; all meet at table 1's own run."""
     variants = {f"vmm-K-{k}": {"n_components": k} for k in scale.component_counts}
     variants |= {f"vmm-D-{d}": {"latent_dim": d} for d in scale.varied_dims}
-    return _runs(scale, trials, variants | {f"vmm-{init}": {"init": init} for init in INITS})
+    variants |= {f"vmm-{init}": {"init": init} for init in INITS}
+    variants |= {f"vmm-start-{start}": {"covariance_start": start} for start in COVARIANCE_STARTS}
+    return _runs(scale, trials, variants | {"vmm-diagonal": {"covariance": "diagonal"}})
 
 
 def _runs(scale: Scale, trials: int, variants: Mapping[str, dict]) -> Iterator[Run]:
@@ -86,4 +89,7 @@ def preset_row(run: Run) -> str:
 def sensitivity_row(run: Run) -> str:
     """What a run's row is called in the table of sensitivity."""
     found = _parameters(run)
-    return f"K = {found['n_components']}, D = {found['latent_dim']}, {found['init']} rows"
+    row = f"K = {found['n_components']}, D = {found['latent_dim']}, {found['init']} rows"
+    if found["covariance"] == "diagonal":
+        return f"{row}, q(z; x) diagonal"
+    return row if found["covariance_start"] == "diagonal" else f"{row}, q(z; x) random at first"

@@ -44,6 +44,7 @@ class Rival(VMM):
     freeze_after, reuse_draws, capture, precision = None, False, "auto", "float32"
     #: The GMVAE and the DLGMM are defined for it alone.
     covariance = "diagonal"
+    covariance_start = "diagonal"
 
     def __init__(
         self,

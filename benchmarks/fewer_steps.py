@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from pyro_vmm import VMM, files, metrics
 from pyro_vmm.networks import inference_mode
 
-BASE = {"latent_dim": 6, "hidden": (128, 128), "patience": None, "device": "cpu"}
+BASE = {"latent_dim": 6, "covariance_start": "random", "hidden": (128, 128), "patience": None, "device": "cpu"}
 CONSOLIDATED = {"consolidation_steps": 700, "consolidation_learning_rate": 3e-3}
 SCHEDULES: dict[str, dict] = {
     "1e-3, 300 epochs": {"learning_rate": 1e-3, "epochs": 300},

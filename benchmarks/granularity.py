@@ -27,8 +27,15 @@ FILES = {
 }
 #: Settings of ``VMM``; cells have the defaults of ``SingleCellVMM``.
 SETTINGS = {
-    "digits": {"latent_dim": 6, "hidden": (128, 128), "learning_rate": 1e-3, "epochs": 200},
+    "digits": {
+        "covariance_start": "random",
+        "latent_dim": 6,
+        "hidden": (128, 128),
+        "learning_rate": 1e-3,
+        "epochs": 200,
+    },
     "breast_cancer": {
+        "covariance_start": "random",
         "latent_dim": 5,
         "hidden": (64, 64),
         "learning_rate": 1e-3,

@@ -44,7 +44,9 @@ def build(x: torch.Tensor, latent_dim: int, n_components: int, preset: str, m_pr
         m_prior=m_prior,
         responsibilities="differentiated" if preset == "reference" else "held",
     )
-    encoder = GaussianEncoder(mlp(event_shape.numel(), HIDDEN), HIDDEN[-1], latent_dim)
+    # The authors' start, as the curve that this one stands beside has it.
+    features = mlp(event_shape.numel(), HIDDEN)
+    encoder = GaussianEncoder(features, HIDDEN[-1], latent_dim, covariance_start="random")
     decoder = Decoder(mlp(latent_dim, HIDDEN[::-1]), HIDDEN[0], event_shape)
     return VAE(encoder, decoder, Normal(event_shape), prior)
 

@@ -27,7 +27,7 @@ IMAGES = {
 #: By data set; "table" and "file" are for the user's own.
 ARRAY_PRESETS: dict[str, dict] = {
     "digits": {
-        "latent_dim": 6,
+        "latent_dim": 20,
         "hidden": [128, 128],
         "learning_rate": 1e-3,
         "epochs": 265,

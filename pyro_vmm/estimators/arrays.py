@@ -80,7 +80,7 @@ class VMM(FittedArrays):
         >>> from sklearn.datasets import load_digits
         >>> from pyro_vmm import VMM
         >>> X, _ = load_digits(return_X_y=True)
-        >>> model = VMM(latent_dim=6, hidden=(128, 128), learning_rate=1e-3, random_state=0)
+        >>> model = VMM(latent_dim=20, hidden=(128, 128), learning_rate=1e-3, random_state=0)
         >>> clusters = model.fit_predict(X)
     """
 

@@ -29,8 +29,8 @@ ARRAY_PRESETS: dict[str, dict] = {
     "digits": {
         "latent_dim": 20,
         "hidden": [128, 128],
-        "learning_rate": 1e-3,
-        "epochs": 265,
+        "learning_rate": 2e-3,
+        "epochs": 133,
     },
     "mnist": IMAGES,
     "fashion_mnist": IMAGES,

@@ -11,8 +11,9 @@ from pyro_vmm.data.cell_sets import (
     load_split_seq,
     select_genes,
 )
+from pyro_vmm.data.dataset import Dataset
 from pyro_vmm.data.images import load, load_digits, load_fashion_mnist, load_mnist
-from pyro_vmm.data.user_files import Dataset, load_file
+from pyro_vmm.data.user_files import load_file
 
 __all__ = [
     "CELL_PRESETS",

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from sklearn import datasets as sklearn_datasets
 
+from pyro_vmm.data.dataset import Dataset
 from pyro_vmm.data.root import data_root
-from pyro_vmm.data.user_files import READERS, Dataset, load_file, table_options
+from pyro_vmm.data.user_files import READERS, load_file, table_options
 
 IDX_FILES = (
     "train-images-idx3-ubyte",

@@ -8,35 +8,16 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from pyro_vmm.checks import check_choice
+from pyro_vmm.data.dataset import Dataset
 
 HEADERS = ("auto", "yes", "no")
 Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # x, labels, row names
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Rows to cluster, with what is known about them.
-
-    Arguments:
-        x: The data, shape (N, *event_shape): float32 for the named sets, a file's own real dtype.
-        labels: The known class of each row, shape (N,), or None. Never used in training.
-        name: The data set's name, or the file's without its ending.
-        n_train: The first ``n_train`` rows are the official training set; None where there is none.
-        row_names: A name for each row, shape (N,), or None.
-    """
-
-    x: np.ndarray
-    labels: np.ndarray | None
-    name: str
-    n_train: int | None = None
-    row_names: np.ndarray | None = None
 
 
 def load_file(

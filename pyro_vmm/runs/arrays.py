@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyro_vmm import plots
-from pyro_vmm.data.user_files import Dataset
+from pyro_vmm.data.dataset import Dataset
 from pyro_vmm.estimators import VMM
 from pyro_vmm.runs import tables
 

@@ -1,0 +1,24 @@
+"""What the arrays of a data set are."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Rows to cluster, with what is known about them.
+
+    Arguments:
+        x: The data, shape (N, *event_shape): float32 for the named sets, a file's own real dtype.
+        labels: The known class of each row, shape (N,), or None. Never used in training.
+        name: The data set's name, or the file's without its ending.
+        n_train: The first ``n_train`` rows are the official training set; None where there is none.
+        row_names: A name for each row, shape (N,), or None.
+    """
+
+    x: np.ndarray
+    labels: np.ndarray | None
+    name: str
+    n_train: int | None = None
+    row_names: np.ndarray | None = None

@@ -234,5 +234,7 @@ def test_parameters_are_a_rivals_own_and_the_shared_ones():
     shared = set(VMM().get_params()) & set(DLGMM().get_params())
     assert {"n_components", "latent_dim", "hidden", "likelihood", "batch_size", "random_state"} <= shared
     assert set(DLGMM().get_params()) - shared == {"concentration"}
-    assert set(VaDE().get_params()) - shared == {"covariance", "pretraining_epochs", "pretraining_learning_rate"}
+    covariance, pretraining = {"covariance", "covariance_start"}, {"pretraining_epochs", "pretraining_learning_rate"}
+    assert set(VaDE().get_params()) - shared == covariance | pretraining
+    assert VaDE().covariance_start == VMM().covariance_start
     assert clone(VaDE(pretraining_epochs=3, epochs=4)).get_params()["pretraining_epochs"] == 3

@@ -100,7 +100,12 @@ SCALES = {
         },
         # The hyper-prior and the start of the authors' code, which the published numbers come from.
         ours={"n_components": 100, "m_prior": 256, "hyperprior": "reference", "covariance_start": "random"},
-        vade={"covariance": "full", "pretraining_epochs": 13, "pretraining_learning_rate": 2e-3},
+        vade={
+            "covariance": "full",
+            "covariance_start": "random",
+            "pretraining_epochs": 13,
+            "pretraining_learning_rate": 2e-3,
+        },
         configurations={"labels": LABELS, "label-free": LABEL_FREE},
         surgery={"epochs": 500, "patience": 20, **LABEL_FREE},
         cell_sets=("cortex", "pbmc", "split_seq", "lung_atlas", *Scale.cell_sets),

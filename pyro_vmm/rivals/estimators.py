@@ -43,8 +43,7 @@ class Rival(VMM):
     hyperprior, consolidation_steps, consolidation_learning_rate = "paper", 0, 1.0
     freeze_after, reuse_draws, capture, precision = None, False, "auto", "float32"
     #: The GMVAE and the DLGMM are defined for it alone.
-    covariance = "diagonal"
-    covariance_start = "diagonal"
+    covariance, covariance_start = "diagonal", "diagonal"
 
     def __init__(
         self,
@@ -125,6 +124,7 @@ class VaDE(Rival):
         latent_dim: D.
         covariance: of q(z | x) and of the prior's components, "diagonal" as in the paper, or "full" as in the
             comparison by the VMM's authors.
+        covariance_start: of a full one of q(z | x), see :class:`~pyro_vmm.VMM`.
         pretraining_epochs: of the autoencoder; with 0 the mixture is fitted to the codes of an untrained encoder. A
             checkpoint is written after each.
         pretraining_learning_rate: of Adam.
@@ -137,12 +137,14 @@ class VaDE(Rival):
         latent_dim: int = 10,
         *,
         covariance: str = "diagonal",
+        covariance_start: str = "diagonal",
         pretraining_epochs: int = 50,
         pretraining_learning_rate: float = 1e-3,
         **settings,
     ):
         super().__init__(n_components, latent_dim, **settings)
         self.covariance = covariance
+        self.covariance_start = covariance_start
         self.pretraining_epochs = pretraining_epochs
         self.pretraining_learning_rate = pretraining_learning_rate
 

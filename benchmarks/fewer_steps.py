@@ -23,6 +23,7 @@ from sklearn.datasets import load_digits
 from pyro_vmm import VMM, files, metrics
 from pyro_vmm.networks import inference_mode
 
+#: The start is that of the page in results/.
 BASE = {"latent_dim": 6, "covariance_start": "random", "hidden": (128, 128), "patience": None, "device": "cpu"}
 CONSOLIDATED = {"consolidation_steps": 700, "consolidation_learning_rate": 3e-3}
 SCHEDULES: dict[str, dict] = {

@@ -25,7 +25,7 @@ FILES = {
     "breast_cancer": "Scikit-learn's breast cancer table, two classes",
     **integration_data.TITLES,
 }
-#: Settings of ``VMM``; cells have the defaults of ``SingleCellVMM``.
+#: Settings of ``VMM``; cells have the defaults of ``SingleCellVMM``. The start is that of the page in results/.
 SETTINGS = {
     "digits": {
         "covariance_start": "random",

@@ -12,7 +12,7 @@ from pyro_vmm.likelihoods import LIKELIHOODS
 from pyro_vmm.runs import ArrayResults
 
 # 1/7 are as many rows as the official test sets have. The paper's rate, a fifth of this one, takes nine times the
-# epochs on MNIST to no better clusters (benchmarks/results); its 30 dimensions for Fashion-MNIST cost half as much again.
+# epochs on MNIST to no better clusters (benchmarks/results).
 IMAGES = {
     "latent_dim": 10,
     "hyperprior": "reference",

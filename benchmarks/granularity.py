@@ -13,10 +13,13 @@ import integration_data
 import numpy as np
 import pandas as pd
 import tables
-from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.datasets import load_digits
 
 import pyro_vmm
 from pyro_vmm import VMM, SingleCellVMM, metrics, plots
+from pyro_vmm.cli.arrays import ARRAY_PRESETS
+from pyro_vmm.experiments import tabular
+from pyro_vmm.experiments.scales import SCALES
 from pyro_vmm.selection.evidence import ALL
 
 DEFAULT = 256
@@ -25,32 +28,20 @@ FILES = {
     "breast_cancer": "Scikit-learn's breast cancer table, two classes",
     **integration_data.TITLES,
 }
-#: Settings of ``VMM``; cells have the defaults of ``SingleCellVMM``. The start is that of the page in results/.
-SETTINGS = {
-    "digits": {
-        "covariance_start": "random",
-        "latent_dim": 6,
-        "hidden": (128, 128),
-        "learning_rate": 1e-3,
-        "epochs": 200,
-    },
-    "breast_cancer": {
-        "covariance_start": "random",
-        "latent_dim": 5,
-        "hidden": (64, 64),
-        "learning_rate": 1e-3,
-        "epochs": 100,
-        "batch_size": 64,
-        "scaling": "standard",
-    },
-}
 
 
 def load(name: str):
-    """An estimator, its data, and labels (N,)."""
-    if name in SETTINGS:
-        X, labels = (load_digits if name == "digits" else load_breast_cancer)(return_X_y=True)
-        return VMM(**SETTINGS[name]), X, labels
+    """An estimator, its data, and labels (N,).
+
+    The settings are those of ``scripts/fit.py`` for the digits, of ``scripts/reproduce.py tabular --scale small`` for
+    the table, and the defaults of ``SingleCellVMM``.
+    """
+    if name == "digits":
+        X, labels = load_digits(return_X_y=True)
+        return VMM(**ARRAY_PRESETS[name]), X, labels
+    if name == "breast_cancer":
+        X, labels = tabular.load(name)
+        return VMM(**tabular.estimator_settings(SCALES["small"].tabular["vmm"], *X.shape)), X, labels
     adata = integration_data.load(name)
     return SingleCellVMM(batch_key="batch"), adata, adata.obs["cell_type"].to_numpy()
 
@@ -106,7 +97,7 @@ def section(name: str, selection: pyro_vmm.selection.Selection, labels: np.ndarr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", nargs="+", default=list(SETTINGS), choices=list(FILES))
+    parser.add_argument("--files", nargs="+", default=["digits", "breast_cancer"], choices=list(FILES))
     parser.add_argument("--m-prior", type=float, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/granularity"), help="keeps finished fits")

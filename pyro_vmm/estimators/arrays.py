@@ -37,7 +37,8 @@ class VMM(FittedArrays):
         hidden: widths of the encoder's layers, mirrored in the decoder; the paper's images have (500, 500, 2000).
         encoder: "mlp", "conv" for images (N, H, W) or (N, C, H, W), or a module from x (N, ...) to features (N, H).
         decoder: "mlp", "conv", or a module from z (N, D) to features (N, H).
-        covariance: of q(z | x), "full" or "diagonal".
+        covariance: of q(z | x), "full" or "diagonal", which in twenty dimensions or more learns faster and clusters
+            better.
         covariance_start: a full one starts "diagonal", or "random" as in the authors' code, which in many dimensions
             merges clusters; see :class:`~pyro_vmm.networks.GaussianEncoder`.
         scaling: "range" maps all features together to [-1, 1], right for images and features of one unit; "standard"

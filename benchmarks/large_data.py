@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -183,8 +184,6 @@ def main() -> None:
 
 
 def report(rows: list[list[str]], args: argparse.Namespace) -> None:
-    import anndata
-    import h5py
     import tables
 
     lines = [*tables.header(COLUMNS), *map(tables.line, rows)]
@@ -192,8 +191,8 @@ def report(rows: list[list[str]], args: argparse.Namespace) -> None:
     if args.out:
         about = (
             f"`python benchmarks/large_data.py --batch-size {args.batch_size} --compression {args.compression}`: "
-            f"{GENES:,} genes, {TYPES} types, {BATCHES} batches; {tables.machine(1)}, anndata {anndata.__version__}, "
-            f"h5py {h5py.__version__}. Medians of the epochs, largest of the peaks."
+            f"{GENES:,} genes, {TYPES} types, {BATCHES} batches; {tables.machine(1)}, anndata {version('anndata')}, "
+            f"h5py {version('h5py')}. Medians of the epochs, largest of the peaks."
         )
         tables.write(args.out, "Cells in a file, and in memory", about, lines)
 

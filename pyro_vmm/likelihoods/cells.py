@@ -50,12 +50,11 @@ class CellLikelihood(nn.Module):
 
     def expression(self, h: Tensor) -> Tensor:
         """Normalised expression, (..., G): positive, one over all genes."""
-        return self.rows(h)[0].softmax(-1)
+        return self.first(h).softmax(-1)
 
-    def rows(self, h: Tensor) -> tuple[Tensor, ...]:
-        """The P' rows of the decoder's output, each (..., G)."""
-        # unbind, as its gradient is one copy; that of each h[..., i, :] is as large as h, and mostly zeros.
-        return (h,) if self.outputs_per_gene == 1 else h.unbind(-2)
+    def first(self, h: Tensor) -> Tensor:
+        """The decoder's first row, (..., G)."""
+        return h if self.outputs_per_gene == 1 else h[..., 0, :]
 
     def check(self, values: Tensor) -> None:
         """Raise ``ValueError`` if values (M, G), already known to be counts where they should be, have no density."""
@@ -87,14 +86,13 @@ class NegativeBinomialCounts(CellLikelihood):
             self.log_inverse_dispersion = nn.Parameter(torch.zeros(rows, layout.n_genes))
 
     def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
-        rows = self.rows(h)
-        mean, theta = library * rows[0].softmax(-1), self.inverse_dispersion(rows, covariates)
-        return NegativeBinomial(mean, theta).to_event(1)
+        mean = library * self.expression(h)
+        return NegativeBinomial(mean, self.inverse_dispersion(h, covariates)).to_event(1)
 
-    def inverse_dispersion(self, rows: tuple[Tensor, ...], covariates: Tensor) -> Tensor:
+    def inverse_dispersion(self, h: Tensor, covariates: Tensor) -> Tensor:
         """Positive, of a shape that broadcasts with (..., G)."""
         if self.dispersion == "gene-cell":
-            log = rows[-1]
+            log = h[..., -1, :]
         elif self.dispersion == "gene-batch":
             log = self.layout.batch(covariates) @ self.log_inverse_dispersion
         else:
@@ -113,9 +111,8 @@ class ZeroInflatedNegativeBinomialCounts(NegativeBinomialCounts):
     outputs_per_gene = 2
 
     def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
-        rows = self.rows(h)
-        mean, theta = library * rows[0].softmax(-1), self.inverse_dispersion(rows, covariates)
-        return ZeroInflatedNegativeBinomial(mean, theta, rows[1]).to_event(1)
+        mean, theta = library * self.expression(h), self.inverse_dispersion(h, covariates)
+        return ZeroInflatedNegativeBinomial(mean, theta, h[..., 1, :]).to_event(1)
 
 
 class BinaryPeaks(CellLikelihood):
@@ -206,7 +203,7 @@ class CustomCellLikelihood(CellLikelihood):
         return distribution.to_event(len(distribution.batch_shape) - rows)
 
     def expression(self, h: Tensor) -> Tensor:
-        return super().expression(h) if self.counts else self.rows(h)[0]
+        return super().expression(h) if self.counts else self.first(h)
 
     def check(self, values: Tensor) -> None:
         """Try the callable: it has to return a distribution of the right shape that can score the values."""

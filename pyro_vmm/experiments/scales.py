@@ -34,7 +34,15 @@ def tabular(
         "k_means": {"n_init": 10},
         "mixture": {"n_components": n_components, "max_iter": max_iter},
         "hdbscan": {"least_rows": 5, "least_share": 1 / 256},
-        "vmm": {"estimator": vmm, "epochs": epochs, "steps": steps, "fall": 6.0, "m_prior": 256},
+        "vmm": {
+            "estimator": vmm,
+            "epochs": epochs,
+            "steps": steps,
+            "fall": 2.0,
+            "consolidation_steps": 2000,
+            "consolidation_fall": 6.0,
+            "m_prior": 256,
+        },
     }
 
 

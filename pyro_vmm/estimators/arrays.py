@@ -55,7 +55,8 @@ class VMM(FittedArrays):
             rows of the minibatch at hand.
         expectation: over the centres, "analytic" or "sampled".
         batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, monitor, freeze_after,
-            reuse_draws: see :class:`~pyro_vmm.training.TrainingConfig`.
+            reuse_draws: see :class:`~pyro_vmm.training.TrainingConfig`. A prior that learns more slowly than the networks
+            keeps neighbouring clusters apart until the encoder tells them apart; let it settle afterwards.
         consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see
             :meth:`~pyro_vmm.training.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
             many as training took.
@@ -81,7 +82,7 @@ class VMM(FittedArrays):
         >>> from sklearn.datasets import load_digits
         >>> from pyro_vmm import VMM
         >>> X, _ = load_digits(return_X_y=True)
-        >>> model = VMM(latent_dim=20, hidden=(128, 128), learning_rate=1e-3, random_state=0)
+        >>> model = VMM(latent_dim=20, covariance="diagonal", hidden=(128, 128), learning_rate=2e-3, random_state=0)
         >>> clusters = model.fit_predict(X)
     """
 

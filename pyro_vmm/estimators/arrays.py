@@ -56,7 +56,7 @@ class VMM(FittedArrays):
         expectation: over the centres, "analytic" or "sampled".
         batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, monitor, freeze_after,
             reuse_draws: see :class:`~pyro_vmm.training.TrainingConfig`. A prior that learns more slowly than the
-            networks does not merge neighbouring clusters before the encoder tells them apart; let it settle afterwards.
+            networks merges fewer clusters before the encoder tells them apart; let it settle afterwards.
         consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see
             :meth:`~pyro_vmm.training.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
             many as training took.

@@ -136,7 +136,8 @@ SCALES = {
             "likelihood_options": {"initial_scale": 1.0},
         },
         ours={"n_components": 100, "m_prior": 256, "hyperprior": "reference"},
-        vade={"covariance": "full", "pretraining_epochs": 13, "pretraining_learning_rate": 2e-3},
+        # The iterations of the pre-training are those at full scale, some 3,000.
+        vade={"covariance": "full", "pretraining_epochs": 85, "pretraining_learning_rate": 2e-3},
         configurations={"label-free": LABEL_FREE},
         surgery={"patience": 20, **LABEL_FREE},
     ),

@@ -116,7 +116,8 @@ class Rival(VMM):
 class VaDE(Rival):
     """Variational deep embedding (Jiang et al. 2017, arXiv:1611.05148): a Gaussian mixture prior, trained by the ELBO.
 
-    An autoencoder is trained first, and a mixture fitted to its codes; then all parameters are trained together. See
+    First the networks are trained without a prior, and a mixture is fitted to their codes; then all parameters are
+    trained together. See :func:`~pyro_vmm.rivals.vade.pretrain` and
     :class:`~pyro_vmm.rivals.vade.VariationalDeepEmbedding`.
 
     Parameters:
@@ -125,7 +126,7 @@ class VaDE(Rival):
         covariance: of q(z | x) and of the prior's components, "diagonal" as in the paper, or "full" as in the
             comparison by the VMM's authors.
         covariance_start: of a full one of q(z | x), see :class:`~pyro_vmm.VMM`.
-        pretraining_epochs: of the autoencoder; with 0 the mixture is fitted to the codes of an untrained encoder. A
+        pretraining_epochs: without the prior; with 0 the mixture is fitted to the codes of an untrained encoder. A
             checkpoint is written after each.
         pretraining_learning_rate: of Adam.
         settings: see :class:`Rival`.

@@ -114,23 +114,25 @@ def pretrain(
     checkpoint: Callable[[dict], None] | None = None,
     state: dict | None = None,
 ) -> list[float]:
-    """Train encoder and decoder as a plain autoencoder: no noise and no prior, z is the mean of q(z; x).
+    """Train everything but the prior by the ELBO without its KL: a stochastic autoencoder, as the VMM's authors do.
 
-    What it ascends is log p(x | z) with the likelihood's own parameters at rest: least squares if that is normal. The
-    paper pre-trains layer by layer, then as a whole; with rectified units the whole alone does.
+    The VaDE paper pre-trains a deterministic one. That leaves the covariance of q(z; x) and the scale of the noise
+    where they started, so that training would begin with draws that blur the codes which the mixture is fitted to, and
+    with a likelihood too weak to hold them against the KL: clusters merge.
 
     Arguments:
         vae: trained in place.
         x: training rows, (N, ...).
         epochs, batch_size, learning_rate: of Adam.
-        seed: of the order of the rows.
+        seed: of the order of the rows, and of the draws of z.
         checkpoint: called at the start and after every epoch with all that the rest depends on.
         state: what ``checkpoint`` was given, to continue from, bit for bit as if there had been no break.
 
     Returns:
         the mean of log p(x | z) in each epoch.
     """
-    parameters = [*vae.encoder.parameters(), *vae.decoder.parameters()]
+    trained = nn.ModuleList([vae.encoder, vae.decoder, vae.likelihood])
+    parameters = [p for p in trained.parameters() if p.requires_grad]
     optimizer, order, history = torch.optim.Adam(parameters, learning_rate), torch.Generator().manual_seed(seed), []
     device = vae.prior.origin.device
 
@@ -153,7 +155,7 @@ def pretrain(
             total = vae.prior.origin.new_zeros(())
             with closing(read(x, shuffled(x, batch_size, order))) as stream:
                 for batch in stream:
-                    loss = -vae.p_x(vae.encoder(batch).mean).log_prob(batch).mean()
+                    loss = -vae.p_x(vae.encoder(batch).rsample()).log_prob(batch).mean()
                     optimizer.zero_grad()
                     loss.backward(inputs=parameters)
                     optimizer.step()

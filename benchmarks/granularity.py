@@ -18,13 +18,15 @@ from sklearn.datasets import load_digits
 import pyro_vmm
 from pyro_vmm import VMM, SingleCellVMM, metrics, plots
 from pyro_vmm.cli.arrays import ARRAY_PRESETS
-from pyro_vmm.experiments import tabular
+from pyro_vmm.experiments import images, tabular
 from pyro_vmm.experiments.scales import SCALES
 from pyro_vmm.selection.evidence import ALL
 
 DEFAULT = 256
 FILES = {
     "digits": "Scikit-learn's handwritten digits",
+    "mnist": "MNIST, the first 10,000 images",
+    "fashion_mnist": "Fashion-MNIST, the first 10,000 images",
     "breast_cancer": "Scikit-learn's breast cancer table, two classes",
     **integration_data.TITLES,
 }
@@ -33,15 +35,19 @@ FILES = {
 def load(name: str):
     """An estimator, its data, and labels (N,).
 
-    The settings are those of ``scripts/fit.py`` for the digits, of ``scripts/reproduce.py tabular --scale small`` for
-    the table, and the defaults of ``SingleCellVMM``.
+    The settings are those of ``scripts/fit.py`` for the digits, of ``scripts/reproduce.py --scale small`` for images
+    and the table, and the defaults of ``SingleCellVMM``.
     """
+    small = SCALES["small"]
     if name == "digits":
         X, labels = load_digits(return_X_y=True)
         return VMM(**ARRAY_PRESETS[name]), X, labels
     if name == "breast_cancer":
         X, labels = tabular.load(name)
-        return VMM(**tabular.estimator_settings(SCALES["small"].tabular["vmm"], *X.shape)), X, labels
+        return VMM(**tabular.estimator_settings(small.tabular["vmm"], *X.shape)), X, labels
+    if name in small.latent_dims:
+        run = images.planned("clustering", small, name, "vmm", "label-free", 0, small.configurations["label-free"])
+        return images.estimator(run), *images.load(name, small.rows, None)
     adata = integration_data.load(name)
     return SingleCellVMM(batch_key="batch"), adata, adata.obs["cell_type"].to_numpy()
 

@@ -261,6 +261,18 @@ def test_schedules_have_files_of_their_own(tmp_path, monkeypatch):
     assert len([*tmp_path.iterdir()]) == len(fewer_steps.SCHEDULES)
 
 
+# --- granularity ---
+
+
+@pytest.mark.parametrize("name, folder, latent_dim", [("mnist", "MNIST", 10), ("fashion_mnist", "FashionMNIST", 30)])
+def test_granularity_of_images_is_that_of_table_1_at_small_scale(real_data, name, folder, latent_dim):
+    real_data(folder)
+    estimator, X, labels = load("granularity").load(name)
+    assert X.shape == (10_000, 28, 28) and labels.shape == (10_000,)
+    shown = {"prior": "vmm", "latent_dim": latent_dim, "epochs": 100, "monitor": "val_elbo", "hyperprior": "reference"}
+    assert shown.items() <= estimator.get_params().items()
+
+
 # --- gpu ---
 
 

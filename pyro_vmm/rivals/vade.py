@@ -114,11 +114,12 @@ def pretrain(
     checkpoint: Callable[[dict], None] | None = None,
     state: dict | None = None,
 ) -> list[float]:
-    """Train everything but the prior by the ELBO without its KL: a stochastic autoencoder, as the VMM's authors do.
+    """Train everything but the prior by the ELBO without its KL, E_q(z; x) log p(x | z), of one draw of z a row.
 
-    The VaDE paper pre-trains a deterministic one. That leaves the covariance of q(z; x) and the scale of the noise
-    where they started, so that training would begin with draws that blur the codes which the mixture is fitted to, and
-    with a likelihood too weak to hold them against the KL: clusters merge.
+    So does the code of the VMM's authors (Stirn & Knowles 2025, arXiv:2402.04412). The VaDE paper pre-trains a
+    deterministic autoencoder. That leaves the covariance of q(z; x) and the scale of the noise where they started, so
+    that training would begin with draws that blur the codes which the mixture is fitted to, and with a likelihood too
+    weak to hold them against the KL: clusters merge.
 
     Arguments:
         vae: trained in place.

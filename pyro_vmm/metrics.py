@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import inference_mode, scale_tril
-from pyro_vmm.randomness import fork_rng
+from pyro_vmm.randomness import seeded
 
 
 def clustering_scores(
@@ -188,8 +188,7 @@ def elbo_surgery(
         and ``rate_marginal``, the rate over the draws that q(z) was evaluated at: the sum of the two before it.
     """
     _check_draws(n_samples, n_marginal)
-    with inference_mode(vae), fork_rng(x.device):
-        torch.manual_seed(seed)
+    with inference_mode(vae), seeded(seed, x.device):
         p_z, terms, posteriors = vae.prior(vae.encoder), [], []
         for rows in x.split(batch_size):
             q_z = vae.encoder(rows)

@@ -20,6 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 PRECISIONS = ("float32", "tf32", "bf16")
 
+# From torch 2.9 on the precision of matrix products has a name. Once, as comparing versions takes its time.
+NAMED_PRECISION = torch.__version__ >= (2, 9)
+
 _precision: ContextVar[str] = ContextVar("precision of the networks", default="float32")
 
 
@@ -45,8 +48,9 @@ def in_precision(x: Tensor, *layers: Callable[[Tensor], Tensor]) -> Tensor:
 @contextmanager
 def _matmul(precision: str) -> Iterator[None]:
     """Matrix products of float32 on CUDA devices in "ieee" or "tf32" precision."""
-    setting = torch.backends.cuda.matmul
-    name, value = ("fp32_precision", precision) if torch.__version__ >= (2, 9) else ("allow_tf32", precision == "tf32")
+    setting, (name, value) = torch.backends.cuda.matmul, ("allow_tf32", precision == "tf32")
+    if NAMED_PRECISION:
+        name, value = "fp32_precision", precision
     before = getattr(setting, name)
     setattr(setting, name, value)
     try:

@@ -20,13 +20,13 @@ from pyro_vmm import files
 from pyro_vmm.checks import check_choice, check_positive, check_whole
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.estimators import building, storing
+from pyro_vmm.exclusive import exclusive
 from pyro_vmm.hyperpriors import as_hyperprior
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
 from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.rows import Rows, read
-from pyro_vmm.threads import threads_of_environment
 from pyro_vmm.training import Trainer, TrainingConfig
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -130,7 +130,6 @@ class Estimator(BaseEstimator):
         """The model on its device and in its dtype, not in training."""
         return vae.to(device=building.choose_device(self.device), dtype=DTYPES[self.dtype]).eval()
 
-    @threads_of_environment()
     def _train(
         self,
         x: Rows,
@@ -155,15 +154,14 @@ class Estimator(BaseEstimator):
         self.history_ = pd.DataFrame(trainer.history)
         self.n_iter_, self.best_epoch_ = len(trainer.history), trainer.best["epoch"]
 
-    @threads_of_environment()
     def _number_clusters(self, x: Rows) -> None:
         """Reorder the components, largest first and those without a row last, and assign the rows."""
-        with torch.no_grad():
+        with torch.no_grad(), exclusive():
             weights = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
-            counts = np.bincount(self._clusters(x), minlength=len(weights))
-            by_size = (-counts, -weights) if self.numbered_by == "weight" else (-weights, -counts)
-            order = np.lexsort((*by_size, counts == 0))
-            self.vae_.reorder(torch.as_tensor(order, device=self._own_device()))
+        counts = np.bincount(self._clusters(x), minlength=len(weights))
+        by_size = (-counts, -weights) if self.numbered_by == "weight" else (-weights, -counts)
+        order = np.lexsort((*by_size, counts == 0))
+        self.vae_.reorder(torch.as_tensor(order, device=self._own_device()))
         self.weights_ = weights[order]
         self.labels_ = self._clusters(x)
         self.n_clusters_ = len(np.unique(self.labels_))
@@ -186,7 +184,6 @@ class Estimator(BaseEstimator):
     def _own_device(self) -> torch.device:
         return self.vae_.prior.origin.device
 
-    @threads_of_environment()
     @torch.no_grad()
     def _batched(self, function: Callable[[Tensor], Tensor], x: Rows, rows_at_once: int = 1024) -> np.ndarray:
         # Results go where there is room for all: kept one by one, they would lie between the rows read and keep the
@@ -194,7 +191,8 @@ class Estimator(BaseEstimator):
         found, done = None, 0
         with inference_mode(self.vae_), closing(read(x, torch.arange(len(x)).split(rows_at_once))) as stream:
             for rows in stream:
-                part = function(rows)
+                with exclusive():
+                    part = function(rows)
                 found = part.new_empty(len(x), *part.shape[1:]) if found is None else found
                 found[done : done + len(part)] = part
                 done += len(part)
@@ -203,10 +201,9 @@ class Estimator(BaseEstimator):
     def _latent_means(self, x: Rows) -> np.ndarray:
         return self._batched(lambda rows: self.vae_.encoder(rows).mean, x)
 
-    @threads_of_environment()
     def _probabilities(self, x: Rows, function: Callable[[Tensor], Tensor] = lambda q_c: q_c) -> np.ndarray:
         """q(c | x), (N, K), or what the function makes of each (M, K), for memory not to hold all of them."""
-        with torch.no_grad():
+        with torch.no_grad(), exclusive():
             clustering = self.vae_.prior.clustering(self.vae_.encoder)
         return self._batched(lambda rows: function(clustering.responsibilities(self.vae_.encoder(rows).mean)), x)
 
@@ -217,14 +214,12 @@ class Estimator(BaseEstimator):
         """log p(x | z), (S, M), of rows (M, ...) at z (S, M, D)."""
         raise NotImplementedError
 
-    @threads_of_environment()
     def _scores(self, x: Rows, n_importance_samples: int, rows_at_once: int) -> np.ndarray:
         """Importance-weighted log p(x), (N,); the same standard-normal draws serve every row."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed_)
-            noise = torch.randn(n_importance_samples, self.latent_dim, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(self.seed_)
+        noise = torch.randn(n_importance_samples, self.latent_dim, dtype=torch.float64, generator=generator)
         noise = noise.to(self._own_device(), DTYPES[self.dtype])
-        with torch.no_grad():
+        with torch.no_grad(), exclusive():
             p_z = self.vae_.prior(self.vae_.encoder)
         return self._batched(lambda rows: self._importance_weighted(rows, noise, p_z), x, rows_at_once)
 

@@ -35,6 +35,7 @@ from pyro_vmm.networks import (
 )
 from pyro_vmm.priors import GaussianMixture, Prior, StandardNormal, VampMixture, VampPrior
 from pyro_vmm.pseudo_inputs import PseudoInputs
+from pyro_vmm.randomness import seeded
 from pyro_vmm.rows import Rows, read
 
 # At once: a comparison of all rows would take some of their memory again.
@@ -64,9 +65,8 @@ def choose_device(device: str) -> torch.device:
 @contextmanager
 def random_start(seed: int) -> Iterator[None]:
     """Initial values that depend on the seed alone: drawn in float32, from a stream of their own."""
-    dtype = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
+        dtype = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         try:
             yield

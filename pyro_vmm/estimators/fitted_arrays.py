@@ -13,9 +13,8 @@ from pyro_vmm.estimators import building
 from pyro_vmm.estimators.base import DTYPES, Estimator, typical
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.networks import inference_mode
-from pyro_vmm.randomness import fork_rng
+from pyro_vmm.randomness import seeded
 from pyro_vmm.rows import Rows
-from pyro_vmm.threads import threads_of_environment
 
 
 class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, Estimator):
@@ -65,7 +64,6 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
         """The mean of :meth:`score_samples`."""
         return float(self.score_samples(X).mean())
 
-    @threads_of_environment()
     def sample(
         self, n_samples: int = 1, component: int | None = None, *, mean: bool = False, random_state=None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -80,9 +78,7 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
         check_is_fitted(self)
         self._check_draw(n_samples, component)
         seed = check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
-        device = self._own_device()
-        with fork_rng(device), torch.no_grad(), inference_mode(self.vae_):
-            torch.manual_seed(seed)
+        with seeded(seed, self._own_device()), torch.no_grad(), inference_mode(self.vae_):
             z, c = self._draw_components(n_samples, component)
             p_x = self.vae_.p_x(z)
             x = typical(p_x) if mean else p_x.sample()

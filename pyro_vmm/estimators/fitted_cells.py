@@ -16,8 +16,7 @@ from pyro_vmm.data.cells import CellBatches, check_cells, match_genes
 from pyro_vmm.estimators import annotation
 from pyro_vmm.estimators.base import DTYPES, Estimator, typical
 from pyro_vmm.networks import inference_mode
-from pyro_vmm.randomness import fork_rng
-from pyro_vmm.threads import threads_of_environment
+from pyro_vmm.randomness import seeded
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -132,7 +131,6 @@ class FittedCells(Estimator):
         """The mean of :meth:`score_samples`."""
         return float(self.score_samples(adata).mean())
 
-    @threads_of_environment()
     def sample(
         self,
         n_samples: int = 1,
@@ -162,8 +160,7 @@ class FittedCells(Estimator):
             check_positive("library_size", library_size)
         code = 0 if batch is None else self._batch_code(batch)
         seed = check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
-        with fork_rng(self._own_device()), torch.no_grad(), inference_mode(self.vae_):
-            torch.manual_seed(seed)
+        with seeded(seed, self._own_device()), torch.no_grad(), inference_mode(self.vae_):
             z, c = self._draw_components(n_samples, component)
             middle = [z.new_full((n_samples, size), 1 / size) for size in self.layout_.n_categories]
             covariates = torch.cat([*middle, z.new_zeros(n_samples, self.layout_.n_continuous)], -1)

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from pyro_vmm.checks import check_positive
 from pyro_vmm.estimators import VMM
+from pyro_vmm.exclusive import exclusive
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import Prior
-from pyro_vmm.randomness import fork_rng
+from pyro_vmm.randomness import RandomNumbers
 from pyro_vmm.rivals.dlgmm import DeepLatentGaussianMixture, MixtureEncoder, StickBreakingMixture
 from pyro_vmm.rivals.gmvae import ConditionalMixture, GaussianMixtureVAE, TwoHeadedEncoder
 from pyro_vmm.rivals.vade import TrainedMixture, VariationalDeepEmbedding, pretrain, start_from_mixture
 from pyro_vmm.rows import Rows
-from pyro_vmm.threads import threads_of_environment
 
 
 class Rival(VMM):
@@ -108,9 +108,13 @@ class Rival(VMM):
 
     def _scores(self, x: Rows, n_importance_samples: int, rows_at_once: int) -> np.ndarray:
         """Importance-weighted log p(x), (N,). Unlike a VMM's draws, a row's depend on those beside it."""
-        with fork_rng(self._own_device()):
-            torch.manual_seed(self.seed_)
-            return self._batched(lambda rows: log_evidence(self.vae_, rows, n_importance_samples), x, rows_at_once)
+        numbers = RandomNumbers(self.seed_, self._own_device())
+
+        def score(rows: Tensor) -> Tensor:
+            with numbers.drawn():
+                return log_evidence(self.vae_, rows, n_importance_samples)
+
+        return self._batched(score, x, rows_at_once)
 
 
 class VaDE(Rival):
@@ -162,7 +166,6 @@ class VaDE(Rival):
     def _build_prior(self, pseudo_inputs: Tensor) -> Prior:
         return TrainedMixture(torch.randn(len(pseudo_inputs), self.latent_dim), self.covariance)
 
-    @threads_of_environment()
     def _train(self, x, x_val, labels_val=None, callbacks=(), checkpoint=None, state=None) -> None:
         # A checkpoint is of the pre-training, or of the training after it.
         found = {"pretraining": None} if state is None else state["trainer"]
@@ -271,7 +274,7 @@ class DLGMM(Rival):
         return StickBreakingMixture(torch.randn(len(pseudo_inputs), self.latent_dim), self.concentration)
 
     def _number_clusters(self, x: Rows) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), exclusive():
             self.weights_ = self.vae_.prior().weights.cpu().numpy()
         self.labels_ = self._probabilities(x).argmax(1)
         self.n_clusters_ = len(np.unique(self.labels_))

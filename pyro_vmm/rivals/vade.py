@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from pyro_vmm.checks import check_choice
 from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.exclusive import exclusive
 from pyro_vmm.models import VAE, show_parameters
 from pyro_vmm.networks import COVARIANCES, DIAGONAL_FLOOR, inference_mode, inverse_softplus, lower_cholesky
 from pyro_vmm.priors import Prior
-from pyro_vmm.randomness import fork_rng, rng_state, set_rng_state
+from pyro_vmm.randomness import RandomNumbers
 from pyro_vmm.rivals.elbo import MeanFieldElbo
 from pyro_vmm.rows import Rows, read, shuffled
 from pyro_vmm.training import TrainingDiverged
@@ -135,39 +136,38 @@ def pretrain(
     trained = nn.ModuleList([vae.encoder, vae.decoder, vae.likelihood])
     parameters = [p for p in trained.parameters() if p.requires_grad]
     optimizer, order, history = torch.optim.Adam(parameters, learning_rate), torch.Generator().manual_seed(seed), []
-    device = vae.prior.origin.device
+    numbers = RandomNumbers(seed, vae.prior.origin.device)
 
     def save() -> None:
         if checkpoint is not None:
             now = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "order": order.get_state()}
-            checkpoint(copy.deepcopy({**now, "rng": rng_state(device), "history": history}))
+            checkpoint(copy.deepcopy({**now, "rng": numbers.state, "history": history}))
 
     vae.train()
-    with fork_rng(device):
-        torch.manual_seed(seed)
-        if state is not None:
-            vae.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            order.set_state(state["order"])
-            set_rng_state(state["rng"], device)
-            history += state["history"]
-        save()
-        while len(history) < epochs:
-            total = vae.prior.origin.new_zeros(())
-            with closing(read(x, shuffled(x, batch_size, order))) as stream:
-                for batch in stream:
+    if state is not None:
+        vae.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        order.set_state(state["order"])
+        numbers.state = state["rng"]
+        history += state["history"]
+    save()
+    while len(history) < epochs:
+        total = vae.prior.origin.new_zeros(())
+        with closing(read(x, shuffled(x, batch_size, order))) as stream:
+            for batch in stream:
+                with numbers.drawn():
                     loss = -vae.p_x(vae.encoder(batch).rsample()).log_prob(batch).mean()
                     optimizer.zero_grad()
                     loss.backward(inputs=parameters)
                     optimizer.step()
-                    total -= loss.detach() * len(batch)
-            history.append(float(total / len(x)))
-            if not torch.isfinite(total):
-                raise TrainingDiverged(
-                    f"log_likelihood is {history[-1]} in epoch {len(history)} of the pre-training. A smaller "
-                    "pretraining_learning_rate, scaled data or dtype='float64' may help"
-                )
-            save()
+                total -= loss.detach() * len(batch)
+        history.append(float(total / len(x)))
+        if not torch.isfinite(total):
+            raise TrainingDiverged(
+                f"log_likelihood is {history[-1]} in epoch {len(history)} of the pre-training. A smaller "
+                "pretraining_learning_rate, scaled data or dtype='float64' may help"
+            )
+        save()
     return history
 
 
@@ -182,7 +182,7 @@ def start_from_mixture(vae: VAE, x: Rows, seed: int, n_init: int = 1) -> None:
         n_init: starts of the fit, of which the best is taken.
     """
     with inference_mode(vae), closing(read(x, torch.arange(len(x)).split(1024))) as stream:
-        z = torch.cat([vae.encoder(rows).mean for rows in stream])
+        z = torch.cat([_means(vae, rows) for rows in stream])
     kind = {"full": "full", "diagonal": "diag"}[vae.prior.covariance]
     mixture = SklearnMixture(
         vae.prior.n_components, covariance_type=kind, reg_covar=LEAST_VARIANCE, n_init=n_init, random_state=seed
@@ -193,3 +193,9 @@ def start_from_mixture(vae: VAE, x: Rows, seed: int, n_init: int = 1) -> None:
     log_pi, mu, precisions = (torch.as_tensor(each) for each in (mixture.weights_, mixture.means_, mixture.precisions_))
     precisions = precisions if kind == "full" else torch.diag_embed(precisions)
     vae.prior.start_at(log_pi.log(), mu, torch.linalg.cholesky(precisions))
+
+
+def _means(vae: VAE, rows: Tensor) -> Tensor:
+    """Of q(z; x) of rows x (M, ...), (M, D)."""
+    with exclusive():
+        return vae.encoder(rows).mean

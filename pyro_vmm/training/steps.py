@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.exclusive import Shared
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.parallel import ALONE, Ranks
@@ -155,8 +156,18 @@ def adam(parameters: list, learning_rate: float) -> torch.optim.Adam:
 
 
 @contextmanager
-def quiet_pyro() -> Iterator[None]:
-    """No argument checks in the loop, and no warning of a NaN that raises TrainingDiverged anyway."""
-    with pyro.validation_enabled(False), warnings.catch_warnings():
+def _without_warnings_of_nan() -> Iterator[None]:
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered NaN")
+        yield
+
+
+#: No warning of a NaN, which raises TrainingDiverged anyway. Python's filters of warnings belong to all threads.
+without_warnings_of_nan = Shared(_without_warnings_of_nan)
+
+
+@contextmanager
+def quiet_pyro() -> Iterator[None]:
+    """How steps run: without checks of arguments, and without warnings of a NaN."""
+    with pyro.validation_enabled(False), without_warnings_of_nan:
         yield

@@ -13,15 +13,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vmm.checks import differences
+from pyro_vmm.exclusive import exclusive
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.parallel import Ranks
 from pyro_vmm.precision import network_precision
-from pyro_vmm.randomness import fork_rng, rng_state, set_rng_state
+from pyro_vmm.randomness import RandomNumbers
 from pyro_vmm.rows import Rows, read, shuffled
 from pyro_vmm.training.config import RESUMABLE, TrainingConfig
 from pyro_vmm.training.elimination import Elimination, Shares
-from pyro_vmm.training.steps import STEP_TERMS, Steps, quiet_pyro
+from pyro_vmm.training.steps import STEP_TERMS, Steps, quiet_pyro, without_warnings_of_nan
 from pyro_vmm.whole_batch import whole_batch
 
 
@@ -51,9 +52,7 @@ class Trainer:
         self.order = torch.Generator().manual_seed(config.seed)
         self.history: list[dict] = []
         self.best: dict = {"epoch": 0, "value": float("-inf"), "model": None}
-        # Where this run's random numbers stand; None before the first epoch. Inside fit they are torch's own state.
-        self.rng_state: dict | None = None
-        self._fitting = False
+        self.numbers = RandomNumbers(config.seed, self.device)
         # Where the last fit ended, before the best parameters were restored.
         self._ended: dict | None = None
 
@@ -67,7 +66,8 @@ class Trainer:
         shares = Shares(self.steps.vae.prior, self.ranks)
         with closing(self._read(x, batches)) as stream:
             for i, batch in enumerate(stream):
-                terms[i], responsibilities = self.steps.iterate(batch)
+                with self._turn(self.numbers):
+                    terms[i], responsibilities = self.steps.iterate(batch)
                 shares.add(responsibilities)
                 progress(len(batches[i]))
         terms = self.ranks.sum(terms)
@@ -152,8 +152,7 @@ class Trainer:
             checkpoint, progress = None, False
         started = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0.0)
         good = self.state_dict()
-        precision = network_precision(self.config.precision)
-        with self._random_numbers(), quiet_pyro(), precision, _bar(progress, len(x), self) as bar:
+        with without_warnings_of_nan, _bar(progress, len(x), self) as bar:
             try:
                 while not self.finished():
                     row = self._epoch(x, x_val, labels_val, bar, started)
@@ -202,14 +201,15 @@ class Trainer:
         step = alone.captured(lambda rows: (alone.map_step(rows, balanced=False),))
         self._align(x)
         before = _copy(self.vae.prior.state_dict())
+        numbers = RandomNumbers(self.config.seed, self.device)
         try:
-            with fork_rng(self.device), quiet_pyro(), network_precision(self.config.precision):
-                torch.manual_seed(self.config.seed)
+            with without_warnings_of_nan:
                 while steps:
                     batches = shuffled(x, self.config.batch_size, order)[:steps]
                     with closing(self._read(x, batches)) as stream:
                         for batch in stream:
-                            step(batch)
+                            with self._turn(numbers):
+                                step(batch)
                     steps -= len(batches)
         finally:
             step.reset()
@@ -265,13 +265,14 @@ class Trainer:
     def evaluate(self, x: Rows) -> float:
         """The mean ELBO of rows (N, ...), by one draw each, the same random numbers at every call."""
         stream = self._read(x, torch.arange(len(x)).split(max(self.config.batch_size, 1024)))
-        with inference_mode(self.vae), fork_rng(self.device), closing(stream):
-            torch.manual_seed(self.config.seed)
-            p_z = self.vae.prior(self.vae.encoder)
-            pair = (self.vae.model, self.vae.guide)
-            with whole_batch(self.ranks):
-                losses = [self.ranks.own(self.steps.elbo.loss(*pair, batch, p_z)) for batch in stream]
-        return -self.ranks.sum_number(sum(losses)) / len(x)
+        numbers, pair, loss = RandomNumbers(self.config.seed, self.device), (self.vae.model, self.vae.guide), 0.0
+        with inference_mode(self.vae), closing(stream):
+            with exclusive():
+                p_z = self.vae.prior(self.vae.encoder)
+            for batch in stream:
+                with self._turn(numbers), whole_batch(self.ranks):
+                    loss += self.ranks.own(self.steps.elbo.loss(*pair, batch, p_z))
+        return -self.ranks.sum_number(loss) / len(x)
 
     @torch.no_grad()
     def _nmi(self, x: Rows, labels: Sequence) -> float:
@@ -279,15 +280,18 @@ class Trainer:
         from sklearn.metrics import normalized_mutual_info_score
 
         stream = read(x, torch.arange(len(x)).split(1024))
+        clusters = []
         with inference_mode(self.vae), closing(stream):
-            clusters = torch.cat([self.vae.assignments(batch).argmax(-1) for batch in stream])
-        return float(normalized_mutual_info_score(labels, clusters.cpu().numpy()))
+            for batch in stream:
+                with exclusive():
+                    clusters.append(self.vae.assignments(batch).argmax(-1))
+        return float(normalized_mutual_info_score(labels, torch.cat(clusters).cpu().numpy()))
 
     # State
 
     def state_dict(self) -> dict:
         """All that the next epoch depends on, as plain numbers and tensors; a copy."""
-        if self._ended is not None and not self._fitting:
+        if self._ended is not None:
             return copy.deepcopy(self._ended)
         return {
             "settings": self._settings(),
@@ -295,7 +299,7 @@ class Trainer:
             "elimination": self.elimination.state_dict(),
             **self.steps.optimizer_states(),
             "order": self.order.get_state(),
-            "rng": rng_state(self.device) if self._fitting else self.rng_state,
+            "rng": self.numbers.state,
             "best": dict(self.best),
             "history": [dict(row) for row in self.history],
         }
@@ -318,23 +322,15 @@ class Trainer:
         self.steps = Steps(self.elimination.model, self.config, self.steps.graphs, self.ranks)
         self.steps.load_optimizer_states(state)
         self.order.set_state(state["order"])
-        self.rng_state, self._ended = state["rng"], None
+        self.numbers.state, self._ended = state["rng"], None
         self.best = dict(state["best"])
         self.history = [dict(row) for row in state["history"]]
 
     @contextmanager
-    def _random_numbers(self) -> Iterator[None]:
-        """Draw from this run's own stream; the caller's is left as it was."""
-        with fork_rng(self.device):
-            if self.rng_state is None:
-                torch.manual_seed(self.config.seed)
-            else:
-                set_rng_state(self.rng_state, self.device)
-            self._fitting = True
-            try:
-                yield
-            finally:
-                self._fitting = False
+    def _turn(self, numbers: RandomNumbers) -> Iterator[None]:
+        """This thread's turn to run Pyro, with these random numbers."""
+        with numbers.drawn(), quiet_pyro(), network_precision(self.config.precision):
+            yield
 
 
 def _bar(progress: bool, rows: int, trainer: Trainer) -> tqdm:

@@ -16,7 +16,7 @@ from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.parallel import launched_rank, process_group
 from pyro_vmm.runs import RunFolder
 from pyro_vmm.selection import M_PRIOR, SEEDS, select
-from pyro_vmm.training import TrainingDiverged
+from pyro_vmm.training import RATES, TrainingDiverged
 
 __all__ = ["PRESETS", "build_parser", "estimator", "kind_of", "main", "read_config", "resolve"]
 
@@ -77,7 +77,8 @@ def _continued(folder: RunFolder, given: dict) -> dict:
     Once there is a checkpoint, the selection has chosen what that was trained with.
     """
     options = folder.read_config()
-    changed = [name for name in SELECTION if name in given and given[name] != options.get(name)]
+    selected = (*SELECTION, *RATES) if "select" in options else SELECTION
+    changed = [name for name in selected if name in given and given[name] != options.get(name)]
     if changed and folder.checkpoint.exists():
         told = ", ".join(f"{flag(name)} {given[name]} (was {options.get(name)})" for name in changed)
         raise ValueError(f"{folder.path} holds a model trained with what was selected before: {told}")
@@ -100,8 +101,11 @@ def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool)
             if "select" in config:
                 model.set_params(**_select(kind, config, model, data, folder))
             kind.fit(model, data, checkpoint, checkpoint if resume and checkpoint.exists() else None)
-        except TrainingDiverged:
-            raise
+        except TrainingDiverged as error:
+            if "select" in config:
+                raise
+            rate = f"--learning-rate {model.learning_rate / 10:g}"
+            raise TrainingDiverged(f"{error.__cause__}; to go on: --resume {folder.path} {rate}") from error
         except Exception:  # in most cases told before any training; what training has written stays
             if owned:
                 folder.discard()

@@ -75,6 +75,7 @@ class VMM(FittedArrays):
         history_: a DataFrame, one row per epoch.
         vae_: the trained :class:`~pyro_vmm.models.VAE`.
         n_iter_: epochs trained; ``best_epoch_`` is the one whose parameters were kept.
+        learning_rates_: the learning rates, and from which epoch on: several where a diverged run went on at others.
         seed_: the seed that ``random_state`` gave.
         validation_rows_: positions of the training data's rows that were held back for early stopping.
 
@@ -185,7 +186,12 @@ class VMM(FittedArrays):
             checkpoint: a file to keep for :meth:`fit` to resume from, written every ``checkpoint_every`` epochs, at the
                 end and on interrupt.
             resume: such a file; X and the parameters must be those of the run that wrote it, but for how long to train,
-                where, and ``random_state=None``, which takes the run's.
+                where, consolidation, and ``random_state=None``, which takes the run's. Where that run diverged the
+                learning rates may differ too.
+
+        Raises:
+            ValueError: what is wrong with X or a parameter, before any training.
+            TrainingDiverged: a number was not finite. The checkpoint is that of the last good epoch.
         """
         X = self._validate(X, reset=True)
         self._forget()

@@ -27,7 +27,7 @@ from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
 from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.rows import Rows, read
-from pyro_vmm.training import Trainer, TrainingConfig
+from pyro_vmm.training import Trainer, TrainingConfig, TrainingDiverged
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -147,12 +147,19 @@ class Estimator(BaseEstimator):
                 raise ValueError(
                     f"epochs={self.epochs} is fewer than the {len(trainer.history)} that the run to resume has trained"
                 )
-        trainer.fit(x, x_val, labels_val, callbacks=callbacks, checkpoint=checkpoint, progress=self.progress)
+        try:
+            trainer.fit(x, x_val, labels_val, callbacks=callbacks, checkpoint=checkpoint, progress=self.progress)
+        except TrainingDiverged as error:
+            raise TrainingDiverged(f"{error}. The estimator is not fitted") from error
         # What is hardly trained has no clusters yet that the mixture could settle on.
         trained = len(trainer.history) * math.ceil(len(x) / self.batch_size)
-        trainer.consolidate(x, min(self.consolidation_steps, trained), self.consolidation_learning_rate)
+        try:
+            trainer.consolidate(x, min(self.consolidation_steps, trained), self.consolidation_learning_rate)
+        except TrainingDiverged as error:
+            warnings.warn(f"{error}. The model is what training came to, not consolidated", stacklevel=4)
         self.history_ = pd.DataFrame(trainer.history)
         self.n_iter_, self.best_epoch_ = len(trainer.history), trainer.best["epoch"]
+        self.learning_rates_ = trainer.rates
 
     def _number_clusters(self, x: Rows) -> None:
         """Reorder the components, largest first and those without a row last, and assign the rows."""
@@ -264,6 +271,7 @@ class Estimator(BaseEstimator):
             "history": self.history_.to_dict("list"),
             "n_iter": self.n_iter_,
             "best_epoch": self.best_epoch_,
+            "learning_rates": self.learning_rates_,
             "seed": int(self.seed_),
         }
         content = {
@@ -289,6 +297,7 @@ class Estimator(BaseEstimator):
         model.history_ = pd.DataFrame(fitted["history"])
         model.n_clusters_ = len(np.unique(model.labels_))
         model.n_iter_, model.best_epoch_ = fitted["n_iter"], fitted["best_epoch"]
+        model.learning_rates_ = fitted.get("learning_rates", [])  # of a file from before there was a record
         return model, content
 
 

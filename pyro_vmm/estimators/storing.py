@@ -16,14 +16,16 @@ from pyro_vmm import files
 from pyro_vmm.checks import differences
 from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.parallel import Ranks
-from pyro_vmm.training import RESUMABLE
+from pyro_vmm.training import RATES, RESUMABLE
 from pyro_vmm.version import __version__
 
 #: Parameters that may hold modules or callables, which no file keeps.
 CUSTOM = ("encoder", "decoder", "likelihood")
-#: What may differ besides between an interrupted run and the one that continues it. A seed may not, which of a trainer
-#: comes with its state; but ``random_state=None`` takes the run's.
-FREE = {*RESUMABLE, "progress", "device"} - {"seed"}
+#: What may differ besides between an interrupted run and the one that continues it. Consolidation comes after the last
+#: checkpoint. A seed may not, which of a trainer comes with its state; but ``random_state=None`` takes the run's.
+FREE = {*RESUMABLE, "progress", "device", "consolidation_steps", "consolidation_learning_rate"} - {"seed"}
+#: And where that run diverged, in training or in a rival's pre-training.
+FREE_IF_DIVERGED = {"training": set(RATES), "pretraining": {*RATES, "pretraining_learning_rate"}}
 
 
 def versions() -> dict[str, str]:
@@ -85,6 +87,10 @@ def read_checkpoint(path: str | Path, config: dict, X: np.ndarray) -> dict:
     """A checkpoint of a run with this configuration on this X; ``ValueError`` if it is another run's."""
     saved = files.load(path, "checkpoint")
     free = FREE | ({"random_state"} if config["random_state"] is None else set())
+    pretraining = saved["trainer"].get("pretraining")
+    stage, state = ("training", saved["trainer"]) if pretraining is None else ("pretraining", pretraining)
+    if state.get("diverged", False):
+        free |= FREE_IF_DIVERGED[stage]
     fixed = {name: value for name, value in config.items() if name not in free}
     if other := differences(fixed, saved["params"]):
         raise ValueError(f"can't resume from {path} with other parameters: {other}")

@@ -23,6 +23,7 @@ from pyro_vmm.randomness import RandomNumbers
 from pyro_vmm.rivals.elbo import MeanFieldElbo
 from pyro_vmm.rows import Rows, read, shuffled
 from pyro_vmm.training import TrainingDiverged
+from pyro_vmm.training.steps import quiet_pyro
 
 # Added to the variances of the mixture that VaDE starts from, as by the VMM's authors: no component shrinks to a row.
 LEAST_VARIANCE = 1e-3
@@ -138,24 +139,27 @@ def pretrain(
     optimizer, order, history = torch.optim.Adam(parameters, learning_rate), torch.Generator().manual_seed(seed), []
     numbers = RandomNumbers(seed, vae.prior.origin.device)
 
-    def save() -> None:
+    def keep() -> dict:
+        now = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "order": order.get_state()}
+        now = copy.deepcopy({**now, "rng": numbers.state, "history": history})
         if checkpoint is not None:
-            now = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "order": order.get_state()}
-            checkpoint(copy.deepcopy({**now, "rng": numbers.state, "history": history}))
+            checkpoint(now)
+        return now
 
     vae.train()
     if state is not None:
         vae.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        optimizer.param_groups[0]["lr"] = learning_rate  # another one, perhaps, where the run diverged
         order.set_state(state["order"])
         numbers.state = state["rng"]
         history += state["history"]
-    save()
+    good = keep()
     while len(history) < epochs:
         total = vae.prior.origin.new_zeros(())
         with closing(read(x, shuffled(x, batch_size, order))) as stream:
             for batch in stream:
-                with numbers.drawn():
+                with numbers.drawn(), quiet_pyro():
                     loss = -vae.p_x(vae.encoder(batch).rsample()).log_prob(batch).mean()
                     optimizer.zero_grad()
                     loss.backward(inputs=parameters)
@@ -163,11 +167,13 @@ def pretrain(
                 total -= loss.detach() * len(batch)
         history.append(float(total / len(x)))
         if not torch.isfinite(total):
+            if checkpoint is not None:
+                checkpoint({**good, "diverged": True})
             raise TrainingDiverged(
                 f"log_likelihood is {history[-1]} in epoch {len(history)} of the pre-training. A smaller "
                 "pretraining_learning_rate, scaled data or dtype='float64' may help"
             )
-        save()
+        good = keep()
     return history
 
 

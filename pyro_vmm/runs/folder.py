@@ -63,4 +63,6 @@ class RunFolder:
     def write_config(self, options: dict, model: Estimator) -> None:
         """``config.json``: the options, all parameters that they resolve to, and versions."""
         content = {"options": options, "parameters": model.configuration(), "versions": versions()}
+        if len(rates := getattr(model, "learning_rates_", ())) > 1:  # a diverged run went on at another
+            content["learning_rates"] = rates
         files.write_json(self.path / "config.json", content, default=str)

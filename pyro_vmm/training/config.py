@@ -11,6 +11,8 @@ MONITORS = ("val_elbo", "val_nmi")
 CAPTURES = ("auto", True, False)
 #: What may differ between an interrupted run and the one that continues it.
 RESUMABLE = ("epochs", "patience", "checkpoint_every", "capture", "seed")
+#: What may differ besides where the interrupted run diverged.
+RATES = ("learning_rate", "prior_learning_rate")
 
 
 @dataclass(frozen=True)

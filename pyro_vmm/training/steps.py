@@ -59,11 +59,15 @@ class Steps:
     def begin_epoch(self, epoch: int) -> None:
         """Set the learning rates of an epoch, counted from 0, if they are to fall; else they stay as they are."""
         if self.config.decay_fraction:
-            optimizers = self.network_optimizer, self.prior_optimizer
-            for optimizer, rate in zip(optimizers, self.config.learning_rates(epoch), strict=True):
-                if optimizer is not None:
-                    optimizer.param_groups[0]["lr"] = rate
+            self.set_rates(epoch)
         self.iterate.refresh()
+
+    def set_rates(self, epoch: int) -> None:
+        """Give the optimisers the learning rates of an epoch, counted from 0."""
+        optimizers = self.network_optimizer, self.prior_optimizer
+        for optimizer, rate in zip(optimizers, self.config.learning_rates(epoch), strict=True):
+            if optimizer is not None:
+                optimizer.param_groups[0]["lr"] = rate
 
     def iteration(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both steps on a minibatch (M, ...): the means of ``STEP_TERMS``, (3,), and p(c | z) of its rows, (M, K).

@@ -20,7 +20,7 @@ from pyro_vmm.parallel import Ranks
 from pyro_vmm.precision import network_precision
 from pyro_vmm.randomness import RandomNumbers
 from pyro_vmm.rows import Rows, read, shuffled
-from pyro_vmm.training.config import RESUMABLE, TrainingConfig
+from pyro_vmm.training.config import RATES, RESUMABLE, TrainingConfig
 from pyro_vmm.training.elimination import Elimination, Shares
 from pyro_vmm.training.steps import STEP_TERMS, Steps, quiet_pyro, without_warnings_of_nan
 from pyro_vmm.whole_batch import whole_batch
@@ -53,6 +53,10 @@ class Trainer:
         self.history: list[dict] = []
         self.best: dict = {"epoch": 0, "value": float("-inf"), "model": None}
         self.numbers = RandomNumbers(config.seed, self.device)
+        # Whether training stopped here because a number was not finite.
+        self.diverged = False
+        #: The learning rates of training, and the epoch from which on: another entry where a diverged run goes on.
+        self.rates: list[dict] = [{"epoch": 1, **self._rates()}]
         # Where the last fit ended, before the best parameters were restored.
         self._ended: dict | None = None
 
@@ -156,17 +160,19 @@ class Trainer:
             try:
                 while not self.finished():
                     row = self._epoch(x, x_val, labels_val, bar, started)
+                    self.diverged = False
                     stop = [callback(row, self.vae) for callback in callbacks]
                     good = self.state_dict()
                     if checkpoint and len(self.history) % self.config.checkpoint_every == 0:
                         checkpoint(good)
                     if self.ranks.any(any(stop)):
                         break
-            except BaseException:
+            except BaseException as error:
                 # Whatever it was, Ctrl-C included: the half-done epoch is undone, so that a resumed run repeats it.
                 self.load_state_dict(good)
+                self.diverged = isinstance(error, TrainingDiverged)
                 if checkpoint:
-                    checkpoint(good)
+                    checkpoint(self.state_dict())
                 raise
             finally:
                 self.steps.iterate.reset()
@@ -191,7 +197,7 @@ class Trainer:
             learning_rate: of Adam, whose moments start anew.
 
         Raises:
-            TrainingDiverged: a parameter was not finite; the parameters from before are restored.
+            TrainingDiverged: a number was not finite; the parameters from before are restored.
         """
         if not self.steps.prior or steps < 1:
             return
@@ -201,6 +207,7 @@ class Trainer:
         step = alone.captured(lambda rows: (alone.map_step(rows, balanced=False),))
         self._align(x)
         before = _copy(self.vae.prior.state_dict())
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
         numbers = RandomNumbers(self.config.seed, self.device)
         try:
             with without_warnings_of_nan:
@@ -209,14 +216,23 @@ class Trainer:
                     with closing(self._read(x, batches)) as stream:
                         for batch in stream:
                             with self._turn(numbers):
-                                step(batch)
+                                finite &= step(batch)[0].isfinite()
                     steps -= len(batches)
+                finite &= self._density(batch).isfinite().all()
         finally:
             step.reset()
-        bad = [name for name, parameter in self.vae.prior.named_parameters() if not parameter.isfinite().all()]
-        if bad:
+        if self.ranks.any(not finite):
             self.vae.prior.load_state_dict(before)
-            raise TrainingDiverged(f"{bad} are not finite in consolidation; the parameters are those before it")
+            raise TrainingDiverged(
+                "consolidation diverged; the parameters are those before it. A smaller consolidation_learning_rate may "
+                "help"
+            )
+
+    @torch.no_grad()
+    def _density(self, x: Tensor) -> Tensor:
+        """log p(z) at the means of q(z; x) of rows (M, ...), (M,)."""
+        with exclusive(), inference_mode(self.vae):
+            return self.vae.prior(self.vae.encoder).log_prob(self.vae.encoder(x).mean)
 
     def _check_rows(self, **named: Rows | None) -> None:
         for name, rows in named.items():
@@ -302,20 +318,29 @@ class Trainer:
             "rng": self.numbers.state,
             "best": dict(self.best),
             "history": [dict(row) for row in self.history],
+            "diverged": self.diverged,
+            "rates": [dict(each) for each in self.rates],
         }
 
     def _settings(self) -> dict:
         """What has to be the same in a run that goes on from here."""
         return {name: value for name, value in asdict(self.config).items() if name not in RESUMABLE}
 
+    def _rates(self) -> dict:
+        return {name: getattr(self.config, name) for name in RATES}
+
     def load_state_dict(self, state: dict) -> None:
         """Continue from :meth:`state_dict`, bit for bit as if there had been no break.
 
         Raises:
-            ValueError: it is of a run with other settings; only those of ``RESUMABLE`` may differ.
+            ValueError: it is of a run with other settings. Those of ``RESUMABLE`` may differ, and those of ``RATES`` if
+                the run diverged.
         """
         settings = self._settings()
-        if other := differences(settings, state.get("settings", settings)):  # a checkpoint of old does not tell
+        before = state.get("settings", settings)  # a checkpoint of old does not tell
+        diverged = state.get("diverged", False)
+        fixed = {name: value for name, value in settings.items() if not (diverged and name in RATES)}
+        if other := differences(fixed, before):
             raise ValueError(f"can't continue a run with other settings: {other}")
         self.vae.load_state_dict(state["model"])
         self.elimination.load_state_dict(state["elimination"])
@@ -325,6 +350,13 @@ class Trainer:
         self.numbers.state, self._ended = state["rng"], None
         self.best = dict(state["best"])
         self.history = [dict(row) for row in state["history"]]
+        self.diverged = diverged
+        self.rates = [dict(each) for each in state.get("rates", self.rates)]
+        now = {"epoch": len(self.history) + 1, **self._rates()}
+        if {**now, "epoch": self.rates[-1]["epoch"]} != self.rates[-1]:
+            # Rates with which no epoch was trained leave no trace.
+            self.rates = [each for each in self.rates if each["epoch"] < now["epoch"]] + [now]
+            self.steps.set_rates(len(self.history))
 
     @contextmanager
     def _turn(self, numbers: RandomNumbers) -> Iterator[None]:

@@ -1,12 +1,28 @@
-"""What several files of tests need besides fixtures."""
+"""What several files of tests need besides fixtures: small models of every prior, small data, and comparisons."""
 
 from functools import partial
+from pathlib import Path
 
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy import sparse
+from torch import nn
 
-from pyro_vmm.networks import GaussianEncoder
+from pyro_vmm.experiments.runs import Folder, Run
+from pyro_vmm.likelihoods import Normal
+from pyro_vmm.models import VAE
+from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
+from pyro_vmm.priors import PRIORS, GaussianMixture, Prior, StandardNormal, VampMixture, VampPrior
+from pyro_vmm.pseudo_inputs import PseudoInputs
+from pyro_vmm.training import TrainingConfig
 
+#: Of the model that :func:`build` makes: features, latent dimensions and components.
+G, D, K = 4, 2, 3
 #: Its full covariances are not diagonal even before training.
 CorrelatedEncoder = partial(GaussianEncoder, covariance_start="random")
 
@@ -18,6 +34,124 @@ SITES = {
     "gmm": HIERARCHY | {"c", "z", "x"},
     "vmm": HIERARCHY | {"c", "z", "x"},
 }
+every_prior = pytest.mark.parametrize("prior", PRIORS)
+
+#: What ``sample`` of an estimator with five components refuses, and what it says.
+WRONG_DRAWS = [
+    ({"n_samples": 0}, "n_samples=0 should be a whole number, at least 1"),
+    ({"n_samples": 10.0}, "n_samples=10.0 should be a whole number, at least 1"),
+    ({"component": 5}, "component=5 should be a whole number between 0 and 4, or None"),
+    ({"component": "0"}, "component='0' should be a whole number between 0 and 4"),
+    ({"component": 1.0}, "component=1.0 should be a whole number between 0 and 4"),
+]
+
+
+# Models
+
+
+def build_prior(name: str, latent_dim: int, pseudo_inputs: torch.Tensor | PseudoInputs, **settings) -> Prior:
+    """A prior by its name; a "gmm" takes only the number of the pseudo-inputs, and draws its centres."""
+    priors = {
+        "standard_normal": lambda: StandardNormal(latent_dim),
+        "vamp": lambda: VampPrior(latent_dim, pseudo_inputs),
+        "gmm": lambda: GaussianMixture(torch.randn(len(pseudo_inputs), latent_dim), **settings),
+        "vmm": lambda: VampMixture(latent_dim, pseudo_inputs, **settings),
+    }
+    return priors[name]()
+
+
+def plain(features: int) -> nn.Sequential:
+    return mlp(features, (8,))
+
+
+def noisy(features: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(features, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3))
+
+
+def build(prior: str = "vmm", networks=plain, seed: int = 1, **settings) -> VAE:
+    """A model of :func:`data`, with this prior; the same at every call."""
+    torch.manual_seed(seed)
+    p_z = build_prior(prior, D, data(K), **settings)
+    return VAE(CorrelatedEncoder(networks(G), 8, D), Decoder(networks(D), 8, (G,)), Normal((G,)), p_z)
+
+
+def config(**changes) -> TrainingConfig:
+    return TrainingConfig(**{"epochs": 6, "batch_size": 16, "learning_rate": 1e-2, "patience": None, **changes})
+
+
+# Data
+
+
+def data(rows: int = 50) -> torch.Tensor:
+    """Two clusters, the same at every call."""
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(rows, G, generator=generator) + 4.0 * (torch.arange(rows) % 2)[:, None]
+
+
+def planted(n: int = 90, batches: int = 2, types: int = 3, depth: float = 150.0, seed: int = 0) -> ad.AnnData:
+    """Cells of types that each have marker genes, in batches that each tilt all of the 12 genes."""
+    random, genes = np.random.default_rng(seed), 12
+    type_, batch = np.arange(n) % types, (np.arange(n) // types) % batches
+    profile = np.where(np.arange(genes) * types // genes == np.arange(types)[:, None], 12.0, 1.0)
+    rate = profile[type_] * random.uniform(0.4, 1.6, (batches, genes))[batch]
+    rate *= depth * random.uniform(0.7, 1.3, (n, 1)) / rate.sum(1, keepdims=True)
+    obs = {
+        "batch": pd.Categorical([f"b{i}" for i in batch]),
+        "type": pd.Categorical([f"t{i}" for i in type_]),
+        "donor": pd.Categorical([f"d{i}" for i in random.integers(3, size=n)]),
+        "age": random.normal(50.0, 10.0, n),
+        "factor": random.uniform(0.5, 2.0, n),
+    }
+    return annotated(random.poisson(rate).astype(np.float32), pd.DataFrame(obs))
+
+
+def annotated(x: np.ndarray, obs: pd.DataFrame | None = None) -> ad.AnnData:
+    """Sparse counts (N, G) with names of cells and genes."""
+    names = [f"cell{i}" for i in range(len(x))]
+    obs = pd.DataFrame(index=names) if obs is None else obs.set_index(pd.Index(names))
+    return ad.AnnData(sparse.csr_matrix(x), obs=obs, var=pd.DataFrame(index=[f"gene{j}" for j in range(x.shape[1])]))
+
+
+# Comparisons
+
+
+def state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of parameters and buffers."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def changed(before: dict[str, torch.Tensor], module: nn.Module) -> set[str]:
+    """The names of what is no longer as in :func:`state`."""
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def assert_same(left, right, path: str = "") -> None:
+    """Bit for bit, through dicts and lists; seconds are not compared."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), path
+        for key in left.keys() - {"seconds"}:
+            assert_same(left[key], right[key], f"{path}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), path
+        for i, pair in enumerate(zip(left, right, strict=True)):
+            assert_same(*pair, f"{path}[{i}]")
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), path
+    else:
+        assert left == right or (left != left and right != right), path
+
+
+def finished(out: Path) -> dict[Path, tuple[int, str]]:
+    """Each result of an experiment under a folder: when it was written, and what it says."""
+    return {path: (path.stat().st_mtime_ns, path.read_text()) for path in out.rglob("result.json")}
+
+
+def opened(root: Path, run: Run) -> Folder:
+    """The folder of an experiment's run, as it is when the run begins."""
+    folder = Folder(root, run)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.begin()
+    return folder
 
 
 def drawn(figure: Figure) -> Figure:

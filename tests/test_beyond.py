@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common import finished, opened
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from test_experiments import finished, opened
 
 from pyro_vmm import VMM
 from pyro_vmm.estimators import building

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from common import assert_same
 from scipy import sparse
 
 from pyro_vmm import SingleCellVMM
@@ -21,7 +22,6 @@ from pyro_vmm.data.blocks import RowFile, block_shuffle, pool_rows, read_ahead
 from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import CellBatches, check_counts
 from pyro_vmm.rows import minibatches, read, shuffled
-from tests.test_training import assert_same
 
 N, G = 130, 12
 TINY = {

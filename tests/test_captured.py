@@ -4,22 +4,21 @@ Without a GPU, :class:`~pyro_vmm.training.graphs.Reruns` stands in for CUDA grap
 on the same tensors. The tests marked ``cuda`` are the same ones with CUDA graphs.
 """
 
+import common
 import pyro.distributions as dist
 import pytest
 import torch
-from common import CorrelatedEncoder
+from common import D, G, K, data, every_prior, noisy, plain
 from torch import nn
 
 from pyro_vmm import VMM
-from pyro_vmm.likelihoods import CustomLikelihood, Normal
+from pyro_vmm.likelihoods import CustomLikelihood
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import Decoder, mlp
-from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
+from pyro_vmm.priors import VampMixture
 from pyro_vmm.training import Steps, Trainer, TrainingConfig
 from pyro_vmm.training.captured import MOST_SHAPES, Captured, describe
 from pyro_vmm.training.graphs import CudaGraphs, Reruns, graphs_for
 
-G, D, K = 4, 2, 3
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])
 
@@ -45,35 +44,12 @@ class Counted(Reruns):
         return super().record(step, x)
 
 
-def noisy(features: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(features, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3))
-
-
-def plain(features: int) -> nn.Sequential:
-    return mlp(features, (8,))
-
-
-def data(rows: int = 50, device: str = "cpu") -> torch.Tensor:
-    generator = torch.Generator().manual_seed(7)
-    x = torch.randn(rows, G, generator=generator) + 4.0 * (torch.arange(rows) % 2)[:, None]
-    return x.to(device)
-
-
 def build(prior: str = "vmm", networks=plain, device: str = "cpu", **settings) -> VAE:
-    torch.manual_seed(1)
-    priors = {
-        "standard_normal": lambda: StandardNormal(D),
-        "vamp": lambda: VampPrior(D, data(K)),
-        "gmm": lambda: GaussianMixture(torch.randn(K, D), **settings),
-        "vmm": lambda: VampMixture(D, data(K), **settings),
-    }
-    encoder, decoder = CorrelatedEncoder(networks(G), 8, D), Decoder(networks(D), 8, (G,))
-    vae = VAE(encoder, decoder, Normal((G,)), priors[prior]())
-    return vae.to(device)
+    return common.build(prior, networks, **settings).to(device)
 
 
 def config(**changes) -> TrainingConfig:
-    return TrainingConfig(**{"epochs": 4, "batch_size": 16, "learning_rate": 1e-2, "patience": None, **changes})
+    return common.config(**{"epochs": 4, **changes})
 
 
 def graphs_on(device: str):
@@ -104,9 +80,9 @@ def assert_alike(left, right) -> None:
 
 @every_device
 @pytest.mark.parametrize("networks", [plain, noisy])
-@pytest.mark.parametrize("prior", ["standard_normal", "vamp", "gmm", "vmm"])
+@every_prior
 def test_training_gives_the_numbers_of_eager_steps(prior, networks, device):
-    x, runs = data(device=device), []
+    x, runs = data().to(device), []
     for graphs in (None, graphs_on(device)):
         found = trainer(build(prior, networks, device), graphs)
         found.fit(x, x[:20], progress=False)
@@ -122,7 +98,7 @@ def test_training_gives_the_numbers_of_eager_steps(prior, networks, device):
 @every_device
 @pytest.mark.parametrize("settings", [{"expectation": "sampled"}, {"responsibilities": "differentiated"}])
 def test_a_hundred_steps_agree(settings, device):
-    x, found = data(32, device), []
+    x, found = data(32).to(device), []
     for graphs in (None, graphs_on(device)):
         steps = Steps(build("vmm", noisy, device, **settings).train(), config(capture=False), graphs)
         torch.manual_seed(3)
@@ -135,7 +111,7 @@ def test_a_hundred_steps_agree(settings, device):
 
 @every_device
 def test_pseudo_inputs_that_are_not_trained_stay(device):
-    x, runs = data(device=device), []
+    x, runs = data().to(device), []
     for graphs in (None, graphs_on(device)):
         vae = build("vmm", device=device)
         u = vae.prior.pseudo_inputs.requires_grad_(False).u.clone()
@@ -148,7 +124,7 @@ def test_pseudo_inputs_that_are_not_trained_stay(device):
 
 @every_device
 def test_resuming_in_the_middle_is_bit_identical(device):
-    x, ends = data(device=device), []
+    x, ends = data().to(device), []
     whole = trainer(build("vmm", noisy, device), graphs_on(device))
     whole.fit(x, x[:20], checkpoint=ends.append, progress=False)
     half, checkpoints = trainer(build("vmm", noisy, device), graphs_on(device), epochs=2), []
@@ -373,7 +349,7 @@ class Draws(nn.Module):
 @cuda
 @pytest.mark.parametrize("layer", [Waits, Draws])
 def test_a_gpu_is_usable_after_a_failure(layer):
-    x = data(device="cuda")
+    x = data().to("cuda")
 
     def networks(features):
         return nn.Sequential(layer(), noisy(features))
@@ -397,4 +373,4 @@ def test_a_gpu_is_usable_after_a_failure(layer):
 def test_numbers_in_a_users_likelihood_are_recorded():
     vae = build(device="cuda")
     vae.likelihood = CustomLikelihood((G,), lambda h: dist.Laplace(h, 1.0).to_event(1))
-    Trainer(vae, config(capture=True)).fit(data(device="cuda"), progress=False)
+    Trainer(vae, config(capture=True)).fit(data().to("cuda"), progress=False)

@@ -12,11 +12,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from common import WRONG_DRAWS, annotated, every_prior, planted
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import normalized_mutual_info_score
-from test_estimators import WRONG_DRAWS
 from torch import nn
 
 from pyro_vmm import VMM, SingleCellVMM
@@ -28,30 +28,6 @@ from pyro_vmm.training import Trainer
 
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 3, "random_state": 0}
 G = 12
-every_prior = pytest.mark.parametrize("prior", PRIORS)
-
-
-def planted(n: int = 90, batches: int = 2, types: int = 3, depth: float = 150.0, seed: int = 0) -> ad.AnnData:
-    """Cells of types that each have marker genes, in batches that each tilt all genes."""
-    random = np.random.default_rng(seed)
-    type_, batch = np.arange(n) % types, (np.arange(n) // types) % batches
-    profile = np.where(np.arange(G) * types // G == np.arange(types)[:, None], 12.0, 1.0)
-    rate = profile[type_] * random.uniform(0.4, 1.6, (batches, G))[batch]
-    rate *= depth * random.uniform(0.7, 1.3, (n, 1)) / rate.sum(1, keepdims=True)
-    obs = {
-        "batch": pd.Categorical([f"b{i}" for i in batch]),
-        "type": pd.Categorical([f"t{i}" for i in type_]),
-        "donor": pd.Categorical([f"d{i}" for i in random.integers(3, size=n)]),
-        "age": random.normal(50.0, 10.0, n),
-        "factor": random.uniform(0.5, 2.0, n),
-    }
-    return annotated(random.poisson(rate).astype(np.float32), pd.DataFrame(obs))
-
-
-def annotated(x: np.ndarray, obs: pd.DataFrame | None = None) -> ad.AnnData:
-    names = [f"cell{i}" for i in range(len(x))]
-    obs = pd.DataFrame(index=names) if obs is None else obs.set_index(pd.Index(names))
-    return ad.AnnData(sparse.csr_matrix(x), obs=obs, var=pd.DataFrame(index=[f"gene{j}" for j in range(x.shape[1])]))
 
 
 def fit(adata: ad.AnnData | None = None, **settings) -> SingleCellVMM:

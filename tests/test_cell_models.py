@@ -4,7 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from common import SITES, CorrelatedEncoder
+from common import SITES, CorrelatedEncoder, build_prior, changed, every_prior, state
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
@@ -15,7 +15,6 @@ from pyro_vmm.elbo import Elbo
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS
 from pyro_vmm.models import Library, SingleCellVAE
 from pyro_vmm.networks import CellDecoder, CellFeatures, cell_mlp, inference_mode, linear
-from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
 from pyro_vmm.rows import minibatches
 from pyro_vmm.training import Trainer, TrainingConfig
@@ -24,9 +23,7 @@ M, G, D, K, H = 12, 6, 2, 3, 8
 LAYOUT = CellLayout(G, (2, 3), n_continuous=1)
 B, P = LAYOUT.n_batches, LAYOUT.n_covariates
 LOG_MEAN, LOG_VARIANCE = torch.tensor([3.0, 4.0]).double(), torch.tensor([0.2, 0.0]).double()
-PRIORS = ("standard_normal", "vamp", "gmm", "vmm")
 PLATES = {"_INPUT", "_RETURN", "data", "components"}
-every_prior = pytest.mark.parametrize("prior", PRIORS)
 either_library = pytest.mark.parametrize("inferred", [False, True], ids=["observed", "inferred"])
 
 
@@ -50,25 +47,11 @@ def build(
     encoder = CorrelatedEncoder(nn.Sequential(features, cell_mlp(G + P, (H,), dropout)), H, D, covariance)
     decoder = CellDecoder(LAYOUT, D, (H,), likelihood.outputs_per_gene)
     pseudo_inputs = CellPseudoInputs(LAYOUT, cells(K), pseudo_batch, likelihood.counts)
-    priors = {
-        "standard_normal": lambda: StandardNormal(D),
-        "vamp": lambda: VampPrior(D, pseudo_inputs),
-        "gmm": lambda: GaussianMixture(torch.randn(K, D)),
-        "vmm": lambda: VampMixture(D, pseudo_inputs),
-    }
     library = None
     if inferred:
         body = nn.Sequential(features, cell_mlp(G + P, (H,), dropout), linear(H, 2))
         library = Library(LAYOUT, body, LOG_MEAN, LOG_VARIANCE)
-    return SingleCellVAE(LAYOUT, encoder, decoder, likelihood, priors[prior](), library)
-
-
-def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def changed(module: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
-    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    return SingleCellVAE(LAYOUT, encoder, decoder, likelihood, build_prior(prior, D, pseudo_inputs), library)
 
 
 # The columns of a cell
@@ -313,13 +296,13 @@ def test_elbo_by_hand(prior, inferred, covariance):
 @either_library
 def test_stock_svi_trains_everything_and_leaves_the_store_empty(prior, inferred):
     vae, x = build(prior, inferred=inferred, dropout=0.1), cells(60)
-    before = snapshot(vae)
+    before = state(vae)
     # Without an indicator there is nothing to enumerate, and Pyro would say so.
     elbo = Trace_ELBO(max_plate_nesting=1) if prior == "standard_normal" else TraceEnum_ELBO(max_plate_nesting=1)
     inference = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), elbo)
     losses = torch.tensor([inference.step(x) for _ in range(30)])
     assert losses.isfinite().all() and losses[-10:].mean() < losses[:10].mean()
-    still = {name for name, _ in vae.named_parameters()} - changed(vae, before)
+    still = {name for name, _ in vae.named_parameters()} - changed(before, vae)
     # BatchNorm takes the mean away, and so whatever is added before it.
     assert all(name.endswith(".0.bias") for name in still)
     assert dict(pyro.get_param_store()) == {}
@@ -340,28 +323,28 @@ def test_a_step_leaves_the_others_parameters_bit_identical(prior, inferred, pseu
     vae = build(prior, inferred=inferred, pseudo_batch=pseudo_batch, dropout=0.1)
     trainer, x = Trainer(vae, TrainingConfig(learning_rate=1e-2)), cells(40)
     vae.train()
-    before = snapshot(vae)
+    before = state(vae)
     trainer.steps.svi_step(x)
-    moved = changed(vae, before)
+    moved = changed(before, vae)
     assert not any(is_the_maps(name, prior) for name in moved)
     assert {name for name in before if "running" in name} <= moved
     networks = {name for name, _ in vae.named_parameters() if not is_the_maps(name, prior)}
     assert all(name.endswith(".0.bias") for name in networks - moved)
     if prior in ("gmm", "vmm"):
-        before = snapshot(vae)
+        before = state(vae)
         trainer.steps.map_step(x)
-        assert changed(vae, before) == {name for name, _ in vae.named_parameters() if name.startswith("prior.")}
+        assert changed(before, vae) == {name for name, _ in vae.named_parameters() if name.startswith("prior.")}
 
 
 @pytest.mark.parametrize("pseudo_batch", PSEUDO_BATCHES)
 def test_pseudo_inputs_of_the_vamp_prior_are_trained_by_the_svi_step(pseudo_batch):
     """In the authors' code they are not."""
     vae = build("vamp", pseudo_batch=pseudo_batch)
-    trainer, before = Trainer(vae, TrainingConfig(learning_rate=1e-2)), snapshot(vae.prior)
+    trainer, before = Trainer(vae, TrainingConfig(learning_rate=1e-2)), state(vae.prior)
     assert trainer.steps.prior_optimizer is None
     trainer.steps.svi_step(cells(40))
     moved = {"pseudo_inputs.u"} | ({"pseudo_inputs.covariates_raw"} if pseudo_batch == "trained" else set())
-    assert changed(vae.prior, before) == moved
+    assert changed(before, vae.prior) == moved
     assert (vae.prior.pseudo_inputs.u != before["pseudo_inputs.u"]).all()
 
 
@@ -491,14 +474,14 @@ def test_pseudo_cells_are_encoded_in_inference_mode(batch):
     """Deterministic, although there is dropout, and BatchNorm's statistics are used and not moved."""
     vae = build("vmm", pseudo_batch=batch, dropout=0.5)
     vae.train()
-    before, first, second = snapshot(vae), vae.prior.centres(vae.encoder), vae.prior.centres(vae.encoder)
+    before, first, second = state(vae), vae.prior.centres(vae.encoder), vae.prior.centres(vae.encoder)
     assert torch.equal(first.loc, second.loc) and torch.equal(first.tril, second.tril)
-    assert changed(vae, before) == set()
+    assert changed(before, vae) == set()
     assert all(module.training for module in vae.modules())
     # The comparison can fail: a pass over cells moves them, and with them the centres.
     vae.encoder(cells(40))
     assert not torch.equal(vae.prior.centres(vae.encoder).loc, first.loc)
-    assert {name for name in changed(vae, before) if "running" in name}
+    assert {name for name in changed(before, vae) if "running" in name}
 
 
 def test_an_unknown_batch_of_pseudo_inputs():

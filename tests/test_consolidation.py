@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_training import D, build, config, data, noisy, state
+from common import D, build, config, data, noisy, state
 
 from pyro_vmm.training import Steps, Trainer, TrainingDiverged
 

@@ -3,7 +3,7 @@
 import pyro
 import pytest
 import torch
-from common import HIERARCHY, SITES, CorrelatedEncoder
+from common import HIERARCHY, SITES, CorrelatedEncoder, build_prior, every_prior, state
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
@@ -11,23 +11,11 @@ from torch import nn
 from pyro_vmm.likelihoods import LIKELIHOODS
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, mlp
-from pyro_vmm.priors import PRIORS
 from pyro_vmm.training import Trainer, TrainingConfig
 
 G, K = 4, 3
 
-every_prior = pytest.mark.parametrize("prior", PRIORS)
 every_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
-
-
-def build_prior(name: str, latent_dim: int = 2, rows: int = K) -> nn.Module:
-    arguments = {
-        "standard_normal": lambda: (latent_dim,),
-        "vamp": lambda: (latent_dim, torch.randn(rows, G)),
-        "gmm": lambda: (torch.randn(rows, latent_dim),),
-        "vmm": lambda: (latent_dim, torch.randn(rows, G)),
-    }
-    return PRIORS[name](*arguments[name]())
 
 
 def build_likelihood(name: str, event_shape=(G,)) -> nn.Module:
@@ -40,7 +28,7 @@ def build(prior: str = "vmm", likelihood: str = "normal", latent_dim: int = 2) -
         CorrelatedEncoder(mlp(G, (8,)), 8, latent_dim),
         Decoder(mlp(latent_dim, (8,)), 8, (G,), likelihood.outputs_per_feature),
         likelihood,
-        build_prior(prior, latent_dim),
+        build_prior(prior, latent_dim, torch.randn(K, G)),
     )
 
 
@@ -55,10 +43,6 @@ def svi(vae: VAE, learning_rate: float = 1e-2) -> SVI:
     # Without an indicator there is nothing to enumerate, and Pyro would say so.
     elbo = TraceEnum_ELBO(max_plate_nesting=1) if vae.prior.n_components > 1 else Trace_ELBO(max_plate_nesting=1)
     return SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": learning_rate}), elbo)
-
-
-def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -157,9 +141,9 @@ def test_state_dict_round_trip(prior):
     assert torch.equal(other.p_x(z).log_prob(x), vae.p_x(z).log_prob(x))
     assert torch.equal(other.cluster_probabilities(z), vae.cluster_probabilities(z))
     # Copied, not shared.
-    before = snapshot(vae)
+    before = state(vae)
     perturb(other)
-    assert same(snapshot(vae), before)
+    assert same(state(vae), before)
 
 
 @every_prior
@@ -181,7 +165,7 @@ def test_dtype(prior, dtype):
 @every_prior
 def test_stock_svi_trains_everything_and_leaves_the_store_empty(prior):
     vae, x = build(prior), 2 + 0.5 * torch.randn(40, G)
-    before, inference = snapshot(vae), svi(vae)
+    before, inference = state(vae), svi(vae)
     losses = torch.tensor([inference.step(x) for _ in range(40)])
     assert losses[-10:].mean() < losses[:10].mean()
     assert losses.isfinite().all()
@@ -194,7 +178,7 @@ def test_stock_svi_trains_everything_and_leaves_the_store_empty(prior):
 def test_pseudo_inputs_that_require_no_gradient_stay(prior, by):
     vae, x = build(prior), 2 + 0.5 * torch.randn(40, G)
     vae.prior.pseudo_inputs.requires_grad_(False)
-    before = snapshot(vae)
+    before = state(vae)
     step = svi(vae).step if by == "stock svi" else Trainer(vae, TrainingConfig()).steps.iteration
     for _ in range(3):
         step(x)
@@ -207,24 +191,24 @@ def test_two_models_do_not_share(prior):
     x = torch.randn(20, G)
     torch.manual_seed(1)
     first, second = build(prior), build(prior)
-    start = snapshot(second)
+    start = state(second)
 
     def train_second() -> tuple[list[float], dict]:
         second.load_state_dict(start)
         torch.manual_seed(2)
         inference = svi(second)
-        return [inference.step(x) for _ in range(5)], snapshot(second)
+        return [inference.step(x) for _ in range(5)], state(second)
 
     alone = train_second()
     inference = svi(first)
     second.load_state_dict(start)
     for _ in range(5):
         inference.step(x)
-    assert same(snapshot(second), start)
-    trained = snapshot(first)
+    assert same(state(second), start)
+    trained = state(first)
     after = train_second()
     assert after[0] == alone[0] and same(after[1], alone[1])
-    assert same(snapshot(first), trained)
+    assert same(state(first), trained)
 
 
 @every_prior

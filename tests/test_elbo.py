@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from common import CorrelatedEncoder
+from common import SITES, CorrelatedEncoder, build_prior
 from pyro.infer import TraceEnum_ELBO
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,17 +16,14 @@ from pyro_vmm.elbo import Elbo
 from pyro_vmm.likelihoods import Normal, SharedScaleNormal
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, mlp
-from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
 from pyro_vmm.training import Steps, TrainingConfig
 
 M, G, D, K = 7, 5, 2, 3
+#: Of which kind a prior is, and its settings.
 PRIORS = {
-    "standard_normal": lambda: StandardNormal(D),
-    "vamp": lambda: VampPrior(D, torch.randn(K, G)),
-    "gmm": lambda: GaussianMixture(torch.randn(K, D)),
-    "vmm": lambda: VampMixture(D, torch.randn(K, G)),
-    "differentiated": lambda: VampMixture(D, torch.randn(K, G), responsibilities="differentiated"),
-    "sampled": lambda: VampMixture(D, torch.randn(K, G), expectation="sampled"),
+    **{name: (name, {}) for name in SITES},
+    "differentiated": ("vmm", {"responsibilities": "differentiated"}),
+    "sampled": ("vmm", {"expectation": "sampled"}),
 }
 
 
@@ -43,8 +40,9 @@ class Subsampled(VAE):
 
 
 def build(prior: str, cls=VAE) -> VAE:
-    encoder = CorrelatedEncoder(mlp(G, (6,)), 6, D)
-    return cls(encoder, Decoder(mlp(D, (6,)), 6, (G,)), Normal((G,)), PRIORS[prior]())
+    kind, settings = PRIORS[prior]
+    p_z = build_prior(kind, D, torch.randn(K, G), **settings)
+    return cls(CorrelatedEncoder(mlp(G, (6,)), 6, D), Decoder(mlp(D, (6,)), 6, (G,)), Normal((G,)), p_z)
 
 
 def assert_same(model, guide, parameters, *args):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_training import D, G, K, assert_same, build, config, data, noisy, state
+from common import D, G, K, assert_same, build, config, data, noisy, state
 
 from pyro_vmm.balance import BatchBalance
 from pyro_vmm.cell_layout import CellLayout

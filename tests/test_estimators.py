@@ -8,6 +8,7 @@ import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
+from common import WRONG_DRAWS
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
 from sklearn.exceptions import NotFittedError
@@ -25,14 +26,6 @@ from pyro_vmm.training import Trainer
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 0, "random_state": 0}
 #: Long enough for scikit-learn's three blobs to be found.
 LEARNING = {**TINY, "epochs": 40, "learning_rate": 1e-2}
-#: What ``sample`` of an estimator with five components refuses, and what it says.
-WRONG_DRAWS = [
-    ({"n_samples": 0}, "n_samples=0 should be a whole number, at least 1"),
-    ({"n_samples": 10.0}, "n_samples=10.0 should be a whole number, at least 1"),
-    ({"component": 5}, "component=5 should be a whole number between 0 and 4, or None"),
-    ({"component": "0"}, "component='0' should be a whole number between 0 and 4"),
-    ({"component": 1.0}, "component=1.0 should be a whole number between 0 and 4"),
-]
 EXEMPT = {
     # No clusters: every row belongs to the one component.
     "standard_normal": {"check_clustering": "a standard normal prior has one component"},

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from common import finished, opened
 
 from pyro_vmm.estimators import building
 from pyro_vmm.experiments import artefacts, cells, cli, images, tables, work
-from pyro_vmm.experiments.runs import Folder, Run
+from pyro_vmm.experiments.runs import Folder
 from pyro_vmm.experiments.scales import SCALES
 from pyro_vmm.experiments.tables import Column, Table
 
@@ -38,11 +39,6 @@ def reproduce(*arguments: str, **options) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([*SCRIPT, *arguments], env=environment, **pipes, **options)
-
-
-def finished(out: Path) -> dict[Path, tuple[int, str]]:
-    """Each result under a folder: when it was written, and what it says."""
-    return {path: (path.stat().st_mtime_ns, path.read_text()) for path in out.rglob("result.json")}
 
 
 def scores(out: Path) -> dict[Path, dict]:
@@ -159,13 +155,6 @@ def test_a_fit_that_was_interrupted_continues_from_its_checkpoint(tmp_path):
     rest = images.cluster(run, opened(tmp_path / "halves", run), None, lambda *epoch: seen.append(epoch[0]))
     assert seen == [1, 2, 3, 3, 4], "the interrupted epoch is repeated, the earlier ones are not"
     assert rest["scores"] == whole["scores"]
-
-
-def opened(root: Path, run: Run) -> Folder:
-    folder = Folder(root, run)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.begin()
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from common import CorrelatedEncoder
+from common import CorrelatedEncoder, build_prior, every_prior
 from pyro import poutine
 from torch import nn
 from torch.nn import functional as F
@@ -13,22 +13,14 @@ from pyro_vmm.elbo import Elbo
 from pyro_vmm.likelihoods import CustomLikelihood, Normal, StudentT
 from pyro_vmm.models import VAE, show_parameters
 from pyro_vmm.networks import Decoder, mlp
-from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
 
 M, G, D, K = 6, 4, 2, 3
-PRIORS = {
-    "standard_normal": lambda: StandardNormal(D),
-    "vamp": lambda: VampPrior(D, torch.randn(K, G)),
-    "gmm": lambda: GaussianMixture(torch.randn(K, D)),
-    "vmm": lambda: VampMixture(D, torch.randn(K, G)),
-}
-every_prior = pytest.mark.parametrize("prior", PRIORS)
 PLATES = {"_INPUT", "_RETURN", "data", "components"}
 
 
 def build(prior: str = "vmm", likelihood: nn.Module | None = None, covariance: str = "full") -> VAE:
-    encoder = CorrelatedEncoder(mlp(G, (8,), nn.Tanh), 8, D, covariance)
-    return VAE(encoder, Decoder(mlp(D, (8,), nn.Tanh), 8, (G,)), likelihood or Normal((G,)), PRIORS[prior]())
+    encoder, p_z = CorrelatedEncoder(mlp(G, (8,), nn.Tanh), 8, D, covariance), build_prior(prior, D, torch.randn(K, G))
+    return VAE(encoder, Decoder(mlp(D, (8,), nn.Tanh), 8, (G,)), likelihood or Normal((G,)), p_z)
 
 
 @every_prior

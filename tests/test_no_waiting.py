@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 import pyro.distributions as dist
 import pytest
 import torch
-from common import CorrelatedEncoder
+from common import CorrelatedEncoder, every_prior
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -112,7 +112,7 @@ def arrays(prior="vmm", likelihood="normal", covariance="full", body=mlp, shape=
     return VAE(encoder, decoder, likelihood, building.build_prior(prior, D, rows, settings))
 
 
-@pytest.mark.parametrize("prior", ["standard_normal", "vamp", "gmm", "vmm"])
+@every_prior
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 def test_priors(prior, covariance):
     run(arrays(prior, covariance=covariance), torch.rand(M, 4))

@@ -11,14 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_cell_estimator import planted
-from test_training import build, config, data, noisy, state
+from common import build, config, data, every_prior, noisy, plain, planted, state
 from torch import distributed as dist
 from torch import nn
 
 from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.cli import main
-from pyro_vmm.networks import mlp
 from pyro_vmm.parallel import Ranks, launched_rank, process_group
 from pyro_vmm.training import Trainer, TrainingDiverged
 from pyro_vmm.whole_batch import whole_batch
@@ -26,7 +24,7 @@ from pyro_vmm.whole_batch import whole_batch
 ROOT = Path(__file__).parents[1]
 # Seconds; a run takes a few, also on a busy machine. Only one that hangs gets here.
 TIMEOUT = 300
-NETWORKS = {"mlp": lambda features: mlp(features, (8,)), "noisy": noisy}
+NETWORKS = {"mlp": plain, "noisy": noisy}
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 
@@ -127,7 +125,7 @@ def assert_trains_alike(processes: Processes, *args, tolerance: float = 1e-8) ->
 
 
 @pytest.mark.parametrize("networks", ["mlp", "noisy"])
-@pytest.mark.parametrize("prior", ["standard_normal", "vamp", "gmm", "vmm"])
+@every_prior
 def test_twenty_steps_of_every_prior(prior, networks, two):
     """With BatchNorm and dropout too; and the random numbers end where those of one process do.
 

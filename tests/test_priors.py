@@ -5,14 +5,14 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from common import CorrelatedEncoder
+from common import CorrelatedEncoder, build_prior
 from pyro import poutine
 from pyro.infer import Predictive, TraceEnum_ELBO
 from torch import nn
 from torch.nn import functional as F
 
 from pyro_vmm.networks import GaussianEncoder, mlp
-from pyro_vmm.priors import GaussianMixture, HyperPrior, StandardNormal, VampMixture, VampPrior
+from pyro_vmm.priors import GaussianMixture, HyperPrior, StandardNormal, VampMixture
 
 M, D, K = 7, 2, 3
 KINDS = ["gmm", "vmm"]
@@ -25,11 +25,7 @@ def make_encoder() -> GaussianEncoder:
 
 def make_prior(kind: str, **settings):
     """A mixture at random parameters."""
-    prior = (
-        VampMixture(D, torch.randn(K, 4), **settings)
-        if kind == "vmm"
-        else GaussianMixture(torch.randn(K, D), **settings)
-    )
+    prior = build_prior(kind, D, torch.randn(K, 4), **settings)
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter += 0.5 * torch.randn(parameter.shape)
@@ -128,9 +124,7 @@ def mixture_same_family(kind: str, prior, encoder) -> dist.TorchDistribution:
 
 
 def any_prior(kind: str):
-    if kind == "standard_normal":
-        return StandardNormal(D)
-    return VampPrior(D, torch.randn(K, 4)) if kind == "vamp" else make_prior(kind)
+    return make_prior(kind) if kind in KINDS else build_prior(kind, D, torch.randn(K, 4))
 
 
 @pytest.mark.parametrize("kind", ["standard_normal", "vamp", "gmm", "vmm"])

@@ -12,77 +12,17 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from common import CorrelatedEncoder
-from torch import nn
+from common import K, assert_same, build, changed, config, data, every_prior, noisy, plain, state
 
 from pyro_vmm import files
 from pyro_vmm.elbo import Elbo
-from pyro_vmm.likelihoods import Normal
-from pyro_vmm.models import VAE
-from pyro_vmm.networks import Decoder, mlp
-from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
 from pyro_vmm.training import Trainer, TrainingConfig, TrainingDiverged
-
-G, D, K = 4, 2, 3
-every_prior = pytest.mark.parametrize("prior", ["standard_normal", "vamp", "gmm", "vmm"])
-
-
-def data(rows: int = 50) -> torch.Tensor:
-    """Two clusters, the same at every call."""
-    generator = torch.Generator().manual_seed(7)
-    return torch.randn(rows, G, generator=generator) + 4.0 * (torch.arange(rows) % 2)[:, None]
-
-
-def noisy(features: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(features, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3))
-
-
-def build(prior: str = "vmm", networks=lambda features: mlp(features, (8,)), seed: int = 1, **settings) -> VAE:
-    torch.manual_seed(seed)
-    x = data(K)
-    priors = {
-        "standard_normal": lambda: StandardNormal(D),
-        "vamp": lambda: VampPrior(D, x),
-        "gmm": lambda: GaussianMixture(torch.randn(K, D), **settings),
-        "vmm": lambda: VampMixture(D, x, **settings),
-    }
-    encoder, decoder = CorrelatedEncoder(networks(G), 8, D), Decoder(networks(D), 8, (G,))
-    return VAE(encoder, decoder, Normal((G,)), priors[prior]())
-
-
-def config(**changes) -> TrainingConfig:
-    return TrainingConfig(**{"epochs": 6, "batch_size": 16, "learning_rate": 1e-2, "patience": None, **changes})
-
-
-def state(vae: VAE) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in vae.state_dict().items()}
-
-
-def assert_same(left, right, path: str = "") -> None:
-    """Bit for bit, through dicts and lists; seconds are not compared."""
-    if isinstance(left, dict):
-        assert left.keys() == right.keys(), path
-        for key in left.keys() - {"seconds"}:
-            assert_same(left[key], right[key], f"{path}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), path
-        for i, pair in enumerate(zip(left, right, strict=True)):
-            assert_same(*pair, f"{path}[{i}]")
-    elif isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), path
-    else:
-        assert left == right or (left != left and right != right), path
-
-
-def changed(before: dict[str, torch.Tensor], vae: VAE) -> set[str]:
-    return {name for name, value in vae.state_dict().items() if not torch.equal(value, before[name])}
-
 
 # The two steps
 
 
 @every_prior
-@pytest.mark.parametrize("networks", [lambda n: mlp(n, (8,)), noisy], ids=["mlp", "noisy"])
+@pytest.mark.parametrize("networks", [plain, noisy])
 @pytest.mark.parametrize("expectation", ["analytic", "sampled"])
 def test_each_step_leaves_the_others_parameters_bit_identical(prior, networks, expectation):
     vae = build(prior, networks, **({"expectation": expectation} if prior in ("gmm", "vmm") else {}))
@@ -234,7 +174,7 @@ def test_settings_of_the_mixture_train(settings):
     assert history[-1]["elbo"] > history[0]["elbo"] + 1
 
 
-@pytest.mark.parametrize("networks", [lambda n: mlp(n, (8,)), noisy], ids=["mlp", "noisy"])
+@pytest.mark.parametrize("networks", [plain, noisy])
 def test_same_seed_same_numbers_whatever_ran_before(networks):
     x = data()
 
@@ -303,7 +243,7 @@ def run_to(epochs: int, build_vae, x, labels, checkpoints: list, resume: dict | 
 
 
 @every_prior
-@pytest.mark.parametrize("networks", [lambda n: mlp(n, (8,)), noisy], ids=["mlp", "noisy"])
+@pytest.mark.parametrize("networks", [plain, noisy])
 def test_resuming_from_a_file_is_bit_identical(prior, networks, tmp_path):
     x, labels = data(), np.arange(20) % 2
     whole, half, rest = [], [], []

@@ -1,0 +1,35 @@
+"""Files of tests share helpers by `common` alone, and that is ours whatever is installed."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import common
+import pytest
+
+FOLDER = Path(__file__).parent
+
+
+def imported(source: str) -> Iterator[str]:
+    """The first names of all modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." if node.level else node.module.split(".")[0]
+
+
+def test_every_import_is_seen():
+    source = "import os.path, a as b\nfrom tests.c import d\ndef f():\n    from . import e\n    from .g import h\n"
+    assert list(imported(source)) == ["os", "a", "tests", ".", "."]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_file_imports_another(path):
+    """As `tests`, another installed package may be found."""
+    others = {"tests", "conftest", ".", *(each.stem for each in FOLDER.rglob("*.py"))} - {"common"}
+    assert not others & set(imported(path.read_text()))
+
+
+def test_common_is_that_of_this_folder():
+    assert Path(common.__file__).parent == FOLDER

@@ -971,6 +971,19 @@ def assert_fine(model: SingleCellVMM, adata: ad.AnnData) -> None:
     assert all(parameter.isfinite().all() for parameter in model.vae_.parameters())
 
 
+def test_library_sizes_have_the_moments_of_the_training_cells_of_their_batch():
+    """Of batches of different sizes and depths, against pandas' own."""
+    adata = planted(120)
+    adata.obs["batch"] = np.repeat(["b0", "b1", "b2"], [70, 30, 20])
+    adata.X = adata.X.multiply(np.repeat([1, 3, 8], [70, 30, 20])[:, None]).tocsr()
+    model = fit(adata, library="inferred", epochs=1)
+    log_size = pd.Series(np.log(np.asarray(adata.X.sum(1)).ravel()), index=adata.obs_names)
+    rest = np.delete(np.arange(120), model.validation_rows_)
+    by_batch = log_size.iloc[rest].groupby(adata.obs["batch"].iloc[rest].astype(str))
+    np.testing.assert_allclose(model.vae_.library.log_mean, by_batch.mean(), rtol=1e-5)
+    np.testing.assert_allclose(model.vae_.library.log_scale, by_batch.std(ddof=0), rtol=1e-4)
+
+
 @pytest.mark.parametrize("pseudo_batch", ["uniform", "averaged", "trained"])
 @pytest.mark.parametrize("library", ["observed", "inferred"])
 def test_one_batch_and_batches_of_a_few_cells(pseudo_batch, library):

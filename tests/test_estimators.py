@@ -81,6 +81,28 @@ def test_clusters_are_numbered_by_weight(fitted, X):
     np.testing.assert_allclose(fitted.weights_, fitted.vae_.prior.log_pi.exp().detach().numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("numbered_by", ["weight", "share"])
+def test_components_without_rows_are_numbered_last_whatever_their_weight(numbered_by, X):
+    model = VMM(**TINY, prior="gmm").fit(X)
+    model.numbered_by = numbered_by
+    prior, z = model.vae_.prior, torch.as_tensor(model.transform(X))
+    with torch.no_grad():
+        # The second is far from all rows and heaviest; the others are heavier the later they come.
+        prior.mu.copy_(z[z[:, 0].argsort()[[5, 0, 80, 120, 195]]])
+        prior.mu[1] += 1e3
+        prior.pi_logits.copy_(torch.tensor([0.0, 4.0, 0.1, 0.2, 0.3]))
+        prior.precision_raw.copy_(20 * torch.eye(2))
+    before = prior.log_pi.exp().detach().numpy().astype(float)
+    counts = np.bincount(model._clusters(model.to_tensor(X)), minlength=5)
+    assert counts[1] == 0 and (counts > 0).sum() > 1
+    model._number_clusters(model.to_tensor(X))
+    first, second = (before, counts) if numbered_by == "weight" else (counts, before)
+    order = sorted(range(5), key=lambda k: (counts[k] == 0, -first[k], -second[k]))
+    np.testing.assert_allclose(model.weights_, before[order], rtol=1e-6)
+    np.testing.assert_array_equal(np.bincount(model.labels_, minlength=5), counts[order])
+    np.testing.assert_allclose(prior.log_pi.exp().detach().numpy(), model.weights_, rtol=1e-6)
+
+
 def test_finds_blobs():
     X, y = make_blobs(600, 6, centers=4, cluster_std=0.3, random_state=1)
     model = VMM(20, 2, hidden=(32,), epochs=100, learning_rate=3e-3, random_state=0).fit(X)
@@ -304,6 +326,20 @@ def test_save_and_load(fitted, X, tmp_path):
     np.testing.assert_array_equal(again.score_samples(X), fitted.score_samples(X))
     np.testing.assert_array_equal(again.labels_, fitted.labels_)
     pd.testing.assert_frame_equal(again.history_, fitted.history_)
+
+
+@pytest.mark.parametrize("scaling", ["range", "standard"])
+def test_rows_held_back_have_no_say_in_the_scaling(scaling, X):
+    held_back = VMM(**TINY, scaling=scaling).fit(X).validation_rows_
+    X = X.copy()
+    X[held_back] *= 1e3
+    model, rest = VMM(**TINY, scaling=scaling).fit(X), np.delete(X, held_back, axis=0)
+    if scaling == "range":
+        shift, scale = (rest.min() + rest.max()) / 2, (rest.max() - rest.min()) / 2
+    else:
+        shift, scale = rest.mean(0), rest.std(0)
+    np.testing.assert_allclose(model.shift_, shift)
+    np.testing.assert_allclose(model.scale_, scale)
 
 
 @pytest.mark.parametrize("room", [True, False])

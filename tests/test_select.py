@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy import sparse
 from sklearn.datasets import make_blobs
+from sklearn.metrics import adjusted_rand_score
 
 import pyro_vmm
 from pyro_vmm import VMM, SingleCellVMM, metrics, plots
@@ -122,6 +123,21 @@ def test_a_category_of_a_single_row():
     selection = pyro_vmm.select(VMM(**TINY, likelihood="categorical"), codes, m_prior=(64,), seeds=2)
     assert np.isfinite(selection.table["log_px"]).all()
     assert selection.best_estimator_.likelihood_options == {"n_categories": 6}
+
+
+def test_stability_is_the_agreement_with_the_fits_of_other_seeds():
+    """Of three: two that agree and one that does not; by scikit-learn's own index, never with itself."""
+    same, other = np.arange(200) % 3, np.arange(200) // 7 % 4
+    found = [same, same, other]
+    fits = made_up({64.0: (lambda seed, part, n: found[seed], 0.0)}, seeds=3)
+    apart = adjusted_rand_score(same, other)
+    row = evidence(fits).iloc[0]
+    assert row["stability_seeds"] == pytest.approx(np.mean([(1 + apart) / 2, (1 + apart) / 2, apart]))
+    assert row["stability_seeds_sd"] == pytest.approx(np.std([(1 + apart) / 2, (1 + apart) / 2, apart], ddof=1))
+    assert row["stability_halves"] == 1.0
+    assert row["stability"] == pytest.approx((1.0 + row["stability_seeds"]) / 2)
+    alone = evidence(made_up({64.0: (steady(3), 0.0)}, seeds=1)).iloc[0]
+    assert np.isnan(alone["stability_seeds"]) and alone["stability"] == 1.0
 
 
 def test_standard_errors():

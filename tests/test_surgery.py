@@ -67,6 +67,17 @@ def test_identities_of_equation_12(vae, x):
     assert 0 < found["mutual_information"] < math.log(len(x))
 
 
+def test_the_marginal_part_of_the_rate_is_over_the_draws_that_q_of_z_was_evaluated_at(vae, x):
+    found = elbo_surgery(vae, x, n_samples=50, n_marginal=5, batch_size=300, seed=4)
+    torch.manual_seed(4)
+    q_z = vae.encoder(x)
+    z = q_z.sample((50,))
+    kl = q_z.log_prob(z) - dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    assert found["rate"] == pytest.approx(kl.mean().item(), abs=1e-9)
+    assert found["rate_marginal"] == pytest.approx(kl[:5].mean().item(), abs=1e-9)
+    assert found["rate_marginal"] == pytest.approx(found["mutual_information"] + found["marginal_kl"], abs=1e-9)
+
+
 def test_batches_and_the_callers_random_numbers_do_not_matter(vae, x):
     state = torch.get_rng_state()
     whole = elbo_surgery(vae, x, n_samples=500, n_marginal=5)

@@ -95,6 +95,23 @@ def test_svi_step_lets_the_gradient_flow_through_the_encoder_into_the_centres():
     torch.testing.assert_close(weight.grad, through)
 
 
+@pytest.mark.parametrize("expectation", ["analytic", "sampled"])
+def test_svi_step_integrates_the_centres_out_or_draws_them(expectation):
+    """As the prior's expectation says: p(z), the ELBO and its gradient."""
+    vae, x = build("vmm", expectation=expectation), data(16)
+    trainer, start = Trainer(vae, config()), state(vae)
+    torch.manual_seed(3)
+    expected = vae.prior.sampled(vae.encoder) if expectation == "sampled" else vae.prior(vae.encoder)
+    loss = Elbo().differentiable_loss(vae.model, vae.guide, x, expected) / 16
+    [gradient] = torch.autograd.grad(loss, vae.encoder.head.weight)
+    vae.load_state_dict(start)
+    torch.manual_seed(3)
+    objective, _, p_z = trainer.steps.svi_step(x)
+    torch.testing.assert_close((p_z.loc, p_z.whitener), (expected.loc, expected.whitener))
+    torch.testing.assert_close(objective, -loss.detach())
+    torch.testing.assert_close(vae.encoder.head.weight.grad, gradient)
+
+
 def test_short_last_batch_does_not_change_the_weight_of_the_hyperpriors():
     """The MAP objective is a mean over rows plus hyper-priors / m_prior: only their sum over rows may differ."""
     vae, x = build("vmm"), data(50)

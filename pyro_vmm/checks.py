@@ -23,6 +23,20 @@ def check_choice(name: str, value, choices: tuple) -> None:
         raise ValueError(f"{name}={value!r} should be one of {choices}")
 
 
+def described(value) -> str:
+    """A value in a line: a class or function by its name, an object by its class, anything else as Python writes it."""
+    if hasattr(value, "__qualname__"):
+        return value.__qualname__
+    text = repr(value)
+    plain = value is None or isinstance(value, str | Real | tuple | list | dict)
+    return text if plain and "\n" not in text else f"an object of {type(value).__qualname__}"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, whatever its lines, in one."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def differences(now: Mapping, before: Mapping) -> str:
     """The settings of ``now`` that were others, or none, before, as "name=value (was value), ..."; empty if none is."""
     different = {name: value for name, value in now.items() if before.get(name) != value}

@@ -32,6 +32,9 @@ class PseudoInputs(nn.Module):
         initial: the values to start from, (K, *event_shape); a copy is trained.
     """
 
+    #: What has a row for each of the K, see :class:`~pyro_vmm.priors.Prior`.
+    per_component = ("u",)
+
     def __init__(self, initial: Tensor):
         super().__init__()
         self.u = nn.Parameter(initial.detach().clone())
@@ -49,6 +52,11 @@ class PseudoInputs(nn.Module):
         with inference_mode(encoder):
             q = functional_call(encoder, statistics, (self(),)) if statistics else encoder(self())
         return Centres(q.mean, scale_tril(q))
+
+
+def as_pseudo_inputs(value: Tensor | PseudoInputs) -> PseudoInputs:
+    """A module of pseudo-inputs, or one that starts at these values, (K, *event_shape)."""
+    return value if isinstance(value, PseudoInputs) else PseudoInputs(value)
 
 
 class CellPseudoInputs(PseudoInputs):
@@ -73,13 +81,15 @@ class CellPseudoInputs(PseudoInputs):
         counts: whether the data are counts; else u stands for itself.
     """
 
+    per_component = ("covariates_raw",)
+
     def __init__(self, layout: CellLayout, initial: Tensor, batch: str = "trained", counts: bool = True):
         check_choice("pseudo_batch", batch, PSEUDO_BATCHES)
         values = layout.counts(initial)
         super().__init__(inverse_softplus(values + 1) if counts else values)
         self.layout, self.batch, self.counts = layout, batch, counts
-        if batch == "trained":
-            self.covariates_raw = nn.Parameter(values.new_zeros(len(values), layout.n_covariates))
+        raw = nn.Parameter(values.new_zeros(len(values), layout.n_covariates)) if batch == "trained" else None
+        self.register_parameter("covariates_raw", raw)
 
     @property
     def covariates(self) -> Tensor:

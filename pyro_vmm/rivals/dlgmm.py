@@ -87,6 +87,8 @@ class StickBreakingMixture(Prior):
         concentration: alpha, positive; the larger, the more components share the weight.
     """
 
+    per_component = ("mu", "precision_raw")
+
     def __init__(self, mu: Tensor, concentration: float = 5.0):
         super().__init__(mu.shape[1], len(mu))
         self.concentration = concentration

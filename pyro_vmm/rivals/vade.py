@@ -39,6 +39,8 @@ class TrainedMixture(Prior):
         covariance: of the components, "full" or "diagonal".
     """
 
+    per_component = ("pi_logits", "mu", "precision_raw")
+
     def __init__(self, mu: Tensor, covariance: str = "diagonal"):
         if mu.dim() != 2:
             raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (K, D)")

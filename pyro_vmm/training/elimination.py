@@ -72,8 +72,9 @@ class Elimination:
 
     def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
         prior = vae.prior
+        prior.check()
         self.whole = self.model = vae
-        # Whose weights are to stay as they are keeps its components, too.
+        # A prior with fixed weights is never pruned.
         free = prior.can_eliminate and prior.pi_logits.requires_grad
         self.after = config.freeze_after if free else None
         if self.after is not None:

@@ -119,9 +119,13 @@ class Steps:
         before, state = self.prior, self.prior_optimizer.state
         self.vae, self.prior = vae, vae.prior_parameters()
         self.prior_optimizer = adam(self.prior, self.prior_optimizer.param_groups[0]["lr"])
+        per_component = {id(tensor) for tensor in vae.prior.component_tensors().values()}
         for parameter, previous in zip(self.prior, before, strict=True):
-            values = state[previous].items()
-            self.prior_optimizer.state[parameter] = {name: v[kept] if v.dim() else v for name, v in values}
+            moments = state[previous]
+            if id(parameter) in per_component:
+                # All that has the parameter's shape has its rows; the count of steps has not.
+                moments = {name: v[kept] if v.shape == previous.shape else v for name, v in moments.items()}
+            self.prior_optimizer.state[parameter] = moments
         self.iterate.reset()
         self.iterate = self.captured(self.iteration)
 

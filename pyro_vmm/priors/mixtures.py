@@ -1,19 +1,8 @@
-r"""The four priors on z, each a module whose ``forward(encoder)`` returns p(z), and a Pyro model/guide pair.
+"""The Bayesian mixtures: equations (4) to (8), their centres points or guided by the encoder."""
 
-========================  ================================================  =========================================
-prior                     p(z)                                              parameters, and the step that trains them
-========================  ================================================  =========================================
-:class:`StandardNormal`   Normal(0, I)                                      none
-:class:`VampPrior`        :math:`K^{-1} \sum_k q(z; u_k)`                   u, SVI
-:class:`GaussianMixture`  :math:`\sum_k \pi_k N(z; \mu_k, \Lambda_k^{-1})`  alpha, pi, mu, Lambda, MAP
-:class:`VampMixture`      the same, :math:`\mu_k \sim q(\mu; u_k)`          alpha, pi, u, Lambda, MAP
-========================  ================================================  =========================================
-
-The sites are ``alpha``, ``log_pi`` (and ``pi``), ``mu``, ``precision_tril`` (and ``precision``), ``c`` and ``z``.
-"""
-
-import copy
 import math
+from abc import abstractmethod
+from collections.abc import Mapping
 from numbers import Real
 
 import pyro
@@ -27,164 +16,10 @@ from pyro_vmm.checks import check_choice
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.hyperpriors import HyperPrior, as_hyperprior
 from pyro_vmm.networks import inverse_softplus, lower_cholesky
-from pyro_vmm.pseudo_inputs import Centres, PseudoInputs
+from pyro_vmm.priors.base import EXPECTATIONS, Prior
+from pyro_vmm.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
 
-EXPECTATIONS = ("analytic", "sampled")
 RESPONSIBILITIES = ("held", "differentiated")
-
-
-def latent(p_z: MixtureOfGaussians, obs: Tensor | None = None) -> Tensor:
-    """The sites ``c`` (enumerated in parallel) and ``z``; a mixture of one component has no ``c``."""
-    if p_z.n_components == 1:
-        return pyro.sample("z", p_z, obs=obs)
-    c = pyro.sample("c", dist.Categorical(logits=p_z.log_weights), infer={"enumerate": "parallel"})
-    return pyro.sample("z", p_z.component(c), obs=obs)
-
-
-class Prior(nn.Module):
-    """What all priors share; never used by itself.
-
-    ``forward(encoder)`` returns p(z), a :class:`~pyro_vmm.distributions.MixtureOfGaussians` with ``log_prob``,
-    ``component_log_prob``, ``responsibilities``, ``component(c).sample()``, ``sample`` and ``weights``. The encoder is
-    an argument because the prior does not own it: it is trained by another step.
-
-    Arguments:
-        latent_dim: D.
-        n_components: K.
-    """
-
-    #: Whether the parameters belong to the MAP step (else to the SVI step, with the networks).
-    trained_by_map = False
-    #: Whether components can be left out of training, see :meth:`subset`.
-    can_eliminate = False
-
-    def __init__(self, latent_dim: int, n_components: int):
-        super().__init__()
-        if latent_dim < 1 or n_components < 1:
-            raise ValueError(f"latent_dim={latent_dim} and n_components={n_components} should be at least 1")
-        self.latent_dim, self.n_components = latent_dim, n_components
-        # Knows the dtype and the device when there are no parameters to ask.
-        self.register_buffer("origin", torch.zeros(latent_dim), persistent=False)
-
-    def forward(self, encoder: nn.Module) -> MixtureOfGaussians:
-        """p(z), with the centres integrated out."""
-        raise NotImplementedError
-
-    def clustering(self, encoder: nn.Module) -> MixtureOfGaussians:
-        """The component log-densities that q(c | z) is made of; p(z) unless q(mu) has a say."""
-        return self(encoder)
-
-    def sampled(self, encoder: nn.Module) -> MixtureOfGaussians:
-        """p(z) with the centres drawn from q(mu) instead of integrated out."""
-        return self(encoder)
-
-    @torch.no_grad()
-    def reorder(self, order: Tensor) -> None:
-        """Renumber the components in place: number k becomes what ``order[k]`` was, (K,)."""
-        for parameter in self.parameters():
-            if parameter.dim():  # alpha is shared by all
-                parameter.copy_(parameter[order])
-
-    def subset(self, kept: Tensor) -> "Prior":
-        """A prior of components ``kept`` (n,) alone, with parameters of its own, to train in place of this one."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def absorb(self, subset: "Prior", kept: Tensor) -> None:
-        """Take over what :meth:`subset` has learned; the other components stay as they are."""
-        for parameter, learned in zip(self.parameters(), subset.parameters(), strict=True):
-            if parameter.dim():
-                parameter[kept] = learned
-            else:
-                parameter.copy_(learned)
-
-    def hierarchy(
-        self,
-        rows: int,
-        encoder: nn.Module | None = None,
-        centres: Centres | None = None,
-        minibatch: int | None = None,
-    ) -> MixtureOfGaussians:
-        """Declare the sites above the plate of data, for the model.
-
-        ``rows`` is the size of that plate; ``minibatch`` is M of the minibatch that they are a part of, if so.
-        """
-        return self(encoder)
-
-    def hierarchy_guide(self, encoder: nn.Module | None = None, centres: Centres | None = None) -> None:
-        """Declare the same sites for the guide."""
-
-    def model(
-        self,
-        z: Tensor | None = None,
-        encoder: nn.Module | None = None,
-        centres: Centres | None = None,
-        rows: int = 1,
-        log_factors: Tensor | None = None,
-    ) -> Tensor:
-        """The sites above the plate, then c and z (M, D) for every row; with z, what the MAP step maximises, times M.
-
-        Arguments:
-            z: draws from q(z; x), (M, D); None to sample.
-            encoder: what guides the centres.
-            centres: q(mu), for expectations over it in closed form; None to sample mu.
-            rows: M, when z is None; that of the whole minibatch, when z is a part of it.
-            log_factors: what is added to log pi in each row, (M, K); see :mod:`pyro_vmm.balance`.
-        """
-        held = rows if z is None else len(z)
-        p_z = self.hierarchy(held, encoder, centres, max(rows, held))
-        if log_factors is not None:
-            p_z = p_z.reweighted(log_factors)
-        with pyro.plate("data", held):
-            return self.per_row(p_z, z)
-
-    def per_row(self, p_z: MixtureOfGaussians, z: Tensor | None) -> Tensor:
-        """The sites inside the plate of data, for the model: c and z (M, D), given or drawn."""
-        return latent(p_z, obs=z)
-
-    def guide(
-        self,
-        z: Tensor | None = None,
-        encoder: nn.Module | None = None,
-        centres: Centres | None = None,
-        rows: int = 1,
-        log_factors: Tensor | None = None,
-    ) -> None:
-        """The latent sites above the plate; c is enumerated. The signature is the model's."""
-        self.hierarchy_guide(encoder, centres)
-
-
-class StandardNormal(Prior):
-    """Normal(0, I): one component, no clusters.
-
-    Arguments:
-        latent_dim: D.
-    """
-
-    def __init__(self, latent_dim: int):
-        super().__init__(latent_dim, 1)
-
-    def forward(self, encoder: nn.Module | None = None) -> MixtureOfGaussians:
-        identity = torch.eye(self.latent_dim, dtype=self.origin.dtype, device=self.origin.device)
-        return MixtureOfGaussians.from_precision(self.origin.new_zeros(1), self.origin[None], identity[None])
-
-
-class VampPrior(Prior):
-    r"""The VampPrior of Tomczak & Welling (AISTATS 2018, arXiv:1705.07120): :math:`p(z) = K^{-1} \sum_k q(z; u_k)`.
-
-    Arguments:
-        latent_dim: D.
-        pseudo_inputs: initial u, (K, *event_shape), or a module of :mod:`pyro_vmm.pseudo_inputs`.
-    """
-
-    def __init__(self, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs):
-        super().__init__(latent_dim, len(pseudo_inputs))
-        self.pseudo_inputs = _as_module(pseudo_inputs)
-
-    def forward(self, encoder: nn.Module) -> MixtureOfGaussians:
-        components = self.pseudo_inputs.encode(encoder)
-        log_weights = torch.full_like(components.loc[:, 0], self.n_components).log().neg()
-        return MixtureOfGaussians.from_covariance(log_weights, components.loc, components.tril)
 
 
 class _BayesianMixture(Prior):
@@ -204,6 +39,8 @@ class _BayesianMixture(Prior):
 
     trained_by_map = True
     can_eliminate = True
+    has_granularity = True
+    per_component = ("pi_logits", "precision_raw")
 
     def __init__(
         self,
@@ -254,21 +91,15 @@ class _BayesianMixture(Prior):
         The others are frozen: p(z) loses them and nothing else, as they keep their weights. The hyper-priors are those
         of all K components; the terms of frozen mu and Lambda, which are constant, are left out.
         """
-        subset = copy.deepcopy(self)
+        subset = self.rows_of(kept)
         frozen = torch.ones_like(self.pi_logits, dtype=torch.bool)
         frozen[kept] = False
         subset.frozen_logits = torch.cat([self.pi_logits.detach()[frozen], self.frozen_logits])
-        for module in subset.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.dim():
-                    values = parameter.detach()[kept].clone()
-                    setattr(module, name, nn.Parameter(values, requires_grad=parameter.requires_grad))
-        subset.n_components = len(kept)
         return subset
 
+    @abstractmethod
     def centres(self, encoder: nn.Module | None) -> Centres:
         """q(mu)."""
-        raise NotImplementedError
 
     def forward(self, encoder: nn.Module | None = None) -> MixtureOfGaussians:
         loc, tril = self.centres(encoder)
@@ -346,12 +177,19 @@ class GaussianMixture(_BayesianMixture):
         settings: ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities`` as for :class:`VampMixture`.
     """
 
+    free_centres = True
+    per_component = ("mu",)
+
     def __init__(self, mu: Tensor, **settings):
         if mu.dim() != 2:
             raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (K, D)")
         super().__init__(mu.shape[1], len(mu), **settings)
         self.mu = nn.Parameter(mu.detach().clone())
         self.to(mu.dtype)
+
+    @classmethod
+    def build(cls, latent_dim: int, pseudo_inputs: PseudoInputs, settings: Mapping) -> Prior:
+        return cls(torch.randn(len(pseudo_inputs), latent_dim), **settings)
 
     def centres(self, encoder: nn.Module | None = None) -> Centres:
         return Centres(self.mu, None)
@@ -372,22 +210,14 @@ class VampMixture(_BayesianMixture):
 
     def __init__(self, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs, **settings):
         super().__init__(latent_dim, len(pseudo_inputs), **settings)
-        self.pseudo_inputs = _as_module(pseudo_inputs)
+        self.pseudo_inputs = as_pseudo_inputs(pseudo_inputs)
+
+    @classmethod
+    def build(cls, latent_dim: int, pseudo_inputs: PseudoInputs, settings: Mapping) -> Prior:
+        return cls(latent_dim, pseudo_inputs, **settings)
 
     def centres(self, encoder: nn.Module) -> Centres:
         return self.pseudo_inputs.encode(encoder)
-
-
-PRIORS: dict[str, type[Prior]] = {
-    "standard_normal": StandardNormal,
-    "vamp": VampPrior,
-    "gmm": GaussianMixture,
-    "vmm": VampMixture,
-}
-
-
-def _as_module(pseudo_inputs: Tensor | PseudoInputs) -> PseudoInputs:
-    return pseudo_inputs if isinstance(pseudo_inputs, PseudoInputs) else PseudoInputs(pseudo_inputs)
 
 
 def _m_prior(value: float | str) -> float | str:

@@ -1,0 +1,36 @@
+r"""Priors on z: each a module whose ``forward(encoder)`` returns p(z), and a Pyro model/guide pair.
+
+========================  ================================================  =========================================
+prior                     p(z)                                              parameters, and the step that trains them
+========================  ================================================  =========================================
+:class:`StandardNormal`   Normal(0, I)                                      none
+:class:`VampPrior`        :math:`K^{-1} \sum_k q(z; u_k)`                   u, SVI
+:class:`GaussianMixture`  :math:`\sum_k \pi_k N(z; \mu_k, \Lambda_k^{-1})`  alpha, pi, mu, Lambda, MAP
+:class:`VampMixture`      the same, :math:`\mu_k \sim q(\mu; u_k)`          alpha, pi, u, Lambda, MAP
+========================  ================================================  =========================================
+
+The sites are ``alpha``, ``log_pi`` (and ``pi``), ``mu``, ``precision_tril`` (and ``precision``), ``c`` and ``z``.
+What a prior of one's own has to define is said in :class:`Prior`.
+"""
+
+from pyro_vmm.hyperpriors import HyperPrior
+from pyro_vmm.priors.base import EXPECTATIONS, Prior, latent
+from pyro_vmm.priors.mixtures import RESPONSIBILITIES, GaussianMixture, VampMixture
+from pyro_vmm.priors.registry import PRIORS, prior_class
+from pyro_vmm.priors.simple import StandardNormal, VampPrior
+from pyro_vmm.pseudo_inputs import Centres
+
+__all__ = [
+    "EXPECTATIONS",
+    "PRIORS",
+    "RESPONSIBILITIES",
+    "Centres",
+    "GaussianMixture",
+    "HyperPrior",
+    "Prior",
+    "StandardNormal",
+    "VampMixture",
+    "VampPrior",
+    "latent",
+    "prior_class",
+]

@@ -1,0 +1,256 @@
+"""The protocol of a prior on z, and what all priors share."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vmm.checks import check_choice
+from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.pseudo_inputs import Centres, PseudoInputs
+
+EXPECTATIONS = ("analytic", "sampled")
+
+
+def latent(p_z: MixtureOfGaussians, obs: Tensor | None = None) -> Tensor:
+    """The sites ``c`` (enumerated in parallel) and ``z``; a mixture of one component has no ``c``."""
+    if p_z.n_components == 1:
+        return pyro.sample("z", p_z, obs=obs)
+    c = pyro.sample("c", dist.Categorical(logits=p_z.log_weights), infer={"enumerate": "parallel"})
+    return pyro.sample("z", p_z.component(c), obs=obs)
+
+
+class Prior(nn.Module, ABC):
+    """The protocol of a prior: what the two steps, elimination, numbering, files and estimators need of it.
+
+    ``forward(encoder)`` returns p(z), a :class:`~pyro_vmm.distributions.MixtureOfGaussians` with ``log_prob``,
+    ``component_log_prob``, ``responsibilities``, ``component(c).sample()``, ``sample`` and ``weights``. The encoder is
+    an argument because the prior does not own it: it is trained by another step.
+
+    A prior of one's own
+
+    - defines ``forward``, and :meth:`build` for estimators to make it from its name or class;
+    - states in ``per_component`` which parameters and buffers have a row for each component;
+    - sets those of the class attributes below that differ;
+    - defines :meth:`hierarchy` and :meth:`hierarchy_guide` if it has sites above the plate of data, and :meth:`centres`
+      if the MAP step can take expectations over q(mu) in closed form;
+    - defines :meth:`subset` if components can leave training, with :meth:`rows_of`.
+
+    A subclass of one of the package's priors has all of this from there. A name in :data:`PRIORS` makes it known to the
+    estimators and to the command line: ``PRIORS["tied"] = Tied``.
+
+    Arguments:
+        latent_dim: D.
+        n_components: K.
+    """
+
+    #: Whether the parameters belong to the MAP step (else to the SVI step, with the networks).
+    trained_by_map = False
+    #: Whether components can be left out of training, see :meth:`subset`. Only of a prior that is trained by the MAP
+    #: step and has the parameter ``pi_logits``, log pi (K,) up to a constant, and the number ``m_prior`` (or "batch").
+    can_eliminate = False
+    #: Whether ``m_prior`` says how many clusters are found.
+    has_granularity = False
+    #: Whether there are several components; else ``n_components`` is 1 whatever an estimator asks for.
+    has_clusters = True
+    #: Whether the centres are a parameter ``mu`` (K, D), which may start at encoded rows.
+    free_centres = False
+    #: How the training steps take the expectation over q(mu), one of ``EXPECTATIONS``.
+    expectation = "analytic"
+    #: The parameters and buffers with a row for each component, by name. Those that base classes state are so too. A
+    #: submodule states its own in an attribute of this name; whatever is not stated is shared by all components.
+    per_component: tuple[str, ...] = ()
+    #: What a base class states in ``per_component`` and this class shares between components.
+    shared: tuple[str, ...] = ()
+
+    def __init__(self, latent_dim: int, n_components: int):
+        super().__init__()
+        if latent_dim < 1 or n_components < 1:
+            raise ValueError(f"latent_dim={latent_dim} and n_components={n_components} should be at least 1")
+        self.latent_dim, self.n_components = latent_dim, n_components
+        # Knows the dtype and the device when there are no parameters to ask.
+        self.register_buffer("origin", torch.zeros(latent_dim), persistent=False)
+
+    @classmethod
+    def build(cls, latent_dim: int, pseudo_inputs: PseudoInputs, settings: Mapping) -> "Prior":
+        """A prior from rows and settings, as the estimators make it.
+
+        Arguments:
+            latent_dim: D.
+            pseudo_inputs: a module of :mod:`pyro_vmm.pseudo_inputs` that starts at K rows of data. A prior without
+                pseudo-inputs takes K from it, ``len(pseudo_inputs)``.
+            settings: an estimator's ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities``.
+        """
+        raise NotImplementedError(f"{cls.__name__} does not define build")
+
+    @abstractmethod
+    def forward(self, encoder: nn.Module) -> MixtureOfGaussians:
+        """p(z), with the centres integrated out."""
+
+    def clustering(self, encoder: nn.Module) -> MixtureOfGaussians:
+        """The component log-densities that q(c | z) is made of; p(z) unless q(mu) has a say."""
+        return self(encoder)
+
+    def sampled(self, encoder: nn.Module) -> MixtureOfGaussians:
+        """p(z) with the centres drawn from q(mu) instead of integrated out."""
+        return self(encoder)
+
+    def centres(self, encoder: nn.Module) -> Centres | None:
+        """q(mu), for the MAP step's expectations over it in closed form; None where there are none to take."""
+        return None
+
+    # Components
+
+    def component_tensors(self) -> dict[str, Tensor]:
+        """The parameters and buffers with a row for each component, by name.
+
+        Raises:
+            ValueError: what is stated in ``per_component`` does not exist, or has another number of rows than K.
+        """
+        found: dict[str, Tensor] = {}
+        registered = dict(_registered(self))
+        for name in self._stated():
+            if name not in registered:
+                raise ValueError(
+                    f"{type(self).__name__} states {name!r} in per_component, but has no parameter or buffer of that "
+                    "name; one of a base class that it lacks belongs in shared"
+                )
+            tensor = registered[name]
+            if tensor is None or any(tensor is other for other in found.values()):
+                continue
+            if tensor.dim() == 0 or len(tensor) != self.n_components:
+                raise ValueError(
+                    f"{type(self).__name__} states {name!r} in per_component, but its shape {tuple(tensor.shape)} does "
+                    f"not begin with n_components={self.n_components}; what all components share belongs in shared"
+                )
+            found[name] = tensor
+        return found
+
+    def _stated(self) -> Iterator[str]:
+        """What this prior and its submodules state in ``per_component``, by names from here."""
+        for prefix, module in self.named_modules():
+            names: dict[str, None] = {}
+            for cls in reversed(type(module).__mro__):
+                names = {name: None for name in names if name not in vars(cls).get("shared", ())}
+                names |= dict.fromkeys(vars(cls).get("per_component", ()))
+            yield from (_joined(prefix, name) for name in names)
+
+    def check(self) -> None:
+        """Raise ``ValueError`` unless the prior has what its class attributes say it has."""
+        check_choice("expectation", self.expectation, EXPECTATIONS)
+        needed = {"mu": self.free_centres, "pi_logits": self.can_eliminate, "m_prior": self.can_eliminate}
+        lacks = [name for name, wanted in needed.items() if wanted and not hasattr(self, name)]
+        if lacks:
+            stated = [name for name in ("free_centres", "can_eliminate") if getattr(self, name)]
+            raise ValueError(f"{type(self).__name__} lacks {', '.join(lacks)}, which {' and '.join(stated)} stand for")
+        if self.can_eliminate and not self.trained_by_map:
+            raise ValueError(f"{type(self).__name__} has can_eliminate=True, which needs trained_by_map=True")
+        self.component_tensors()
+
+    @torch.no_grad()
+    def reorder(self, order: Tensor) -> None:
+        """Renumber the components in place: number k becomes what ``order[k]`` was, (K,)."""
+        for tensor in self.component_tensors().values():
+            tensor.copy_(tensor[order])
+
+    def subset(self, kept: Tensor) -> "Prior":
+        """A prior of components ``kept`` (n,) alone, with parameters of its own, to train in place of this one.
+
+        :meth:`rows_of` makes it. The weights of the others are still those of p(z): what they are has to be kept.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define subset")
+
+    def rows_of(self, kept: Tensor) -> "Prior":
+        """A copy with the rows of components ``kept`` (n,) of what is per component, and all of what is shared."""
+        copied = copy.deepcopy(self)
+        for name, tensor in copied.component_tensors().items():
+            path, _, last = name.rpartition(".")
+            rows = tensor.detach()[kept].clone()
+            if isinstance(tensor, nn.Parameter):
+                rows = nn.Parameter(rows, requires_grad=tensor.requires_grad)
+            setattr(copied.get_submodule(path), last, rows)
+        copied.n_components = len(kept)
+        return copied
+
+    @torch.no_grad()
+    def absorb(self, subset: "Prior", kept: Tensor) -> None:
+        """Take over what :meth:`subset` has learned; the other components stay as they are."""
+        own, learned = self.component_tensors(), subset.component_tensors()
+        for name, tensor in own.items():
+            tensor[kept] = learned[name]
+        shared = subset.state_dict()
+        for name, tensor in self.state_dict().items():
+            if name not in own:
+                tensor.copy_(shared[name])
+
+    # The Pyro pair
+
+    def hierarchy(
+        self,
+        rows: int,
+        encoder: nn.Module | None = None,
+        centres: Centres | None = None,
+        minibatch: int | None = None,
+    ) -> MixtureOfGaussians:
+        """Declare the sites above the plate of data, for the model.
+
+        ``rows`` is the size of that plate; ``minibatch`` is M of the minibatch that they are a part of, if so.
+        """
+        return self(encoder)
+
+    def hierarchy_guide(self, encoder: nn.Module | None = None, centres: Centres | None = None) -> None:
+        """Declare the same sites for the guide."""
+
+    def model(
+        self,
+        z: Tensor | None = None,
+        encoder: nn.Module | None = None,
+        centres: Centres | None = None,
+        rows: int = 1,
+        log_factors: Tensor | None = None,
+    ) -> Tensor:
+        """The sites above the plate, then c and z (M, D) for every row; with z, what the MAP step maximises, times M.
+
+        Arguments:
+            z: draws from q(z; x), (M, D); None to sample.
+            encoder: what guides the centres.
+            centres: q(mu), for expectations over it in closed form; None to sample mu.
+            rows: M, when z is None; that of the whole minibatch, when z is a part of it.
+            log_factors: what is added to log pi in each row, (M, K); see :mod:`pyro_vmm.balance`.
+        """
+        held = rows if z is None else len(z)
+        p_z = self.hierarchy(held, encoder, centres, max(rows, held))
+        if log_factors is not None:
+            p_z = p_z.reweighted(log_factors)
+        with pyro.plate("data", held):
+            return self.per_row(p_z, z)
+
+    def per_row(self, p_z: MixtureOfGaussians, z: Tensor | None) -> Tensor:
+        """The sites inside the plate of data, for the model: c and z (M, D), given or drawn."""
+        return latent(p_z, obs=z)
+
+    def guide(
+        self,
+        z: Tensor | None = None,
+        encoder: nn.Module | None = None,
+        centres: Centres | None = None,
+        rows: int = 1,
+        log_factors: Tensor | None = None,
+    ) -> None:
+        """The latent sites above the plate; c is enumerated. The signature is the model's."""
+        self.hierarchy_guide(encoder, centres)
+
+
+def _registered(module: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
+    """All parameters and buffers by name, those that are registered as None too."""
+    for prefix, each in module.named_modules():
+        for name, tensor in {**each._parameters, **each._buffers}.items():
+            yield _joined(prefix, name), tensor
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name

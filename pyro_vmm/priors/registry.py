@@ -1,0 +1,46 @@
+"""The names of priors, and what a user may give in place of a name."""
+
+from pyro_vmm.checks import described
+from pyro_vmm.priors.base import Prior
+from pyro_vmm.priors.mixtures import GaussianMixture, VampMixture
+from pyro_vmm.priors.simple import StandardNormal, VampPrior
+
+#: Classes by name. Another one is as good as these: each knows how to build itself, see :meth:`Prior.build`.
+PRIORS: dict[str, type[Prior]] = {
+    "standard_normal": StandardNormal,
+    "vamp": VampPrior,
+    "gmm": GaussianMixture,
+    "vmm": VampMixture,
+}
+
+
+def prior_class(prior: str | type[Prior] | Prior) -> type[Prior]:
+    """The class of a prior that is given by its name, as a class, or as an object.
+
+    Raises:
+        ValueError: it is none of these, or a class that lacks a part of the protocol.
+    """
+    expected = f"one of {tuple(PRIORS)}, a class derived from pyro_vmm.priors.Prior, or an object of one"
+    if isinstance(prior, str) and prior not in PRIORS:
+        raise ValueError(f"prior={prior!r} should be {expected}; a class of your own is to be added to PRIORS first")
+    cls = PRIORS[prior] if isinstance(prior, str) else prior if isinstance(prior, type) else type(prior)
+    if not (isinstance(cls, type) and issubclass(cls, Prior)):
+        if isinstance(prior, str):
+            told = f"prior={prior!r} is registered as {described(cls)}"
+            raise ValueError(f"{told}, expected a class derived from pyro_vmm.priors.Prior")
+        raise ValueError(f"prior={described(prior)} should be {expected}")
+    lacks = _missing(cls, built=isinstance(prior, Prior))
+    if lacks:
+        told = f"{cls.__name__} does not define {', '.join(lacks)}"
+        raise ValueError(f"prior={described(prior)}: {told}, see pyro_vmm.priors.Prior")
+    return cls
+
+
+def _missing(cls: type[Prior], built: bool) -> list[str]:
+    """The methods that a class has to define and does not; one that is built need not know how to build itself."""
+    lacks = sorted(cls.__abstractmethods__)
+    if not built and getattr(cls.build, "__func__", cls.build) is Prior.build.__func__:
+        lacks.append("build")
+    if cls.can_eliminate and cls.subset is Prior.subset:
+        lacks.append("subset")
+    return lacks

@@ -7,7 +7,7 @@ import numpy as np
 from pyro_vmm.cli.kind import Kind
 from pyro_vmm.data import Dataset, images
 from pyro_vmm.data.user_files import READERS
-from pyro_vmm.estimators import VMM, building
+from pyro_vmm.estimators import VMM
 from pyro_vmm.likelihoods import LIKELIHOODS
 from pyro_vmm.runs import ArrayResults
 
@@ -46,7 +46,7 @@ class Arrays(Kind):
 
     noun = "arrays and images"
     estimator = VMM
-    likelihoods = tuple(LIKELIHOODS)
+    registry = LIKELIHOODS
     names = tuple(images.DATASETS)
     endings = tuple(READERS)
     own = frozenset({"drop_columns", "header", "label_column", "name_column", "network"})
@@ -55,10 +55,13 @@ class Arrays(Kind):
         dataset = str(config["dataset"])
         kind = "table" if Path(dataset).suffix.lower() in (".csv", ".parquet") else "file"
         preset = ARRAY_PRESETS[dataset if dataset in self.names else kind]
-        if config.get("likelihood", self.defaults["likelihood"]) in building.SCALED:
-            return preset
-        # Of the others none has a scale to start from, and the values of most must stay as they are.
-        return {name: value for name, value in preset.items() if name not in ("scaling", "likelihood_options")}
+        likelihood = LIKELIHOODS.get(str(config.get("likelihood", self.defaults["likelihood"])))
+        # Values of a discrete or bounded support must stay as they are, and not every likelihood has a scale to start.
+        suits = {
+            "scaling": likelihood is not None and likelihood.any_real,
+            "likelihood_options": likelihood is not None and likelihood.has_noise_scale,
+        }
+        return {name: value for name, value in preset.items() if suits.get(name, True)}
 
     def parameters(self, config: dict) -> dict:
         params = super().parameters(config)

@@ -11,7 +11,7 @@ from pyro_vmm.cli.kind import Kind, flag
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
 from pyro_vmm.data.cells import CellBatches, nonzero
 from pyro_vmm.estimators import SingleCellVMM, annotation
-from pyro_vmm.likelihoods import CELL_LIKELIHOODS
+from pyro_vmm.likelihoods import CELL_LIKELIHOODS, of_counts
 from pyro_vmm.runs import CellData, CellResults
 from pyro_vmm.threads import same_threads
 
@@ -36,7 +36,7 @@ class Cells(Kind):
 
     noun = "single cells"
     estimator = SingleCellVMM
-    likelihoods = tuple(CELL_LIKELIHOODS)
+    registry = CELL_LIKELIHOODS
     names = tuple(CELL_SETS)
     endings = (".h5ad",)
     own = frozenset({"backed", "label_key", "n_top_genes"})
@@ -72,7 +72,7 @@ class Cells(Kind):
         layer, likelihood = config.get("layer"), config.get("likelihood", self.defaults["likelihood"])
         if config.get("n_top_genes") is not None:
             return select_genes(adata, config["n_top_genes"], config.get("batch_key"), layer)
-        return _expressed(adata, layer) if CELL_LIKELIHOODS[likelihood].counts else adata
+        return _expressed(adata, layer) if of_counts(likelihood, config.get("likelihood_options")) else adata
 
     def inputs(self, data: CellData) -> "AnnData":
         return data.selected

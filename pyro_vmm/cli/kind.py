@@ -1,6 +1,7 @@
 """What the command line has to know about a kind of data."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,18 @@ class Kind(ABC):
     #: What to call it in messages.
     noun: str
     estimator: type[Estimator]
-    likelihoods: tuple[str, ...]
+    #: The registry of likelihoods.
+    registry: Mapping[str, type]
     #: Names of data sets, and endings of files.
     names: tuple[str, ...]
     endings: tuple[str, ...]
     #: Options that are not parameters of the estimator.
     own: frozenset[str]
+
+    @property
+    def likelihoods(self) -> tuple[str, ...]:
+        """The names of likelihoods, those registered by others too."""
+        return tuple(self.registry)
 
     @property
     def defaults(self) -> dict:

@@ -13,7 +13,7 @@ from pyro_vmm.device_rows import place, subset
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.hyperpriors import HyperPrior
-from pyro_vmm.likelihoods import LIKELIHOODS, Likelihood
+from pyro_vmm.likelihoods import Given, Likelihood, likelihood_class
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import COVARIANCE_STARTS
 from pyro_vmm.priors import Prior
@@ -29,11 +29,16 @@ class VMM(FittedArrays):
     Parameters:
         n_components: K, the most clusters there can be; at most the number of rows.
         latent_dim: D.
-        prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal"; see :mod:`pyro_vmm.priors`.
-        likelihood: "normal", "bernoulli", "continuous_bernoulli", "student_t", "poisson", "categorical", or any
-            callable from decoder output (N, ...) to a Pyro distribution over x; see :mod:`pyro_vmm.likelihoods`.
-        likelihood_options: arguments of a named likelihood, such as ``{"scale": "per_feature", "initial_scale": 0.5}``.
-            The noise of "normal" and "student_t" starts at a quarter of the data's spread, the categories are counted.
+        prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal"; see :mod:`pyro_vmm.priors`. Or a
+            class derived from :class:`~pyro_vmm.priors.Prior`; or an object of one, which is copied and keeps its own
+            settings and starting values, so that the settings of priors below stay at their defaults.
+        likelihood: "normal", "bernoulli", "continuous_bernoulli", "student_t", "poisson", "categorical"; or a class
+            derived from :class:`~pyro_vmm.likelihoods.Likelihood`; or an object of one, which is copied; or any
+            callable from decoder output (N, ...) to a Pyro distribution over x. Class and object do as the name does.
+        likelihood_options: arguments of the likelihood, such as ``{"scale": "per_feature", "initial_scale": 0.5}``; an
+            object has its own. Where ``initial_scale`` is not given, the noise of "normal" and "student_t" starts at a
+            quarter of the data's spread. Categories are counted. Nothing is known of a callable but the options
+            ``outputs_per_feature``.
         hidden: widths of the encoder's layers, mirrored in the decoder; the paper's images have (500, 500, 2000).
         encoder: "mlp", "conv" for images (N, H, W) or (N, C, H, W), or a module from x (N, ...) to features (N, H).
         decoder: "mlp", "conv", or a module from z (N, D) to features (N, H).
@@ -42,8 +47,8 @@ class VMM(FittedArrays):
         covariance_start: a full one starts "diagonal", or "random" as in the authors' code, which in many dimensions
             merges clusters; see :class:`~pyro_vmm.networks.GaussianEncoder`.
         scaling: "range" maps all features together to [-1, 1], right for images and features of one unit; "standard"
-            gives each feature mean 0 and variance 1, right for tables; None leaves X alone; "auto" is "range" for the
-            likelihoods "normal" and "student_t", else None.
+            gives each feature mean 0 and variance 1, right for tables; None leaves X alone; "auto" is "range" for
+            likelihoods of any real values, such as "normal" and "student_t", else None.
         init: pseudo-inputs start from "random" or "k-means++" rows.
         train_pseudo_inputs: whether they are trained; else they stay at these rows, and centres move with the encoder.
         init_centres: a "gmm"'s centres start "normal", drawn from Normal(0, I), or "encoded", at the encoder's means of
@@ -92,8 +97,8 @@ class VMM(FittedArrays):
         n_components: int = 100,
         latent_dim: int = 10,
         *,
-        prior: str = "vmm",
-        likelihood: str | Callable = "normal",
+        prior: str | type[Prior] | Prior = "vmm",
+        likelihood: Given = "normal",
         likelihood_options: dict | None = None,
         hidden: Sequence[int] = (500, 500, 2000),
         encoder: str | nn.Module = "mlp",
@@ -238,15 +243,14 @@ class VMM(FittedArrays):
 
     def _check_parameters(self) -> None:
         """Whatever can be told to be wrong without looking at X."""
-        self._check_shared_parameters(tuple(LIKELIHOODS))
+        likelihood_class(self.likelihood)
+        self._check_shared_parameters()
         check_choice("covariance_start", self.covariance_start, COVARIANCE_STARTS)
         check_choice("scaling", self.scaling, building.SCALINGS)
         check_choice("init", self.init, building.INITS)
         check_choice("train_pseudo_inputs", self.train_pseudo_inputs, (True, False))
         check_choice("init_centres", self.init_centres, building.INIT_CENTRES)
-        for name in ("encoder", "decoder"):
-            if not isinstance(getattr(self, name), nn.Module):
-                check_choice(name, getattr(self, name), ("mlp", "conv"))
+        building.check_networks(encoder=self.encoder, decoder=self.decoder)
 
     def _labels(self, y, n: int) -> np.ndarray:
         if y is None:
@@ -265,13 +269,15 @@ class VMM(FittedArrays):
         all_rows = self._scaled(X)
         self.n_components_ = self._n_components(len(train))
         x = all_rows[train].float()
-        self.likelihood_options_ = building.likelihood_options(self.likelihood, self.likelihood_options, x, all_rows)
+        self.likelihood_options_ = building.likelihood_options(self.likelihood, self.likelihood_options, all_rows)
         likelihood = self._build_likelihood()
+        self.likelihood_options_ |= likelihood.start(x) or {}
         self._check_support(likelihood, all_rows.float())
         vae = self._build_vae(likelihood, x[:2])
         rows = x[building.initial_rows(x, self.n_components_, self.init, self.seed_)]
         vae.prior = self._build_prior(rows)
-        if self.prior == "gmm" and self.init_centres == "encoded":
+        building.try_prior(vae)
+        if vae.prior.free_centres and self.init_centres == "encoded":
             building.encode_centres(vae, rows)
         self.vae_ = self._place(vae)
         return all_rows
@@ -292,8 +298,8 @@ class VMM(FittedArrays):
     def save(self, path: str | Path) -> None:
         """Write the fitted model to one file, readable with ``torch.load(path, weights_only=True)``.
 
-        Of modules and callables given as ``encoder``, ``decoder`` or ``likelihood`` only the parameters are written:
-        :meth:`load` has to be given them again.
+        Of modules, classes and callables given as ``encoder``, ``decoder``, ``likelihood`` or ``prior`` only the
+        parameters are written: :meth:`load` has to be given them again. A name has to be registered there.
         """
         check_is_fitted(self)
         fitted = {
@@ -307,15 +313,18 @@ class VMM(FittedArrays):
         self._save(path, fitted)
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", encoder=None, decoder=None, likelihood=None) -> "VMM":
+    def load(
+        cls, path: str | Path, *, device: str = "auto", encoder=None, decoder=None, likelihood=None, prior=None
+    ) -> "VMM":
         """Read what :meth:`save` wrote.
 
         Arguments:
             path: the file.
             device: where to put the model.
-            encoder, decoder, likelihood: the modules or callables that the model was made with, if it was.
+            encoder, decoder, likelihood, prior: the modules, classes or callables that the model was made with, if it
+                was.
         """
-        custom = {"encoder": encoder, "decoder": decoder, "likelihood": likelihood}
+        custom = {"encoder": encoder, "decoder": decoder, "likelihood": likelihood, "prior": prior}
         model, content = cls._load(path, device, custom)
         model._restore(content["fitted"], content["state"], path)
         return model

@@ -1,5 +1,6 @@
 """What the estimators share: parameters, the fit around a trainer, numbering of clusters, batched inference."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,18 +18,30 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pyro_vmm import files
-from pyro_vmm.checks import check_choice, check_positive, check_whole
+from pyro_vmm.checks import check_choice, check_positive, check_whole, described
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.exclusive import exclusive
 from pyro_vmm.hyperpriors import as_hyperprior
+from pyro_vmm.likelihoods import CellLikelihood, Likelihood
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
 from pyro_vmm.parallel import Ranks
-from pyro_vmm.priors import PRIORS
+from pyro_vmm.priors import Prior, prior_class
 from pyro_vmm.rows import Rows, read
 from pyro_vmm.training import Trainer, TrainingConfig, TrainingDiverged
 
+#: Parameters that say how a prior is made, and where it starts.
+OF_NAMED_PRIORS = (
+    "hyperprior",
+    "responsibilities",
+    "m_prior",
+    "expectation",
+    "init",
+    "train_pseudo_inputs",
+    "init_centres",
+    "pseudo_batch",
+)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -44,15 +57,17 @@ class Estimator(BaseEstimator):
     #: Whether clusters are numbered by their weight or by their share of the rows, largest first.
     numbered_by = "weight"
 
-    def _check_shared_parameters(self, likelihoods: Sequence[str]) -> None:
+    def _check_shared_parameters(self) -> None:
         """Whatever can be told to be wrong without looking at the data."""
-        check_choice("prior", self.prior, tuple(PRIORS))
         check_choice("covariance", self.covariance, COVARIANCES)
         check_choice("dtype", self.dtype, tuple(DTYPES))
-        if not callable(self.likelihood):
-            check_choice("likelihood", self.likelihood, tuple(likelihoods))
         if not isinstance(self.likelihood_options, dict | None):
             raise ValueError(f"likelihood_options={self.likelihood_options!r} should be a dict of arguments, or None")
+        if self.likelihood_options and isinstance(self.likelihood, Likelihood | CellLikelihood):
+            raise ValueError(
+                f"likelihood_options={self.likelihood_options!r} are for a name, a class or a function; "
+                f"likelihood={described(self.likelihood)} has its own"
+            )
         as_hyperprior(self.hyperprior)
         check_choice("reuse_draws", self.reuse_draws, (True, False))
         for name in ("n_components", "latent_dim"):
@@ -69,6 +84,24 @@ class Estimator(BaseEstimator):
         building.choose_device(self.device)
         if self.precision != "float32" and self.dtype != "float32":
             raise ValueError(f"precision={self.precision!r} needs dtype='float32', not {self.dtype!r}")
+        self._check_prior()
+
+    def _check_prior(self) -> None:
+        """Raise ``ValueError`` for a prior that is none, or an object that is for another estimator than this one."""
+        cls = prior_class(self.prior)
+        if not isinstance(self.prior, Prior):
+            return
+        self.prior.check()
+        for name in ("latent_dim", "n_components") if cls.has_clusters else ("latent_dim",):
+            if getattr(self.prior, name) != getattr(self, name):
+                told = f"{name}={getattr(self, name)} does not fit prior={described(self.prior)}"
+                raise ValueError(f"{told}, which has {name}={getattr(self.prior, name)}")
+        parameters = inspect.signature(type(self).__init__).parameters
+        for name in (each for each in OF_NAMED_PRIORS if each in parameters):
+            value, default = getattr(self, name), parameters[name].default
+            if np.any(value != default):
+                told = f"{name}={described(value)} is for a prior given by its name or class"
+                raise ValueError(f"{told}; prior={described(self.prior)} has its own: leave {name} at {default!r}")
 
     def _training_config(self) -> TrainingConfig:
         if self.capture is True and building.choose_device(self.device).type != "cuda":
@@ -110,7 +143,9 @@ class Estimator(BaseEstimator):
         return self._split(len(self.labels_))[1]
 
     def _n_components(self, n: int) -> int:
-        if self.prior == "standard_normal":
+        if isinstance(self.prior, Prior):
+            return self.prior.n_components
+        if not prior_class(self.prior).has_clusters:
             return 1
         if self.n_components > n:
             warnings.warn(
@@ -166,7 +201,7 @@ class Estimator(BaseEstimator):
         with torch.no_grad(), exclusive():
             weights = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
         counts = np.bincount(self._clusters(x), minlength=len(weights))
-        by_size = (-counts, -weights) if self.numbered_by == "weight" else (-weights, -counts)
+        by_size = {"weight": (-counts, -weights), "share": (-weights, -counts)}[self.numbered_by]
         order = np.lexsort((*by_size, counts == 0))
         self.vae_.reorder(torch.as_tensor(order, device=self._own_device()))
         self.weights_ = weights[order]
@@ -259,7 +294,7 @@ class Estimator(BaseEstimator):
     # Files
 
     def configuration(self) -> dict:
-        """The parameters as plain values, for a file; a custom module or callable by its name only."""
+        """The parameters as plain values, for a file; a custom object, class or callable by its name only."""
         return storing.configuration(self.get_params(deep=False))
 
     def _save(self, path: str | Path, fitted: dict) -> None:
@@ -291,7 +326,10 @@ class Estimator(BaseEstimator):
             raise ValueError(f"{path} is a model of {content['estimator']}, not of {cls.__name__}")
         params = storing.parameters(content["params"], custom, path)
         model, fitted = cls(**{**params, "device": device}), content["fitted"]
-        model._check_parameters()
+        try:
+            model._check_parameters()
+        except ValueError as error:  # such as a name that is not registered here
+            raise ValueError(f"{path}: {error}") from error
         model.n_components_, model.seed_ = fitted["n_components"], fitted["seed"]
         model.weights_, model.labels_ = fitted["weights"].numpy(), fitted["labels"].numpy()
         model.history_ = pd.DataFrame(fitted["history"])

@@ -1,8 +1,9 @@
 """From an estimator's parameters to the parts of a model."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,14 +12,16 @@ from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 
 from pyro_vmm.cell_layout import CellLayout
+from pyro_vmm.checks import check_choice, described, one_line
 from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.likelihoods import (
-    CELL_LIKELIHOODS,
-    LIKELIHOODS,
     CellLikelihood,
     CustomCellLikelihood,
     CustomLikelihood,
+    Given,
     Likelihood,
+    cell_likelihood_class,
+    likelihood_class,
 )
 from pyro_vmm.models import VAE, Library, SingleCellVAE
 from pyro_vmm.networks import (
@@ -29,12 +32,13 @@ from pyro_vmm.networks import (
     cell_mlp,
     conv_decoder,
     conv_encoder,
+    inference_mode,
     linear,
     mlp,
     output_width,
 )
-from pyro_vmm.priors import GaussianMixture, Prior, StandardNormal, VampMixture, VampPrior
-from pyro_vmm.pseudo_inputs import PseudoInputs
+from pyro_vmm.priors import Prior, StandardNormal, prior_class
+from pyro_vmm.pseudo_inputs import PseudoInputs, as_pseudo_inputs
 from pyro_vmm.randomness import seeded
 from pyro_vmm.rows import Rows, read
 
@@ -43,8 +47,7 @@ ROWS_CHECKED = 1024
 # k-means++ looks at no more cells than these: memory must not grow with their number.
 KMEANS_CELLS = 10_000
 SCALINGS = ("auto", "range", "standard", None)
-#: Likelihoods of any real values: the data may be shifted and stretched, and the noise has a scale.
-SCALED = ("normal", "student_t")
+NETWORKS = ("mlp", "conv")
 INITS = ("random", "k-means++")
 INIT_CENTRES = ("normal", "encoded")
 
@@ -74,7 +77,7 @@ def random_start(seed: int) -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def shift_and_scale(X: np.ndarray, scaling: str | None, likelihood: str | Callable) -> tuple[np.ndarray, np.ndarray]:
+def shift_and_scale(X: np.ndarray, scaling: str | None, likelihood: Given) -> tuple[np.ndarray, np.ndarray]:
     """Two arrays, () or (...), of the dtype of X, such that the model sees (X - shift) / scale.
 
     Arguments:
@@ -82,8 +85,9 @@ def shift_and_scale(X: np.ndarray, scaling: str | None, likelihood: str | Callab
         scaling: one of ``SCALINGS``.
         likelihood: what "auto" goes by: values of a discrete or bounded support must stay as they are.
     """
+    check_choice("scaling", scaling, SCALINGS)
     if scaling == "auto":
-        scaling = "range" if likelihood in SCALED else None
+        scaling = "range" if any_real(likelihood) else None
     if scaling == "range":
         low, high = X.min(), X.max()
         shift, scale = (low + high) / 2, (high - low) / 2 if high > low else 1.0
@@ -97,24 +101,22 @@ def shift_and_scale(X: np.ndarray, scaling: str | None, likelihood: str | Callab
     return np.asarray(shift, X.dtype), np.asarray(scale, X.dtype)
 
 
-def likelihood_options(likelihood: str | Callable, options: dict | None, x: Tensor, all_rows: Tensor) -> dict:
+def any_real(likelihood: Given) -> bool:
+    """Whether a likelihood is of any real values, so that data may be shifted and stretched; a function never tells."""
+    cls = likelihood_class(likelihood)
+    return cls is not None and cls.any_real
+
+
+def likelihood_options(likelihood: Given, options: dict | None, all_rows: Tensor) -> dict:
     """The arguments of a likelihood, with those that the data tell.
 
     Arguments:
-        likelihood: its name, or a callable.
+        likelihood: its name, a class or a callable; an object has its arguments already.
         options: what the user gave; it wins.
-        x: training rows, as the model sees them, (M, ...).
-        all_rows: these and those held back, (N, ...): a category may be in the latter alone.
+        all_rows: training rows and those held back, as the model sees them, (N, ...).
     """
-    told = {}
-    if likelihood in SCALED:
-        # A quarter of the noise of a model that knows the mean and nothing else. From that noise itself, clusters merge
-        # before the likelihood is sharp enough to tell them apart; from far above it, the posterior collapses.
-        spread = float(x.var(dim=0, correction=0).mean().sqrt())
-        told["initial_scale"] = spread / 4 if spread > 0 else 1.0
-    elif likelihood == "categorical":
-        told["n_categories"] = max(2, int(all_rows.max()) + 1)
-    return {**told, **(options or {})}
+    cls = None if isinstance(likelihood, Likelihood) else likelihood_class(likelihood)
+    return {**({} if cls is None else cls.domain_options(all_rows)), **(options or {})}
 
 
 def _own(given: Callable) -> Callable:
@@ -123,14 +125,35 @@ def _own(given: Callable) -> Callable:
     return own.float() if isinstance(own, nn.Module) else own
 
 
-def build_likelihood(likelihood: str | Callable, event_shape: Sequence[int], options: dict) -> Likelihood:
-    """A named likelihood, or the module around a callable; ``options`` are its arguments."""
+def build_likelihood(likelihood: Given, event_shape: Sequence[int], options: dict) -> Likelihood:
+    """What a name, a class or an object stands for, or the module around a callable.
+
+    Arguments:
+        likelihood: see :func:`~pyro_vmm.likelihoods.likelihood_class`; an object is copied.
+        event_shape: the shape of one observation.
+        options: arguments of the likelihood; an object has its own.
+    """
+    if isinstance(likelihood, Likelihood):
+        own = _own(likelihood)
+        return _fitting(own, "event_shape", tuple(own.event_shape), tuple(event_shape))
+    cls = likelihood_class(likelihood)
+    if cls is None:
+        return _made(partial(CustomLikelihood, function=_own(likelihood)), event_shape, options)
+    return _made(cls if isinstance(likelihood, str) else likelihood, event_shape, options)
+
+
+def _made(factory: Callable, about: Sequence[int] | CellLayout, options: dict) -> nn.Module:
     try:
-        if callable(likelihood):
-            return CustomLikelihood(event_shape, _own(likelihood), **options)
-        return LIKELIHOODS[likelihood](event_shape, **options)
+        return factory(about, **options)
     except TypeError as error:
-        raise ValueError(f"likelihood_options={options} do not fit: {error}") from error
+        raise ValueError(f"likelihood_options={options} do not fit: {one_line(error)}") from error
+
+
+def _fitting(likelihood: nn.Module, name: str, found, expected) -> nn.Module:
+    """A likelihood that was made by the user; ``ValueError`` if it is for other data."""
+    if found != expected:
+        raise ValueError(f"likelihood={type(likelihood).__name__} has {name}={found}, but the data have {expected}")
+    return likelihood
 
 
 def check_support(
@@ -148,6 +171,15 @@ def check_support(
     with closing(read(x, torch.arange(len(x)).split(ROWS_CHECKED))) as stream:
         for rows in stream:
             likelihood.check(values(rows))
+
+
+def check_networks(**networks: str | nn.Module) -> None:
+    """Raise ``ValueError`` unless each is a name of ``NETWORKS`` or a module."""
+    for name, given in networks.items():
+        if isinstance(given, nn.Module) or (isinstance(given, str) and given in NETWORKS):
+            continue
+        advice = "; an object of this class may be meant" if isinstance(given, type) else ""
+        raise ValueError(f"{name}={described(given)} should be one of {NETWORKS}, or a module{advice}")
 
 
 def build_vae(
@@ -171,6 +203,7 @@ def build_vae(
         covariance, covariance_start: of q(z; x).
     """
     event_shape = rows.shape[1:]
+    check_networks(encoder=encoder, decoder=decoder)
     if isinstance(encoder, nn.Module):
         body = _own(encoder)
     elif encoder == "conv":
@@ -188,14 +221,15 @@ def build_vae(
     return VAE(qz, px, likelihood, StandardNormal(latent_dim))
 
 
-def build_cell_likelihood(likelihood: str | Callable, layout: CellLayout, options: dict) -> CellLikelihood:
-    """A named likelihood of cells, or the module around a callable; ``options`` are its arguments."""
-    try:
-        if callable(likelihood):
-            return CustomCellLikelihood(layout, _own(likelihood), **options)
-        return CELL_LIKELIHOODS[likelihood](layout, **options)
-    except TypeError as error:
-        raise ValueError(f"likelihood_options={options} do not fit: {error}") from error
+def build_cell_likelihood(likelihood: Given, layout: CellLayout, options: dict) -> CellLikelihood:
+    """:func:`build_likelihood` of cells."""
+    if isinstance(likelihood, CellLikelihood):
+        own = _own(likelihood)
+        return _fitting(own, "layout", own.layout, layout)
+    cls = cell_likelihood_class(likelihood)
+    if cls is None:
+        return _made(partial(CustomCellLikelihood, function=_own(likelihood)), layout, options)
+    return _made(cls if isinstance(likelihood, str) else likelihood, layout, options)
 
 
 def build_cell_vae(
@@ -232,33 +266,59 @@ def build_cell_vae(
     return SingleCellVAE(layout, encoder, decoder, likelihood, StandardNormal(latent_dim), library)
 
 
-def build_prior(name: str, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs, settings: dict) -> Prior:
-    """A prior by its name.
+def build_prior(
+    prior: str | type[Prior] | Prior, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs, settings: Mapping
+) -> Prior:
+    """A prior that its class builds, or a copy of the one given.
 
     Arguments:
-        name: a key of :data:`pyro_vmm.priors.PRIORS`.
+        prior: a key of :data:`pyro_vmm.priors.PRIORS`, a class or an object.
         latent_dim: D.
-        pseudo_inputs: initial u, (K, ...), or the module; a "gmm" takes only their number, its centres start from
-            Normal(0, I), see :func:`encode_centres`.
-        settings: of the Bayesian mixtures.
+        pseudo_inputs: initial u, (K, ...), or the module.
+        settings: an estimator's settings of priors; an object has its own.
     """
-    if name == "standard_normal":
-        return StandardNormal(latent_dim)
-    if name == "gmm":
-        return GaussianMixture(torch.randn(len(pseudo_inputs), latent_dim), **settings)
-    return (
-        VampPrior(latent_dim, pseudo_inputs) if name == "vamp" else VampMixture(latent_dim, pseudo_inputs, **settings)
-    )
+    cls, pseudo_inputs = prior_class(prior), as_pseudo_inputs(pseudo_inputs)
+    if isinstance(prior, Prior):
+        built = _own(prior)
+    else:
+        try:
+            built = cls.build(latent_dim, pseudo_inputs, settings)
+        except (TypeError, NotImplementedError) as error:
+            raise ValueError(f"prior={described(prior)}: {cls.__name__}.build fails: {one_line(error)}") from error
+        if not isinstance(built, Prior):
+            raise ValueError(f"prior={described(prior)}: {cls.__name__}.build returned {described(built)}, not a prior")
+        found, expected = (built.latent_dim, built.n_components), (latent_dim, len(pseudo_inputs))
+        if found != (latent_dim, len(pseudo_inputs) if cls.has_clusters else 1):
+            raise ValueError(
+                f"prior={described(prior)}: {cls.__name__}.build made a prior of (latent_dim, n_components)={found}, "
+                f"expected {expected}"
+            )
+    built.check()
+    return built
+
+
+@torch.no_grad()
+def try_prior(vae: VAE | SingleCellVAE) -> None:
+    """Raise ``ValueError`` unless the prior makes p(z) with a weight for each component."""
+    prior = vae.prior
+    try:
+        with inference_mode(vae):
+            found = tuple(prior(vae.encoder).weights.shape)
+    except Exception as error:  # whatever a prior of the user's own may raise
+        raise ValueError(f"{type(prior).__name__} can't make p(z) with this encoder: {one_line(error)}") from error
+    if found != (prior.n_components,):
+        raise ValueError(f"{type(prior).__name__} makes p(z) with weights {found}, expected ({prior.n_components},)")
 
 
 @torch.no_grad()
 def encode_centres(vae: VAE, rows: Tensor) -> None:
-    """Start a "gmm"'s centres where the centres of a "vmm" start: at the encoder's means of rows (K, ...)."""
+    """Start a prior's free centres where those of a "vmm" start: at the encoder's means of rows (K, ...)."""
     vae.prior.mu.copy_(PseudoInputs(rows).encode(vae.encoder).loc)
 
 
 def initial_rows(x: Tensor, n: int, init: str, seed: int) -> Tensor:
     """Indices (n,) of the rows of x (N, ...) that pseudo-inputs start from."""
+    check_choice("init", init, INITS)
     if init == "random":
         return torch.randperm(len(x))[:n]
     _, rows = kmeans_plusplus(x.flatten(1).numpy(), n, random_state=seed)
@@ -283,6 +343,8 @@ def initial_cells(
         seed: of k-means++.
         counts: whether the values are counts; k-means++ then compares log-normalised ones.
     """
+    if isinstance(init, str):
+        check_choice("init", init, INITS)
     random = torch.as_tensor(train)[torch.randperm(len(train))]
     if isinstance(init, str) and init == "random":
         return random[:n]

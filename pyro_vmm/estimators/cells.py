@@ -20,8 +20,9 @@ from pyro_vmm.estimators import annotation, building, storing
 from pyro_vmm.estimators.base import DTYPES
 from pyro_vmm.estimators.fitted_cells import FittedCells
 from pyro_vmm.hyperpriors import HyperPrior
-from pyro_vmm.likelihoods import CELL_LIKELIHOODS, CellLikelihood, of_counts
+from pyro_vmm.likelihoods import CellLikelihood, Given, cell_likelihood_class, of_counts
 from pyro_vmm.models import SingleCellVAE
+from pyro_vmm.priors import Prior
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
 
 if TYPE_CHECKING:
@@ -45,11 +46,15 @@ class SingleCellVMM(FittedCells):
         size_factor_key: a column of size factors, to replace the total counts as library sizes; scaled to their mean.
         n_components: K, the most clusters there can be; at most the number of cells.
         latent_dim: D.
-        prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal" (scVI's own).
+        prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal" (scVI's own); or a class or an
+            object, as of :class:`~pyro_vmm.VMM`.
         likelihood: "zinb", "nb" or "poisson" for UMI counts; "poisson" (fragments) or "bernoulli" (0 and 1) for peaks;
-            "normal" for proteins or normalised data; or any callable from decoder output (N, G) and library size (N, 1)
-            to a Pyro distribution. See :mod:`pyro_vmm.likelihoods.cells`.
-        likelihood_options: arguments of the likelihood, such as ``{"dispersion": "gene-batch"}``.
+            "normal" for proteins or normalised data; or a class derived from
+            :class:`~pyro_vmm.likelihoods.CellLikelihood`, or an object of one for the layout of these cells, which is
+            copied; or any callable from decoder output (N, G) and library size (N, 1) to a Pyro distribution. See
+            :mod:`pyro_vmm.likelihoods.cells`.
+        likelihood_options: arguments of the likelihood, such as ``{"dispersion": "gene-batch"}``; an object has
+            its own.
         library: library sizes "observed" (the total counts) or "inferred" (log-normal, by batch).
         hidden: widths of the encoder's layers, mirrored in the decoder.
         dropout: in the encoder.
@@ -97,8 +102,8 @@ class SingleCellVMM(FittedCells):
         size_factor_key: str | None = None,
         n_components: int = 100,
         latent_dim: int = 10,
-        prior: str = "vmm",
-        likelihood: str | Callable = "zinb",
+        prior: str | type[Prior] | Prior = "vmm",
+        likelihood: Given = "zinb",
         likelihood_options: dict | None = None,
         library: str = "observed",
         hidden: Sequence[int] = (128,),
@@ -242,7 +247,8 @@ class SingleCellVMM(FittedCells):
         return self.fit(adata, **arguments).transform(adata)
 
     def _check_parameters(self) -> None:
-        self._check_shared_parameters(tuple(CELL_LIKELIHOODS))
+        cell_likelihood_class(self.likelihood)
+        self._check_shared_parameters()
         check_choice("library", self.library, LIBRARIES)
         check_choice("pseudo_batch", self.pseudo_batch, PSEUDO_BATCHES)
         check_choice("encode_covariates", self.encode_covariates, (True, False))
@@ -281,6 +287,7 @@ class SingleCellVMM(FittedCells):
         vae = self._build_vae(likelihood, library)
         settings = (self.n_components_, self.init, self.seed_, likelihood.counts)
         vae.prior = self._build_prior(cells[building.initial_cells(cells, train, *settings)], likelihood.counts)
+        building.try_prior(vae)
         self.vae_ = self._place(vae)
 
     def _library_moments(self, design: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,7 +320,8 @@ class SingleCellVMM(FittedCells):
     def save(self, path: str | Path) -> None:
         """Write the fitted model to one file, readable with ``torch.load(path, weights_only=True)``.
 
-        Of a callable ``likelihood`` only the parameters are written: :meth:`load` has to be given it again.
+        Of modules, classes and callables given as ``likelihood`` or ``prior`` only the parameters are written:
+        :meth:`load` has to be given them again. A name has to be registered there.
         """
         check_is_fitted(self)
         fitted = {
@@ -325,15 +333,15 @@ class SingleCellVMM(FittedCells):
         self._save(path, fitted)
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", likelihood=None) -> "SingleCellVMM":
+    def load(cls, path: str | Path, *, device: str = "auto", likelihood=None, prior=None) -> "SingleCellVMM":
         """Read what :meth:`save` wrote.
 
         Arguments:
             path: the file.
             device: where to put the model.
-            likelihood: the callable that the model was made with, if it was.
+            likelihood, prior: the module, class or callable that the model was made with, if it was.
         """
-        model, content = cls._load(path, device, {"likelihood": likelihood})
+        model, content = cls._load(path, device, {"likelihood": likelihood, "prior": prior})
         fitted = content["fitted"]
         model.genes_ = np.asarray(fitted["genes"], dtype=object)
         model.covariates_ = Covariates.from_dict(fitted["covariates"])

@@ -13,14 +13,18 @@ import torch
 from torch import nn
 
 from pyro_vmm import files
-from pyro_vmm.checks import differences
+from pyro_vmm.checks import described, differences, one_line
 from pyro_vmm.hyperpriors import HyperPrior
+from pyro_vmm.likelihoods import CellLikelihood, Likelihood
 from pyro_vmm.parallel import Ranks
+from pyro_vmm.priors import Prior
 from pyro_vmm.training import RATES, RESUMABLE
 from pyro_vmm.version import __version__
 
-#: Parameters that may hold modules or callables, which no file keeps.
-CUSTOM = ("encoder", "decoder", "likelihood")
+#: Parameters that may hold modules, classes or callables, which no file keeps.
+CUSTOM = ("encoder", "decoder", "likelihood", "prior")
+#: Modules whose settings a file keeps, to tell another one from that which a model was made with.
+OWN = (Prior, Likelihood, CellLikelihood)
 #: What may differ besides between an interrupted run and the one that continues it. Consolidation comes after the last
 #: checkpoint. A seed may not, which of a trainer comes with its state; but ``random_state=None`` takes the run's.
 FREE = {*RESUMABLE, "progress", "device", "consolidation_steps", "consolidation_learning_rate"} - {"seed"}
@@ -40,12 +44,12 @@ def versions() -> dict[str, str]:
 
 
 def configuration(params: dict) -> dict:
-    """An estimator's parameters as plain values; a custom module or callable by its name only."""
+    """An estimator's parameters as plain values; a custom module, class or callable by its name only."""
     return {name: _plain(value) for name, value in params.items()}
 
 
 def parameters(config: dict, custom: dict, path: str | Path) -> dict:
-    """The parameters that :func:`configuration` wrote, with the modules and callables that were not written.
+    """The parameters that :func:`configuration` wrote, with the modules, classes and callables that were not written.
 
     Arguments:
         config: the plain values.
@@ -54,13 +58,28 @@ def parameters(config: dict, custom: dict, path: str | Path) -> dict:
     """
     params = dict(config)
     for name, given in custom.items():
-        if isinstance(params[name], dict):
-            if given is None:
-                raise ValueError(f"{path} was made with a custom {name}, {params[name]['custom']}: pass it as {name}=")
+        if isinstance(params.get(name), dict):
+            _check_custom(name, params[name], given, path)
             params[name] = given
     if isinstance(params.get("hyperprior"), dict):
         params["hyperprior"] = HyperPrior(**params["hyperprior"])
     return params
+
+
+def _check_custom(name: str, saved: dict, given, path: str | Path) -> None:
+    """Raise ``ValueError`` unless what is given may be what was there when the file was saved."""
+    made_with = f"{path} was made with a custom {name}, {saved['custom']}: pass it as {name}="
+    if given is None:
+        raise ValueError(made_with)
+    if isinstance(given, str):
+        raise ValueError(f"{made_with}, not {given!r}")
+    now = _plain(given)
+    if isinstance(given, (type, *OWN)) and now["custom"].rpartition(".")[2] != saved["custom"].rpartition(".")[2]:
+        raise ValueError(f"{made_with}, not {described(given)}")
+    if ("settings" in now) != ("settings" in saved):
+        raise ValueError(f"{made_with} {'an object' if 'settings' in saved else 'the class'}, not {described(given)}")
+    if other := differences(now.get("settings", {}), saved.get("settings", {})):
+        raise ValueError(f"{path} was made with another {name} than this {type(given).__name__}: {other}")
 
 
 def load_state(module: nn.Module, state: dict, path: str | Path) -> None:
@@ -68,7 +87,7 @@ def load_state(module: nn.Module, state: dict, path: str | Path) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model it describes: {error}") from error
+        raise ValueError(f"{path} does not fit the model it describes: {one_line(error)}") from error
 
 
 def checkpoint_writer(path: str | Path, config: dict, seed: int, X: np.ndarray) -> Callable[[dict], None]:
@@ -118,4 +137,12 @@ def _plain(value):
     if isinstance(value, np.random.RandomState | np.random.Generator):
         return None  # the seed that it gave is stored beside
     named = value if hasattr(value, "__qualname__") else type(value)
-    return {"custom": f"{named.__module__}.{named.__qualname__}"}
+    custom = {"custom": f"{named.__module__}.{named.__qualname__}"}
+    return {**custom, "settings": _settings(value)} if isinstance(value, OWN) else custom
+
+
+def _settings(module: nn.Module) -> dict:
+    """What a module was made with, as far as its attributes tell: numbers, names and shapes."""
+    kept = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
+    plain = (bool, int, float, str, HyperPrior, torch.Size)
+    return {name: _plain(value) for name, value in kept.items() if value is None or isinstance(value, plain)}

@@ -7,6 +7,7 @@ from pyro_vmm.likelihoods.arrays import (
     ContinuousBernoulli,
     CustomLikelihood,
     Likelihood,
+    LocationScale,
     Normal,
     Poisson,
     SharedScaleNormal,
@@ -22,8 +23,8 @@ from pyro_vmm.likelihoods.cells import (
     NormalExpression,
     PoissonCounts,
     ZeroInflatedNegativeBinomialCounts,
-    of_counts,
 )
+from pyro_vmm.likelihoods.registry import Given, cell_likelihood_class, likelihood_class, of_counts
 
 __all__ = [
     "CELL_LIKELIHOODS",
@@ -36,7 +37,9 @@ __all__ = [
     "ContinuousBernoulli",
     "CustomCellLikelihood",
     "CustomLikelihood",
+    "Given",
     "Likelihood",
+    "LocationScale",
     "NegativeBinomialCounts",
     "Normal",
     "NormalExpression",
@@ -45,5 +48,7 @@ __all__ = [
     "SharedScaleNormal",
     "StudentT",
     "ZeroInflatedNegativeBinomialCounts",
+    "cell_likelihood_class",
+    "likelihood_class",
     "of_counts",
 ]

@@ -5,6 +5,7 @@ Those below are modules with two things more: ``outputs_per_feature``, where the
 (h is then (N, *event_shape, P)), and ``check(x)``, which tells before any training that data lie outside their support.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
@@ -15,29 +16,50 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vmm.checks import one_line
 from pyro_vmm.distributions import LOG_TWO_PI
 from pyro_vmm.networks import Asinh, SoftOneHot, inverse_softplus
 
 # Keeps scales and rates away from zero, where log-densities of float32 data overflow.
 FLOOR = 1e-5
+# Where a noise scale starts that neither a user nor data have told.
+UNTOLD_SCALE = 1.0
 
 
-class Likelihood(nn.Module):
-    """What all named likelihoods share; never used by itself.
+class Likelihood(nn.Module, ABC):
+    """The protocol of a likelihood of arrays: what networks, scaling, training and estimators need of it.
+
+    A likelihood of one's own defines ``forward``, and the attributes and methods below that differ; one with a noise
+    scale derives from :class:`LocationScale`. A name in :data:`LIKELIHOODS` makes it known to the estimators and to the
+    command line: ``LIKELIHOODS["laplace"] = Laplace``.
 
     Arguments:
         event_shape: the shape of one observation.
     """
 
+    #: P, the numbers that the decoder gives for each feature.
     outputs_per_feature = 1
+    #: Whether values may be any real numbers, so that data may be shifted and stretched.
+    any_real = False
+    #: Whether there is a noise scale, which the argument ``initial_scale`` starts.
+    has_noise_scale = False
 
     def __init__(self, event_shape: Sequence[int]):
         super().__init__()
         self.event_shape = torch.Size(event_shape)
 
+    @classmethod
+    def domain_options(cls, x: Tensor) -> dict:
+        """The arguments that all rows x (N, *event_shape) tell, those held back too, such as how many categories."""
+        return {}
+
+    def start(self, x: Tensor) -> dict:
+        """Start where training rows x (M, *event_shape) tell, in what the user left open; returns it as arguments."""
+        return {}
+
+    @abstractmethod
     def forward(self, h: Tensor) -> TorchDistribution:
         """p(x | h): batch shape (N,), event shape ``event_shape``."""
-        raise NotImplementedError
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError`` if values of x (N, *event_shape) lie outside the support."""
@@ -51,23 +73,43 @@ class Likelihood(nn.Module):
         return distribution.to_event(len(self.event_shape))
 
 
-class _LocationScale(Likelihood):
-    """Scale parameters, one number or one per feature, by softplus.
+class LocationScale(Likelihood):
+    """A density of any real values around h, with a learned noise scale, one number or one per feature, by softplus.
 
     Arguments:
         event_shape: the shape of one observation.
         scale: "scalar" or "per_feature".
-        initial_scale: where the scale starts, positive, in the units of x.
+        initial_scale: where the scale starts, positive, in the units of x; None for 1, or for where :meth:`start` puts
+            it.
     """
 
-    def __init__(self, event_shape: Sequence[int], scale: str = "scalar", initial_scale: float = 1.0):
+    any_real = True
+    has_noise_scale = True
+
+    def __init__(self, event_shape: Sequence[int], scale: str = "scalar", initial_scale: float | None = None):
         super().__init__(event_shape)
         if scale not in ("scalar", "per_feature"):
             raise ValueError(f"scale={scale!r} should be 'scalar' or 'per_feature'")
-        if not initial_scale > 0:
+        if initial_scale is not None and not initial_scale > 0:
             raise ValueError(f"initial_scale={initial_scale} should be positive")
+        self.initial_scale = initial_scale
         shape = () if scale == "scalar" else self.event_shape
-        self.scale_raw = nn.Parameter(torch.full(shape, inverse_softplus(initial_scale)))
+        first = UNTOLD_SCALE if initial_scale is None else initial_scale
+        self.scale_raw = nn.Parameter(torch.full(shape, inverse_softplus(first)))
+
+    @torch.no_grad()
+    def start(self, x: Tensor) -> dict:
+        """Start the noise at a quarter of that of a model that knows the mean and nothing else.
+
+        From that noise itself, clusters merge before the likelihood is sharp enough to tell them apart; from far above
+        it, the posterior collapses. A scale that the user has set, or that has been trained, stays.
+        """
+        if self.initial_scale is not None or (self.scale_raw != inverse_softplus(UNTOLD_SCALE)).any():
+            return {}
+        spread = float(x.var(dim=0, correction=0).mean().sqrt())
+        initial_scale = spread / 4 if spread > 0 else 1.0
+        self.scale_raw.fill_(inverse_softplus(initial_scale))
+        return {"initial_scale": initial_scale}
 
     @property
     def scale(self) -> Tensor:
@@ -105,17 +147,17 @@ class SharedScaleNormal(dist.Independent):
         return -0.5 * sum_rightmost(squares, self.event_dim) / self.scale.square() - self.event_shape.numel() * log_norm
 
 
-class Normal(_LocationScale):
+class Normal(LocationScale):
     """Normal(h, scale) with a learned scale."""
 
     def forward(self, h: Tensor) -> TorchDistribution:
         return SharedScaleNormal(h, self.scale, len(self.event_shape))
 
 
-class StudentT(_LocationScale):
+class StudentT(LocationScale):
     """StudentT(df, h, scale) with learned scale and degrees of freedom (above 2, so that the variance is finite)."""
 
-    def __init__(self, event_shape: Sequence[int], scale: str = "scalar", initial_scale: float = 1.0):
+    def __init__(self, event_shape: Sequence[int], scale: str = "scalar", initial_scale: float | None = None):
         super().__init__(event_shape, scale, initial_scale)
         self.df_raw = nn.Parameter(torch.tensor(inverse_softplus(3.0)))
 
@@ -177,6 +219,11 @@ class Categorical(Likelihood):
             raise ValueError(f"n_categories={n_categories} should be at least 2")
         self.outputs_per_feature = n_categories
 
+    @classmethod
+    def domain_options(cls, x: Tensor) -> dict:
+        """The number of categories: a category may be in the rows held back alone."""
+        return {"n_categories": max(2, int(x.max()) + 1)}
+
     def forward(self, h: Tensor) -> TorchDistribution:
         return self.independent(dist.Categorical(logits=h))
 
@@ -188,6 +235,7 @@ class Categorical(Likelihood):
         return [SoftOneHot(self.outputs_per_feature)]
 
 
+#: Classes by name; another one is as good as these.
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     "normal": Normal,
     "bernoulli": Bernoulli,
@@ -216,11 +264,8 @@ class CustomLikelihood(Likelihood):
         self.function, self.outputs_per_feature = function, outputs_per_feature
 
     def forward(self, h: Tensor) -> TorchDistribution:
-        distribution = self.function(h)
-        if not isinstance(distribution, TorchDistributionMixin):
-            raise ValueError(f"likelihood returned a {type(distribution).__name__}, expected a Pyro distribution")
         rows = h.dim() - len(self.event_shape) - (self.outputs_per_feature > 1)
-        return distribution.to_event(len(distribution.batch_shape) - rows)
+        return declare_events(of_pyro(self.function(h)), rows)
 
     def check(self, x: Tensor) -> None:
         """Try the callable: it has to return a distribution that can score x."""
@@ -240,13 +285,34 @@ class CustomLikelihood(Likelihood):
         try:
             distribution = self(h)
         except Exception as error:  # whatever the caller's function may raise
-            raise ValueError(f"likelihood can't take decoder output of shape {tuple(h.shape)}: {error}") from error
+            told = one_line(error)
+            raise ValueError(f"likelihood can't take decoder output of shape {tuple(h.shape)}: {told}") from error
         shape = distribution.batch_shape + distribution.event_shape
         if shape != rows.shape:
             raise ValueError(
                 f"likelihood returned a distribution of shape {tuple(shape)}, expected {tuple(rows.shape)}"
             )
         return distribution
+
+
+def of_pyro(returned) -> TorchDistribution:
+    """What a user's function returned; ``ValueError`` unless it is a Pyro distribution."""
+    if isinstance(returned, TorchDistributionMixin):
+        return returned
+    what = f"the class {returned.__name__}" if isinstance(returned, type) else f"a {type(returned).__name__}"
+    raise ValueError(
+        f"likelihood returned {what}, expected a Pyro distribution, such as pyro.distributions.Normal(h, 1.0)"
+    )
+
+
+def declare_events(distribution: TorchDistribution, rows: int) -> TorchDistribution:
+    """A user's distribution with a batch shape of so many dimensions, all others declared one event."""
+    loose = len(distribution.batch_shape) - rows
+    if loose < 0:
+        raise ValueError(
+            f"it returned a distribution of batch shape {tuple(distribution.batch_shape)}, not one per row"
+        )
+    return distribution.to_event(loose)
 
 
 def _require(x: Tensor, inside: Tensor, name: str, expected: str) -> None:

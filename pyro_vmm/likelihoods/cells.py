@@ -8,19 +8,19 @@ Sources: Lopez et al., Nature Methods 15:1053, 2018 (scVI: zinb, nb); Ashuach et
 2022 (PeakVI) and Martens et al., Nature Methods 21:28, 2024 (PoissonVI) for peaks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vmm.cell_layout import CellLayout
-from pyro_vmm.checks import check_choice
+from pyro_vmm.checks import check_choice, one_line
 from pyro_vmm.counts import MEAN_FLOOR, NegativeBinomial, ZeroInflatedNegativeBinomial
-from pyro_vmm.likelihoods.arrays import FLOOR, SharedScaleNormal
+from pyro_vmm.likelihoods.arrays import FLOOR, SharedScaleNormal, declare_events, of_pyro
 from pyro_vmm.networks import inverse_softplus
 
 DISPERSIONS = ("gene", "gene-batch", "gene-cell")
@@ -28,8 +28,11 @@ DISPERSIONS = ("gene", "gene-batch", "gene-cell")
 LARGEST_LOG_DISPERSION = 18.0
 
 
-class CellLikelihood(nn.Module):
-    """What all likelihoods of cells share; never used by itself.
+class CellLikelihood(nn.Module, ABC):
+    """The protocol of a likelihood of cells: what networks, checks of the data, training and estimators need of it.
+
+    A likelihood of one's own defines ``forward``, and the attributes and methods below that differ. A name in
+    :data:`CELL_LIKELIHOODS` makes it known to the estimators and to the command line.
 
     Arguments:
         layout: the columns of a cell.
@@ -44,9 +47,9 @@ class CellLikelihood(nn.Module):
         super().__init__()
         self.layout = layout
 
+    @abstractmethod
     def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
         """p(x | z) of library sizes (..., 1) and covariates (..., P): batch shape (...), event shape (G,)."""
-        raise NotImplementedError
 
     def expression(self, h: Tensor) -> Tensor:
         """Normalised expression, (..., G): positive, one over all genes."""
@@ -155,6 +158,7 @@ class NormalExpression(CellLikelihood):
         return h
 
 
+#: Classes by name; another one is as good as these.
 CELL_LIKELIHOODS: dict[str, type[CellLikelihood]] = {
     "zinb": ZeroInflatedNegativeBinomialCounts,
     "nb": NegativeBinomialCounts,
@@ -162,14 +166,6 @@ CELL_LIKELIHOODS: dict[str, type[CellLikelihood]] = {
     "bernoulli": BinaryPeaks,
     "normal": NormalExpression,
 }
-
-
-def of_counts(likelihood: str | Callable, options: dict | None = None) -> bool:
-    """Whether a likelihood is one of counts: by its name, or a callable by its options."""
-    if callable(likelihood):
-        return (options or {}).get("counts", True)
-    check_choice("likelihood", likelihood, tuple(CELL_LIKELIHOODS))
-    return CELL_LIKELIHOODS[likelihood].counts
 
 
 class CustomCellLikelihood(CellLikelihood):
@@ -196,11 +192,8 @@ class CustomCellLikelihood(CellLikelihood):
         self.function, self.outputs_per_gene, self.counts = function, outputs_per_gene, counts
 
     def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
-        distribution = self.function(h, library)
-        if not isinstance(distribution, TorchDistributionMixin):
-            raise ValueError(f"likelihood returned a {type(distribution).__name__}, expected a Pyro distribution")
         rows = h.dim() - 1 - (self.outputs_per_gene > 1)
-        return distribution.to_event(len(distribution.batch_shape) - rows)
+        return declare_events(of_pyro(self.function(h, library)), rows)
 
     def expression(self, h: Tensor) -> Tensor:
         return super().expression(h) if self.counts else self.first(h)
@@ -216,4 +209,5 @@ class CustomCellLikelihood(CellLikelihood):
                 raise ValueError(f"it returned a distribution of shape {tuple(shape)}")
             distribution.log_prob(values)
         except Exception as error:  # whatever the caller's function may raise
-            raise ValueError(f"likelihood can't score values of shape {tuple(values.shape)}: {error}") from error
+            told = one_line(error)
+            raise ValueError(f"likelihood can't score values of shape {tuple(values.shape)}: {told}") from error

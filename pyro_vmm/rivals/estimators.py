@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_vmm.checks import check_positive
 from pyro_vmm.estimators import VMM
 from pyro_vmm.exclusive import exclusive
-from pyro_vmm.likelihoods import Likelihood
+from pyro_vmm.likelihoods import Given, Likelihood
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import Prior
@@ -50,7 +50,7 @@ class Rival(VMM):
         n_components: int = 10,
         latent_dim: int = 10,
         *,
-        likelihood: str | Callable = "normal",
+        likelihood: Given = "normal",
         likelihood_options: dict | None = None,
         hidden: Sequence[int] = (500, 500, 2000),
         encoder: str | nn.Module = "mlp",

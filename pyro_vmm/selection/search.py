@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import clone
 from sklearn.utils import check_array, check_random_state
 from tqdm.auto import tqdm
 
-from pyro_vmm.checks import check_positive, check_whole
+from pyro_vmm.checks import check_positive, check_whole, described
+from pyro_vmm.estimators.arrays import VMM
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.building import likelihood_options
 from pyro_vmm.estimators.cells import SingleCellVMM
+from pyro_vmm.likelihoods import Likelihood, likelihood_class
 from pyro_vmm.parallel import Ranks
+from pyro_vmm.priors import PRIORS, Prior, prior_class
 from pyro_vmm.selection.evidence import evidence
 from pyro_vmm.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description, do
 from pyro_vmm.selection.parts import Parts, row_groups
@@ -61,7 +65,7 @@ def select(
     Raises:
         ValueError: what is wrong with an argument, the data or the folder.
     """
-    if not isinstance(estimator, Estimator):
+    if not isinstance(estimator, VMM | SingleCellVMM):
         raise ValueError(f"estimator={estimator!r} should be a VMM or a SingleCellVMM")
     rates = (estimator.learning_rate,) if learning_rate is None else learning_rate
     _check(estimator, m_prior, rates, seeds, held_out, n_importance_samples)
@@ -74,8 +78,13 @@ def select(
 
 
 def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_importance_samples: int) -> None:
-    if estimator.prior not in ("vmm", "gmm"):
-        raise ValueError(f"prior={estimator.prior!r} has no granularity to select, expected 'vmm' or 'gmm'")
+    if "m_prior" not in estimator.get_params():
+        raise ValueError(f"{type(estimator).__name__} has no m_prior to select, expected a VMM or a SingleCellVMM")
+    prior, names = estimator.prior, [name for name in PRIORS if getattr(PRIORS[name], "has_granularity", False)]
+    if not prior_class(prior).has_granularity:
+        raise ValueError(f"prior={described(prior)} has no granularity to select, expected one of {names}")
+    if isinstance(prior, Prior):
+        raise ValueError(f"prior={described(prior)} has an m_prior of its own, expected a name or a class")
     if estimator.monitor == "val_nmi":
         raise ValueError("monitor='val_nmi' uses labels, which a selection does without; expected 'val_elbo'")
     for name, values in (("m_prior", m_prior), ("learning_rate", learning_rate)):
@@ -91,14 +100,14 @@ def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_imp
 
 def _knowing_categories(estimator: Estimator, X: Any) -> Estimator:
     """An estimator that is told how many categories X has, as a part of the rows may lack one that others have."""
-    options = estimator.likelihood_options or {}
-    if isinstance(estimator, SingleCellVMM) or estimator.likelihood != "categorical":
+    options, likelihood = estimator.likelihood_options or {}, estimator.likelihood
+    if isinstance(estimator, SingleCellVMM) or not isinstance(options, dict):  # the fit tells what is wrong with others
         return estimator
-    if not isinstance(options, dict) or "n_categories" in options:  # the fit tells what is wrong with others
+    cls = None if isinstance(likelihood, Likelihood) else likelihood_class(likelihood)
+    if cls is None or cls.domain_options.__func__ is Likelihood.domain_options.__func__:
         return estimator
-    codes = check_array(X, dtype=[np.float64, np.float32], allow_nd=True)
-    counted = likelihood_options("categorical", options, codes, codes)
-    return clone(estimator).set_params(likelihood_options=counted)
+    x = torch.as_tensor(check_array(X, dtype=[np.float64, np.float32], allow_nd=True))
+    return clone(estimator).set_params(likelihood_options=likelihood_options(likelihood, options, x))
 
 
 def _tasks(m_prior: Sequence[float], learning_rate: Sequence[float], seeds: int) -> list[Task]:

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from pyro_vmm.checks import check_choice
+
 PRECISIONS = ("float32", "tf32", "bf16")
 
 # From torch 2.9 on the precision of matrix products has a name. Once, as comparing versions takes its time.
@@ -29,6 +31,7 @@ _precision: ContextVar[str] = ContextVar("precision of the networks", default="f
 @contextmanager
 def network_precision(precision: str) -> Iterator[None]:
     """In this context, networks compute in one of ``PRECISIONS``, and products elsewhere are not rounded to TF32."""
+    check_choice("precision", precision, PRECISIONS)
     token = _precision.set(precision)
     try:
         with _matmul("ieee"):

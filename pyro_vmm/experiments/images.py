@@ -21,6 +21,8 @@ from pyro_vmm.rivals import DLGMM, GMVAE, VaDE
 
 PRIORS = {"vae": "standard_normal", "vamp": "vamp", "gmm": "gmm", "vmm": "vmm"}
 RIVALS = {"vade": VaDE, "gmvae": GMVAE, "dlgmm": DLGMM}
+#: Those whose latent space k-means and a Bayesian mixture cluster.
+BASELINES = ("vae", "pca")
 CLUSTERING = ("vamp", "vade", "gmm", "vmm", "gmvae", "dlgmm", "vae", "pca")
 #: The rows of tables 1 and 2. The clusterings of a latent space come from the run that makes it.
 TITLES = {
@@ -47,7 +49,7 @@ def clustering_runs(scale: Scale, trials: int) -> Iterator[Run]:
             for method in CLUSTERING:
                 for configuration, changes in scale.configurations.items():
                     # Without clusters there is nothing to compare with labels.
-                    if method not in ("vae", "pca") or "val_elbo" in changes.values():
+                    if method not in BASELINES or "val_elbo" in changes.values():
                         yield planned("clustering", scale, dataset, method, configuration, trial, changes)
 
 
@@ -83,13 +85,15 @@ def planned(kind: str, scale: Scale, dataset: str, method: str, configuration: s
     """A run with the settings of a scale, changed."""
     latent_dim = {"latent_dim": scale.latent_dims[dataset]}
     settings = {"rows": scale.rows}
-    if method in ("vae", "pca"):
+    if method in BASELINES:
         settings["baselines"] = {**scale.baselines, **latent_dim}
     if method in PRIORS:
         settings["estimator"] = {**latent_dim, **scale.shared, **scale.ours, "prior": PRIORS[method], **changes}
     elif method in RIVALS:
         special = scale.vade if method == "vade" else {}
         settings["estimator"] = {"n_components": CLASSES, **latent_dim, **scale.shared, **special, **changes}
+    elif method not in BASELINES:
+        raise ValueError(f"method={method!r} should be one of {CLUSTERING}")
     return Run(kind, dataset, method, configuration, trial, settings)
 
 

@@ -117,7 +117,7 @@ def tabular_runs(scale: Scale, trials: int) -> Iterator[Run]:
 def cluster(run: Run, folder: Folder, data_dir: Path | None, progress: images.Progress) -> dict:
     """A run: scores of the clusters of all rows."""
     X, y = load(run.dataset)
-    if run.method not in CLUSTERINGS:
+    if "estimator" in run.settings:
         run = replace(run, settings={"estimator": estimator_settings(run.settings, *X.shape)})
         model = images.fit(run, folder, X, y, progress)
         return {"scores": {run.method: scores(y, model.labels_)}, "costs": images.costs(model)}

@@ -6,6 +6,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,11 +15,11 @@ from scipy import sparse
 from torch import nn
 
 from pyro_vmm.experiments.runs import Folder, Run
-from pyro_vmm.likelihoods import Normal
+from pyro_vmm.likelihoods import CellLikelihood, LocationScale, Normal
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
-from pyro_vmm.priors import PRIORS, GaussianMixture, Prior, StandardNormal, VampMixture, VampPrior
-from pyro_vmm.pseudo_inputs import PseudoInputs
+from pyro_vmm.networks import Decoder, GaussianEncoder, lower_cholesky, mlp
+from pyro_vmm.priors import PRIORS, Prior, VampMixture
+from pyro_vmm.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
 from pyro_vmm.training import TrainingConfig
 
 #: Of the model that :func:`build` makes: features, latent dimensions and components.
@@ -51,13 +52,7 @@ WRONG_DRAWS = [
 
 def build_prior(name: str, latent_dim: int, pseudo_inputs: torch.Tensor | PseudoInputs, **settings) -> Prior:
     """A prior by its name; a "gmm" takes only the number of the pseudo-inputs, and draws its centres."""
-    priors = {
-        "standard_normal": lambda: StandardNormal(latent_dim),
-        "vamp": lambda: VampPrior(latent_dim, pseudo_inputs),
-        "gmm": lambda: GaussianMixture(torch.randn(len(pseudo_inputs), latent_dim), **settings),
-        "vmm": lambda: VampMixture(latent_dim, pseudo_inputs, **settings),
-    }
-    return priors[name]()
+    return PRIORS[name].build(latent_dim, as_pseudo_inputs(pseudo_inputs), settings)
 
 
 def plain(features: int) -> nn.Sequential:
@@ -77,6 +72,44 @@ def build(prior: str = "vmm", networks=plain, seed: int = 1, **settings) -> VAE:
 
 def config(**changes) -> TrainingConfig:
     return TrainingConfig(**{"epochs": 6, "batch_size": 16, "learning_rate": 1e-2, "patience": None, **changes})
+
+
+# Of one's own
+
+
+class Tied(VampMixture):
+    """A prior of one's own: one precision and one offset of the centres for all components, and a count for each."""
+
+    per_component = ("count",)
+    shared = ("precision_raw",)
+
+    def __init__(self, latent_dim, pseudo_inputs, **settings):
+        super().__init__(latent_dim, pseudo_inputs, **settings)
+        self.precision_raw = nn.Parameter(self.precision_raw[0].detach().clone())
+        self.offset = nn.Parameter(0.1 * torch.arange(latent_dim) + 0.1)
+        self.register_buffer("count", torch.arange(self.n_components))
+
+    @property
+    def precision_tril(self):
+        return lower_cholesky(self.precision_raw).expand(self.n_components, -1, -1)
+
+    def centres(self, encoder):
+        loc, tril = super().centres(encoder)
+        return Centres(loc + self.offset, tril)
+
+
+class Laplace(LocationScale):
+    """A likelihood of one's own, with a noise scale."""
+
+    def forward(self, h):
+        return self.independent(dist.Laplace(h, self.scale))
+
+
+class Geometric(CellLikelihood):
+    """A likelihood of cells of one's own, of counts."""
+
+    def forward(self, h, library, covariates):
+        return dist.Geometric(1 / (1 + library * self.expression(h))).to_event(1)
 
 
 # Data

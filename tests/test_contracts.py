@@ -3,7 +3,8 @@
 import pyro
 import pytest
 import torch
-from common import HIERARCHY, SITES, CorrelatedEncoder, build_prior, every_prior, state
+from common import HIERARCHY, CorrelatedEncoder, Laplace, Tied, build_prior, state
+from common import SITES as OWN_SITES
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
@@ -11,11 +12,23 @@ from torch import nn
 from pyro_vmm.likelihoods import LIKELIHOODS
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, mlp
+from pyro_vmm.priors import PRIORS
 from pyro_vmm.training import Trainer, TrainingConfig
 
 G, K = 4, 3
 
-every_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
+#: One of each that is registered from outside, for each test alone.
+FOREIGN_PRIOR, FOREIGN_LIKELIHOOD = {"tied": Tied}, {"laplace": Laplace}
+SITES = {**OWN_SITES, "tied": OWN_SITES["vmm"]}
+every_prior = pytest.mark.parametrize("prior", [*PRIORS, *FOREIGN_PRIOR])
+every_likelihood = pytest.mark.parametrize("likelihood", [*LIKELIHOODS, *FOREIGN_LIKELIHOOD])
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    for registry, foreign in ((PRIORS, FOREIGN_PRIOR), (LIKELIHOODS, FOREIGN_LIKELIHOOD)):
+        for name, cls in foreign.items():
+            monkeypatch.setitem(registry, name, cls)
 
 
 def build_likelihood(name: str, event_shape=(G,)) -> nn.Module:
@@ -130,6 +143,21 @@ def test_gradient_reaches_every_parameter_by_its_own_step(prior):
         by_map = name.startswith("prior.") and prior != "vamp"
         assert (parameter.grad is not None) == by_map, name
         assert not by_map or (parameter.grad != 0).any(), name
+
+
+@every_prior
+def test_what_is_per_component_is_renumbered_and_nothing_else(prior):
+    """D = K, so that no shape tells a row per component from a number per dimension."""
+    vae = perturb(build(prior, latent_dim=K))
+    before, z = state(vae.prior), torch.randn(5, K)
+    log_p_z, responsibilities = vae.prior(vae.encoder).log_prob(z), vae.cluster_probabilities(z)
+    order = torch.tensor([2, 0, 1])[: vae.prior.n_components] % vae.prior.n_components
+    vae.prior.reorder(order)
+    per_component = vae.prior.component_tensors()
+    for name, value in vae.prior.state_dict().items():
+        assert torch.equal(value, before[name][order] if name in per_component else before[name]), name
+    torch.testing.assert_close(vae.prior(vae.encoder).log_prob(z), log_p_z)
+    torch.testing.assert_close(vae.cluster_probabilities(z), responsibilities[:, order])
 
 
 @every_prior

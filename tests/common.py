@@ -1,5 +1,6 @@
 """What several files of tests need besides fixtures: small models of every prior, small data, and comparisons."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from scipy import sparse
 from torch import nn
 
+from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.experiments.runs import Folder, Run
 from pyro_vmm.likelihoods import CellLikelihood, LocationScale, Normal
 from pyro_vmm.models import VAE
@@ -172,6 +174,23 @@ def assert_same(left, right, path: str = "") -> None:
         assert torch.equal(left, right), path
     else:
         assert left == right or (left != left and right != right), path
+
+
+def assert_same_fits(one: Estimator, other: Estimator) -> None:
+    """Two fits, bit for bit: parameters, history, scaling and what the data told."""
+    assert type(one.vae_.likelihood) is type(other.vae_.likelihood) and type(one.vae_.prior) is type(other.vae_.prior)
+    assert_same(state(one.vae_), state(other.vae_))
+    assert_same(one.history_.to_dict("list"), other.history_.to_dict("list"))
+    for name in ("scale_", "shift_", "likelihood_options_"):
+        assert getattr(one, name, None) == getattr(other, name, None)
+
+
+def message_of(call: Callable) -> str:
+    """The one line of the ``ValueError`` that a call raises."""
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert "\n" not in str(caught.value) and "torch.Size" not in str(caught.value)
+    return str(caught.value)
 
 
 def finished(out: Path) -> dict[Path, tuple[int, str]]:

@@ -33,6 +33,20 @@ def clean_state():
 
 
 @pytest.fixture
+def undrawn(request, monkeypatch):
+    """Figures are made and saved, but blank: to draw those of a run takes seconds, and is tested with the plots.
+
+    A test with the mark ``draws`` draws them all the same.
+    """
+    if "draws" in request.keywords:
+        return
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: Image.new("RGB", (1, 1)).save(file, "png"))
+
+
+@pytest.fixture
 def no_global_state():
     """No figure stays open in pyplot and no setting changes, whatever was drawn."""
     import matplotlib

@@ -31,7 +31,7 @@ FAST = [
 
 
 @pytest.fixture(autouse=True)
-def quick_map(monkeypatch):
+def quick_map(monkeypatch, undrawn):
     """t-SNE takes seconds and is tested with the plots."""
     real = plots.latent_map
     monkeypatch.setattr(plots, "latent_map", lambda z, *args: real(z, *args, method="pca"))
@@ -52,6 +52,7 @@ def run(*arguments) -> int:
     return main([str(argument) for argument in arguments])
 
 
+@pytest.mark.draws
 def test_run_folder(table, tmp_path, capsys):
     out = tmp_path / "run"
     assert run("--dataset", table, "--label-column", "kind", "--out", out, *FAST) == 0
@@ -88,6 +89,7 @@ def test_arrays_without_labels(tmp_path, capsys):
     assert "NMI" not in capsys.readouterr().out
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize(
     ("shape", "network"), [((8, 8, 5), "mlp"), ((2, 3, 4), "mlp"), ((2, 8, 8), "conv"), ((2, 2, 2, 3), "mlp")]
 )
@@ -98,6 +100,7 @@ def test_arrays_that_are_no_image(shape, network, tmp_path, capsys):
     assert f"40, {np.prod(shape)}" in capsys.readouterr().out
 
 
+@pytest.mark.draws
 def test_columns_of_several_units_are_drawn_on_one_scale(tmp_path, monkeypatch):
     random, seen, real = np.random.RandomState(0), [], plots.component_samples
     monkeypatch.setattr(plots, "component_samples", lambda *parts: seen.append(parts) or real(*parts))

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:left out:UserWarning", "ignore:s
 
 
 @pytest.fixture(autouse=True)
-def quick_map(monkeypatch):
+def quick_map(monkeypatch, undrawn):
     """A UMAP takes seconds and is tested by itself."""
 
     def embed(adata):
@@ -71,6 +71,7 @@ def run(*arguments) -> int:
     return main([str(argument) for argument in arguments])
 
 
+@pytest.mark.draws
 def test_run_folder(path, adata, tmp_path, capsys):
     out = tmp_path / "run"
     assert run("--dataset", path, *KEYS, "--n-top-genes", "30", "--out", out, *FAST) == 0
@@ -128,6 +129,7 @@ def test_tables_count_every_cell(path, adata, tmp_path):
         assert table.columns.tolist() == expected.columns.tolist()
 
 
+@pytest.mark.draws
 def test_without_batches_and_labels(path, tmp_path, capsys):
     out = tmp_path / "run"
     assert run("--dataset", path, "--out", out, *FAST) == 0

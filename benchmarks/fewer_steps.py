@@ -119,7 +119,8 @@ def figure(found: dict[str, list[dict]], path: Path) -> None:
         axes.grid(alpha=0.3)
     drawn.axes[0].set_ylabel("NMI with the digits")
     drawn.axes[0].legend(fontsize=8)
-    drawn.savefig(path, dpi=110)
+    with files.replacing(path) as temporary:
+        drawn.savefig(temporary, dpi=110, format="png")
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ def report(row: dict, scores: dict, path: Path) -> None:
     }
     curve = pd.read_csv(path) if path.exists() else pd.DataFrame()
     earlier = curve[curve["epoch"] < row["epoch"]] if len(curve) else curve
-    pd.concat([earlier, pd.DataFrame([line])]).round(4).to_csv(path, index=False)
+    files.write_table(path, pd.concat([earlier, pd.DataFrame([line])]).round(4))
 
 
 def draw_curve(curve: pd.DataFrame, learning_rate: float) -> Figure:

@@ -24,6 +24,7 @@ import floor
 import torch
 from tables import header, line, machine, write
 
+from pyro_vmm import files
 from pyro_vmm.likelihoods import Normal
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
@@ -127,7 +128,8 @@ def figure(results: dict[str, list[tuple[int, dict]]], path: Path) -> None:
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("milliseconds")
     axes[0].legend()
-    fig.savefig(path, dpi=110)
+    with files.replacing(path) as temporary:
+        fig.savefig(temporary, dpi=110, format="png")
 
 
 def main() -> None:

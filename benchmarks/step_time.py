@@ -30,6 +30,7 @@ from tables import header, line, machine
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_vmm import files
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.likelihoods import Normal
 from pyro_vmm.models import VAE
@@ -320,7 +321,7 @@ def main() -> None:
     text = "\n".join(report)
     print(text)
     if args.out:
-        args.out.write_text(text + "\n")
+        files.write_text(args.out, text + "\n")
 
 
 if __name__ == "__main__":

@@ -40,5 +40,7 @@ def machine(threads: int | None = None) -> str:
 
 def write(path: Path, title: str, about: str, lines: Sequence[str]) -> None:
     """A page: a heading, a paragraph, and the lines of its tables."""
+    from pyro_vmm import files
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([f"# {title}", "", about, "", *lines]) + "\n")
+    files.write_text(path, "\n".join([f"# {title}", "", about, "", *lines]) + "\n")

@@ -103,7 +103,7 @@ def main() -> None:
         if not stored.exists():
             curve, end = run(args.dataset, data, seed)
             files.write_json(stored.with_suffix(".json"), end)
-            curve.round(4).to_csv(stored, index=False)
+            files.write_table(stored, curve.round(4))
         curves.append(pd.read_csv(stored))
         ends.append(json.loads(stored.with_suffix(".json").read_text()))
         print(*page(curves, ends), sep="\n", flush=True)

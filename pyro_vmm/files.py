@@ -1,15 +1,30 @@
 """Files that are whole or absent: one format for models and checkpoints, with no code in it; JSON; and claims."""
 
+import errno
 import io
 import json
 import os
+import re
+import threading
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+    from pandas import DataFrame
+
 FORMAT_VERSION = 1
+# What a process that was killed leaves beside a file: .NAME.PROCESS-THREAD.part
+LEFTOVER = re.compile(r"\..+\.\d+(-\d+)?\.part", re.DOTALL)
+# How a system says that a file system has no locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def save(content: dict, path: str | Path, kind: str) -> None:
@@ -25,43 +40,117 @@ def save(content: dict, path: str | Path, kind: str) -> None:
     write(buffer, path)
 
 
-def write(buffer: io.BytesIO, path: str | Path) -> None:
-    """Put bytes in the place of a file in one go; ``OSError`` if they do not fit, with the old file as it was."""
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A path beside a file to write to; what was written there takes the file's place at the end, in one go.
+
+    ``OSError`` if it can't be written, with the old file as it was. A process that is killed on the way leaves the old
+    file, and a leftover (see :func:`leftovers`). Nothing is forced to the disk: after a power failure the file may be
+    damaged, which :func:`load` tells.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        temporary.write_bytes(buffer.getbuffer())
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(
-            error.errno, f"can't save {path}: {error.strerror}; an earlier file there is untouched"
+            error.errno or errno.EIO, f"can't save {path}: {reason(error)}; an earlier file there is untouched"
         ) from error
+    finally:
+        # Where the file is not even a name, as below a file, there is nothing to remove.
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write(buffer: io.BytesIO, path: str | Path) -> None:
+    """Put bytes in the place of a file, see :func:`replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Put text, as UTF-8, in the place of a file, see :func:`replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_table(path: str | Path, table: "DataFrame", index: bool = False) -> None:
+    """Put a table, as CSV, in the place of a file, see :func:`replacing`; ``index``: whether with its row names."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=index)
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    """Put an array, as ``.npy``, in the place of a file, see :func:`replacing`."""
+    with replacing(path) as temporary, temporary.open("wb") as file:  # by its name, NumPy would give it an ending
+        np.save(file, array)
 
 
 def write_json(path: str | Path, content: dict, default: Callable | None = None) -> None:
-    """Put plain values in the place of a file, as :func:`write` does; ``default`` is that of ``json.dumps``."""
+    """Put plain values in the place of a file, see :func:`replacing`; ``default`` is that of ``json.dumps``."""
     write(io.BytesIO((json.dumps(content, indent=2, default=default) + "\n").encode()), path)
+
+
+def read_json(path: str | Path) -> dict:
+    """Names and values that :func:`write_json` wrote; ``ValueError`` for what holds none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{path} is damaged, or no JSON: {reason(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(content).__name__}, expected names and values")
+    return content
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What processes that were killed while they wrote have left in a folder."""
+    return [path for path in folder.iterdir() if LEFTOVER.fullmatch(path.name) and path.is_file()]
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line, for another message to quote."""
+    lines = str(error.strerror if isinstance(error, OSError) and error.strerror else error).strip().splitlines()
+    if isinstance(error, ValueError | OSError) and lines:
+        return lines[0]
+    return ": ".join([type(error).__name__, *lines[:1]])
 
 
 @contextmanager
 def claim(path: str | Path) -> Iterator[bool]:
     """Whether this process has a piece of work to itself; the system's lock, which ends with the process.
 
-    The file of the lock stays: if it were removed, two processes could hold locks on two files of that name.
+    The file of the lock stays: if it were removed, two processes could hold locks on two files of that name. Who
+    removes it all the same has to hold the lock; :mod:`filelock` then sees that another process's file is gone.
+
+    On a file system without locks there is a warning, and every process is told that the work is its own.
 
     Arguments:
         path: the file of the lock, in a folder that exists; of no use but for this.
     """
-    import fcntl  # which Windows lacks
+    from filelock import FileLock
 
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    lock = FileLock(path)
+    mine = _acquire(lock, path)
+    try:
+        yield mine
+    finally:
+        lock.release()
+
+
+def _acquire(lock: "BaseFileLock", path: str | Path) -> bool:
+    from filelock import Timeout
+
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise OSError(error.errno, f"can't lock {path}: {reason(error)}") from error
+        told = f"{Path(path).parent} is on a file system without locks; let no other process write there"
+        warnings.warn(told, stacklevel=4)
+    return True
 
 
 def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> dict:
@@ -70,12 +159,21 @@ def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> dic
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
+        _check_sums(path)
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises half a dozen types, by where the damage is
-        raise ValueError(f"{path} is not a whole pyro_vmm file: {error}".splitlines()[0]) from error
+        raise ValueError(f"{path} is not a whole pyro_vmm file: {reason(error)}") from error
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise ValueError(f"{path} is not a pyro_vmm {kind}")
     if content.get("format_version") != FORMAT_VERSION:
         found = content.get("format_version")
         raise ValueError(f"{path} has format version {found}, this version of pyro_vmm reads {FORMAT_VERSION}")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Raise ``ValueError`` where a part of the archive is not what was written: torch does not look at checksums."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"its part {damaged} is damaged")

@@ -1,6 +1,5 @@
 """What can be reproduced: the runs of each table and figure, and how it is rendered."""
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +180,7 @@ def render(name: str, scale: str, trials: int, folders: Sequence[Folder], out: P
     quoted = " The paper's own numbers are not shown beside these." if missing else ""
     page = f"# {artefact.title}\n\n{done}. {MARKS}{artefact.note}{quoted}\n\n{table.markdown()}"
     for ending, text in (("md", page), ("csv", table.csv()), ("tex", table.latex())):
-        files.write(io.BytesIO(text.encode()), out / f"{name}.{ending}")
+        files.write_text(out / f"{name}.{ending}", text)
     return f"{table.markdown()}{drawn}{done}; written to {out / name}.md, .csv and .tex"
 
 

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import BayesianGaussianMixture
 
-from pyro_vmm import VMM, data, metrics
+from pyro_vmm import VMM, data, files, metrics
 from pyro_vmm.experiments.runs import Folder, Run
 from pyro_vmm.experiments.scales import CLASSES, Scale
 from pyro_vmm.rivals import DLGMM, GMVAE, VaDE
@@ -126,7 +126,7 @@ def fit(run: Run, folder: Folder, x: np.ndarray, labels: np.ndarray, progress: P
         resume=folder.checkpoint if folder.checkpoint.exists() else None,
     )
     model.save(folder.path / "model.pt")
-    model.history_.to_csv(folder.path / "history.csv", index=False)
+    files.write_table(folder.path / "history.csv", model.history_)
     return model
 
 

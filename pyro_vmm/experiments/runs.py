@@ -76,7 +76,7 @@ class Folder:
 
     def begin(self) -> None:
         """Note the settings, and clear away what a killed process may have left; only with the lock."""
-        for left in self.path.glob(".*.part"):
+        for left in files.leftovers(self.path):
             left.unlink()
         self.error.unlink(missing_ok=True)
         about = {name: getattr(self.run, name) for name in ("kind", "dataset", "method", "configuration", "trial")}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from pyro_vmm import files
 from pyro_vmm.estimators.storing import versions
 from pyro_vmm.experiments import cells, images, tabular
 from pyro_vmm.experiments.runs import Folder, Run
@@ -91,7 +92,7 @@ def _do(folder: Folder, data_dir: Path | None, display: Display, failed: dict, s
         skipped[run.kind, run.dataset] = error
         return
     except Exception as error:  # of whatever method
-        folder.error.write_text(traceback.format_exc())
+        files.write_text(folder.error, traceback.format_exc())
         failed[folder.path] = error
         display.say(f"{run}: FAILED: {type(error).__name__}: {error} ({folder.error})")
         return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyro_vmm import plots
+from pyro_vmm import files, plots
 from pyro_vmm.data.dataset import Dataset
 from pyro_vmm.estimators import VMM
 from pyro_vmm.runs import tables
@@ -34,10 +34,10 @@ class ArrayResults:
     def write(self, path: Path) -> None:
         """The model, ``history.csv``, ``assignments.csv``, ``latent.npy`` and the figures."""
         self.model.save(path / "model.pt")
-        self.model.history_.to_csv(path / "history.csv", index=False)
-        tables.assignments(self.probabilities, self.data.row_names).to_csv(path / "assignments.csv", index=False)
+        files.write_table(path / "history.csv", self.model.history_)
+        files.write_table(path / "assignments.csv", tables.assignments(self.probabilities, self.data.row_names))
         z = self.model.transform(self.data.x)
-        np.save(path / "latent.npy", z)
+        files.write_array(path / "latent.npy", z)
         for name, figure in self.figures(z):
             plots.save(figure, path / f"{name}.png")
 

@@ -1,6 +1,5 @@
 """What a run on cells comes to: an annotated AnnData, tables of clusters by batch and by type, figures."""
 
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_vmm import plots
+from pyro_vmm import files, plots
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.runs import tables
 from pyro_vmm.threads import same_threads
@@ -83,14 +82,14 @@ class CellResults:
         """
         adata = self.adata
         self.model.save(path / "model.pt")
-        self.model.history_.to_csv(path / "history.csv", index=False)
+        files.write_table(path / "history.csv", self.model.history_)
         assignments = tables.assignments(self.probabilities, adata.obs_names, kind="cell")
-        assignments.to_csv(path / "assignments.csv", index=False)
-        np.save(path / "latent.npy", adata.obsm["X_vmm"])
+        files.write_table(path / "assignments.csv", assignments)
+        files.write_array(path / "latent.npy", adata.obsm["X_vmm"])
         if self.model.batch_key is not None:
-            self.by_batch.to_csv(path / "clusters_by_batch.csv")
+            files.write_table(path / "clusters_by_batch.csv", self.by_batch, index=True)
         if self.by_type is not None:
-            self.by_type.to_csv(path / "clusters_by_type.csv")
+            files.write_table(path / "clusters_by_type.csv", self.by_type, index=True)
         self.umap = embed(adata)
         write_h5ad(adata, path / "annotated.h5ad")
         for name, figure in self.figures():
@@ -198,14 +197,8 @@ def without_counts(adata: "AnnData") -> "AnnData":
 
 def write_h5ad(adata: "AnnData", path: Path) -> None:
     """Write a file in one go: an earlier one stays whole if the disk is full."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with files.replacing(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, f"can't save {path}: {error}; an earlier file there is untouched") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def cross_table(clusters: np.ndarray, groups: pd.Categorical) -> pd.DataFrame:

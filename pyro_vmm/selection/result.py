@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from pyro_vmm import files
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.selection.fits import Fit, Task
 
@@ -54,6 +55,7 @@ class Selection:
         from pyro_vmm import plots
 
         path = Path(path)
-        (path / "selection.md").write_text(self.report() + "\n![The evidence over granularities](selection.png)\n")
-        self.table.to_csv(path / "selection.csv", index=False)
+        text = self.report() + "\n![The evidence over granularities](selection.png)\n"
+        files.write_text(path / "selection.md", text)
+        files.write_table(path / "selection.csv", self.table)
         plots.save(self.plot(), path / "selection.png")

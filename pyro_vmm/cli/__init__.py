@@ -4,7 +4,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(argv))
     prog = f"{parser.prog}: process {launched_rank()}" if launched_rank() else parser.prog
     try:
-        with _plain_warnings(parser.prog):
-            return _run(given)
+        with _plain_warnings(parser.prog), ExitStack() as held:
+            return _run(given, held)
     except TrainingDiverged as error:
         print(f"{prog}: training stopped: {error}", file=sys.stderr)
         return 1
@@ -40,18 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _run(given: dict) -> int:
+def _run(given: dict, held: ExitStack) -> int:
+    """Fit, write and print; ``held`` keeps the run's folder from other processes until it is closed."""
     resume, out, quiet = given.pop("resume", None), given.pop("out", None), given.pop("quiet", False)
     if resume is not None:
         if out is not None or "config" in given:
             raise ValueError("--resume takes its folder and configuration from the run; leave out --out and --config")
-        folder = RunFolder.existing(resume)
+        folder = held.enter_context(RunFolder.existing(resume, locked=not launched_rank()))
         config = _continued(folder, given)
     else:
         config = resolve(given)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         default = Path("runs", f"{Path(str(config['dataset'])).stem}-{config.get('prior', 'vmm')}-{stamp}")
-        folder = RunFolder(out or default)
+        folder = held.enter_context(RunFolder(out or default))
     kind = kind_of(config)
     check(config, kind)
     try:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,15 +49,24 @@ def table(tmp_path):
     return path
 
 
+@pytest.fixture
+def replaced(monkeypatch) -> set[str]:
+    """The names of the files that were put into their places whole."""
+    names, real = set(), os.replace
+    monkeypatch.setattr(os, "replace", lambda new, old: (real(new, old), names.add(Path(old).name)))
+    return names
+
+
 def run(*arguments) -> int:
     return main([str(argument) for argument in arguments])
 
 
 @pytest.mark.draws
-def test_run_folder(table, tmp_path, capsys):
+def test_run_folder(table, tmp_path, capsys, replaced):
     out = tmp_path / "run"
     assert run("--dataset", table, "--label-column", "kind", "--out", out, *FAST) == 0
     names = {path.name for path in out.iterdir()}
+    assert names == replaced
     figures = {"curves.png", "components.png", "latent.png", "weights.png"}
     assert (
         names == {"config.json", "history.csv", "model.pt", "checkpoint.pt", "assignments.csv", "latent.npy"} | figures

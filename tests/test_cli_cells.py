@@ -1,7 +1,9 @@
 """scripts/fit.py on single cells: from an .h5ad file to a run folder, and messages instead of tracebacks."""
 
 import json
+import os
 import warnings
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -67,18 +69,26 @@ def path(tmp_path, adata):
     return tmp_path / "cells.h5ad"
 
 
+@pytest.fixture
+def replaced(monkeypatch) -> set[str]:
+    """The names of the files that were put into their places whole."""
+    names, real = set(), os.replace
+    monkeypatch.setattr(os, "replace", lambda new, old: (real(new, old), names.add(Path(old).name)))
+    return names
+
+
 def run(*arguments) -> int:
     return main([str(argument) for argument in arguments])
 
 
 @pytest.mark.draws
-def test_run_folder(path, adata, tmp_path, capsys):
+def test_run_folder(path, adata, tmp_path, capsys, replaced):
     out = tmp_path / "run"
     assert run("--dataset", path, *KEYS, "--n-top-genes", "30", "--out", out, *FAST) == 0
     tables = {"history.csv", "assignments.csv", "clusters_by_batch.csv", "clusters_by_type.csv"}
     figures = {"curves.png", "umap.png", "weights.png", "batches.png"}
     others = {"config.json", "model.pt", "checkpoint.pt", "latent.npy", "annotated.h5ad"}
-    assert {file.name for file in out.iterdir()} == tables | figures | others
+    assert {file.name for file in out.iterdir()} == tables | figures | others == replaced
     assert len(pd.read_csv(out / "history.csv")) == 2
     config = json.loads((out / "config.json").read_text())
     assert config["options"]["n_top_genes"] == 30 and config["parameters"]["batch_key"] == "batch"

@@ -99,7 +99,7 @@ def test_who_opened_the_lock_before_its_end_holds_the_same(tmp_path):
         assert os.fstat(waiting.fileno()).st_ino == path.stat().st_ino
 
 
-def test_importing_needs_no_locks_of_the_system():
-    """Windows has no fcntl."""
+def test_locks_need_no_fcntl():
+    """Windows has none."""
     code = "import sys; sys.modules['fcntl'] = None; import pyro_vmm, pyro_vmm.experiments.runs"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -20,6 +20,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from pyro_vmm.data.structure import check_indices, check_stored
+from pyro_vmm.data.watch import Watch
+from pyro_vmm.files import reason
+
 T = TypeVar("T")
 
 # A block is 256 KB of values in float32, or less if that is many rows: with twice as much, reading is no faster.
@@ -35,16 +39,22 @@ class RowFile:
 
     Arguments:
         matrix: a dense dataset of HDF5 or Zarr, or AnnData's CSR matrix in either.
+        file: ``adata.file``, see :class:`~pyro_vmm.data.watch.Watch`.
+
+    Raises:
+        ValueError: the arrays of a CSR matrix do not fit each other; of the columns each is looked at when it is read.
+        OSError: the file can't be read, or is not what it was.
     """
 
-    def __init__(self, matrix: Any):
-        self.shape, self._dense, self._indptr = matrix.shape, None, None
+    def __init__(self, matrix: Any, file: Any = None):
+        self.place, self.shape, self._dense, self._indptr = _place(matrix), matrix.shape, None, None
         if hasattr(matrix, "group"):
             # AnnData's own indexing makes an empty matrix of N rows at every call; its format on disk is documented.
+            self._indptr = check_stored(self.place, "csr", self.shape, matrix.group).astype(np.int64)
             self._values, self._columns = matrix.group["data"], matrix.group["indices"]
-            self._indptr = np.asarray(matrix.group["indptr"][:], dtype=np.int64)
         else:
             self._dense = matrix
+        self._watch = Watch(matrix, file)
 
     @property
     def numbers(self) -> float:
@@ -64,6 +74,7 @@ class RowFile:
         gap = max(1, GAP_NUMBERS // max(1, self.numbers))
         cuts = (np.diff(wanted) > gap) | (np.diff(wanted // self.block) > 0)
         parts = [self._some(part) for part in np.split(wanted, np.flatnonzero(cuts) + 1)]
+        self._watch.check()  # only now: what was read before a change is right
         found = np.concatenate(parts) if self._indptr is None else sparse.vstack(parts, format="csr")
         return found[back]
 
@@ -74,10 +85,26 @@ class RowFile:
 
     def _span(self, start: int, stop: int) -> np.ndarray | sparse.csr_matrix:
         if self._indptr is None:
-            return self._dense[start:stop]
+            return self._read(self._dense, start, stop)
         first, last = self._indptr[[start, stop]]
-        arrays = self._values[first:last], self._columns[first:last], self._indptr[start : stop + 1] - first
+        values, columns = self._read(self._values, first, last), self._read(self._columns, first, last)
+        check_indices(self.place, "csr", self.shape, columns)
+        arrays = values, columns, self._indptr[start : stop + 1] - first
         return sparse.csr_matrix(arrays, shape=(stop - start, self.shape[1]))
+
+    def _read(self, array: Any, start: int, stop: int) -> np.ndarray:
+        try:
+            return array[start:stop]
+        except Exception as error:  # HDF5 and Zarr have many
+            self._watch.check()
+            raise OSError(f"cannot read {self.place}, the file is damaged: {reason(error)}") from error
+
+
+def _place(matrix: Any) -> str:
+    """The name of a matrix in its file."""
+    array = getattr(matrix, "group", matrix)
+    file = array.store if hasattr(array, "store") else array.file.filename
+    return f"{file}: {array.name.strip('/')}"
 
 
 def pool_rows(n: int, block: int, batch_size: int) -> int:

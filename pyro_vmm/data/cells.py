@@ -16,6 +16,8 @@ from scipy import sparse
 from torch import Tensor
 
 from pyro_vmm.data.blocks import RowFile, read_ahead
+from pyro_vmm.data.structure import check_sparse, to_memory
+from pyro_vmm.files import reason
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -49,7 +51,7 @@ class CellBatches:
             cells, genes = np.arange(source.n_obs)[adata._oidx], np.arange(source.n_vars)[adata._vidx]
         if columns is not None:
             genes = columns if genes is None else genes[columns]
-        self._matrix = _by_rows(counts_matrix(source, layer))
+        self._matrix = _by_rows(counts_matrix(source, layer), _place(layer), source.file)
         self._cells, self._genes = cells, genes
         self.adata, self.layer = adata, layer
         self.all_genes = columns is None
@@ -108,8 +110,10 @@ def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
     _require_anndata(adata)
     if layer is not None and layer not in adata.layers:
         raise ValueError(f"layer={layer!r} is not in adata.layers, which holds {quoted(adata.layers)}")
-    matrix = adata.X if layer is None else adata.layers[layer]
     place = _place(layer)
+    if adata.is_view:
+        counts_matrix(adata._adata_ref, layer)  # before a part of it is taken: SciPy takes it without a look
+    matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         raise ValueError(f"{place} is empty; name the layer that holds the counts: {quoted(adata.layers)}")
     if not (isinstance(matrix, (np.ndarray, CSRDataset, CSCDataset, *_datasets())) or sparse.issparse(matrix)):
@@ -117,8 +121,15 @@ def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
         raise ValueError(
             f"{place} is a {kind}, expected a NumPy array or a SciPy sparse matrix, or one of either in a file"
         )
-    if matrix.dtype.kind not in "biuf":
-        raise ValueError(f"{place} has dtype {matrix.dtype}, expected {COUNTS}")
+    try:
+        dtype, shape = matrix.dtype, tuple(matrix.shape)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:  # in a file
+        raise ValueError(f"{place} is damaged in its file: {reason(error)}") from error
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{place} has dtype {dtype}, expected {COUNTS}")
+    if shape != adata.shape:  # AnnData compares only what is in memory
+        raise ValueError(f"{place} has shape {shape}, expected {adata.shape}, as many as there are cells and genes")
+    check_sparse(place, matrix)
     return np.asarray(matrix) if isinstance(matrix, np.ndarray) else matrix
 
 
@@ -271,7 +282,11 @@ def _raw_is_whole(adata: "AnnData") -> bool:
     """Whether ``adata.raw`` seems to hold counts, by its first cells."""
     if adata.raw is None:
         return False
-    values = sparse.csr_matrix(adata.raw.X[:1000]).data
+    try:
+        check_sparse("adata.raw.X", adata.raw.X)
+        values = sparse.csr_matrix(adata.raw.X[:1000]).data
+    except Exception:  # a hint must not fail
+        return False
     return bool(values.any() and (np.isfinite(values) & (values >= 0) & (values == np.rint(values))).all())
 
 
@@ -305,11 +320,11 @@ def _told_twice(kind: str, attribute: str, names: pd.Index) -> str:
 # --- matrices ---
 
 
-def _by_rows(matrix: Any) -> Any:
-    """A matrix quick to read by rows."""
+def _by_rows(matrix: Any, place: str, file: Any) -> Any:
+    """A matrix quick to read by rows; ``file`` is that of its AnnData."""
     if getattr(matrix, "format", None) == "csc":
-        return (matrix if sparse.issparse(matrix) else matrix.to_memory()).tocsr()
-    return RowFile(matrix) if _in_file(matrix) else matrix
+        return (matrix if sparse.issparse(matrix) else to_memory(place, matrix)).tocsr()
+    return RowFile(matrix, file) if _in_file(matrix) else matrix
 
 
 def _datasets() -> tuple[type, ...]:

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pyro_vmm.data.structure import check_members
 from pyro_vmm.estimators import storing
 
 if TYPE_CHECKING:
@@ -72,9 +73,11 @@ def summary(q_c: Tensor) -> Tensor:
 
 
 def check_writable(adata: "AnnData") -> None:
-    """Raise ``ValueError`` for a view of a file, which can't be written to."""
+    """Raise ``ValueError`` for a view of a file, which can't be written to, or of what no copy can be made of."""
     if adata.is_view and adata.isbacked:
         raise ValueError("adata is a view of a file, expected one that can be written to: adata.to_memory()")
+    if adata.is_view:
+        check_members(adata)
 
 
 def write(adata: "AnnData", key: str, z: np.ndarray, summary: np.ndarray, model: "SingleCellVMM") -> None:

@@ -15,6 +15,9 @@ import pandas as pd
 from scipy import sparse
 
 from pyro_vmm.data.cell_sets.genes import numbered
+from pyro_vmm.data.cell_sets.h5ad import check_file
+from pyro_vmm.data.structure import check_members
+from pyro_vmm.files import reason
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -64,13 +67,17 @@ def find(root: Path, *files: str) -> Path | None:
 
 
 def read_h5ad(path: Path, backed: bool = False) -> "AnnData":
-    """The file as it is, ``backed`` for ``X`` to stay in it; ``ValueError`` if it is none of this format."""
+    """The file as it is, ``backed`` for ``X`` to stay in it; ``ValueError`` if it is damaged or of another format."""
     import anndata
 
     try:
-        return anndata.read_h5ad(path, backed="r" if backed else None)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"cannot read {path} as an h5ad file: it is damaged or of another format ({error})") from error
+        check_file(path)
+        adata = anndata.read_h5ad(path, backed="r" if backed else None)
+        check_members(adata)
+    except Exception as error:  # h5py and AnnData raise a dozen types, by where the damage is
+        told = f"it is damaged or of another format ({reason(error)})"
+        raise ValueError(f"cannot read {path} as an h5ad file: {told}") from error
+    return adata
 
 
 @contextmanager

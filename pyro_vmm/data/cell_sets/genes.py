@@ -9,6 +9,7 @@ from scipy import sparse
 
 from pyro_vmm.data.categories import Categories
 from pyro_vmm.data.cells import COUNTS, counts_matrix, where_counts_lie
+from pyro_vmm.data.structure import check_members, to_memory
 from pyro_vmm.threads import same_threads
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def select_genes(
         raise ValueError(f"the {top.sum()} most variable of {len(top)} genes have fewer than {MIN_COUNTS} counts each")
     if adata.isbacked:
         adata = adata.to_memory()
+    check_members(adata)
     return adata[cells, np.flatnonzero(top)[genes]].copy()
 
 
@@ -158,7 +160,7 @@ def _require_loess() -> None:
 def whole_counts(matrix: Any, place: str, rounding: bool = False, hint: str = "") -> sparse.csr_matrix:
     """Counts as int32 CSR (N, G), the matrix itself unchanged; refuses what is none, with the hint."""
     if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)):  # in a file
-        matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix[()]
+        matrix = to_memory(place, matrix)
     counts = sparse.csr_matrix(matrix)
     whole = np.rint(counts.data)
     fractions = counts.data != whole

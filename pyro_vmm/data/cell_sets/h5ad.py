@@ -1,0 +1,104 @@
+"""What can be told to be wrong with an ``.h5ad`` file before AnnData reads it, which looks at none of this."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyro_vmm.data.structure import check_stored
+
+if TYPE_CHECKING:
+    import h5py
+
+# AnnData's names of the sparse forms today and before 0.7.
+FORMS = {"csr_matrix": "csr", "csc_matrix": "csc", "csr": "csr", "csc": "csc"}
+# An array of more bytes than this is damaged if it has this many times as many bytes as the file holds of it: zlib does
+# not compress better.
+LARGE, BEST_COMPRESSION = 2**30, 1100
+
+
+def check_file(path: Path) -> None:
+    """Raise ``ValueError`` for a matrix whose arrays do not fit each other, or that does not fit the cells and genes.
+
+    Read are the ``indptr`` of sparse matrices and nothing else: that ``indices`` are in range is told of the matrix in
+    memory, or, of one that stays in the file, block by block as it is read.
+    """
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        for name, node in _nodes(file):
+            if isinstance(node, h5py.Dataset):
+                _check_size(name, node)
+            elif (form := _form(node)) is not None:
+                check_stored(name, form, _shape(name, node), node)
+                for array in ("data", "indices", "indptr"):
+                    _check_chunks(f"{name}/{array}", node[array])
+        cells, genes = _length(file, "obs"), _length(file, "var")
+        raw = file.get("raw")
+        matrices = [("X", genes), *((f"layers/{name}", genes) for name in file.get("layers", ()))]
+        matrices += [("raw/X", _length(raw, "var"))] if isinstance(raw, h5py.Group) else []
+        for name, columns in matrices:
+            _check_shape(name, file.get(name), (cells, columns))
+
+
+def _nodes(file: "h5py.File") -> Iterator[tuple[str, Any]]:
+    """All groups and arrays of a file, each once, by their names."""
+    names: list[str] = []
+    file.visit(names.append)
+    return ((name, file[name]) for name in names)
+
+
+def _form(group: "h5py.Group") -> str | None:
+    """The form of a sparse matrix; None of whatever else a group holds."""
+    name = group.attrs.get("encoding-type", group.attrs.get("h5sparse_format"))
+    return FORMS.get(name.decode() if isinstance(name, bytes) else name) if isinstance(name, str | bytes) else None
+
+
+def _shape(name: str, group: "h5py.Group") -> tuple[int, ...]:
+    shape = np.asarray(group.attrs.get("shape", group.attrs.get("h5sparse_shape")))
+    if shape.dtype.kind not in "iu" or shape.ndim != 1:
+        raise ValueError(f"{name} has shape {shape.tolist()!r}, expected two whole numbers")
+    return tuple(map(int, shape))
+
+
+def _check_shape(name: str, node: Any, expected: tuple[int | None, int | None]) -> None:
+    """Raise ``ValueError`` where a matrix is not of the cells and genes, or X no matrix; of others AnnData tells."""
+    import h5py
+
+    if isinstance(node, h5py.Group) and _form(node) is not None:
+        shape = _shape(name, node)
+    elif isinstance(node, h5py.Dataset) and node.shape is not None and node.ndim == 2:
+        shape = node.shape
+    elif isinstance(node, h5py.Group) and name == "X":
+        raise ValueError(f"{name} is neither an array nor labelled as a csr_matrix or csc_matrix")
+    else:
+        return
+    if any(length not in (None, found) for found, length in zip(shape, expected, strict=True)):
+        raise ValueError(f"{name} has shape {shape}, and there are {expected[0]} cells and {expected[1]} genes")
+
+
+def _length(group: "h5py.Group", name: str) -> int | None:
+    """Rows of a table; None where that does not tell, which AnnData will."""
+    import h5py
+
+    table = group.get(name)
+    if isinstance(table, h5py.Group):
+        index = table.get(str(table.attrs.get("_index", "_index")))
+        if isinstance(index, h5py.Group):  # categories, or text with missing values
+            index = index.get("codes", index.get("values"))
+        table = index
+    return table.shape[0] if isinstance(table, h5py.Dataset) and table.shape else None
+
+
+def _check_size(name: str, array: "h5py.Dataset") -> None:
+    """Raise ``ValueError`` for an array of so many values that a file of this size can't hold them."""
+    stored, claimed = array.id.get_storage_size(), (array.size or 0) * array.dtype.itemsize
+    if claimed > max(LARGE, BEST_COMPRESSION * stored) and not (array.is_virtual or array.external):
+        raise ValueError(f"{name} has shape {array.shape}, {claimed:.3g} bytes, of which the file holds {stored}")
+
+
+def _check_chunks(name: str, array: "h5py.Dataset") -> None:
+    """Raise ``ValueError`` where a part of an array is not in the file: HDF5 reads zeros there."""
+    if array.chunks is not None and array.id.get_num_chunks() < -(-array.shape[0] // array.chunks[0]):
+        raise ValueError(f"parts of {name} are missing in the file")

@@ -89,7 +89,7 @@ class RowFile:
         first, last = self._indptr[[start, stop]]
         values, columns = self._read(self._values, first, last), self._read(self._columns, first, last)
         check_indices(self.place, "csr", self.shape, columns)
-        arrays = values, columns, self._indptr[start : stop + 1] - first
+        arrays = native(values), native(columns), self._indptr[start : stop + 1] - first
         return sparse.csr_matrix(arrays, shape=(stop - start, self.shape[1]))
 
     def _read(self, array: Any, start: int, stop: int) -> np.ndarray:
@@ -105,6 +105,19 @@ def _place(matrix: Any) -> str:
     array = getattr(matrix, "group", matrix)
     file = array.store if hasattr(array, "store") else array.file.filename
     return f"{file}: {array.name.strip('/')}"
+
+
+def is_native(dtype: np.dtype) -> bool:
+    """Whether SciPy knows this type of numbers: it has neither half precision nor another byte order."""
+    return dtype.isnative and not (dtype.kind == "f" and dtype.itemsize == 2)
+
+
+def native(values: Any) -> Any:
+    """The same numbers in a type that SciPy knows."""
+    dtype = values.dtype
+    if is_native(dtype):
+        return values
+    return values.astype(np.float32 if dtype.kind == "f" and dtype.itemsize == 2 else dtype.newbyteorder("="))
 
 
 def pool_rows(n: int, block: int, batch_size: int) -> int:

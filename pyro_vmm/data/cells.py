@@ -5,8 +5,9 @@ minibatch at a time, whether it is sparse or dense, in memory or in a file.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from pyro_vmm.data.blocks import RowFile, read_ahead
+from pyro_vmm.data.blocks import RowFile, is_native, native, read_ahead
 from pyro_vmm.data.structure import check_sparse, to_memory
 from pyro_vmm.files import reason
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 CHUNK_NUMBERS = 2**22
 # No logarithm of a count comes near, and its exponential does not overflow.
 LARGEST_LOG = 50
+# Counts that were computed with are off whole numbers by so much at most: absolute, and of the value, for float32.
+LARGEST_ERROR, LARGEST_RELATIVE_ERROR = 0.01, 2e-6
 COUNTS = "counts: integers 0, 1, 2, ..."
 
 
@@ -43,9 +46,9 @@ class CellBatches:
     """
 
     def __init__(self, adata: "AnnData", layer: str | None = None, columns: np.ndarray | None = None):
-        _require_anndata(adata)
+        require_anndata(adata)
         cells, genes, source = None, None, adata
-        if adata.is_view and _in_file(counts_matrix(adata._adata_ref, layer)):
+        if adata.is_view and _has_no_views(_stored(adata._adata_ref, layer)):
             # The view's own matrix would be read as a whole; only private names tell which rows of the file it shows.
             source = adata._adata_ref
             cells, genes = np.arange(source.n_obs)[adata._oidx], np.arange(source.n_vars)[adata._vidx]
@@ -100,26 +103,27 @@ class CellBatches:
         if self._cells is not None:
             index = self._cells[index]
         block = self._matrix.rows(index) if isinstance(self._matrix, RowFile) else self._matrix[index]
-        return block if self._genes is None else block[:, self._genes]
+        return native(block if self._genes is None else block[:, self._genes])
 
 
 def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
-    """``adata.X``, or the layer of that name, as it is: a NumPy array, a SciPy CSR or CSC matrix, or one in a file."""
-    from anndata.abc import CSCDataset, CSRDataset
-
-    _require_anndata(adata)
+    """``adata.X``, or the layer of that name, as it is: a NumPy array, a SciPy sparse matrix, or one in a file."""
+    require_anndata(adata)
     if layer is not None and layer not in adata.layers:
         raise ValueError(f"layer={layer!r} is not in adata.layers, which holds {quoted(adata.layers)}")
     place = _place(layer)
     if adata.is_view:
         counts_matrix(adata._adata_ref, layer)  # before a part of it is taken: SciPy takes it without a look
-    matrix = adata.X if layer is None else adata.layers[layer]
+    matrix = _stored(adata, layer)
     if matrix is None:
-        raise ValueError(f"{place} is empty; name the layer that holds the counts: {quoted(adata.layers)}")
-    if not (isinstance(matrix, (np.ndarray, CSRDataset, CSCDataset, *_datasets())) or sparse.issparse(matrix)):
-        kind = f"{type(matrix).__module__}.{type(matrix).__name__}"
         raise ValueError(
-            f"{place} is a {kind}, expected a NumPy array or a SciPy sparse matrix, or one of either in a file"
+            f"{place} is empty; name the layer that holds the counts: {quoted(adata.layers)}{_counts_in_raw(adata)}"
+        )
+    if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix) or _in_file(matrix)):
+        kind = f"{type(matrix).__module__}.{type(matrix).__name__}"
+        advice = f": {place} = {place}.compute()" if hasattr(matrix, "compute") else ""  # as of dask
+        raise ValueError(
+            f"{place} is a {kind}, expected a NumPy array or a SciPy sparse matrix, or one of either in a file{advice}"
         )
     try:
         dtype, shape = matrix.dtype, tuple(matrix.shape)
@@ -130,19 +134,55 @@ def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
     if shape != adata.shape:  # AnnData compares only what is in memory
         raise ValueError(f"{place} has shape {shape}, expected {adata.shape}, as many as there are cells and genes")
     check_sparse(place, matrix)
-    return np.asarray(matrix) if isinstance(matrix, np.ndarray) else matrix
+    if isinstance(matrix, np.ndarray):
+        _check_masks(adata, layer)
+        return np.asarray(matrix)
+    return matrix
 
 
-def _require_anndata(adata: Any) -> None:
+def _stored(adata: "AnnData", layer: str | None) -> Any:
+    """The matrix; None for an ``X`` that is not there."""
+    if layer is not None:
+        return adata.layers[layer]
+    try:
+        return adata.X
+    except KeyError:  # what AnnData raises for a file without X
+        return None
+
+
+def _check_masks(adata: "AnnData", layer: str | None) -> None:
+    """Raise ``ValueError`` for a masked array with a value masked, which NumPy would read as if it were not."""
+    matrix = _stored(adata._adata_ref if adata.is_view else adata, layer)  # of a view AnnData forgets the mask
+    if not np.ma.is_masked(matrix):
+        return
+    mask = np.ma.getmaskarray(matrix)
+    mask = mask[adata._oidx][:, adata._vidx] if adata.is_view else mask
+    if mask.any():
+        cell, gene = np.argwhere(mask)[0]
+        raise ValueError(
+            f"{_place(layer)} has no value (masked) in {mask.sum()} places, the first of them of cell "
+            f"{adata.obs_names[cell]!r}, gene {adata.var_names[gene]!r}; fill them in or leave out these cells or genes"
+        )
+
+
+def require_anndata(adata: Any) -> None:
+    """Raise ``ValueError``, and say what may help, for anything but an AnnData."""
     from anndata import AnnData
 
     if not isinstance(adata, AnnData):
-        raise ValueError(f"adata is a {type(adata).__name__}, expected an AnnData")
+        kind, advice = type(adata).__name__, ""
+        if isinstance(adata, str | Path):
+            advice = ": anndata.read_h5ad(path)"
+        elif isinstance(getattr(adata, "mod", None), Mapping):  # as of MuData
+            advice = f": one of its modalities {quoted(adata.mod)}"
+        elif hasattr(adata, "shape"):
+            advice = ": anndata.AnnData(values), of counts as cells x genes"
+        raise ValueError(f"adata is a {kind}, expected an AnnData{advice}")
 
 
 def match_genes(adata: "AnnData", var_names: Sequence[str]) -> np.ndarray:
     """Positions in ``adata`` of the genes of these names, (G,), in their order; ``adata`` may have others besides."""
-    _require_anndata(adata)
+    require_anndata(adata)
     var_names = pd.Index(var_names)
     missing = var_names[~var_names.isin(adata.var_names)]
     if len(missing):
@@ -169,6 +209,7 @@ def check_values(cells: CellBatches) -> np.ndarray:
     _check_names(cells)
     sums = np.empty(len(cells))
     for start, block in cells.chunks():
+        _check_range(cells, start, block)
         sums[start : start + block.shape[0]] = np.asarray(block.sum(1, dtype=np.float64)).ravel()
     if not np.isfinite(sums).all():
         name = cells.cell_names[~np.isfinite(sums)][0]
@@ -224,16 +265,67 @@ def _check_block(cells: CellBatches, start: int, block: sparse.csr_matrix) -> No
         return
     for bad, explain in (
         (~np.isfinite(values), lambda: "set missing values to 0, or drop these cells or genes"),
-        (values < 0, lambda: _hint(cells, "it looks scaled or corrected")),
-        (values != np.rint(values), lambda: _normalisation(cells, block)),
+        (values < 0, lambda: _rounding(cells) or _hint(cells, "it looks scaled or corrected")),
+        (values != np.rint(values), lambda: _rounding(cells) or _normalisation(cells, block)),
     ):
         if bad.any():
             first = bad.argmax()
-            row = np.searchsorted(block.indptr, first, side="right") - 1
             raise ValueError(
-                f"{_place(cells.layer)} holds {values[first]:.6g} (cell {cells.cell_names[start + row]!r}, "
-                f"gene {cells.gene_names[block.indices[first]]!r}), expected {COUNTS}; {explain()}"
+                f"{_place(cells.layer)} holds {shown(values[first])} {_where(cells, start, block, first)}, "
+                f"expected {COUNTS}; {explain()}"
             )
+    _check_range(cells, start, block)
+
+
+def _check_range(cells: CellBatches, start: int, block: sparse.csr_matrix) -> None:
+    """The model sees float32, in which larger values of float64 would be infinite."""
+    values, largest = block.data, np.finfo(np.float32).max
+    if values.dtype.itemsize <= 4 or values.dtype.kind != "f" or not values.size:
+        return
+    if max(-values.min(), values.max()) > largest and (far := np.isfinite(values) & (np.abs(values) > largest)).any():
+        first = far.argmax()
+        raise ValueError(
+            f"{_place(cells.layer)} holds {values[first]:.6g} {_where(cells, start, block, first)}, which float32 "
+            "does not hold; divide the values by a constant"
+        )
+
+
+def _where(cells: CellBatches, start: int, block: sparse.csr_matrix, position: int) -> str:
+    """The cell and the gene of a value of the block whose first row is ``start``."""
+    row = np.searchsorted(block.indptr, position, side="right") - 1
+    return f"(cell {cells.cell_names[start + row]!r}, gene {cells.gene_names[block.indices[position]]!r})"
+
+
+def shown(value: Any) -> str:
+    """A number with as many digits as it takes to see that it is not whole."""
+    short = f"{value:.6g}"
+    return str(value) if float(short) != value and float(short) == np.rint(value) else short
+
+
+def rounding_error(parts: Iterable[np.ndarray]) -> float | None:
+    """How far values are off whole numbers at most, if they are counts but for what computing left; else None."""
+    largest = 0.0
+    for values in parts:
+        whole = np.rint(values)
+        with np.errstate(invalid="ignore"):  # of infinite values
+            error = np.abs(values - whole)
+        if not ((whole >= 0) & (error <= np.maximum(LARGEST_ERROR, LARGEST_RELATIVE_ERROR * whole))).all():
+            return None
+        largest = max(largest, float(error.max(initial=0.0)))
+    return largest
+
+
+def how_to_round(error: float, place: str, backed: bool = False) -> str:
+    """What to do about counts that are off whole numbers by an ``error``, as a part of a sentence."""
+    memory = "adata = adata.to_memory(); " if backed else ""
+    code = f" by {memory}{place} = np.rint({place})" if place.startswith("adata.") else " them"
+    return f"rounding left the values off whole numbers, by {error:.2g} at most (log1p and expm1 do that): round{code}"
+
+
+def _rounding(cells: CellBatches) -> str:
+    """That rounding would do, if it would for all cells."""
+    error = rounding_error(block.data for _, block in cells.chunks())
+    return "" if error is None else how_to_round(error, _place(cells.layer), cells.adata.isbacked)
 
 
 def _normalisation(cells: CellBatches, block: sparse.csr_matrix) -> str:
@@ -271,11 +363,15 @@ def _hint(cells: CellBatches, finding: str) -> str:
 
 def where_counts_lie(adata: "AnnData") -> str:
     """Where raw counts may be that are not where they were looked for, as a sentence."""
-    hint = f"If a layer holds the raw counts, name it as layer; adata.layers holds {quoted(adata.layers)}"
-    if _raw_is_whole(adata):
-        taken = f"adata{'.to_memory()' * adata.isbacked}.raw.to_adata()"
-        hint += f"; adata.raw holds whole numbers: take {taken} (--layer raw on the command line)"
-    return hint
+    layers = f"If a layer holds the raw counts, name it as layer; adata.layers holds {quoted(adata.layers)}"
+    return layers + _counts_in_raw(adata)
+
+
+def _counts_in_raw(adata: "AnnData") -> str:
+    if not _raw_is_whole(adata):
+        return ""
+    taken = f"adata{'.to_memory()' * adata.isbacked}.raw.to_adata()"
+    return f"; adata.raw holds whole numbers: take {taken} (--layer raw on the command line)"
 
 
 def _raw_is_whole(adata: "AnnData") -> bool:
@@ -284,7 +380,7 @@ def _raw_is_whole(adata: "AnnData") -> bool:
         return False
     try:
         check_sparse("adata.raw.X", adata.raw.X)
-        values = sparse.csr_matrix(adata.raw.X[:1000]).data
+        values = sparse.csr_matrix(native(adata.raw.X[:1000])).data
     except Exception:  # a hint must not fail
         return False
     return bool(values.any() and (np.isfinite(values) & (values >= 0) & (values == np.rint(values))).all())
@@ -322,21 +418,24 @@ def _told_twice(kind: str, attribute: str, names: pd.Index) -> str:
 
 def _by_rows(matrix: Any, place: str, file: Any) -> Any:
     """A matrix quick to read by rows; ``file`` is that of its AnnData."""
+    if sparse.issparse(matrix):
+        return native(matrix if matrix.format == "csr" else matrix.tocsr())
     if getattr(matrix, "format", None) == "csc":
-        return (matrix if sparse.issparse(matrix) else to_memory(place, matrix)).tocsr()
+        return native(to_memory(place, matrix).tocsr())
     return RowFile(matrix, file) if _in_file(matrix) else matrix
 
 
-def _datasets() -> tuple[type, ...]:
-    """The types of dense matrices in a file."""
+def _in_file(matrix: Any) -> bool:
     import h5py
+    from anndata.abc import CSCDataset, CSRDataset
 
     zarr = sys.modules.get("zarr")  # who has such a matrix has imported it
-    return (h5py.Dataset,) if zarr is None else (h5py.Dataset, zarr.Array)
+    return isinstance(matrix, (CSRDataset, CSCDataset, h5py.Dataset, *(() if zarr is None else (zarr.Array,))))
 
 
-def _in_file(matrix: Any) -> bool:
-    return not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix))
+def _has_no_views(matrix: Any) -> bool:
+    """Whether AnnData takes no part of it, or reads all of it to do so."""
+    return _in_file(matrix) or (sparse.issparse(matrix) and not is_native(matrix.dtype))
 
 
 def _dense(block: np.ndarray | sparse.csr_matrix) -> Tensor:

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from pyro_vmm.data.blocks import is_native, native
 from pyro_vmm.data.categories import Categories
-from pyro_vmm.data.cells import COUNTS, counts_matrix, where_counts_lie
+from pyro_vmm.data.cells import COUNTS, counts_matrix, how_to_round, rounding_error, shown, where_counts_lie
 from pyro_vmm.data.structure import check_members, to_memory
 from pyro_vmm.threads import same_threads
 
@@ -42,8 +43,12 @@ def select_genes(
     """
     if isinstance(n_top_genes, bool) or not isinstance(n_top_genes, int | np.integer) or n_top_genes < 1:
         raise ValueError(f"n_top_genes={n_top_genes!r}, expected an integer of at least 1")
-    place = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    counts = whole_counts(counts_matrix(adata, layer), place, hint=where_counts_lie(adata))
+    place, matrix = "adata.X" if layer is None else f"adata.layers[{layer!r}]", counts_matrix(adata, layer)
+    if not adata.isbacked:
+        _check_divisible(adata)
+    if batch_key is not None:
+        Categories.of(adata, batch_key).check_number(adata.n_obs)
+    counts = whole_counts(matrix, place, hint=where_counts_lie(adata))
     batches = categorical(adata, batch_key, "batch_key") if batch_key is not None else one_batch(adata)
     with same_threads():
         top = most_variable(counts, batches, n_top_genes)
@@ -55,6 +60,16 @@ def select_genes(
         adata = adata.to_memory()
     check_members(adata)
     return adata[cells, np.flatnonzero(top)[genes]].copy()
+
+
+def _check_divisible(adata: "AnnData") -> None:
+    """Raise ``ValueError`` for sparse matrices of types of which SciPy can't take a part."""
+    for place, matrix in {"X": adata.X, **{f"layers[{name!r}]": each for name, each in adata.layers.items()}}.items():
+        if sparse.issparse(matrix) and not is_native(matrix.dtype):
+            raise ValueError(
+                f"adata.{place} is sparse with dtype {matrix.dtype}, which SciPy does not know; convert it: "
+                f"adata.{place} = adata.{place}.astype(np.float32)"
+            )
 
 
 def _warn_of_drops(cells: np.ndarray, genes: np.ndarray) -> None:
@@ -161,13 +176,16 @@ def whole_counts(matrix: Any, place: str, rounding: bool = False, hint: str = ""
     """Counts as int32 CSR (N, G), the matrix itself unchanged; refuses what is none, with the hint."""
     if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)):  # in a file
         matrix = to_memory(place, matrix)
-    counts = sparse.csr_matrix(matrix)
+    counts = sparse.csr_matrix(native(matrix))
     whole = np.rint(counts.data)
     fractions = counts.data != whole
     bad = ~((whole >= 0) & (whole <= np.iinfo(np.int32).max)) | (fractions & (not rounding))
     if bad.any():
-        advice = f"; {hint}" if hint else ""
-        raise ValueError(f"{place} holds {counts.data[bad.argmax()]:.6g}, expected raw {COUNTS}{advice}")
+        value, error = counts.data[bad.argmax()], rounding_error([counts.data])
+        if error == 0:
+            raise ValueError(f"{place} holds {value:.6g}, expected raw counts of at most {np.iinfo(np.int32).max}")
+        advice = hint if error is None else how_to_round(error, place)
+        raise ValueError(f"{place} holds {shown(value)}, expected raw {COUNTS}{advice and f'; {advice}'}")
     if fractions.any():
         share = fractions.mean()
         warnings.warn(f"{place}: {share:.1%} of the values are no whole counts and were rounded", stacklevel=4)

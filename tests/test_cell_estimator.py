@@ -21,6 +21,7 @@ from torch import nn
 
 from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.counts import NegativeBinomial
+from pyro_vmm.data import cell_rows
 from pyro_vmm.data import cells as cells_module
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import PRIORS
@@ -28,6 +29,7 @@ from pyro_vmm.training import Trainer
 
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 3, "random_state": 0}
 G = 12
+few_cells = pytest.mark.filterwarnings("ignore:batch_key=.*fewer than 10 cells:UserWarning")
 
 
 def fit(adata: ad.AnnData | None = None, **settings) -> SingleCellVMM:
@@ -252,6 +254,7 @@ def test_reconstructions_add_up_to_the_library_size():
     assert (zinb >= 0).all() and (zinb.sum(1) < totals).all(), "zeros that are put in take some away"
 
 
+@few_cells
 @pytest.mark.parametrize("prior", ["standard_normal", "vmm"])
 def test_score_is_the_density_by_quadrature(prior):
     """With D = 1 and a broad q(z), so that importance sampling is exact to its noise."""
@@ -939,6 +942,15 @@ WRONG = {
     "an array": (lambda: np.ones((9, 4)), "adata is a ndarray, expected an AnnData"),
     "a path": (lambda: "cells.h5ad", "adata is a str, expected an AnnData"),
     "nothing": (lambda: None, "adata is a NoneType, expected an AnnData"),
+    "a date for each": (
+        lambda: with_batch(pd.date_range("2020", periods=90)),
+        "batch_key='batch' has 90 categories in 90",
+    ),
+    "lists": (lambda: with_batch([[1]] * 90), r"batch_key='batch' holds a list \(cell 'cell0'\), expected categories"),
+    "masked": (
+        lambda: ad.AnnData(np.ma.masked_less(planted().X.toarray(), 2), planted().obs, planted().var),
+        r"adata.X has no value \(masked\) in .* places, the first of them of cell",
+    ),
 }
 
 
@@ -984,6 +996,7 @@ def test_library_sizes_have_the_moments_of_the_training_cells_of_their_batch():
     np.testing.assert_allclose(model.vae_.library.log_scale, by_batch.std(ddof=0), rtol=1e-4)
 
 
+@few_cells
 @pytest.mark.parametrize("pseudo_batch", ["uniform", "averaged", "trained"])
 @pytest.mark.parametrize("library", ["observed", "inferred"])
 def test_one_batch_and_batches_of_a_few_cells(pseudo_batch, library):
@@ -997,14 +1010,102 @@ def test_one_batch_and_batches_of_a_few_cells(pseudo_batch, library):
     assert np.isfinite(model.normalized_expression(with_batch(batch), batch="one")).all(axis=None)
 
 
+def first_held_back() -> int:
+    return int(np.random.RandomState(fit().seed_).permutation(90)[0])
+
+
+@few_cells
 def test_a_batch_whose_cells_are_all_held_back():
     """It borrows the library sizes of the others."""
-    held_back = np.random.RandomState(fit().seed_).permutation(90)[0]
-    batch = np.where(np.arange(90) == held_back, "one", "many")
+    batch = np.where(np.arange(90) == first_held_back(), "one", "many")
     model = fit(with_batch(batch), library="inferred")
     assert_fine(model, with_batch(batch))
     log_mean = model.vae_.library.log_mean
     assert log_mean[1].item() == pytest.approx(log_mean[0].item())
+
+
+@pytest.mark.filterwarnings("ignore:.*fewer than 10 cells:UserWarning")
+@pytest.mark.parametrize("likelihood_options", [None, {"dispersion": "gene-batch"}], ids=str)
+@pytest.mark.parametrize("pseudo_batch", ["uniform", "averaged", "trained"])
+def test_categories_whose_cells_are_all_held_back(likelihood_options, pseudo_batch):
+    adata = planted()
+    for key in ("batch", "donor"):
+        adata.obs[key] = np.where(np.arange(90) == first_held_back(), "one", adata.obs[key].astype(str))
+    settings = {"likelihood_options": likelihood_options, "pseudo_batch": pseudo_batch}
+    model = fit(adata, categorical_covariate_keys=["donor"], **settings)
+    assert_fine(model, adata)
+    assert model.batches_ == ("b0", "b1", "one") and model.batch_shares_.loc["all", "one"] == pytest.approx(1 / 90)
+
+
+# Parts of the cells
+
+
+@pytest.mark.parametrize("library", ["observed", "inferred"])
+@pytest.mark.parametrize("pseudo_batch", ["uniform", "averaged", "trained"])
+def test_a_part_knows_the_categories_of_the_whole(library, pseudo_batch, tmp_path):
+    adata = planted()
+    rare = np.isin(np.arange(90), [3, 60])
+    for key in ("batch", "donor"):
+        adata.obs[key] = np.where(rare, "a rare one", adata.obs[key].astype(str))
+    settings = {"categorical_covariate_keys": ["donor"], "library": library, "pseudo_batch": pseudo_batch}
+    model = SingleCellVMM("batch", **TINY, **settings).fit(adata[~rare].copy(), part_of=adata)
+    assert model.batches_ == ("a rare one", "b0", "b1") and len(model.covariates_.categorical[1]) == 4
+    assert_fine(model, adata)
+    shares = model.batch_shares_
+    assert (shares["a rare one"] == 0).all() and np.allclose(shares.sum(1), 1)
+    assert np.isfinite(model.normalized_expression(adata, batch="a rare one")).all(axis=None)
+    model.save(tmp_path / "model.pt")
+    again = SingleCellVMM.load(tmp_path / "model.pt")
+    np.testing.assert_array_equal(again.predict_proba(adata), model.predict_proba(adata))
+
+
+def test_a_part_that_lacks_nothing_is_fitted_as_if_alone():
+    adata = planted()
+    part, model = adata[:70].copy(), SingleCellVMM("batch", **TINY)
+    assert_same_model(clone(model).fit(part, part_of=adata), clone(model).fit(part))
+
+
+def test_genes_that_only_other_parts_express():
+    adata = changed(slice(45), 2, 0)
+    part = adata[:45].copy()
+    with pytest.raises(ValueError, match=r"adata.X has no counts in 1 of 12 genes: 'gene2'"):
+        fit(part)
+    model = SingleCellVMM("batch", **TINY).fit(part, part_of=adata)
+    assert "gene2" in model.genes_
+    assert_fine(model, adata)
+    with pytest.raises(ValueError, match="adata is a list, expected an AnnData"):
+        SingleCellVMM("batch", **TINY).fit(part, part_of=[adata])
+
+
+# Batches of few cells
+
+
+@pytest.mark.parametrize("key", ["batch_key", "categorical_covariate_keys"])
+@pytest.mark.parametrize("n", [90, 45])
+def test_a_batch_for_every_other_cell_is_refused_before_anything_is_made(key, n, monkeypatch):
+    adata = planted()
+    adata.obs["barcode"] = [f"cell{i % n}" for i in range(90)]
+    keys = {"batch_key": None, key: "barcode" if key == "batch_key" else ["batch", "barcode"]}
+    monkeypatch.setattr(cell_rows, "_one_hot", lambda *args: pytest.fail("a one-hot was made"))
+    with pytest.raises(ValueError, match=f"{key}='barcode' has {n} categories in 90 cells: 'cell0', 'cell1',"):
+        fit(adata, **keys)
+
+
+def test_batches_of_few_cells_get_one_warning():
+    adata = planted()
+    adata.obs["plate"] = pd.Categorical([f"p{i % 30:02}" for i in range(90)])
+    message = "batch_key='plate': fewer than 10 cells in 30 of 30 categories, 'p00', 'p01', 'p02' and 27 more, "
+    with pytest.warns(UserWarning, match=message) as caught:
+        model = fit(adata, batch_key="plate")
+    assert len(caught) == 1 and caught[0].filename == __file__
+    some = adata[:4].copy()
+    for method in (model.predict, model.transform, model.score_samples, model.annotate):
+        method(some)
+    with pytest.warns(
+        UserWarning, match="categorical_covariate_keys='plate': fewer than 10 cells in 30 of 30"
+    ) as caught:
+        fit(adata, categorical_covariate_keys=["donor", "plate"])
+    assert len(caught) == 1
 
 
 @every_prior
@@ -1035,7 +1136,7 @@ def test_more_components_than_cells():
 
 def test_two_cells():
     adata = planted()[[0, 3], :4].copy()
-    model = fit(adata, n_components=2, validation_fraction=0)
+    model = fit(adata, batch_key=None, n_components=2, validation_fraction=0)
     assert model.labels_.shape == (2,) and model.history_["val_elbo"].isna().all()
 
 

@@ -80,6 +80,108 @@ def test_numbers_of_any_kind(values):
     np.testing.assert_allclose(Continuous.of(adata, "number").values(adata), expected, rtol=1e-6)
 
 
+TIMES = pd.Series(pd.date_range("2020-01-01", periods=N), index=[f"cell{i}" for i in range(N)])
+MISSING = TIMES.where(TIMES.index != "cell2")
+
+
+@pytest.mark.parametrize("argument", ["continuous_keys", "size_factor_key"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        MISSING,
+        MISSING.dt.tz_localize("UTC"),
+        MISSING - TIMES.iloc[0] + pd.Timedelta("1D"),
+        MISSING.astype(object),
+        pd.Series([1.0, 2.0, pd.NaT, 1.0, 1.0, 2.0], dtype=object).set_axis(TIMES.index),
+        pd.Series([1, 2, None, 1, 1, 2], dtype="Int64").set_axis(TIMES.index),
+        pd.Series([True, True, None, True, True, True], dtype="boolean").set_axis(TIMES.index),
+        pd.Series([1.5, 2, pd.NA, 1, 1, 2], dtype="Float64").set_axis(TIMES.index),
+        pd.Series([1.5, 2, None, 1, 1, 2], dtype=object).set_axis(TIMES.index),
+        pd.Series(pd.Categorical([1, 2, None, 1, 1, 2])).set_axis(TIMES.index),
+    ],
+)
+def test_a_missing_value_of_any_kind(argument, values):
+    keys = {argument: ["when"] if argument == "continuous_keys" else "when"}
+    known = covariates(annotated(when=np.arange(1, N + 1)), **keys)
+    message = r"='when' has no (finite )?value in 1 of 6 cells, the first of them 'cell2'; fill it in or leave these"
+    for read in (lambda adata: covariates(adata, **keys), lambda adata: known.design(adata, TOTALS)):
+        with pytest.raises(ValueError, match=message):
+            read(annotated(when=values))
+
+
+@pytest.mark.parametrize("argument", ["continuous_keys", "size_factor_key"])
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (TIMES, "dates"),
+        (TIMES.dt.tz_localize("UTC"), "dates"),
+        (TIMES.dt.to_period("D"), "dates"),
+        (TIMES.astype("category"), "dates"),
+        (TIMES.astype(object), "dates"),
+        (TIMES - TIMES.iloc[0], "durations"),
+        (pd.Series(np.arange(N) + 1j, index=TIMES.index), "complex numbers"),
+    ],
+)
+def test_times_and_complex_numbers_are_no_numbers(argument, values, kind):
+    keys = {argument: ["when"] if argument == "continuous_keys" else "when"}
+    with pytest.raises(ValueError, match=f"='when' holds {kind}, expected numbers; "):
+        covariates(annotated(when=values), **keys)
+
+
+def test_the_advice_on_dates_makes_days_of_them():
+    adata = annotated(when=TIMES)
+    with pytest.raises(ValueError, match="='when' holds dates, expected numbers; ") as caught:
+        covariates(adata, continuous_keys=["when"])
+    adata.obs["when"] = eval(str(caught.value).split("first: ")[1], {"adata": adata, "pd": pd})
+    assert covariates(adata, continuous_keys=["when"]).continuous[0].mean == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1e200, 1e307])
+def test_numbers_of_any_size(size):
+    found, plain = (Continuous.of(annotated(age=AGE * scale), "age") for scale in (size, 1.0))
+    assert found.scale == pytest.approx(plain.scale * size, rel=1e-9) and found.mean == pytest.approx(plain.mean * size)
+    np.testing.assert_allclose(found.values(annotated(age=AGE * size)), plain.values(annotated()), rtol=1e-5)
+    library = covariates(annotated(age=AGE * size), size_factor_key="age").design(annotated(age=AGE * size), TOTALS)
+    np.testing.assert_allclose(library[:, -1], AGE / AGE.mean() * TOTALS.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [7.0, 0.1, 1e300])
+def test_what_is_constant_but_for_rounding(value):
+    values = np.where(np.arange(N) % 2, np.nextafter(value, np.inf), value)
+    for same in (np.full(N, value), values):
+        adata = annotated(same=same)
+        assert Continuous.of(adata, "same").values(adata).abs().max() < 1e-6
+
+
+def test_numbers_that_float_rounds_to_others():
+    with pytest.raises(ValueError, match=r"='n' holds whole numbers up to .* that differ by 5 at most; float64 would"):
+        covariates(annotated(n=2**60 + np.arange(N)), continuous_keys=["n"])
+
+
+def test_other_cells_too_far_away():
+    found = covariates(annotated(), continuous_keys=["age"], size_factor_key="depth")
+    with pytest.raises(ValueError, match=r"continuous_covariate_keys='age' holds 1e\+60 \(cell 'cell0'\), too far"):
+        found.design(annotated(age=AGE * 1e60 / 3), TOTALS)
+    for far in (1e-60, 1e60):
+        with pytest.raises(ValueError, match=r"size_factor_key='depth' holds 1e.60 \(cell 'cell0'\), too far from"):
+            found.design(annotated(depth=[far, 1, 1, 1, 1, 1]), TOTALS)
+
+
+@pytest.mark.parametrize("keys", [{"batch_key": "age"}, {"categorical_keys": ["age"]}, {"continuous_keys": ["age"]}])
+def test_two_columns_of_one_name(keys):
+    adata = annotated()
+    adata.obs = pd.concat([adata.obs, adata.obs[["age"]]], axis=1)
+    with pytest.raises(ValueError, match=r"='age' is the name of 2 columns of adata.obs, expected one; leave"):
+        covariates(adata, **keys)
+
+
+def test_the_categories_of_the_whole():
+    adata = annotated()
+    found = Covariates.of(adata[[0, 2]], TOTALS[[0, 2]], "batch", ["donor"], ["age"], part_of=adata)
+    assert found.batches == ("a", "b") and found.categorical[1].names == ("1", "2", "3", "10")
+    assert found.continuous[0].mean == 3.5, "of the part"
+
+
 @pytest.mark.parametrize(
     "keys",
     [

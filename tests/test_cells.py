@@ -4,9 +4,11 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +17,7 @@ from scipy import sparse
 
 from pyro_vmm.data import cells
 from pyro_vmm.data.categories import Categories
-from pyro_vmm.data.cells import CellBatches, check_counts, counts_matrix, match_genes
+from pyro_vmm.data.cells import CellBatches, check_counts, check_values, counts_matrix, match_genes
 
 FORMATS = {
     "dense": np.array,
@@ -203,8 +205,145 @@ def test_what_is_no_matrix_of_numbers_is_refused():
     empty.X = None
     with pytest.raises(ValueError, match=r"adata.X is empty; name the layer that holds the counts: 'raw'"):
         counts_matrix(empty)
+    empty.raw = annotated(counts())
+    with pytest.raises(ValueError, match=r"adata.X is empty; .*: 'raw'; adata.raw holds whole numbers: take"):
+        counts_matrix(empty)
     with pytest.raises(ValueError, match=r"adata.layers\['odd'\] has dtype complex128, expected counts"):
         counts_matrix(annotated(counts(), layers={"odd": counts().astype(complex)}), "odd")
+
+
+TYPES = ["f2", ">f2", "f4", ">f4", ">f8", "g", ">i4", ">i8", "i1", "u1", "u4", "i8", "u8", "?"]
+
+
+def of_type(format_: str, x: np.ndarray, dtype: str):
+    """A matrix of these numbers, of a type that SciPy may not know."""
+    if format_ == "dense":
+        return x.astype(dtype)
+    matrix = FORMATS[format_](x)
+    matrix.data = matrix.data.astype(dtype)
+    return matrix
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("view", [False, True])
+def test_counts_of_any_type(format_, dtype, view):
+    x = counts() if dtype != "?" else (counts() > 0).astype(np.float32)
+    adata, rows = annotated(of_type(format_, x, dtype)), np.array([4, 0, 22, 4])
+    if view:
+        adata, x = adata[3:20:2], x[3:20:2]
+        rows = np.array([4, 0, 8, 4])
+    batches = CellBatches(adata)
+    found = batches.rows(rows)
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found, x[rows])
+    np.testing.assert_array_equal(CellBatches(adata, columns=np.array([5, 0])).rows(rows), x[rows][:, [5, 0]])
+    np.testing.assert_array_equal(check_counts(batches, training=False), x.sum(1))
+    np.testing.assert_array_equal(check_values(batches), x.sum(1))
+
+
+@pytest.mark.parametrize("dtype", ["f2", ">f4", ">i4", "f8"])
+@pytest.mark.parametrize("view", [False, True])
+def test_dense_counts_of_any_type_in_a_file(dtype, view, tmp_path):
+    x = counts()
+    annotated(x.astype(dtype)).write_h5ad(tmp_path / "cells.h5ad")
+    adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    found = adata[3:20:2] if view else adata
+    x = x[3:20:2] if view else x
+    batches = CellBatches(found)
+    np.testing.assert_array_equal(batches.rows([4, 0, 8, 4]), x[[4, 0, 8, 4]])
+    np.testing.assert_array_equal(check_counts(batches, training=False), x.sum(1))
+    adata.file.close()
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f4"])
+def test_sparse_counts_of_any_type_in_a_file(dtype, tmp_path):
+    """AnnData writes such a file, though it does not read it into memory."""
+    annotated(of_type("csr", counts(), dtype)).write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad") as file:
+        assert file["X/data"].dtype == dtype
+        adata = annotated(sparse.csr_matrix(counts()))
+        adata.X = ad.io.sparse_dataset(file["X"])
+        batches = CellBatches(adata)
+        np.testing.assert_array_equal(batches.rows([4, 0, 22, 4]), counts()[[4, 0, 22, 4]])
+        np.testing.assert_array_equal(check_counts(batches), counts().sum(1))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:the matrix subclass:PendingDeprecationWarning", "ignore:X should not be:UserWarning"
+)
+def test_memory_orders_and_arrays_that_are_read_only():
+    frozen = counts()
+    frozen.setflags(write=False)
+    for x in (frozen, np.asfortranarray(counts()), np.repeat(counts(), 2, axis=1)[:, ::2], np.matrix(counts())):
+        batches = CellBatches(annotated(x))
+        np.testing.assert_array_equal(check_counts(batches), counts().sum(1))
+        np.testing.assert_array_equal(batches.rows([3, 2]), counts()[[3, 2]])
+    matrix = sparse.csr_matrix(counts())
+    for part in (matrix.data, matrix.indices, matrix.indptr):
+        part.setflags(write=False)
+    np.testing.assert_array_equal(check_counts(CellBatches(annotated(matrix))), counts().sum(1))
+
+
+@pytest.mark.parametrize("place", ["X", "layer", "view"])
+def test_masked_counts_are_missing(place):
+    mask = np.zeros((N, G), bool)
+    mask[[5, 9], [3, 1]] = True
+    x = np.ma.masked_array(counts(), mask=mask)
+    adata = annotated(np.zeros((N, G), np.float32), layers={"raw": x}) if place == "layer" else annotated(x)
+    held = r"adata.layers\['raw'\]" if place == "layer" else "adata.X"
+    n, first = (1, "'cell9', gene 'gene1'") if place == "view" else (2, "'cell5', gene 'gene3'")
+    message = rf"{held} has no value \(masked\) in {n} places, the first of them of cell {first}"
+    with pytest.raises(ValueError, match=message):
+        CellBatches(adata[7:] if place == "view" else adata, "raw" if place == "layer" else None)
+    np.testing.assert_array_equal(CellBatches(annotated(x)[10:]).rows([0, 1]), counts()[[10, 11]])
+    x.mask = False
+    np.testing.assert_array_equal(CellBatches(annotated(x)).rows([0, 1]), counts()[:2])
+
+
+def test_a_file_without_x(tmp_path):
+    empty = annotated(counts(), layers={"spliced": counts()})
+    empty.raw, empty.X = annotated(counts()), None
+    empty.write_h5ad(tmp_path / "cells.h5ad")
+    adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    message = "adata.X is empty; name the layer that holds the counts: 'spliced'; adata.raw holds whole numbers: take "
+    with pytest.raises(ValueError, match=message):
+        CellBatches(adata)
+    np.testing.assert_array_equal(CellBatches(adata, "spliced").rows([1, 0]), counts()[[1, 0]])
+    adata.file.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        (
+            pd.DataFrame(counts()),
+            "adata is a DataFrame, expected an AnnData: anndata.AnnData(values), of counts as cells",
+        ),
+        (torch.ones(3, 2), "adata is a Tensor, expected an AnnData: anndata.AnnData(values), of counts as cells"),
+        (sparse.csr_matrix(counts()), "adata is a csr_matrix, expected an AnnData: anndata.AnnData(values), of counts"),
+        ("cells.h5ad", "adata is a str, expected an AnnData: anndata.read_h5ad(path)"),
+        (Path("cells.h5ad"), "Path, expected an AnnData: anndata.read_h5ad(path)"),
+        (SimpleNamespace(mod={"rna": 1, "atac": 2}), "expected an AnnData: one of its modalities 'rna', 'atac'"),
+        ([counts()], "adata is a list, expected an AnnData"),
+        (None, "adata is a NoneType, expected an AnnData"),
+    ],
+)
+def test_what_is_no_anndata(given, advice):
+    for function in (CellBatches, counts_matrix, lambda adata: match_genes(adata, ["gene0"])):
+        with pytest.raises(ValueError, match=re.escape(advice)):
+            function(given)
+
+
+def test_a_matrix_that_is_not_computed_yet():
+    class Lazy:
+        def compute(self):
+            return counts()
+
+    adata = annotated(counts())
+    adata._X = Lazy()
+    with pytest.raises(ValueError, match=r"adata.X is a test_cells.Lazy, expected .*: adata.X = adata.X.compute\(\)$"):
+        counts_matrix(adata)
 
 
 # Checks
@@ -287,6 +426,73 @@ def test_counts_in_raw_are_pointed_to(place, tmp_path):
             check_counts(CellBatches(found))
         found.file.close()
     check_counts(CellBatches(raw))
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("place", ["X", "layer", "backed"])
+@pytest.mark.parametrize(("dtype", "scale"), [("f8", 1), ("f4", 1), ("f4", 1000), ("f2", 1)])
+def test_counts_that_rounding_left_off_whole_numbers(format_, place, dtype, scale, tmp_path):
+    """The message says how far, and its advice makes counts of them."""
+    if format_ != "dense" and dtype == "f2":
+        pytest.skip("SciPy has no half precision")
+    x = counts(40, rate=3.0) * scale
+    noisy = np.expm1(np.log1p(x.astype(dtype)))
+    largest = np.abs(noisy - x.astype(dtype)).max()
+    assert largest > 0
+    matrix = FORMATS[format_](noisy)
+    layer = "raw" if place == "layer" else None
+    adata = annotated(np.zeros_like(x), layers={"raw": matrix}) if layer else annotated(matrix)
+    if place == "backed":
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+        adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    message = rf"off whole numbers, by {re.escape(f'{largest:.2g}')} at most .*: round by "
+    with pytest.raises(ValueError, match=message) as caught:
+        check_counts(CellBatches(adata, layer))
+    value = float(re.search(r"holds (\S+) \(", str(caught.value))[1])
+    assert value != np.rint(value) and "normalised" not in str(caught.value) and "\n" not in str(caught.value)
+    names = {"adata": adata, "np": np}
+    exec(str(caught.value).split("round by ")[1], names)
+    np.testing.assert_array_equal(check_counts(CellBatches(names["adata"], layer)), x.sum(1))
+    adata.file.close()
+
+
+@pytest.mark.parametrize("format_", ["dense", "csr"])
+def test_a_zero_that_rounding_left_below_zero(format_):
+    x = counts().astype(float)
+    x[3, 4] = -1e-17
+    with pytest.raises(ValueError, match=r"holds -1e-17 \(cell 'cell3', gene 'gene4'\), .* by 1e-17 at most"):
+        check_counts(CellBatches(annotated(FORMATS[format_](x))))
+    x[3, 5] = -1
+    with pytest.raises(ValueError, match="scaled or corrected"):
+        check_counts(CellBatches(annotated(FORMATS[format_](x))))
+
+
+def test_all_cells_tell_whether_rounding_would_do(monkeypatch):
+    monkeypatch.setattr(cells, "CHUNK_NUMBERS", 4 * G)
+    x = counts().astype(float)
+    x[0, 0] += 1e-12
+    x[-1, 0] += 1e-9
+    with pytest.raises(ValueError, match="by 1e-09 at most"):
+        check_counts(CellBatches(annotated(x)))
+    x[-1, 0] += 0.25
+    with pytest.raises(ValueError, match=r"holds 3\.0*1 .*it looks normalised"):
+        check_counts(CellBatches(annotated(x)))
+
+
+def test_numbers_that_float32_does_not_hold():
+    x = counts().astype(float)
+    x[3, 4] = 1e39
+    message = r"adata.X holds 1e\+39 \(cell 'cell3', gene 'gene4'\), which float32 does not hold; divide"
+    for check in (check_counts, check_values):
+        for format_ in ("dense", "csr"):
+            with pytest.raises(ValueError, match=message):
+                check(CellBatches(annotated(FORMATS[format_](x))))
+    x[3, 4] = -1e39
+    with pytest.raises(ValueError, match=r"adata.X holds -1e\+39 "):
+        check_values(CellBatches(annotated(x)))
+    x[3, 5] = np.inf
+    with pytest.raises(ValueError, match=r"holds -1e\+39|holds a value that is not finite"):
+        check_values(CellBatches(annotated(x)))
 
 
 def test_other_fractions_are_not_called_normalised():
@@ -484,6 +690,88 @@ def test_a_missing_column_and_one_of_measurements_are_refused():
         Categories.of(adata, "donor")
     with pytest.raises(ValueError, match=r"batch_key='batch' holds the number 0.5, expected categories"):
         Categories.of(adata, "batch")
+
+
+DATES = [np.datetime64("2020-01-02"), np.datetime64("2020-01-01")]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pd.to_datetime(["2020-01-02", "2020-01-01"] * 3),
+        np.array(DATES * 3, dtype=object),
+        pd.Categorical(pd.to_datetime(["2020-01-02", "2020-01-01"] * 3)),
+        np.array([np.timedelta64(2, "D"), np.timedelta64(1, "D")] * 3, dtype=object),
+        np.array([2, 1] * 3, np.float16),
+        pd.array([2, 1] * 3, dtype="Int64"),
+        pd.array(["b", "a"] * 3, dtype="string"),
+        np.array([(1, 2), (0, 5), (1, 2), (0, 5), (1, 2), (0, 5)], dtype="i,i").astype(object),
+    ],
+    ids=str,
+)
+def test_categories_of_any_kind(values):
+    adata = with_batch(values)
+    categories = Categories.of(adata, "batch")
+    assert len(categories) == 2 and categories.codes(adata).tolist() == [1, 0] * 3
+
+
+UNFIT = {
+    "lists": ([[1], [2], [1]], "holds a list (cell 'cell0'), expected categories: text or whole numbers"),
+    "dicts": (["a", {}, "b"], "holds a dict (cell 'cell1'), expected categories"),
+    "arrays": (["a", "b", np.ones(2)], "holds a ndarray (cell 'cell2'), expected categories"),
+    "lists in tuples": ([(1, [2]), (3,), (4,)], "holds a tuple (cell 'cell0'), expected categories"),
+    "masked": (
+        np.array([1, np.ma.masked, 1], dtype=object),
+        "holds a MaskedConstant (cell 'cell1'), expected",
+    ),
+    "complex": ([1j, 2j, 1j], "holds complex numbers, expected categories"),
+    "missing date": (pd.to_datetime(["2020-01-01", None, "2020-01-01"]), "has no value in 1 of 3 cells, the first"),
+    "infinite": ([1.0, np.inf, 1.0], "holds the number inf, expected categories"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_what_makes_no_categories(kind):
+    values, message = UNFIT[kind]
+    adata = annotated(counts(3))
+    adata.obs["batch"] = pd.Series(list(values), index=adata.obs_names)
+    for find in (Categories.of, lambda *of: Categories("batch_key", "batch", ("a",)).codes(of[0])):
+        with pytest.raises(ValueError, match=re.escape(f"batch_key='batch' {message}")):
+            find(adata, "batch")
+
+
+def test_two_columns_of_one_name():
+    adata = annotated(counts(3))
+    adata.obs = pd.DataFrame([["a", "b"]] * 3, columns=["batch", "batch"], index=adata.obs_names)
+    with pytest.raises(
+        ValueError, match=r"batch_key='batch' is the name of 2 columns of adata.obs, expected one; "
+    ) as caught:
+        Categories.of(adata, "batch")
+    names = {"adata": adata}
+    exec(str(caught.value).split("others: ")[1], names)
+    assert Categories.of(names["adata"], "batch").names == ("a",)
+
+
+def test_as_many_categories_as_cells():
+    few = Categories("batch_key", "batch", ("a", "b", "c", "d"))
+    few.check_number(9)
+    for n in (8, 4):
+        with pytest.raises(ValueError, match=f"batch_key='batch' has 4 categories in {n} cells: 'a', 'b', 'c' and 1"):
+            few.check_number(n)
+    Categories("batch_key", "batch", ("all",)).check_number(1)
+
+
+def test_categories_of_few_cells_are_told_once():
+    values = ["a"] * 10 + ["b"] * 9 + ["c"] + ["d"] * 30
+    adata = with_batch(values)
+    message = (
+        "batch_key='batch': 2 of 4 categories have fewer than 10 cells, from which little can be learned: 'b', 'c'; "
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        Categories.of(adata, "batch").warn_of_few_cells(adata)
+    assert len(caught) == 1
+    Categories.of(adata[:10], "batch").warn_of_few_cells(adata[:10])
+    Categories.of(adata[:3], "batch").warn_of_few_cells(adata[:3])
 
 
 def test_import_needs_no_anndata():

@@ -218,6 +218,72 @@ def test_raw_that_is_not_there(path, tmp_path, capsys):
     assert "layer='raw' is not in adata.layers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("backed", [False, True])
+def test_an_empty_x_points_to_raw(backed, path, tmp_path, adata, capsys):
+    adata.raw, adata.X = adata.copy(), None
+    adata.write_h5ad(path)
+    assert run("--dataset", path, *["--backed"] * backed, "--out", tmp_path / "run", *FAST) == 2
+    told = capsys.readouterr().err
+    assert "adata.X is empty; " in told and "--layer raw on the command line" in told and "Traceback" not in told
+    assert run("--dataset", path, "--layer", "raw", "--out", tmp_path / "run", *FAST) == 0
+
+
+@pytest.mark.parametrize("option", ["--batch-key", "--categorical-covariates"])
+@pytest.mark.parametrize("genes", [[], ["--n-top-genes", "30"]], ids=str)
+def test_barcodes_are_no_batches(option, genes, path, tmp_path, adata, capsys):
+    adata.obs["barcode"] = adata.obs_names
+    adata.write_h5ad(path)
+    assert run("--dataset", path, option, "barcode", *genes, "--out", tmp_path / "run", *FAST) == 2
+    assert "='barcode' has 120 categories in 120 cells: 'cell0', " in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+@pytest.mark.parametrize("genes", [[], ["--n-top-genes", "30"]], ids=str)
+def test_batches_of_few_cells_are_told(genes, path, tmp_path, adata, capsys):
+    adata.obs["batch"] = np.where(np.arange(N) < 4, "rare", adata.obs["batch"])
+    adata.write_h5ad(path)
+    assert run("--dataset", path, *KEYS, *genes, "--out", tmp_path / "run", *FAST) == 0
+    told = capsys.readouterr().err
+    assert told.count("batch_key='batch': fewer than 10 cells in 1 of 3 categories, 'rare', ") == 1
+
+
+LABELS = {
+    "halves": (np.arange(N, dtype=np.float16) % 2, ["0.0", "1.0"]),
+    "numbers and their text": (np.array([1, "1"] * (N // 2), dtype=object), ["1"]),
+    "dates": (pd.to_datetime(["2020-01-02", None] * (N // 2)), ["2020-01-02 00:00:00"]),
+    "nullable": (pd.array([1, None] * (N // 2), dtype="Int64"), ["1"]),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_of_any_kind(kind, adata, monkeypatch):
+    values, names = LABELS[kind]
+    adata.obs["kind"] = values
+    monkeypatch.setattr("pyro_vmm.cli.cells.load_cells", lambda *args: adata)
+    labels = CELLS.load({"dataset": "cells.h5ad", "label_key": "kind"}).labels
+    assert list(labels.categories) == names
+    np.testing.assert_array_equal(labels.isna(), pd.isna(adata.obs["kind"]))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([["a"]] * N, r"label_key='kind' holds a list \(cell 'cell0'\), expected categories"),
+        (1j * np.arange(N), "label_key='kind' holds complex numbers, expected categories"),
+        (np.arange(N) / 7, "label_key='kind' holds numbers such as"),
+    ],
+)
+def test_labels_that_are_none(values, message, adata, monkeypatch):
+    adata.obs["kind"] = values
+    monkeypatch.setattr("pyro_vmm.cli.cells.load_cells", lambda *args: adata)
+    with pytest.raises(ValueError, match=message):
+        CELLS.load({"dataset": "cells.h5ad", "label_key": "kind"})
+    adata.obs = pd.concat([adata.obs, adata.obs[["kind"]]], axis=1)
+    with pytest.raises(ValueError, match=r"label_key='kind' is the name of 2 columns of adata.obs"):
+        CELLS.load({"dataset": "cells.h5ad", "label_key": "kind"})
+
+
 @pytest.mark.parametrize("prior", ["standard_normal", "vamp", "gmm"])
 def test_every_prior(prior, path, tmp_path):
     assert run("--dataset", path, *KEYS, "--prior", prior, "--out", tmp_path / "run", *FAST) == 0

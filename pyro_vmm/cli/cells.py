@@ -4,11 +4,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from pyro_vmm.checks import check_choice
 from pyro_vmm.cli.kind import Kind, flag
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
+from pyro_vmm.data.categories import column, grouped
 from pyro_vmm.data.cells import CellBatches, nonzero
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, of_counts
@@ -97,24 +99,23 @@ def _check_columns(config: dict) -> None:
     """Raise ``ValueError`` where the model would read a column that the run's annotations replace."""
     for option in ("batch_key", "categorical_covariates", "continuous_covariates", "size_factor_key"):
         given = config.get(option) or ()
-        for column in (given,) if isinstance(given, str) else given:
-            if column in annotation.columns("vmm"):
-                raise ValueError(
-                    f"{flag(option)}: the run writes a column {column!r} of its own; give this another name"
-                )
+        for name in (given,) if isinstance(given, str) else given:
+            if name in annotation.columns("vmm"):
+                raise ValueError(f"{flag(option)}: the run writes a column {name!r} of its own; give this another name")
 
 
 def _labels(adata: "AnnData", key: str) -> pd.Categorical:
     """The types of the cells, as text; NaN where they are missing."""
-    if key not in adata.obs.columns:
-        raise ValueError(f"label_key={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}")
-    column = adata.obs[key]
-    if column.dtype.kind == "f" and (column.dropna() % 1 != 0).any():
-        raise ValueError(f"label_key={key!r} holds numbers such as {column.dropna().iloc[0]:g}, expected categories")
-    values = pd.Categorical(column).remove_unused_categories()
+    found = grouped(column(adata, key, "label_key"), key, "label_key")
+    if found.dtype.kind == "f" and (found.dropna() % 1 != 0).any():
+        raise ValueError(f"label_key={key!r} holds numbers such as {found.dropna().iloc[0]:g}, expected categories")
+    values = pd.Categorical(found).remove_unused_categories()
     if values.isna().all():
         raise ValueError(f"label_key={key!r} has no value in any of the {len(values)} cells; leave --label-key out")
-    return pd.Categorical.from_codes(values.codes, [str(name) for name in values.categories])
+    texts = [str(name) for name in values.categories]
+    positions = {name: code for code, name in enumerate(dict.fromkeys(texts))}  # a 1 and a "1" are the same
+    codes = np.array([*map(positions.get, texts), -1])  # the last one is that of missing values
+    return pd.Categorical.from_codes(codes[values.codes], list(positions))
 
 
 def _expressed(adata: "AnnData", layer: str | None) -> "AnnData":

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.data.blocks import block_shuffle, pool_rows
-from pyro_vmm.data.categories import Categories
+from pyro_vmm.data.categories import Categories, column
 from pyro_vmm.data.cells import CellBatches
+from pyro_vmm.data.numbers import floats, standard
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,30 +35,37 @@ class Continuous:
     @classmethod
     def of(cls, adata: "AnnData", key: str) -> "Continuous":
         """The covariate in this column; a constant one is all zeros."""
-        values = numbers(adata, key, "continuous_covariate_keys")
-        return cls(key, float(values.mean()), float(values.std()) or 1.0)
+        (mean,), (scale,), _ = standard(numbers(adata, key, "continuous_covariate_keys")[:, None])
+        return cls(key, float(mean), float(scale))
 
     def values(self, adata: "AnnData") -> Tensor:
         """float32 (N,)."""
         values = numbers(adata, self.key, "continuous_covariate_keys")
-        return torch.as_tensor((values - self.mean) / self.scale, dtype=torch.float32)
+        with np.errstate(over="ignore"):
+            found = ((values - self.mean) / self.scale).astype(np.float32)
+        far = ~np.isfinite(found)
+        if far.any():
+            raise ValueError(
+                f"continuous_covariate_keys={self.key!r} holds {values[far][0]:g} (cell {adata.obs_names[far][0]!r}), "
+                f"too far from the mean of the training cells, {self.mean:g}, whose deviation is {self.scale:g}"
+            )
+        return torch.from_numpy(found)
 
 
 def numbers(adata: "AnnData", key: str, argument: str) -> np.ndarray:
     """A column of ``adata.obs`` as finite float64 numbers (N,); ``ValueError`` where it is not."""
-    if key not in adata.obs.columns:
-        raise ValueError(f"{argument}={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}")
-    try:
-        values = adata.obs[key].to_numpy(dtype=np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{argument}={key!r} should hold numbers: {error}") from error
-    bad = ~np.isfinite(values)
+    values = column(adata, key, argument)
+    bad = values.isna().to_numpy()
+    if not bad.any():
+        found = floats(values, f"{argument}={key!r}", f"adata.obs[{key!r}]")
+        bad = ~np.isfinite(found)
     if bad.any():
+        finite = "finite " if values.dtype.kind in "biuf" else ""
         raise ValueError(
-            f"{argument}={key!r} has no finite value in {bad.sum()} of {len(values)} cells, the first of them "
-            f"{adata.obs_names[bad][0]!r}"
+            f"{argument}={key!r} has no {finite}value in {bad.sum()} of {len(bad)} cells, the first of them "
+            f"{adata.obs_names[bad][0]!r}; fill it in or leave these cells out"
         )
-    return values
+    return found
 
 
 @dataclass(frozen=True)
@@ -85,18 +93,22 @@ class Covariates:
         categorical_keys: Sequence[str] | None = (),
         continuous_keys: Sequence[str] | None = (),
         size_factor_key: str | None = None,
+        part_of: "AnnData | None" = None,
     ) -> "Covariates":
-        """What these columns of ``adata.obs`` hold."""
+        """What these columns of ``adata.obs`` hold; with ``part_of``, the categories of all of its cells."""
         # Plain text, which files keep: arrays and indexes of names hold NumPy's own.
         batch_key, size_factor_key = (None if key is None else str(key) for key in (batch_key, size_factor_key))
         categorical_keys, continuous_keys = (
             () if keys is None else tuple(map(str, keys)) for keys in (categorical_keys, continuous_keys)
         )
-        batch = None if batch_key is None else Categories.of(adata, batch_key)
-        others = (Categories.of(adata, key, "categorical_covariate_keys") for key in categorical_keys)
+        whole = adata if part_of is None else part_of
+        batch = None if batch_key is None else Categories.of(whole, batch_key)
+        others = (Categories.of(whole, key, "categorical_covariate_keys") for key in categorical_keys)
         scale = 1.0
         if size_factor_key is not None:
-            scale = float(totals.mean() / _size_factors(adata, size_factor_key).mean())
+            (mean,), _, _ = standard(_size_factors(adata, size_factor_key)[:, None])
+            with np.errstate(over="ignore"):
+                scale = float(totals.mean() / mean)
         continuous = tuple(Continuous.of(adata, key) for key in continuous_keys)
         return cls((batch, *others), continuous, size_factor_key, scale)
 
@@ -140,11 +152,29 @@ class Covariates:
         """
         parts = [_one_hot(each, adata) for each in self.categorical]
         parts += [each.values(adata)[:, None] for each in self.continuous]
-        library = totals
-        if self.size_factor_key is not None:
-            library = _size_factors(adata, self.size_factor_key) * self.size_factor_scale
-        parts.append(torch.as_tensor(library, dtype=torch.float32)[:, None])
+        parts.append(torch.as_tensor(self._library(adata, totals), dtype=torch.float32)[:, None])
         return torch.cat(parts, -1)
+
+    def _library(self, adata: "AnnData", totals: np.ndarray) -> np.ndarray:
+        if self.size_factor_key is None:
+            return totals
+        factors = _size_factors(adata, self.size_factor_key)
+        with np.errstate(over="ignore"):
+            library = (factors * self.size_factor_scale).astype(np.float32)
+        lost = ~(np.isfinite(library) & (library > 0))
+        if lost.any():
+            raise ValueError(
+                f"size_factor_key={self.size_factor_key!r} holds {factors[lost][0]:g} (cell "
+                f"{adata.obs_names[lost][0]!r}), too far from the others for float32"
+            )
+        return library
+
+    def check_sizes(self, adata: "AnnData") -> None:
+        """Raise ``ValueError`` for too many categories for so many cells, and warn of those of few cells."""
+        for each in self.categorical:
+            if each is not None:
+                each.check_number(adata.n_obs)
+                each.warn_of_few_cells(adata)
 
 
 def _size_factors(adata: "AnnData", key: str) -> np.ndarray:

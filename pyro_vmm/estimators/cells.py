@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vmm.balance import BatchBalance
 from pyro_vmm.checks import check_choice
 from pyro_vmm.data.cell_rows import CellRows, Covariates
-from pyro_vmm.data.cells import CellBatches, check_cells
+from pyro_vmm.data.cells import CellBatches, check_cells, require_anndata
 from pyro_vmm.device_rows import resident, subset
 from pyro_vmm.estimators import annotation, building, storing
 from pyro_vmm.estimators.base import DTYPES
@@ -184,6 +184,7 @@ class SingleCellVMM(FittedCells):
         adata: "AnnData",
         y=None,
         *,
+        part_of: "AnnData | None" = None,
         callbacks: Sequence[Callable[[dict, SingleCellVAE], bool | None]] = (),
         checkpoint: str | Path | None = None,
         resume: str | Path | None = None,
@@ -193,23 +194,22 @@ class SingleCellVMM(FittedCells):
         Arguments:
             adata: N cells; nothing is written to it, see :meth:`annotate`.
             y: ignored.
+            part_of: cells that ``adata`` is a part of, if the model is for all of them: it knows all of their batches
+                and categories, and may have genes that none of the cells in ``adata`` express.
             callbacks, checkpoint, resume: as of :meth:`pyro_vmm.VMM.fit`.
 
         Raises:
             ValueError: what is wrong with a parameter, the counts or a column, before any training.
         """
         self._check_parameters()
+        if part_of is not None:
+            require_anndata(part_of)
         counts = CellBatches(adata, self.layer)
-        totals = check_cells(counts, of_counts(self.likelihood, self.likelihood_options))
+        totals = check_cells(counts, of_counts(self.likelihood, self.likelihood_options), training=part_of is None)
         self._forget()
-        self.covariates_ = Covariates.of(
-            adata,
-            totals,
-            self.batch_key,
-            self.categorical_covariate_keys,
-            self.continuous_covariate_keys,
-            self.size_factor_key,
-        )
+        self.covariates_ = self._covariates(adata, totals, part_of)
+        if part_of is None:
+            self.covariates_.check_sizes(adata)
         design = self.covariates_.design(adata, totals)
         self.genes_ = counts.gene_names.to_numpy(dtype=object)
         genes = np.full(len(counts), zlib.crc32("\n".join(self.genes_).encode()), dtype=float)
@@ -272,6 +272,17 @@ class SingleCellVMM(FittedCells):
         for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}={getattr(self, name)!r} should be a list of column names")
+
+    def _covariates(self, adata: "AnnData", totals: np.ndarray, part_of: "AnnData | None" = None) -> Covariates:
+        return Covariates.of(
+            adata,
+            totals,
+            self.batch_key,
+            self.categorical_covariate_keys,
+            self.continuous_covariate_keys,
+            self.size_factor_key,
+            part_of,
+        )
 
     def _check_support(self, likelihood: CellLikelihood, cells: CellRows) -> None:
         """Raise ``ValueError`` where a cell has no density; few likelihoods refuse what ``check_cells`` lets pass."""

@@ -594,10 +594,151 @@ def test_small_numbers_become_float32_and_no_more(dtype):
 
 def test_means_of_many_float32_rows():
     X = np.random.RandomState(0).uniform(size=(1_000_000, 2)).astype(np.float32) + 100
-    shift, scale = building.shift_and_scale(X, "standard", "normal")
+    shift, scale = building.shift_and_scale(X, "standard", range(2))
     np.testing.assert_allclose(shift, X.astype(np.float64).mean(0), rtol=1e-7)
     np.testing.assert_allclose(scale, X.astype(np.float64).std(0), rtol=1e-6)
     assert shift.dtype == scale.dtype == np.float32
+
+
+def as_model_sees(model: VMM, X) -> np.ndarray:
+    """The training rows, (M, ...), in float64."""
+    return np.delete(model.to_tensor(X).numpy().astype(np.float64), model.validation_rows_, axis=0)
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "student_t"])
+def test_the_columns_of_a_table_are_standardised(likelihood, X):
+    """As their units differ; the features of an array share one."""
+    frame = pd.DataFrame(X * [1.0, 1e4, 1e-4, 1.0] + [0.0, 5e4, 0.0, 7.0], columns=list("abcd"))
+    model, same = VMM(**TINY, likelihood=likelihood), VMM(**TINY, likelihood=likelihood, scaling="standard")
+    assert model.fit(frame).scaling_ == "standard" == same.fit(frame).scaling_
+    np.testing.assert_allclose(as_model_sees(model, frame).std(0), 1, rtol=1e-5)
+    for method in ("transform", "predict_proba", "score_samples"):
+        np.testing.assert_array_equal(getattr(model, method)(frame), getattr(same, method)(frame))
+    array = VMM(**TINY, likelihood=likelihood).fit(frame.to_numpy())
+    assert array.scaling_ == "range" and as_model_sees(array, frame.to_numpy()).std(0)[[0, 2]].max() < 1e-3
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous_bernoulli", "poisson", "categorical", heavy_tails])
+def test_a_table_stays_as_it_is_where_the_likelihood_needs_it(likelihood):
+    frame = pd.DataFrame(DATA["bernoulli"], columns=list("abcd"))
+    model = VMM(**TINY, likelihood=likelihood).fit(frame)
+    assert model.scaling_ is None and (model.shift_, model.scale_) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("scaling", ["range", None])
+def test_another_scaling_of_a_table_if_told_so(scaling, X):
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    model, array = VMM(**TINY, scaling=scaling).fit(frame), VMM(**TINY, scaling=scaling).fit(X)
+    assert model.scaling_ == scaling
+    np.testing.assert_allclose(model.transform(frame), array.transform(X), atol=1e-6)
+
+
+def test_the_scaling_goes_with_the_model(X, tmp_path):
+    """To arrays, files, pickles and clones, whatever is asked of the model."""
+    frame = pd.DataFrame(X * [1.0, 1e4, 1e-4, 1.0], columns=list("abcd"))
+    model = VMM(**TINY).fit(frame)
+    expected = model.transform(frame)
+    model.save(tmp_path / "model.pt")
+    for again in (VMM.load(tmp_path / "model.pt"), pickle.loads(pickle.dumps(model))):
+        assert again.scaling == "auto" and again.scaling_ == "standard"
+        np.testing.assert_array_equal(again.transform(frame), expected)
+        with pytest.warns(UserWarning, match="X does not have valid feature names"):
+            np.testing.assert_allclose(again.transform(frame.to_numpy()), expected, atol=1e-5)
+    other = clone(model)
+    assert other.scaling == "auto" and not hasattr(other, "scaling_")
+    assert other.fit(frame.to_numpy()).scaling_ == "range"
+    assert model.fit(X).scaling_ == "range"
+
+
+def test_a_file_that_does_not_say_its_scaling(fitted, X, tmp_path):
+    """One of an earlier version, in which every X was taken for an array."""
+    fitted.save(tmp_path / "model.pt")
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    del content["fitted"]["scaling"]
+    torch.save(content, tmp_path / "old.pt")
+    again = VMM.load(tmp_path / "old.pt")
+    assert again.scaling_ == "range"
+    np.testing.assert_array_equal(again.transform(X), fitted.transform(X))
+
+
+def test_a_table_is_not_resumed_as_an_array(X, tmp_path):
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    settings = {**TINY, "epochs": 4, "checkpoint_every": 1, "patience": None}
+    whole = VMM(**settings).fit(frame)
+    VMM(**{**settings, "epochs": 2}).fit(frame, checkpoint=tmp_path / "table.pt")
+    VMM(**{**settings, "epochs": 2}).fit(X, checkpoint=tmp_path / "array.pt")
+    with pytest.raises(ValueError, match=r"scaling='auto' \(was 'standard'\)"):
+        VMM(**settings).fit(X, resume=tmp_path / "table.pt")
+    with pytest.raises(ValueError, match=r"scaling='standard' \(was 'auto'\)"):
+        VMM(**settings).fit(frame, resume=tmp_path / "array.pt")
+    np.testing.assert_array_equal(
+        VMM(**settings).fit(frame, resume=tmp_path / "table.pt").transform(frame), whole.transform(frame)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_tables_in_memory_and_their_arrays_are_one(dtype, order, X):
+    """Bit for bit, however the table lies in memory."""
+    values = np.array(X, dtype, order="F")
+    expected = VMM(**TINY, scaling="standard").fit(values)
+    model = VMM(**TINY).fit(pd.DataFrame(np.array(values, order=order), columns=list("abcd")))
+    np.testing.assert_array_equal(model.scale_, expected.scale_)
+    np.testing.assert_array_equal(
+        model.predict_proba(pd.DataFrame(values, columns=list("abcd"))), expected.predict_proba(values)
+    )
+
+
+@pytest.mark.parametrize("size", [1e-320, 1e-250, 1e-170, 1e-100, 1e100, 1e160, 1e300])
+def test_columns_of_any_size_are_standardised(size, X):
+    x = X.copy()
+    x[:, 1] *= size
+    model, plain = VMM(**TINY, scaling="standard").fit(x), VMM(**TINY, scaling="standard").fit(X)
+    seen = as_model_sees(model, x)
+    np.testing.assert_allclose(seen, as_model_sees(plain, X), atol=1e-5 if size > 1e-300 else 1e-2)
+    assert np.isfinite(model.score_samples(x, 5)).all()
+    np.testing.assert_allclose(np.log(model.scale_[1]), np.log(plain.scale_[1]) + np.log(size), atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in reduce:RuntimeWarning")  # of scikit-learn's checks
+@pytest.mark.parametrize("size", [1e-320, 1e-250, 1e200, 1.7e308])
+def test_the_range_of_any_size(size):
+    x = np.random.RandomState(0).uniform(-1, 1, (40, 3))
+    x[:, 0] = np.where(np.arange(40) % 2, 1.0, -1.0)
+    model = VMM(**TINY).fit(x * size)
+    seen = as_model_sees(model, x * size)
+    np.testing.assert_allclose(seen, x[np.setdiff1d(np.arange(40), model.validation_rows_)], atol=1e-2)
+    assert (seen.min(), seen.max()) == (-1.0, 1.0)
+
+
+def test_what_the_model_can_not_hold_is_named(X):
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    large = frame.assign(c=frame["c"] * 1e40)
+    with pytest.raises(ValueError, match=r"X holds .*e.40 in row 0, column 'c', more than float32 can hold; bring"):
+        VMM(**TINY, scaling=None).fit(large)
+    with pytest.raises(ValueError, match="in row 0, column 2, more than float32 can hold"):
+        VMM(**TINY, scaling=None).fit(large.to_numpy())
+    images = X[:, :, None] * np.array([1.0, 1e50])
+    with pytest.raises(ValueError, match=r"in row 0, column \(0, 1\), more than float32 can hold"):
+        VMM(**TINY, scaling=None).fit(images)
+    model = VMM(**TINY).fit(frame)
+    for method in (model.predict, model.transform, model.score_samples):
+        with pytest.raises(ValueError, match="column 'c', more than float32 can hold after scaling='standard'"):
+            method(large)
+    VMM(**TINY, dtype="float64", scaling="standard").fit(large)
+
+
+def test_a_column_that_varies_by_rounding_alone_is_told(X):
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(c=np.where(np.arange(200) % 2, 0.1 + 0.2, 0.3))
+    assert frame["c"].nunique() == 2
+    with pytest.warns(UserWarning, match="1 columns of X vary by no more than the rounding of float64 .*: 'c'; if"):
+        model = VMM(**TINY).fit(frame)
+    assert np.abs(as_model_sees(model, frame)[:, 2]).max() < 1e-6, "and not of variance 1"
+    offset = (1e9 + X).astype(np.float32)  # multiples of 64
+    model = VMM(**TINY, scaling="standard").fit(offset)
+    assert np.abs(as_model_sees(model, offset)).max() < 1e-6
+    seen = as_model_sees(VMM(**TINY, scaling="standard").fit(1e9 + X), 1e9 + X)
+    np.testing.assert_allclose(seen.std(0), 1, rtol=1e-4)
 
 
 def test_two_rows_and_no_validation(X):
@@ -610,6 +751,8 @@ def test_pipelines_clones_and_frames(X):
     frame = pd.DataFrame(X, columns=list("abcd"))
     pipeline = make_pipeline(StandardScaler(), VMM(**TINY, scaling=None)).set_output(transform="pandas")
     assert list(pipeline.fit(frame).transform(frame).columns) == ["vmm0", "vmm1"]
+    tables = make_pipeline(StandardScaler().set_output(transform="pandas"), VMM(**TINY)).fit(frame)
+    assert tables[-1].scaling_ == "standard"
     model = VMM(**TINY).fit(frame)
     with pytest.raises(ValueError, match="feature names"):
         model.predict(frame.rename(columns={"a": "z"}))

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from pyro_vmm.checks import check_choice
 from pyro_vmm.device_rows import place, subset
-from pyro_vmm.estimators import building, storing
+from pyro_vmm.estimators import building, inputs, storing
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.likelihoods import Given, Likelihood, likelihood_class
@@ -47,8 +48,9 @@ class VMM(FittedArrays):
         covariance_start: a full one starts "diagonal", or "random" as in the authors' code, which in many dimensions
             merges clusters; see :class:`~pyro_vmm.networks.GaussianEncoder`.
         scaling: "range" maps all features together to [-1, 1], right for images and features of one unit; "standard"
-            gives each feature mean 0 and variance 1, right for tables; None leaves X alone; "auto" is "range" for
-            likelihoods of any real values, such as "normal" and "student_t", else None.
+            gives each feature mean 0 and variance 1, right for tables; None leaves X alone. "auto" goes by likelihoods of
+            any real values, such as "normal" and "student_t": "standard" for a table (a DataFrame), "range" for an
+            array; with other likelihoods it is None.
         init: pseudo-inputs start from "random" or "k-means++" rows.
         train_pseudo_inputs: whether they are trained; else they stay at these rows, and centres move with the encoder.
         init_centres: a "gmm"'s centres start "normal", drawn from Normal(0, I), or "encoded", at the encoder's means of
@@ -79,6 +81,7 @@ class VMM(FittedArrays):
         n_clusters_: clusters that win at least one row of the training data.
         history_: a DataFrame, one row per epoch.
         vae_: the trained :class:`~pyro_vmm.models.VAE`.
+        scaling_: what ``scaling`` came to, "range", "standard" or None; the model sees (X - ``shift_``) / ``scale_``.
         n_iter_: epochs trained; ``best_epoch_`` is the one whose parameters were kept.
         learning_rates_: the learning rates, and from which epoch on: several where a diverged run went on at others.
         seed_: the seed that ``random_state`` gave.
@@ -200,14 +203,14 @@ class VMM(FittedArrays):
         """
         X = self._validate(X, reset=True)
         self._forget()
-        state = None if resume is None else storing.read_checkpoint(resume, self.configuration(), X)
+        state = None if resume is None else storing.read_checkpoint(resume, self._settings(), X)
         self.seed_ = self._draw_seed() if state is None else state["seed"]
         self._training_config()  # which says what is wrong with the settings
         train, val = self._split(len(X))
         labels_val = None if self.monitor != "val_nmi" else self._labels(y, len(X))[val]
         writer = None
         if checkpoint is not None:
-            writer = storing.checkpoint_writer(checkpoint, self.configuration(), self.seed_, X)
+            writer = storing.checkpoint_writer(checkpoint, self._settings(), self.seed_, X)
         with building.random_start(self.seed_):
             x = self._build(X, train)
         x = place(x, self._own_device())
@@ -224,19 +227,20 @@ class VMM(FittedArrays):
         """Scikit-learn's checks of X, which know its messages, and ours of its shape."""
         if reset:
             self._check_parameters()
-        # float32 holds all that two bytes can, in half the memory of float64; unless that is what is computed in.
-        given = getattr(X, "dtype", None)
-        small = isinstance(given, np.dtype) and given.kind in "biuf" and given.itemsize <= 2
+        given, table, X = X, inputs.is_table(X), inputs.checked(X)
         X = validate_data(
             self,
             X,
             reset=reset,
-            dtype=np.float32 if small and self.dtype == "float32" else [np.float64, np.float32],
+            dtype=inputs.float_type(X if table else given, self.dtype),
             allow_nd=True,
             ensure_min_samples=2 if reset else 1,
         )
+        if table:
+            X = np.asfortranarray(X)  # as files of tables are read: sums of columns differ by the order in memory
         if reset:
             self.event_shape_ = tuple(X.shape[1:])
+            self.scaling_ = building.choose_scaling(self.scaling, self.likelihood, table)
         elif tuple(X.shape[1:]) != self.event_shape_:
             raise ValueError(f"X has rows of shape {X.shape[1:]}, the model was fitted to rows of {self.event_shape_}")
         return X
@@ -252,12 +256,25 @@ class VMM(FittedArrays):
         check_choice("init_centres", self.init_centres, building.INIT_CENTRES)
         building.check_networks(encoder=self.encoder, decoder=self.decoder)
 
+    def _settings(self) -> dict:
+        """The configuration, in which "auto" of a table is another scaling than "auto" of an array."""
+        config = self.configuration()
+        return {**config, "scaling": "standard"} if self.scaling_ == "standard" else config
+
     def _labels(self, y, n: int) -> np.ndarray:
         if y is None:
             raise ValueError("monitor='val_nmi' needs labels: y=None should be an array of one label per row")
-        y = np.asarray(y)
+        if np.ma.is_masked(y):
+            y = np.where(np.ma.getmaskarray(y), None, np.ma.getdata(y).astype(object))
+        y = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
         if y.shape != (n,):
             raise ValueError(f"y has shape {y.shape}, expected ({n},)")
+        missing = pd.isna(y)
+        if missing.any():
+            raise ValueError(
+                f"y has no value in {missing.sum()} of {n} rows, the first of them row {missing.argmax()}; "
+                "monitor='val_nmi' needs a label of every row"
+            )
         return y
 
     def _build(self, X: np.ndarray, train: np.ndarray) -> Tensor:
@@ -265,7 +282,7 @@ class VMM(FittedArrays):
 
         Returns what it sees of all rows, (N, ...), on the host: those held back have to be of the support too.
         """
-        self.shift_, self.scale_ = building.shift_and_scale(X[train], self.scaling, self.likelihood)
+        self.shift_, self.scale_ = building.shift_and_scale(X[train], self.scaling_, self._feature_names())
         all_rows = self._scaled(X)
         self.n_components_ = self._n_components(len(train))
         x = all_rows[train].float()
@@ -308,6 +325,7 @@ class VMM(FittedArrays):
             "feature_names_in": [str(name) for name in getattr(self, "feature_names_in_", [])],
             "shift": torch.as_tensor(self.shift_),
             "scale": torch.as_tensor(self.scale_),
+            "scaling": self.scaling_,
             "likelihood_options": storing.configuration(self.likelihood_options_),
         }
         self._save(path, fitted)
@@ -335,6 +353,8 @@ class VMM(FittedArrays):
             self.feature_names_in_ = np.asarray(fitted["feature_names_in"], dtype=object)
         self.likelihood_options_ = fitted["likelihood_options"]
         self.shift_, self.scale_ = fitted["shift"].numpy(), fitted["scale"].numpy()
+        # Files of earlier versions, whose "auto" is that of arrays, do not say it.
+        self.scaling_ = fitted.get("scaling", building.choose_scaling(self.scaling, self.likelihood, table=False))
         with building.random_start(self.seed_):
             rows = torch.zeros((max(self.n_components_, 2), *self.event_shape_))
             vae = self._build_vae(self._build_likelihood(), rows[:2])

@@ -1,6 +1,7 @@
 """From an estimator's parameters to the parts of a model."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.checks import check_choice, described, one_line
 from pyro_vmm.data.cell_rows import CellRows
+from pyro_vmm.data.cells import quoted
+from pyro_vmm.data.numbers import standard
 from pyro_vmm.likelihoods import (
     CellLikelihood,
     CustomCellLikelihood,
@@ -77,34 +80,80 @@ def random_start(seed: int) -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def shift_and_scale(X: np.ndarray, scaling: str | None, likelihood: Given) -> tuple[np.ndarray, np.ndarray]:
+def any_real(likelihood: Given) -> bool:
+    """Whether a likelihood is of any real values, so that data may be shifted and stretched; a function never tells."""
+    cls = likelihood_class(likelihood)
+    return cls is not None and cls.any_real
+
+
+def choose_scaling(scaling: str | None, likelihood: Given, table: bool) -> str | None:
+    """What "auto" stands for; any other scaling for itself.
+
+    Arguments:
+        scaling: one of ``SCALINGS``.
+        likelihood: values of a discrete or bounded support must stay as they are.
+        table: whether the data are a table, whose columns have units of their own.
+    """
+    check_choice("scaling", scaling, SCALINGS)
+    if scaling != "auto":
+        return scaling
+    if not any_real(likelihood):
+        return None
+    return "standard" if table else "range"
+
+
+def shift_and_scale(X: np.ndarray, scaling: str | None, names: Sequence) -> tuple[np.ndarray, np.ndarray]:
     """Two arrays, () or (...), of the dtype of X, such that the model sees (X - shift) / scale.
 
     Arguments:
         X: training rows, (N, ...).
-        scaling: one of ``SCALINGS``.
-        likelihood: what "auto" goes by: values of a discrete or bounded support must stay as they are.
+        scaling: "range", "standard" or None.
+        names: of the features, flat, for a warning.
     """
-    check_choice("scaling", scaling, SCALINGS)
-    if scaling == "auto":
-        scaling = "range" if any_real(likelihood) else None
     if scaling == "range":
-        low, high = X.min(), X.max()
-        shift, scale = (low + high) / 2, (high - low) / 2 if high > low else 1.0
+        shift, scale = _middle_and_half_range(X.min(), X.max())
     elif scaling == "standard":
-        # In float64, as float32 loses count over a million rows. And rounding leaves a constant feature some spread.
-        shift, scale = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
-        scale = np.where((X.max(axis=0) > X.min(axis=0)) & (scale > 0), scale, 1.0)
+        shift, scale, by_rounding = standard(X)
+        if by_rounding.any():
+            flat = [name for name, constant in zip(names, by_rounding.ravel(), strict=True) if constant]
+            warnings.warn(
+                f"{len(flat)} columns of X vary by no more than the rounding of {X.dtype} and count as constant: "
+                f"{quoted(flat, 3)}; if they do vary, subtract an offset in float64",
+                stacklevel=4,
+            )
     else:
         shift, scale = 0.0, 1.0
     # With a wider dtype than its own, X would be copied into that at every scaling.
     return np.asarray(shift, X.dtype), np.asarray(scale, X.dtype)
 
 
-def any_real(likelihood: Given) -> bool:
-    """Whether a likelihood is of any real values, so that data may be shifted and stretched; a function never tells."""
-    cls = likelihood_class(likelihood)
-    return cls is not None and cls.any_real
+def _middle_and_half_range(low: np.floating, high: np.floating) -> tuple[np.floating, np.floating]:
+    with np.errstate(over="ignore"):
+        middle, half = (low + high) / 2, (high - low) / 2
+    if not (np.isfinite(middle) and np.isfinite(half)):
+        middle, half = low / 2 + high / 2, high / 2 - low / 2
+    return middle, half if half > 0 else type(low)(1.0)
+
+
+def check_range(x: Tensor, X: np.ndarray, names: Sequence, scaling: str | None) -> None:
+    """Raise ``ValueError`` for numbers that are finite in X, but not in what the model sees of it.
+
+    Arguments:
+        x: what it sees, (N, ...).
+        X: finite numbers, of the same shape.
+        names: of the features, flat.
+        scaling: of X to x.
+    """
+    if x.sum().isfinite():  # which costs less than to look at each of them
+        return
+    lost = ~x.isfinite().flatten(1).numpy()
+    if lost.any():
+        row, feature = np.argwhere(lost)[0]
+        how = "" if scaling is None else f" after scaling={scaling!r}"
+        raise ValueError(
+            f"X holds {X[row].ravel()[feature]:g} in row {row}, column {names[feature]!r}, more than "
+            f"{str(x.dtype).removeprefix('torch.')} can hold{how}; bring the column to another unit"
+        )
 
 
 def likelihood_options(likelihood: Given, options: dict | None, all_rows: Tensor) -> dict:

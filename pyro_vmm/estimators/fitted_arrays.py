@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vmm.checks import check_whole
 from pyro_vmm.device_rows import place
-from pyro_vmm.estimators import building
+from pyro_vmm.estimators import building, inputs
 from pyro_vmm.estimators.base import DTYPES, Estimator, typical
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.networks import inference_mode
@@ -20,8 +20,8 @@ from pyro_vmm.rows import Rows
 class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, Estimator):
     """What :class:`~pyro_vmm.VMM` does once it is fitted; never used by itself.
 
-    The subclass has set ``vae_``, ``event_shape_``, ``shift_`` and ``scale_``, and says in ``_validate`` what arrays it
-    takes.
+    The subclass has set ``vae_``, ``event_shape_``, ``scaling_``, ``shift_`` and ``scale_``, and says in ``_validate``
+    what arrays it takes.
     """
 
     def predict(self, X) -> np.ndarray:
@@ -39,7 +39,7 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
     def inverse_transform(self, Z) -> np.ndarray:
         """The mean of p(x | z) in the units of X, (N, ...); the most probable value where there is no mean."""
         check_is_fitted(self)
-        Z = np.asarray(Z)
+        Z = np.asarray(inputs.checked(Z, "Z"))
         if Z.ndim != 2 or Z.shape[1] != self.latent_dim or not np.isfinite(Z).all():
             raise ValueError(f"Z has shape {Z.shape}, expected finite numbers of shape (N, {self.latent_dim})")
         z = torch.as_tensor(Z, dtype=DTYPES[self.dtype], device=self._own_device())
@@ -95,15 +95,23 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
         try:
             building.check_support(likelihood, x)
         except ValueError as error:
-            if self.scaling in ("range", "standard"):
-                raise ValueError(f"{error}; x is X after scaling={self.scaling!r}") from error
+            if self.scaling_ is not None:
+                raise ValueError(f"{error}; x is X after scaling={self.scaling_!r}") from error
             raise
 
     def _scaled(self, X: np.ndarray) -> Tensor:
         """What the model sees of X (N, ...), on the host."""
-        x = X - self.shift_
-        x /= self.scale_  # in place: X may take most of the memory
-        return torch.as_tensor(x, dtype=DTYPES[self.dtype])
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = X - self.shift_
+            x /= self.scale_  # in place: X may take most of the memory
+            x = torch.as_tensor(x, dtype=DTYPES[self.dtype])
+        building.check_range(x, X, self._feature_names(), self.scaling_)
+        return x
+
+    def _feature_names(self) -> list:
+        """The names of features, or their positions where they have none."""
+        names = getattr(self, "feature_names_in_", None)
+        return inputs.positions(self.event_shape_) if names is None else list(names)
 
     def _log_p_x(self, z: Tensor, rows: Tensor) -> Tensor:
         return self.vae_.p_x(z).log_prob(rows)

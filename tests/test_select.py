@@ -195,7 +195,9 @@ def test_rows_of_whatever_scikit_learn_takes(kind, X):
     rows = np.array([7, 0, 79])
     np.testing.assert_array_equal(np.asarray(take(kind(X), rows)), X[rows])
     selection = pyro_vmm.select(VMM(**TINY), kind(X), m_prior=(64,), seeds=1)
-    same(selection.table, pyro_vmm.select(VMM(**TINY), X, m_prior=(64,), seeds=1).table)
+    # The columns of a table are standardised.
+    scaling = "standard" if kind in (named, arrow) else "range"
+    same(selection.table, pyro_vmm.select(VMM(**TINY, scaling=scaling), X, m_prior=(64,), seeds=1).table)
     names = getattr(selection.best_estimator_, "feature_names_in_", [])
     assert list(names) == (["a", "b", "c"] if kind in (named, arrow) else [])
 
@@ -343,6 +345,86 @@ def test_report_and_figure(X, tmp_path):
         plots.granularity(selection.table.drop(columns="stability"))
 
 
+def few_cells(n: int = 40, genes: int = 6, **obs) -> ad.AnnData:
+    counts = np.random.default_rng(0).poisson(3.0, size=(n, genes)).astype(np.float32) + 1
+    names = [f"c{i}" for i in range(n)]
+    obs = {"batch": [f"b{i % 2}" for i in range(n)], **obs}
+    return ad.AnnData(
+        counts, obs=pd.DataFrame(obs, index=names), var=pd.DataFrame(index=[f"g{i}" for i in range(genes)])
+    )
+
+
+@pytest.mark.parametrize("rare", range(5))
+@pytest.mark.parametrize("settings", [{}, {"library": "inferred"}, {"pseudo_batch": "averaged"}], ids=str)
+def test_a_category_of_a_single_cell_wherever_it_falls(rare, settings, tmp_path):
+    """Held out, or in one of two halves: every fit knows the categories of all cells."""
+    adata, row = few_cells(donor=[f"d{i % 3}" for i in range(40)]), 7 * rare
+    adata.obs.iloc[row] = ["rare", "alone"]
+    model = SingleCellVMM("batch", **TINY, **settings, categorical_covariate_keys=["donor"], consolidation_steps=0)
+    with pytest.warns(UserWarning, match="fewer than 10 cells in 1 of") as caught:
+        selection = pyro_vmm.select(model, adata, (64, 256), seeds=1, folder=tmp_path)
+    assert [str(warning.message).split("=")[0] for warning in caught] == ["batch_key", "categorical_covariate_keys"]
+    assert np.isfinite(selection.table["log_px"]).all()
+    assert all(fit.clusters.shape == (40,) for fit in selection.fits.values())
+    assert selection.best_estimator_.batches_ == ("b0", "b1", "rare")
+
+
+@pytest.mark.filterwarnings("ignore:batch_key=.*fewer than 10 cells:UserWarning")  # a part has few
+def test_without_rare_categories_the_fits_are_those_of_the_parts_alone(monkeypatch):
+    adata, model = few_cells(), SingleCellVMM("batch", **TINY, consolidation_steps=0)
+    found, real = pyro_vmm.select(model, adata, (64, 256), seeds=1), SingleCellVMM.fit
+    monkeypatch.setattr(SingleCellVMM, "fit", lambda self, X, part_of: real(self, X))
+    same(found.table, pyro_vmm.select(model, adata, (64, 256), seeds=1).table)
+
+
+def test_pseudo_inputs_at_cells_of_which_a_part_has_some(monkeypatch):
+    adata, seen, real = few_cells(), [], SingleCellVMM.fit
+    monkeypatch.setattr(SingleCellVMM, "fit", lambda self, X, **of: seen.append((self.init, X)) or real(self, X, **of))
+    model = SingleCellVMM(None, **TINY, init=["c3", "c8", "c14", "c21"], consolidation_steps=0)
+    selection = pyro_vmm.select(model, adata, (64,), seeds=2)
+    for init, part in seen:
+        assert init == ([name for name in model.init if name in part.obs_names] or "random")
+    assert selection.best_estimator_.init == model.init
+    assert pyro_vmm.select(model.set_params(init=["c3"]), adata, (64,), seeds=2).best_estimator_.init == ["c3"]
+
+
+def test_a_cell_whose_only_gene_the_other_cells_lack():
+    """Some part lacks the gene: the model of it knows the gene all the same."""
+    adata = few_cells()
+    adata.X[:, -1] = 0
+    adata.X[7] = [0, 0, 0, 0, 0, 5]
+    selection = pyro_vmm.select(SingleCellVMM(None, **TINY, consolidation_steps=0), adata, (64, 256), seeds=2)
+    assert np.isfinite(selection.table["log_px"]).all()
+    parts = [np.setdiff1d(np.arange(40), [7]), np.arange(20)]
+    model = SingleCellVMM(None, **TINY)
+    assert [take_to_train(model, adata, rows).n_vars for rows in parts] == [6, 6]
+    adata.X[7, 0] = 1
+    assert [take_to_train(model, adata, rows).n_vars for rows in parts] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("obs", "message"),
+    [
+        ({"batch": [f"c{i}" for i in range(40)]}, "batch_key='batch' has 40 categories in 40 cells"),
+        ({"batch": [["a"]] * 40}, r"batch_key='batch' holds a list \(cell 'c0'\)"),
+        ({"batch": ["a", None] * 20}, "batch_key='batch' has no value in 20 of 40 cells, the first of them 'c1'"),
+        (
+            {"age": pd.to_datetime(["2020", None] * 20)},
+            "continuous_covariate_keys='age' has no value in 20 of 40 cells",
+        ),
+        ({}, "continuous_covariate_keys='age' is not a column of adata.obs, which has 'batch'"),
+    ],
+)
+def test_what_is_wrong_with_cells_is_told_before_any_fit(obs, message, monkeypatch):
+    monkeypatch.setattr(SingleCellVMM, "fit", lambda *args, **kwargs: pytest.fail("a fit was begun"))
+    model = SingleCellVMM("batch", **TINY, continuous_covariate_keys=["age"] if message.startswith("cont") else ())
+    with pytest.raises(ValueError, match=message):
+        pyro_vmm.select(model, few_cells(**obs), (64,), seeds=1)
+    with pytest.raises(ValueError, match="adata is a ndarray, expected an AnnData"):
+        pyro_vmm.select(model, np.ones((9, 4)), (64,), seeds=1)
+
+
+@pytest.mark.filterwarnings("ignore:batch_key=.*fewer than 10 cells:UserWarning")
 def test_cells(tmp_path):
     """Genes that half of the cells do not express, and a batch of few cells, are no obstacle."""
     random = np.random.default_rng(0)

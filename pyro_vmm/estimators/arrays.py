@@ -48,9 +48,9 @@ class VMM(FittedArrays):
         covariance_start: a full one starts "diagonal", or "random" as in the authors' code, which in many dimensions
             merges clusters; see :class:`~pyro_vmm.networks.GaussianEncoder`.
         scaling: "range" maps all features together to [-1, 1], right for images and features of one unit; "standard"
-            gives each feature mean 0 and variance 1, right for tables; None leaves X alone. "auto" goes by likelihoods of
-            any real values, such as "normal" and "student_t": "standard" for a table (a DataFrame), "range" for an
-            array; with other likelihoods it is None.
+            gives each feature mean 0 and variance 1, right for tables; None leaves X alone. With a likelihood of any
+            real values, such as "normal" and "student_t", "auto" is "standard" for a table (a DataFrame) and "range"
+            for an array; with other likelihoods it is None.
         init: pseudo-inputs start from "random" or "k-means++" rows.
         train_pseudo_inputs: whether they are trained; else they stay at these rows, and centres move with the encoder.
         init_centres: a "gmm"'s centres start "normal", drawn from Normal(0, I), or "encoded", at the encoder's means of

@@ -80,8 +80,13 @@ def do(task: Task, estimator: Estimator, X: Any, parts: Parts, seed: int, n_impo
     )
     half = TRAINED_ON.index(task.part) - 1
     rows = parts.rest if half < 0 else parts.halves[task.seed][half]
+    part, whole = take_to_train(estimator, X, rows), {}
+    if isinstance(estimator, SingleCellVMM):
+        whole["part_of"] = X
+        if not isinstance(estimator.init, str):
+            model.set_params(init=[name for name in estimator.init if name in part.obs_names] or "random")
     try:
-        model.fit(take_to_train(estimator, X, rows))
+        model.fit(part, **whole)
     except TrainingDiverged:
         return Fit(nothing.astype(int), nothing, nothing, time.perf_counter() - started)
     log_px = confidence = nothing

@@ -83,9 +83,18 @@ def take(X: Any, rows: np.ndarray) -> Any:
 
 
 def take_to_train(estimator: Estimator, X: Any, rows: np.ndarray) -> Any:
-    """:func:`take`, of cells without the genes that none of them expresses, which a model of counts refuses."""
+    """:func:`take`, of cells without the genes that none of them expresses, which teach a model of counts nothing."""
     part = take(X, rows)
     if not (isinstance(estimator, SingleCellVMM) and of_counts(estimator.likelihood, estimator.likelihood_options)):
         return part
     _, expressed = nonzero(CellBatches(part, estimator.layer))
-    return part if expressed.all() else part[:, expressed]
+    return part if expressed.all() else part[:, _needed(CellBatches(X, estimator.layer), expressed)]
+
+
+def _needed(cells: CellBatches, genes: np.ndarray) -> np.ndarray:
+    """These genes, bool (G,), and those of cells that express none of them, of which a model would know nothing."""
+    needed = genes.copy()
+    for _, block in cells.chunks():
+        without = np.asarray(abs(block[:, genes]).sum(1)).ravel() == 0
+        needed[block[without].nonzero()[1]] = True
+    return needed

@@ -12,11 +12,13 @@ from sklearn.utils import check_array, check_random_state
 from tqdm.auto import tqdm
 
 from pyro_vmm.checks import check_positive, check_whole, described
+from pyro_vmm.data.cells import CellBatches, check_cells
+from pyro_vmm.estimators import inputs
 from pyro_vmm.estimators.arrays import VMM
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.building import likelihood_options
 from pyro_vmm.estimators.cells import SingleCellVMM
-from pyro_vmm.likelihoods import Likelihood, likelihood_class
+from pyro_vmm.likelihoods import Likelihood, likelihood_class, of_counts
 from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import PRIORS, Prior, prior_class
 from pyro_vmm.selection.evidence import evidence
@@ -69,11 +71,14 @@ def select(
         raise ValueError(f"estimator={estimator!r} should be a VMM or a SingleCellVMM")
     rates = (estimator.learning_rate,) if learning_rate is None else learning_rate
     _check(estimator, m_prior, rates, seeds, held_out, n_importance_samples)
+    X = _checked(estimator, X, refit)
     estimator = _knowing_categories(estimator, X)
     fits = _run(_tasks(m_prior, rates, seeds), estimator, X, held_out, seeds, n_importance_samples, folder)
     selection = Selection(evidence(fits), fits)
     if refit:
-        selection.best_estimator_ = clone(estimator).set_params(**selection.best).fit(X)
+        # Of the whole of X, so that what it was warned of is not said again.
+        whole = {"part_of": X} if isinstance(estimator, SingleCellVMM) else {}
+        selection.best_estimator_ = clone(estimator).set_params(**selection.best).fit(X, **whole)
     return selection
 
 
@@ -96,6 +101,17 @@ def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_imp
         check_whole(name, value)
     if not (isinstance(held_out, Real) and 0 < held_out < 1):
         raise ValueError(f"held_out={held_out!r} should be above 0 and below 1")
+
+
+def _checked(estimator: Estimator, X: Any, refit: bool) -> Any:
+    """X, after what can be told to be wrong with it: each fit sees a part of it alone."""
+    if not isinstance(estimator, SingleCellVMM):
+        return inputs.checked(X)
+    estimator._check_parameters()
+    counted = of_counts(estimator.likelihood, estimator.likelihood_options)
+    totals = check_cells(CellBatches(X, estimator.layer), counted, training=refit)
+    estimator._covariates(X, totals).check_sizes(X)
+    return X
 
 
 def _knowing_categories(estimator: Estimator, X: Any) -> Estimator:

@@ -88,6 +88,43 @@ def test_run_folder(table, tmp_path, capsys, replaced):
         assert word in printed
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("dtypes", [("float64",), ("float32",), ("float32", "float64", "int16", "bool")], ids=str)
+def test_a_table_gives_what_vmm_makes_of_it(ending, dtypes, tmp_path):
+    """Bit for bit: with the same settings, but for those of a table, which are the default of both."""
+    random = np.random.RandomState(0)
+    kind = random.randint(3, size=90)
+    values = (random.randn(90, 4) + 3 * kind[:, None]) * [1.0, 1e3, 10.0, 1.0]
+    values[:, 3] = values[:, 3] > 0
+    columns = {name: values[:, i].astype(dtypes[i % len(dtypes)]) for i, name in enumerate("abcd")}
+    frame, path = pd.DataFrame(columns), tmp_path / f"table.{ending}"
+    if ending == "csv":
+        frame.to_csv(path, index=False)
+        frame = pd.read_csv(path)
+    else:
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(path)
+    assert run("--dataset", path, "--out", tmp_path / "run", *FAST) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    model = VMM(**{**config["parameters"], "scaling": "auto", "device": "cpu"}).fit(frame)
+    found = VMM.load(tmp_path / "run" / "model.pt")
+    assert found.scaling_ == model.scaling_ == "standard"
+    for ours, theirs in ((found.shift_, model.shift_), (found.scale_, model.scale_), (found.labels_, model.labels_)):
+        np.testing.assert_array_equal(ours, theirs)
+    for (name, ours), theirs in zip(found.vae_.state_dict().items(), model.vae_.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_identifiers_that_float64_would_merge(tmp_path, capsys):
+    frame = pd.DataFrame({"a": np.random.RandomState(0).randn(40), "id": 2**60 + np.arange(40)})
+    for ending in ("csv", "parquet"):
+        path = tmp_path / f"table.{ending}"
+        frame.to_csv(path, index=False) if ending == "csv" else frame.to_parquet(path)
+        assert run("--dataset", path, "--out", tmp_path / "run", *FAST) == 2
+        assert "column 'id' holds whole numbers up to 1152921504606847015 that differ by 39" in capsys.readouterr().err
+        assert run("--dataset", path, "--name-column", "id", "--out", tmp_path / ending, *FAST) == 0
+
+
 @pytest.mark.parametrize("prior", ["standard_normal", "vamp", "gmm"])
 def test_every_prior(prior, table, tmp_path):
     assert run("--dataset", table, "--label-column", "kind", "--prior", prior, "--out", tmp_path / "run", *FAST) == 0

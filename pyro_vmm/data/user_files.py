@@ -15,6 +15,7 @@ import pandas as pd
 
 from pyro_vmm.checks import check_choice
 from pyro_vmm.data.dataset import Dataset
+from pyro_vmm.data.numbers import check_digits
 
 HEADERS = ("auto", "yes", "no")
 Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # x, labels, row names
@@ -169,6 +170,9 @@ def _split_table(
             f"{path}: the columns {_abridged(other)} are not numeric; leave them out (drop_columns), encode them, or "
             "tell which holds the labels (label_column) or the rows' names (name_column)"
         )
+    for name, column in frame.items():
+        if pd.api.types.is_integer_dtype(column):
+            check_digits(column.dropna().to_numpy(), [f"{path}: column {name!r}"])
     # Twice the memory only where a column needs it; missing values become NaN, which the estimator names.
     dtype = np.float32 if all(column == np.float32 for column in frame.dtypes) else np.float64
     if names is None and not isinstance(frame.index, pd.RangeIndex):

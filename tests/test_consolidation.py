@@ -55,6 +55,17 @@ def test_number_of_steps(steps, monkeypatch):
     assert sum(rows for rows, _ in taken[:4]) == min(50, 16 * steps), "an epoch has each row once"
 
 
+@pytest.mark.parametrize("rate", [1e-3, 0.1])
+def test_the_learning_rate_is_its_own(rate):
+    """By Adam's first step, which is the rate times the sign of the gradient; the rate of training had fallen."""
+    trainer = trained()
+    trainer.config = config(epochs=3, decay_fraction=1.0, prior_learning_rate=7.0)
+    before = trainer.vae.prior.pi_logits.clone()
+    trainer.consolidate(data(), 1, rate)
+    moved = (trainer.vae.prior.pi_logits - before).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, rate), rtol=1e-2, atol=0)
+
+
 def test_same_numbers_whatever_ran_before_and_the_callers_are_untouched():
     outcomes = []
     for burn in (0, 3):
@@ -82,7 +93,7 @@ def test_components_without_data_lose_their_weight():
     trainer = trained()
     prior = trainer.vae.prior
     before = prior.log_pi.exp().min().item()
-    trainer.consolidate(data(), 400, 1e-2)
+    trainer.consolidate(data(), 150, 3e-2)
     assert prior.log_pi.exp().min().item() < before / 2
     assert prior.log_pi.shape == (3,) and prior.latent_dim == D
 

@@ -42,6 +42,9 @@ class Subsampled(VAE):
 def build(prior: str, cls=VAE) -> VAE:
     kind, settings = PRIORS[prior]
     p_z = build_prior(kind, D, torch.randn(K, G), **settings)
+    if kind in ("gmm", "vmm"):
+        # Whether the weights count can't be seen where all are the same.
+        torch.nn.init.normal_(p_z.pi_logits)
     return cls(CorrelatedEncoder(mlp(G, (6,)), 6, D), Decoder(mlp(D, (6,)), 6, (G,)), Normal((G,)), p_z)
 
 

@@ -8,9 +8,11 @@ from common import D, G, K, assert_same, build, config, data, noisy, state
 
 from pyro_vmm.balance import BatchBalance
 from pyro_vmm.cell_layout import CellLayout
+from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import GaussianMixture, VampMixture
 from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
 from pyro_vmm.training import Elimination, Steps, Trainer
+from pyro_vmm.training.elimination import Shares
 from pyro_vmm.training.graphs import Reruns
 
 KEPT = torch.tensor([0, 2])
@@ -133,6 +135,18 @@ def test_batch_balance():
 
 
 # When they go
+
+
+def test_shares_are_of_all_minibatches_of_an_epoch():
+    shares, parts = Shares(build().prior, Ranks()), [torch.rand(rows, K).softmax(-1) for rows in (5, 4, 2)]
+    parts[0][0], parts[0][1:, 1] = torch.tensor([0.0, 1.0, 0.0]), 0.0
+    for part in parts:
+        shares.add(part)
+    shares.join()
+    together = torch.cat(parts)
+    torch.testing.assert_close(shares.total, together.sum(0))
+    assert torch.equal(shares.largest, together.max(0).values) and shares.largest[1] == 1.0
+    assert shares.used.tolist() == [k in together.argmax(-1) for k in range(K)]
 
 
 def test_an_unneeded_component_fades_after_so_many_epochs_and_goes_when_it_explains_nothing():

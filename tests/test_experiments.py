@@ -6,16 +6,18 @@ import json
 import os
 import random
 import re
+import runpy
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from common import finished, opened
+from common import FORKS, finished, opened
 
 from pyro_vmm.estimators import building
 from pyro_vmm.experiments import artefacts, cells, cli, images, tables, work
@@ -24,8 +26,8 @@ from pyro_vmm.experiments.scales import SCALES
 from pyro_vmm.experiments.tables import Column, Table
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = [sys.executable, str(ROOT / "scripts" / "reproduce.py")]
-TABLE_1 = ["table1", "--scale", "tiny", "--quiet", "--out"]
+TABLE_1 = ["table1", "--scale", "tiny", "--trials", "1", "--quiet", "--out"]
+RUNS = 14
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +36,23 @@ def float32():
     torch.set_default_dtype(torch.float32)
 
 
-def reproduce(*arguments: str, **options) -> subprocess.Popen:
-    """The command, as a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*SCRIPT, *arguments], env=environment, **pipes, **options)
+class Command(FORKS.Process):
+    """The command, as a process of its own that prints to a file."""
+
+    def __init__(self, folder: Path, *arguments: str):
+        super().__init__(daemon=True)
+        self.arguments, self.output = arguments, folder / f"{os.urandom(8).hex()}.txt"
+        self.start()
+
+    def run(self) -> None:
+        torch.set_num_threads(1)
+        with self.output.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+            sys.exit(cli.main(self.arguments))
+
+    def text(self) -> str:
+        """All that it said; waits for its end."""
+        self.join()
+        return self.output.read_text()
 
 
 def scores(out: Path) -> dict[Path, dict]:
@@ -161,9 +175,9 @@ def test_a_fit_that_was_interrupted_continues_from_its_checkpoint(tmp_path):
 def shared(tmp_path_factory) -> tuple[Path, list[str]]:
     """The folder that two processes filled together, and what each of them said."""
     out = tmp_path_factory.mktemp("shared")
-    with reproduce(*TABLE_1, str(out)) as first, reproduce(*TABLE_1, str(out)) as second:
-        texts = [process.communicate()[0] for process in (first, second)]
-    assert first.returncode == second.returncode == 0, texts
+    processes = [Command(tmp_path_factory.mktemp("said"), *TABLE_1, str(out)) for _ in range(2)]
+    texts = [process.text() for process in processes]
+    assert [process.exitcode for process in processes] == [0, 0], texts
     return out, texts
 
 
@@ -171,26 +185,27 @@ def test_two_processes_share_the_work(shared):
     out, texts = shared
     did = [re.findall(r"^digits \w+ [\w-]+ trial \d(?= \((?:mixture)|:)", text, re.M) for text in texts]
     assert all(did), texts
-    assert sorted([*did[0], *did[1]]) == sorted(str(run) for run in artefacts.plan("table1", "tiny", 2))
-    assert len(finished(out)) == 28
+    assert sorted([*did[0], *did[1]]) == sorted(str(run) for run in artefacts.plan("table1", "tiny", 1))
+    assert len(finished(out)) == RUNS
 
 
-def test_killed_at_random_moments_nothing_is_lost_or_repeated(tmp_path, shared):
-    moment, before = random.Random(0), {}
+def test_killed_at_random_moments_nothing_is_lost_or_repeated(tmp_path, tmp_path_factory, shared):
+    moment, before, said = random.Random(0), {}, tmp_path_factory.mktemp("said")
     for _ in range(2):
-        with reproduce(*TABLE_1, str(tmp_path)) as process:
-            # Counted from the first sign of work, as loading takes seconds.
-            wanted = len(before) + moment.randrange(1, 9)
-            while len(finished(tmp_path)) < wanted and process.poll() is None:
-                time.sleep(0.01)
-            time.sleep(moment.uniform(0, 0.15))
-            process.kill()
+        process = Command(said, *TABLE_1, str(tmp_path))
+        # Counted from the first sign of work, as loading takes seconds.
+        wanted = len(before) + moment.randrange(1, 5)
+        while len(finished(tmp_path)) < wanted and process.is_alive():
+            time.sleep(0.01)
+        time.sleep(moment.uniform(0, 0.15))
+        process.kill()
+        process.join()
         after = finished(tmp_path)
-        assert len(after) < 28 and before.items() <= after.items(), "a finished run was repeated or lost"
+        assert len(after) < RUNS and before.items() <= after.items(), "a finished run was repeated or lost"
         before = after
-    with reproduce(*TABLE_1, str(tmp_path)) as process:
-        text = process.communicate()[0]
-    assert process.returncode == 0 and "28 of 28 runs are finished" in text, text
+    process = Command(said, *TABLE_1, str(tmp_path))
+    text = process.text()
+    assert process.exitcode == 0 and f"{RUNS} of {RUNS} runs are finished" in text, text
     assert len(before) > 1 and before.items() <= finished(tmp_path).items()
     assert not [*tmp_path.rglob("checkpoint.pt")]
     assert scores(tmp_path) == scores(shared[0]), "kills leave no trace in the numbers"
@@ -394,9 +409,10 @@ def test_tables_3_and_4_have_the_integration_benchmarks_methods_and_scores():
 # --- the command ---
 
 
-def test_help_names_every_artefact(capsys):
+def test_help_of_the_script_names_every_artefact(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "--help"])
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["--help"])
+        runpy.run_path(str(ROOT / "scripts" / "reproduce.py"), run_name="__main__")
     text = capsys.readouterr().out
     assert stopped.value.code == 0 and "tiny" not in text
     assert all(name in text for name in artefacts.ARTEFACTS)

@@ -1,9 +1,10 @@
 """Several processes train as one does on the same minibatches; one of them writes; none waits for one that failed."""
 
-import multiprocessing
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from common import build, config, data, every_prior, noisy, plain, planted, state
+from common import FORKS, build, config, data, every_prior, noisy, plain, planted, state
 from torch import distributed as dist
 from torch import nn
 
@@ -36,13 +37,10 @@ class Processes:
     """Some processes in one gloo group."""
 
     def __init__(self, number: int, folder: Path):
-        # Forks of a process that has done nothing but import: quick, and safe where this one has threads.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["anndata", "pyro_vmm.cli"])
         self.pipes, self.processes = [], []
         for rank in range(number):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(rank, number, str(folder / "store"), theirs), daemon=True)
+            ours, theirs = FORKS.Pipe()
+            process = FORKS.Process(target=work, args=(rank, number, str(folder / "store"), theirs), daemon=True)
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
@@ -407,15 +405,14 @@ def test_without_torchrun_there_is_no_group(monkeypatch):
 
 # torchrun
 
-# Does to one process what a test says.
+# The second process fails.
 SCRIPT = """
 import os, sys
-from pyro_vmm import VMM, cli, plots
-fit, latent_map = VMM.fit, plots.latent_map
-plots.latent_map = lambda z, *args: latent_map(z, *args, method="pca")
+from pyro_vmm import VMM, cli
+fit = VMM.fit
 def breaks(row, vae):
-    if row["epoch"] == 3 and os.environ["RANK"] in "{ranks}":
-        raise {error}
+    if row["epoch"] == 3 and os.environ["RANK"] == "1":
+        raise RuntimeError("out of luck")
 VMM.fit = lambda self, *args, **kwargs: fit(self, *args, callbacks=[breaks], **kwargs)
 sys.exit(cli.main())
 """
@@ -448,25 +445,44 @@ def options(tmp_path) -> list[str]:
 
 
 @pytest.fixture
-def one_process(monkeypatch):
+def one_process(monkeypatch, undrawn):
     """The command line in this process; t-SNE takes seconds and is tested with the plots."""
     real = plots.latent_map
     monkeypatch.setattr(plots, "latent_map", lambda z, *args: real(z, *args, method="pca"))
     return lambda *arguments: main([str(word) for word in arguments])
 
 
-def test_the_script_writes_one_folder_with_the_results_of_one_process(options, tmp_path, one_process):
+def interrupted_command(*arguments: str) -> tuple[int, str]:
+    """The command in a process of two, which Ctrl-C ends in its third epoch: exit status and standard error."""
+    ranks, fit, told = Ranks.present(), VMM.fit, io.StringIO()
+
+    def press(row, vae):
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    launched = {"WORLD_SIZE": str(ranks.size), "RANK": str(ranks.rank)}
+    VMM.fit = lambda self, *args, **kwargs: fit(self, *args, callbacks=[press], **kwargs)
+    os.environ.update(launched)
+    try:
+        with redirect_stderr(told):
+            return main(arguments), told.getvalue()
+    finally:
+        VMM.fit = fit
+        for name in launched:
+            del os.environ[name]
+
+
+def test_the_script_writes_one_folder_with_the_results_of_one_process(options, tmp_path, one_process, two):
     """Also where both processes were interrupted, and one process goes on."""
-    one, two, broken = (tmp_path / name for name in ("one", "two", "broken"))
+    one, both, broken = (tmp_path / name for name in ("one", "both", "broken"))
     assert one_process(*options, "--out", one) == 0
-    done = torchrun(ROOT / "scripts" / "fit.py", *options, "--out", two)
+    done = torchrun(ROOT / "scripts" / "fit.py", *options, "--out", both)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("clusters used") == 1
-    (tmp_path / "script.py").write_text(SCRIPT.format(error="KeyboardInterrupt", ranks="01"))
-    stopped = torchrun(tmp_path / "script.py", *options, "--out", broken)
-    assert stopped.returncode != 0 and stopped.stderr.count(f"continue with --resume {broken}") == 1
+    (status, told), (other_status, other_told) = two.run(interrupted_command, *options, "--out", str(broken))
+    assert status == other_status == 130 and f"continue with --resume {broken}" in told and not other_told
     assert one_process("--resume", broken, "--quiet") == 0
-    for other in (two, broken):
+    for other in (both, broken):
         assert sorted(path.name for path in other.iterdir()) == sorted(path.name for path in one.iterdir())
         left, right = (pd.read_csv(folder / "assignments.csv") for folder in (one, other))
         pd.testing.assert_frame_equal(left, right, rtol=1e-6)
@@ -474,7 +490,7 @@ def test_the_script_writes_one_folder_with_the_results_of_one_process(options, t
 
 
 def test_a_process_that_fails_ends_the_others(options, tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT.format(error="RuntimeError('out of luck')", ranks="1"))
+    (tmp_path / "script.py").write_text(SCRIPT)
     failed = torchrun(tmp_path / "script.py", *options, "--out", tmp_path / "run")
     assert failed.returncode != 0 and "out of luck" in failed.stderr
     assert not (tmp_path / "run" / "model.pt").exists()

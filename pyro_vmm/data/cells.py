@@ -113,7 +113,7 @@ def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
         raise ValueError(f"layer={layer!r} is not in adata.layers, which holds {quoted(adata.layers)}")
     place = _place(layer)
     if adata.is_view:
-        counts_matrix(adata._adata_ref, layer)  # before a part of it is taken: SciPy takes it without a look
+        check_sparse(place, _stored(adata._adata_ref, layer))  # before SciPy takes a part of it, without a look
     matrix = _stored(adata, layer)
     if matrix is None:
         raise ValueError(

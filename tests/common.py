@@ -188,7 +188,7 @@ def assert_same_fits(one: Estimator, other: Estimator) -> None:
     assert type(one.vae_.likelihood) is type(other.vae_.likelihood) and type(one.vae_.prior) is type(other.vae_.prior)
     assert_same(state(one.vae_), state(other.vae_))
     assert_same(one.history_.to_dict("list"), other.history_.to_dict("list"))
-    for name in ("scale_", "shift_", "likelihood_options_"):
+    for name in ("n_components_", "scale_", "shift_", "likelihood_options_"):
         assert getattr(one, name, None) == getattr(other, name, None)
 
 

@@ -9,8 +9,9 @@ from torch import nn
 from pyro_vmm import VMM
 from pyro_vmm.likelihoods import Normal
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import Decoder
+from pyro_vmm.networks import COVARIANCES, Decoder
 from pyro_vmm.priors import PRIORS, StandardNormal, VampMixture
+from pyro_vmm.rivals.vade import TrainedMixture
 from pyro_vmm.training import Steps, Trainer
 
 N, G = 60, 4
@@ -47,6 +48,19 @@ def test_reorder_leaves_what_is_shared_alone():
     before = state(prior)
     prior.reorder(order)
     assert_same(state(prior), {name: v[order] if name in PER_COMPONENT else v for name, v in before.items()})
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_a_rivals_mixture_is_the_same_in_another_order(covariance):
+    prior, z = TrainedMixture(torch.randn(K, K), covariance), torch.randn(5, K)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape)
+        before = prior()
+        log_p_z, weights = before.log_prob(z), before.weights
+        prior.reorder(torch.tensor([2, 0, 1]))
+        torch.testing.assert_close(prior().log_prob(z), log_p_z)
+        torch.testing.assert_close(prior().weights, weights[[2, 0, 1]])
 
 
 def test_a_subset_has_all_that_is_shared_as_its_own_and_gives_it_back():
@@ -137,13 +151,13 @@ def test_parameters_of_submodules():
     ("attributes", "expected"),
     [
         ({"expectation": "closed"}, "expectation='closed' should be one of ('analytic', 'sampled')"),
-        ({"free_centres": True}, "lacks mu, which free_centres stand for"),
-        ({"free_centres": True, "can_eliminate": True}, "lacks mu, pi_logits, m_prior, which free_centres and can_"),
+        ({"free_centres": True}, "lacks mu, which it needs for free_centres=True"),
+        ({"free_centres": True, "can_eliminate": True}, "lacks mu, pi_logits, m_prior, which it needs for free_"),
     ],
 )
 def test_attributes_that_are_not_true(attributes, expected):
     cls = type("Mine", (StandardNormal,), {**attributes, "subset": lambda self, kept: self})
-    assert expected in message_of(lambda: VMM(**TINY, prior=cls).fit(X))
+    assert expected in message_of(lambda: VMM(**TINY, prior=cls, init_centres="encoded").fit(X))
 
 
 def test_components_of_the_svi_step_do_not_leave_it():

@@ -18,7 +18,14 @@ from pyro_vmm.estimators import building
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.experiments import images
 from pyro_vmm.experiments.scales import SCALES
-from pyro_vmm.likelihoods import CELL_LIKELIHOODS, LIKELIHOODS, CellLikelihood, Likelihood, Normal
+from pyro_vmm.likelihoods import (
+    CELL_LIKELIHOODS,
+    LIKELIHOODS,
+    CellLikelihood,
+    CustomCellLikelihood,
+    Likelihood,
+    Normal,
+)
 from pyro_vmm.precision import network_precision
 from pyro_vmm.priors import PRIORS, GaussianMixture, Prior, StandardNormal, VampMixture, VampPrior
 from pyro_vmm.rivals import VaDE
@@ -232,6 +239,7 @@ def test_noise_starts_at_a_quarter_of_the_spread():
         assert told == pytest.approx(X.std(axis=0).__pow__(2).mean() ** 0.5 / 4)
         np.testing.assert_allclose(likelihood.scale.detach().numpy(), told, rtol=1e-5)
     assert Normal((G,)).start(torch.ones(9, G)) == {"initial_scale": 1.0}
+    assert Normal((G,), initial_scale=1.0).start(x) == {}
 
 
 def test_a_likelihood_of_ones_own_is_first_class(registered, tmp_path):
@@ -242,6 +250,9 @@ def test_a_likelihood_of_ones_own_is_first_class(registered, tmp_path):
         assert_same_fits(models[0], model)
         assert type(model.vae_.likelihood) is Laplace
         assert model.scale_ == normal.scale_ and model.likelihood_options_ == normal.likelihood_options_
+        assert model.likelihood_options_["initial_scale"] == pytest.approx(
+            (X / model.scale_).std(axis=0).mean() / 4, rel=0.1
+        )
     models[0].save(tmp_path / "model.pt")
     again = VMM.load(tmp_path / "model.pt")
     assert type(again.vae_.likelihood) is Laplace
@@ -278,7 +289,8 @@ def test_a_likelihood_of_ones_own_says_what_its_values_are(monkeypatch):
     assert message_of(lambda: VMM(**TINY, likelihood="signs").fit(X)) == "expects values 1 and -1"
     adata = cells()
     adata.X = RANDOM.normal(size=adata.shape).astype(np.float32)
-    for likelihood in ("values", Values, Values(CellLayout(12))):
+    function = CustomCellLikelihood(CellLayout(12), lambda h, library: dist.Laplace(h, 1.0), counts=False)
+    for likelihood in ("values", Values, Values(CellLayout(12)), function):
         model = SingleCellVMM(**TINY, likelihood=likelihood).fit(adata)
         np.testing.assert_allclose(model.normalized_expression(adata), model.reconstruct(adata), rtol=1e-5, atol=1e-6)
         assert "library='inferred' needs counts" in message_of(

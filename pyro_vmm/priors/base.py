@@ -145,8 +145,8 @@ class Prior(nn.Module, ABC):
         needed = {"mu": self.free_centres, "pi_logits": self.can_eliminate, "m_prior": self.can_eliminate}
         lacks = [name for name, wanted in needed.items() if wanted and not hasattr(self, name)]
         if lacks:
-            stated = [name for name in ("free_centres", "can_eliminate") if getattr(self, name)]
-            raise ValueError(f"{type(self).__name__} lacks {', '.join(lacks)}, which {' and '.join(stated)} stand for")
+            stated = " and ".join(name for name in ("free_centres", "can_eliminate") if getattr(self, name))
+            raise ValueError(f"{type(self).__name__} lacks {', '.join(lacks)}, which it needs for {stated}=True")
         if self.can_eliminate and not self.trained_by_map:
             raise ValueError(f"{type(self).__name__} has can_eliminate=True, which needs trained_by_map=True")
         self.component_tensors()

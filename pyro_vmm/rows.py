@@ -26,7 +26,7 @@ class Rows(Protocol):
 
 def minibatches(order: Tensor, batch_size: int) -> list[Tensor]:
     """Positions (N,) in minibatches; a last one of a single row joins the one before, for BatchNorm's sake."""
-    batches = list(order.split(batch_size))
+    batches = list(order.split(int(batch_size)))  # torch takes none of NumPy's
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches

@@ -558,6 +558,14 @@ def test_wrong_shapes_and_types(X):
         VMM(**TINY).fit(X)
 
 
+def test_numpys_own_numbers_as_settings(X):
+    settings = {"n_components": np.int64(5), "batch_size": np.int32(64), "learning_rate": np.float32(1e-3)}
+    plain = {name: value.item() for name, value in settings.items()}
+    for name in settings:
+        numpy, python = (VMM(**{**TINY, name: given[name]}).fit(X) for given in (settings, plain))
+        np.testing.assert_array_equal(numpy.transform(X), python.transform(X))
+
+
 def test_more_components_than_rows(X):
     with pytest.warns(UserWarning, match="more than the 18 rows"):
         model = VMM(**{**TINY, "n_components": 50}).fit(X[:20])

@@ -283,7 +283,8 @@ class Estimator(BaseEstimator):
 
     def _check_draw(self, n_samples: int, component: int | None) -> None:
         check_whole("n_samples", n_samples)
-        if component is not None and not (isinstance(component, Integral) and 0 <= component < self.n_components_):
+        whole = isinstance(component, Integral) and not isinstance(component, bool)
+        if component is not None and not (whole and 0 <= component < self.n_components_):
             raise ValueError(
                 f"component={component!r} should be a whole number between 0 and {self.n_components_ - 1}, or None"
             )

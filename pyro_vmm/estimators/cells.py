@@ -254,7 +254,7 @@ class SingleCellVMM(FittedCells):
         check_choice("encode_covariates", self.encode_covariates, (True, False))
         if not (isinstance(self.batch_balance, Real) and 0 <= self.batch_balance < np.inf):
             raise ValueError(f"batch_balance={self.batch_balance!r} should be a number, at least 0")
-        if isinstance(self.init, str):
+        if isinstance(self.init, str) or not np.iterable(self.init):
             check_choice("init", self.init, building.INITS)
         elif len(self.init) > self.n_components:
             raise ValueError(f"init names {len(self.init)} cells, more than n_components={self.n_components}")
@@ -270,8 +270,9 @@ class SingleCellVMM(FittedCells):
             if not isinstance(getattr(self, name), str | None):
                 raise ValueError(f"{name}={getattr(self, name)!r} should be one name, or None")
         for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
-            if isinstance(getattr(self, name), str):
-                raise ValueError(f"{name}={getattr(self, name)!r} should be a list of column names")
+            keys = getattr(self, name)
+            if isinstance(keys, str) or not (keys is None or np.iterable(keys)):
+                raise ValueError(f"{name}={keys!r} should be a list of column names")
 
     def _covariates(self, adata: "AnnData", totals: np.ndarray, part_of: "AnnData | None" = None) -> Covariates:
         return Covariates.of(

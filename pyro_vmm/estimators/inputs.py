@@ -21,7 +21,7 @@ def is_table(X: Any) -> bool:
     return hasattr(X, "columns") and hasattr(X, "shape")
 
 
-def float_type(X: Any, dtype: str) -> np.dtype | list:
+def float_type(X: Any, dtype: str) -> type | list[type]:
     """The types, for scikit-learn, in which numbers keep their digits and take no more memory than that needs.
 
     Arguments:
@@ -30,9 +30,11 @@ def float_type(X: Any, dtype: str) -> np.dtype | list:
     """
     if isinstance(X, pd.DataFrame):  # as files of tables are read
         return np.float32 if all(each == np.float32 for each in X.dtypes) else np.float64
-    # float32 holds all that two bytes can, in half the memory of float64; unless that is what is computed in.
     given = getattr(X, "dtype", None)
-    small = isinstance(given, np.dtype) and given.kind in "biuf" and given.itemsize <= 2
+    if not isinstance(given, np.dtype):
+        return np.float64
+    # float32 holds all that two bytes can, in half the memory of float64; unless that is what is computed in.
+    small = given.kind in "biuf" and given.itemsize <= 2
     return np.float32 if small and dtype == "float32" else [np.float64, np.float32]
 
 

@@ -106,6 +106,8 @@ def test_a_table_gives_what_vmm_makes_of_it(ending, dtypes, tmp_path):
         frame.to_parquet(path)
     assert run("--dataset", path, "--out", tmp_path / "run", *FAST) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
+    asked = estimator(resolve({"dataset": path, "scaling": "auto"}), progress=False)
+    assert asked.scaling == config["parameters"]["scaling"] == "standard"
     model = VMM(**{**config["parameters"], "scaling": "auto", "device": "cpu"}).fit(frame)
     found = VMM.load(tmp_path / "run" / "model.pt")
     assert found.scaling_ == model.scaling_ == "standard"

@@ -47,6 +47,15 @@ def fitted(request, X):
     return request.param(**TINY).fit(X)
 
 
+@pytest.mark.parametrize("rival", RIVALS)
+def test_the_columns_of_a_table_are_standardised(rival, X):
+    frame = pd.DataFrame(X * [1.0, 1e4, 1e-4, 1.0], columns=list("abcd"))
+    model, same = rival(**TINY).fit(frame), rival(**TINY, scaling="standard").fit(frame)
+    assert model.scaling_ == "standard" and model.scaling == "auto"
+    np.testing.assert_array_equal(model.predict_proba(frame), same.predict_proba(frame))
+    assert rival(**TINY).fit(X).scaling_ == "range"
+
+
 def test_shapes(fitted, X):
     assert fitted.labels_.shape == (200,) and fitted.weights_.shape == (4,)
     probabilities = fitted.predict_proba(X)

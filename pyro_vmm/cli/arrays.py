@@ -69,6 +69,8 @@ class Arrays(Kind):
             params |= {"encoder": config["network"], "decoder": config["network"]}
         if params.get("scaling") == "none":
             params["scaling"] = None
+        elif params.get("scaling") == "auto":  # of an array, which a table is by now
+            params["scaling"] = self.preset(config).get("scaling", "auto")
         return params
 
     def load(self, config: dict) -> Dataset:

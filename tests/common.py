@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from scipy import sparse
 from torch import nn
 
+from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.experiments.runs import Folder, Run
 from pyro_vmm.likelihoods import CellLikelihood, LocationScale, Normal
@@ -105,6 +106,27 @@ class Tied(VampMixture):
     def centres(self, encoder):
         loc, tril = super().centres(encoder)
         return Centres(loc + self.offset, tril)
+
+
+class Points(Prior):
+    """A prior of one's own from nothing: points and one precision per dimension, trained by the MAP step."""
+
+    trained_by_map = True
+    free_centres = True
+    per_component = ("mu",)
+
+    def __init__(self, mu):
+        super().__init__(mu.shape[1], len(mu))
+        self.mu, self.log_precision = nn.Parameter(mu.clone()), nn.Parameter(torch.zeros(self.latent_dim))
+
+    @classmethod
+    def build(cls, latent_dim, pseudo_inputs, settings):
+        return cls(torch.randn(len(pseudo_inputs), latent_dim))
+
+    def forward(self, encoder=None):
+        log_weights = torch.full_like(self.mu[:, 0], 1 / self.n_components).log()
+        precision_tril = torch.diag_embed((self.log_precision / 2).exp()).expand(self.n_components, -1, -1)
+        return MixtureOfGaussians.from_precision(log_weights, self.mu, precision_tril)
 
 
 class Laplace(LocationScale):

@@ -144,7 +144,13 @@ def test_parameters_of_submodules():
     prior.reorder(order)
     assert torch.equal(prior.net.weight, before["net.weight"][order])
     assert torch.equal(prior.net.bias, before["net.bias"])
-    assert prior.subset(KEPT).net.weight.shape == (2, 3)
+    subset = prior.subset(KEPT)
+    assert torch.equal(subset.net.weight, prior.net.weight[KEPT]) and subset.again is subset.net.weight
+    with torch.no_grad():
+        subset.net.weight += 1.0
+    prior.absorb(subset, KEPT)
+    assert torch.equal(prior.net.weight[KEPT], subset.net.weight) and prior.again is prior.net.weight
+    assert torch.equal(prior.net.weight[1], before["net.weight"][order][1])
 
 
 @pytest.mark.parametrize(
@@ -160,8 +166,9 @@ def test_attributes_that_are_not_true(attributes, expected):
     assert expected in message_of(lambda: VMM(**TINY, prior=cls, init_centres="encoded").fit(X))
 
 
-def test_components_of_the_svi_step_do_not_leave_it():
-    cls = type("Mine", (VampMixture,), {"trained_by_map": False})
+@pytest.mark.parametrize("attributes", [{"trained_by_map": False}, {"shared": ("pi_logits",)}])
+def test_components_that_could_not_leave_training(attributes):
+    cls = type("Mine", (VampMixture,), attributes)
     assert "can_eliminate=True, which needs trained_by_map=True" in message_of(lambda: VMM(**TINY, prior=cls).fit(X))
 
 

@@ -3,7 +3,7 @@
 import pyro
 import pytest
 import torch
-from common import HIERARCHY, CorrelatedEncoder, Laplace, Tied, build_prior, state
+from common import HIERARCHY, CorrelatedEncoder, Laplace, Points, Tied, build_prior, state
 from common import SITES as OWN_SITES
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
@@ -17,9 +17,9 @@ from pyro_vmm.training import Trainer, TrainingConfig
 
 G, K = 4, 3
 
-#: One of each that is registered from outside, for each test alone.
-FOREIGN_PRIOR, FOREIGN_LIKELIHOOD = {"tied": Tied}, {"laplace": Laplace}
-SITES = {**OWN_SITES, "tied": OWN_SITES["vmm"]}
+#: Registered from outside, for each test alone.
+FOREIGN_PRIOR, FOREIGN_LIKELIHOOD = {"tied": Tied, "points": Points}, {"laplace": Laplace}
+SITES = {**OWN_SITES, "tied": OWN_SITES["vmm"], "points": OWN_SITES["vamp"]}
 every_prior = pytest.mark.parametrize("prior", [*PRIORS, *FOREIGN_PRIOR])
 every_likelihood = pytest.mark.parametrize("likelihood", [*LIKELIHOODS, *FOREIGN_LIKELIHOOD])
 

@@ -5,7 +5,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from common import Geometric, Laplace, Tied, assert_same_fits, message_of, planted
+from common import Geometric, Laplace, Points, Tied, assert_same_fits, message_of, planted
 from torch import nn
 
 import pyro_vmm
@@ -48,6 +48,17 @@ def cells() -> ad.AnnData:
 
 
 # A prior of one's own
+
+
+def test_a_prior_from_nothing(monkeypatch, tmp_path):
+    monkeypatch.setitem(PRIORS, "points", Points)
+    start = VMM(**{**TINY, "epochs": 1, "prior_learning_rate": 1e-12}, prior="points", init_centres="encoded").fit(X)
+    model = VMM(**TINY, prior="points", init_centres="encoded").fit(X)
+    assert type(model.vae_.prior) is Points
+    for name, value in model.vae_.prior.named_parameters():
+        assert not torch.equal(value, start.vae_.prior.get_parameter(name)), name
+    model.save(tmp_path / "model.pt")
+    np.testing.assert_array_equal(VMM.load(tmp_path / "model.pt").score_samples(X), model.score_samples(X))
 
 
 @pytest.mark.parametrize("prior", ["tied", Tied], ids=["name", "class"])
@@ -305,7 +316,7 @@ def test_a_likelihood_of_ones_own_says_what_its_values_are(monkeypatch):
     ("call", "expected"),
     [
         (lambda: building.build_prior("tied", 2, torch.zeros(3, 2), {}), "prior='tied' should be one of"),
-        (lambda: building.shift_and_scale(X, "unit", "normal"), "scaling='unit' should be one of"),
+        (lambda: building.choose_scaling("unit", "normal", False), "scaling='unit' should be one of"),
         (lambda: building.initial_rows(torch.zeros(3, 2), 2, "first", 0), "init='first' should be one of"),
         (lambda: network_precision("fp8").__enter__(), "precision='fp8' should be one of"),
         (

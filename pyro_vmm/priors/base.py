@@ -147,9 +147,10 @@ class Prior(nn.Module, ABC):
         if lacks:
             stated = " and ".join(name for name in ("free_centres", "can_eliminate") if getattr(self, name))
             raise ValueError(f"{type(self).__name__} lacks {', '.join(lacks)}, which it needs for {stated}=True")
-        if self.can_eliminate and not self.trained_by_map:
-            raise ValueError(f"{type(self).__name__} has can_eliminate=True, which needs trained_by_map=True")
-        self.component_tensors()
+        per_component = self.component_tensors()
+        if self.can_eliminate and not (self.trained_by_map and "pi_logits" in per_component):
+            needs = "trained_by_map=True and 'pi_logits' in per_component"
+            raise ValueError(f"{type(self).__name__} has can_eliminate=True, which needs {needs}")
 
     @torch.no_grad()
     def reorder(self, order: Tensor) -> None:
@@ -167,12 +168,14 @@ class Prior(nn.Module, ABC):
     def rows_of(self, kept: Tensor) -> "Prior":
         """A copy with the rows of components ``kept`` (n,) of what is per component, and all of what is shared."""
         copied = copy.deepcopy(self)
-        for name, tensor in copied.component_tensors().items():
-            path, _, last = name.rpartition(".")
+        names = list(_registered(copied))
+        for tensor in copied.component_tensors().values():
             rows = tensor.detach()[kept].clone()
             if isinstance(tensor, nn.Parameter):
                 rows = nn.Parameter(rows, requires_grad=tensor.requires_grad)
-            setattr(copied.get_submodule(path), last, rows)
+            for name in (name for name, each in names if each is tensor):  # it may go by several
+                path, _, last = name.rpartition(".")
+                setattr(copied.get_submodule(path), last, rows)
         copied.n_components = len(kept)
         return copied
 
@@ -182,10 +185,10 @@ class Prior(nn.Module, ABC):
         own, learned = self.component_tensors(), subset.component_tensors()
         for name, tensor in own.items():
             tensor[kept] = learned[name]
-        shared = subset.state_dict()
-        for name, tensor in self.state_dict().items():
-            if name not in own:
-                tensor.copy_(shared[name])
+        per_component, kept_in_files = {id(tensor) for tensor in own.values()}, subset.state_dict()
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            if name in kept_in_files and id(tensor) not in per_component:
+                tensor.copy_(kept_in_files[name])
 
     # The Pyro pair
 

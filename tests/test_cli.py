@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pyro_vmm import VMM, plots
+from pyro_vmm import VMM, metrics, plots
 from pyro_vmm.cli import build_parser, estimator, main, resolve
 
 ROOT = Path(__file__).parents[1]
@@ -164,11 +164,74 @@ def test_columns_of_several_units_are_drawn_on_one_scale(tmp_path, monkeypatch):
     assert seen[1][2].max() > 100, "an image is one in its own units"
 
 
-def test_a_figure_that_fails_takes_no_other_with_it(table, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "component_samples", lambda *args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST)
-    assert {path.stem for path in (tmp_path / "run").glob("*.png")} == {"curves", "latent", "weights"}
+DRAWN_BY = {
+    "curves": "training_curves",
+    "latent": "latent_map",
+    "weights": "cluster_weights",
+    "components": "component_samples",
+}
+RESULTS = {"config.json", "history.csv", "model.pt", "checkpoint.pt", "assignments.csv", "latent.npy"}
+
+
+@pytest.mark.parametrize("name", DRAWN_BY)
+def test_a_figure_that_fails_takes_no_other_with_it(name, table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plots, DRAWN_BY[name], lambda *args: 1 / 0)
+    assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST) == 0
+    figures = {f"{other}.png" for other in DRAWN_BY if other != name}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == RESULTS | figures
+    printed = capsys.readouterr()
+    assert printed.err == f"fit.py: warning: figure {name} was not written: ZeroDivisionError: division by zero\n"
+    assert "clusters used" in printed.out and "NMI" in printed.out
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, "No space left"), RuntimeError("a\nb\n")])
+def test_results_are_there_when_no_figure_can_be(error, table, tmp_path, monkeypatch, capsys):
+    def fail(figure, path):
+        assert {file.name for file in path.parent.iterdir()} >= RESULTS
+        raise error
+
+    monkeypatch.setattr(plots, "save", fail)
+    assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and all(f"was not written: {type(error).__name__}" in line for line in lines)
+
+
+def test_an_interrupt_among_the_figures(table, tmp_path, monkeypatch, capsys):
+    def press(*args):
+        raise KeyboardInterrupt
+
+    out, real = tmp_path / "run", plots.cluster_weights
+    monkeypatch.setattr(plots, "cluster_weights", press)
+    assert run("--dataset", table, "--label-column", "kind", "--out", out, *FAST) == 130
+    printed = capsys.readouterr()
+    assert "clusters used" in printed.out
+    assert f"interrupted; the results are in {out}, and --resume {out} makes the figures" in printed.err
+    assert {path.name for path in out.iterdir()} == RESULTS | {"curves.png", "latent.png"}
+    assert json.loads((out / "config.json").read_text())["parameters"]["epochs"] == 2
+    monkeypatch.setattr(plots, "cluster_weights", real)
+    before = {name: (out / name).read_bytes() for name in ("latent.npy", "assignments.csv")}
+    assert run("--resume", out, "--quiet") == 0
+    assert {path.name for path in out.iterdir()} == RESULTS | {f"{name}.png" for name in DRAWN_BY}
+    assert {name: (out / name).read_bytes() for name in before} == before
+
+
+def test_a_closing_table_that_fails_is_no_loss(table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(metrics, "nmi", lambda *args: 1 / 0)
+    assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST) == 0
+    assert "warning: the closing table was not printed: ZeroDivisionError" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == RESULTS | {f"{name}.png" for name in DRAWN_BY}
+
+
+def test_a_selection_goes_on_without_its_figure(table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plots, "granularity", lambda *args: 1 / 0)
+    data = ["--dataset", table, "--label-column", "kind"]
+    select = ["--select", "64", "--select-seeds", "1"]
+    assert run(*data, *select, "--out", tmp_path / "run", *FAST) == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names >= RESULTS | {"selection.csv", "selection.md"} and "selection.png" not in names
+    printed = capsys.readouterr()
+    assert "warning: figure selection was not written: ZeroDivisionError: division by zero\n" in printed.err
+    assert "Recommended" in printed.out and "clusters used" in printed.out
 
 
 def test_columns_of_names_and_others(table, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 
 import anndata
@@ -12,8 +13,9 @@ import pytest
 import scanpy as sc
 import torch
 from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
 
-from pyro_vmm import VMM, SingleCellVMM
+from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.cli import build_parser, estimator, kind_of, main, resolve
 from pyro_vmm.cli.kinds import ARRAYS, CELLS, KINDS
 from pyro_vmm.data import CELL_SETS
@@ -466,6 +468,88 @@ def test_a_file_that_is_not_there(capsys):
     assert "there is no file nothing.h5ad" in capsys.readouterr().err
 
 
+RESULTS = {"config.json", "model.pt", "checkpoint.pt", "history.csv", "assignments.csv", "latent.npy"}
+RESULTS |= {"annotated.h5ad", "clusters_by_batch.csv", "clusters_by_type.csv"}
+QUICK = {"curves.png", "weights.png", "batches.png"}  # figures that need no map
+
+
+def found_in(out) -> set[str]:
+    return {file.name for file in out.iterdir()}
+
+
+@pytest.mark.parametrize("options", [[], ["--backed"], ["--n-top-genes", "30"]], ids=str)
+def test_results_come_before_neighbours_and_figures(options, path, tmp_path, monkeypatch, capsys):
+    """As if scanpy and what it uses did not go together."""
+    out = tmp_path / "run"
+
+    def fail(adata):
+        assert found_in(out) >= RESULTS and json.loads((out / "config.json").read_text())["parameters"]["epochs"] == 2
+        assert "ARI" in capsys.readouterr().out
+        raise AttributeError("'csr_array' object has no attribute 'getnnz'")
+
+    monkeypatch.setattr(cells, "embed", fail)
+    assert run("--dataset", path, *KEYS, *options, "--out", out, *FAST) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "figure" in line]
+    assert line.startswith("fit.py: warning: annotated.h5ad has no neighbours and no UMAP of the model")
+    assert line.endswith("figure umap was not written: AttributeError: 'csr_array' object has no attribute 'getnnz'")
+    assert found_in(out) == RESULTS | QUICK
+    adata = anndata.read_h5ad(out / "annotated.h5ad")
+    np.testing.assert_array_equal(adata.obsm["X_vmm"], np.load(out / "latent.npy"))
+    np.testing.assert_array_equal(adata.obs["vmm"].astype(int), pd.read_csv(out / "assignments.csv")["cluster"])
+    assert "X_umap" not in adata.obsm
+
+
+DRAWN_BY = {
+    "curves": "training_curves",
+    "weights": "cluster_weights",
+    "batches": "cluster_batches",
+    "umap": "umap_panels",
+}
+
+
+@pytest.mark.parametrize("name", DRAWN_BY)
+def test_a_figure_that_fails_takes_no_other_with_it(name, path, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    monkeypatch.setattr(plots, DRAWN_BY[name], lambda *args, **options: 1 / 0)
+    assert run("--dataset", path, *KEYS, "--out", out, *FAST) == 0
+    assert f"warning: figure {name} was not written: ZeroDivisionError: division by zero\n" in capsys.readouterr().err
+    assert found_in(out) == RESULTS | QUICK | {"umap.png"} - {f"{name}.png"}
+    assert "X_umap" in anndata.read_h5ad(out / "annotated.h5ad").obsm
+
+
+def test_an_interrupt_while_neighbours_are_sought(path, tmp_path, monkeypatch, capsys):
+    def press(adata):
+        raise KeyboardInterrupt
+
+    out, real = tmp_path / "run", cells.embed
+    monkeypatch.setattr(cells, "embed", press)
+    assert run("--dataset", path, *KEYS, "--out", out, *FAST) == 130
+    assert f"interrupted; the results are in {out}, and --resume {out} makes the figures" in capsys.readouterr().err
+    assert found_in(out) == RESULTS | QUICK
+    assert "vmm" in anndata.read_h5ad(out / "annotated.h5ad").obs
+    monkeypatch.setattr(cells, "embed", real)
+    assert run("--resume", out, "--quiet") == 0
+    assert found_in(out) == RESULTS | QUICK | {"umap.png"}
+
+
+def test_cells_without_a_map_stay_where_the_disk_has_no_room_for_another(path, tmp_path, monkeypatch, capsys):
+    out, real, calls = tmp_path / "run", anndata.AnnData.write_h5ad, []
+
+    def full(self, file, **settings):
+        calls.append(file)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        real(self, file, **settings)
+
+    monkeypatch.setattr(anndata.AnnData, "write_h5ad", full)
+    assert run("--dataset", path, *KEYS, "--out", out, *FAST) == 0
+    told = "warning: neighbours and UMAP were not written to annotated.h5ad: OSError"
+    assert told in capsys.readouterr().err
+    assert found_in(out) == RESULTS | QUICK | {"umap.png"}
+    adata = anndata.read_h5ad(out / "annotated.h5ad")
+    assert "X_vmm" in adata.obsm and "X_umap" not in adata.obsm
+
+
 def test_full_disk(path, tmp_path, capsys, monkeypatch):
     def full(self, file, **settings):
         file.write_bytes(b"half")
@@ -549,3 +633,19 @@ def test_the_real_map(three_threads):
     assert adata.uns["vmm_neighbors"]["connectivities_key"] in adata.obsp
     sc.tl.umap(adata, neighbors_key="vmm_neighbors")
     np.testing.assert_array_equal(adata.obsm["X_umap"], adata.obsm["X_vmm_umap"])
+
+
+@pytest.mark.filterwarnings("default")  # scanpy's own
+def test_neighbours_of_more_cells_than_scanpy_compares_one_by_one(monkeypatch):
+    """From 8,192 cells on they are found by pynndescent."""
+    n = 8200
+    monkeypatch.setattr(sc.tl, "umap", partial(sc.tl.umap, maxiter=5))
+    z = np.random.RandomState(0).randn(n, 2).astype(np.float32)
+    adata = anndata.AnnData(obs=pd.DataFrame(index=np.arange(n).astype(str)), obsm={"X_vmm": z})
+    assert EMBED(adata) == "X_umap"
+    assert adata.obsm["X_umap"].shape == (n, 2) and np.isfinite(adata.obsm["X_umap"]).all()
+    some = np.arange(0, n, 100)
+    exact = NearestNeighbors(n_neighbors=10).fit(z).kneighbors(z[some], return_distance=False)
+    hits = [set(exact[i]) - {cell} <= set(adata.obsp["distances"][cell].indices) for i, cell in enumerate(some)]
+    assert np.mean(hits) > 0.95
+    assert (adata.obsp["connectivities"].getnnz(axis=1) > 0).all()

@@ -17,7 +17,7 @@ from sklearn.metrics import adjusted_rand_score
 import pyro_vmm
 from pyro_vmm import VMM, SingleCellVMM, metrics, plots
 from pyro_vmm.cli import main
-from pyro_vmm.selection import search
+from pyro_vmm.selection import Selection, search
 from pyro_vmm.selection.evidence import agreement, evidence
 from pyro_vmm.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description
 from pyro_vmm.selection.parts import Parts, take, take_to_train
@@ -343,6 +343,19 @@ def test_report_and_figure(X, tmp_path):
     same(pd.read_csv(tmp_path / "selection.csv"), selection.table)
     with pytest.raises(ValueError, match="missing: stability"):
         plots.granularity(selection.table.drop(columns="stability"))
+
+
+def test_tables_are_there_before_the_figure_is_tried(tmp_path, monkeypatch):
+    def fail(table):
+        assert {path.name for path in tmp_path.iterdir()} == {"selection.md", "selection.csv"}
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(plots, "granularity", fail)
+    fits = made_up({64: (steady(2), -1.0), 256: (steady(3), 0.0)})
+    selection = Selection(evidence(fits), fits)
+    with pytest.warns(UserWarning, match="figure selection was not written: RuntimeError: no font"):
+        selection.write(tmp_path)
+    assert len(pd.read_csv(tmp_path / "selection.csv")) == 2
 
 
 def few_cells(n: int = 40, genes: int = 6, **obs) -> ad.AnnData:

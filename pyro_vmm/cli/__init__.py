@@ -11,16 +11,19 @@ from typing import Any
 from pyro_vmm.cli.kind import SELECTION, Kind, flag
 from pyro_vmm.cli.kinds import PRESETS
 from pyro_vmm.cli.options import check, estimator, kind_of, read_config, resolve
-from pyro_vmm.cli.parser import build_parser
+from pyro_vmm.cli.parser import PROG, build_parser
 from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.ornaments import attempt
 from pyro_vmm.parallel import launched_rank, process_group
-from pyro_vmm.runs import RunFolder
+from pyro_vmm.runs import Results, RunFolder
 from pyro_vmm.selection import M_PRIOR, SEEDS, select
+from pyro_vmm.terminal import any_text, say
 from pyro_vmm.training import RATES, TrainingDiverged
 
 __all__ = ["PRESETS", "build_parser", "estimator", "kind_of", "main", "read_config", "resolve"]
 
 
+@any_text()
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, fit, write the run folder and print the closing table; returns the exit status.
 
@@ -61,14 +64,27 @@ def _run(given: dict, held: ExitStack) -> int:
             return 0
         results = kind.results(model, data)
         results.write(folder.path)
+        # Only now for a resumed run: what it changes must first have proved to fit.
+        folder.write_config(config, model)
     except KeyboardInterrupt:
         if not launched_rank():
             advice = f"; continue with --resume {folder.path}" if folder.path.exists() else ""
             print(f"\ninterrupted{advice}", file=sys.stderr)
         return 130
-    # Only now for a resumed run: what it changes must first have proved to fit.
-    folder.write_config(config, model)
-    print(results.closing_table(), f"results in {folder.path}", sep="\n")
+    return _show(results, folder.path)
+
+
+def _show(results: Results, path: Path) -> int:
+    """The closing table and the figures of results that are written; what of it fails is a warning."""
+    try:
+        for line in attempt("the closing table was not printed", lambda: say(results.closing_table())):
+            _warn(line)
+        say(f"results in {path}")
+        for line in results.decorate(path):
+            _warn(line)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the results are in {path}, and --resume {path} makes the figures", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -126,9 +142,15 @@ def _select(kind: Kind, config: dict, model: Estimator, data: Any, folder: RunFo
         refit=False,
     )
     if not launched_rank():
-        selection.write(folder.path)
-        print(selection.report())
+        selection.write_tables(folder.path)
+        say(selection.report())
+        for line in selection.draw(folder.path):
+            _warn(line)
     return selection.best
+
+
+def _warn(text: object, prog: str = PROG) -> None:
+    print(f"{prog}: warning: {text}", file=sys.stderr)
 
 
 @contextmanager
@@ -141,7 +163,7 @@ def _plain_warnings(prog: str) -> Iterator[None]:
             if category is UserWarning and launched_rank():
                 return  # the first process says the same
             if category is UserWarning:
-                print(f"{prog}: warning: {message}", file=sys.stderr)
+                _warn(message, prog)
             else:
                 usual(message, category, filename, lineno, file, line)
 

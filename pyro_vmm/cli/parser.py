@@ -17,6 +17,7 @@ from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES
 from pyro_vmm.selection import M_PRIOR, SEEDS
 from pyro_vmm.training import MONITORS
 
+PROG = "fit.py"
 DESCRIPTION = "Cluster a data set with a VampPrior Mixture Model, without saying how many clusters there are."
 EPILOG = """\
 Without any option: scikit-learn's bundled handwritten digits, in less than a minute.
@@ -80,7 +81,7 @@ def _in_words(name: str, value) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all kinds of data."""
     parser = argparse.ArgumentParser(
-        prog="fit.py",
+        prog=PROG,
         usage="%(prog)s [--dataset NAME|FILE] [option ...]",
         description=DESCRIPTION,
         epilog=EPILOG,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyro_vmm import files
+from pyro_vmm import files, ornaments
 from pyro_vmm.experiments import beyond, cells, images, tabular
 from pyro_vmm.experiments.paper import PAPER
 from pyro_vmm.experiments.runs import Folder, Run
@@ -169,9 +169,8 @@ def render(name: str, scale: str, trials: int, folders: Sequence[Folder], out: P
     """Write what can be shown by now into the folder ``out``; returns the text to print."""
     artefact, out = ARTEFACTS[name], Path(out)
     done = f"{sum(folder.finished() for folder in folders)} of {len(folders)} runs are finished, scale {scale}"
-    drawn = _render_figures(artefact, name, folders, out, data_dir) if artefact.draw else ""
     if not artefact.columns:
-        return drawn + done
+        return _render_figures(artefact, name, folders, out, data_dir) + done
     titles = artefact.titles or {row: row for row in (artefact.row(folder.run) for folder in folders)}
     table = Table(results(folders, artefact.row), artefact.columns, titles, PAPER.get(name, {}), trials)
     if not table.lines():
@@ -181,11 +180,13 @@ def render(name: str, scale: str, trials: int, folders: Sequence[Folder], out: P
     page = f"# {artefact.title}\n\n{done}. {MARKS}{artefact.note}{quoted}\n\n{table.markdown()}"
     for ending, text in (("md", page), ("csv", table.csv()), ("tex", table.latex())):
         files.write_text(out / f"{name}.{ending}", text)
+    # A table is there before its figure is tried.
+    drawn = _render_figures(artefact, name, folders, out, data_dir) if artefact.draw else ""
     return f"{table.markdown()}{drawn}{done}; written to {out / name}.md, .csv and .tex"
 
 
 def _render_figures(artefact: Artefact, name: str, folders: Sequence[Folder], out: Path, data_dir: Path | None) -> str:
-    """A figure; one for each data set if it is of cells."""
+    """A figure; one for each data set if it is of cells. What fails is told, or raised where there is no table."""
     from pyro_vmm import plots
     from pyro_vmm.experiments import figures
 
@@ -193,12 +194,18 @@ def _render_figures(artefact: Artefact, name: str, folders: Sequence[Folder], ou
     if artefact.draw == "embeddings":
         datasets = dict.fromkeys(folder.run.dataset for folder in folders)
         parts = {f"{name}_{one}": [f for f in folders if f.run.dataset == one] for one in datasets}
-    told = ""
+    told, failed = "", None
     for stem, some in parts.items():
-        figure = getattr(figures, artefact.draw)(some, data_dir)
-        if figure is None:
-            told += f"no results of {stem} yet: "
-            continue
-        plots.save(figure, out / f"{stem}.png")
-        told += f"written to {out / stem}.png; "
+        try:
+            figure = getattr(figures, artefact.draw)(some, data_dir)
+            if figure is None:
+                told += f"no results of {stem} yet: "
+                continue
+            plots.save(figure, out / f"{stem}.png")
+            told += f"written to {out / stem}.png; "
+        except Exception as error:  # of whatever library
+            told += f"{ornaments.told(f'figure {stem} was not written', error)}; "
+            failed = failed or error
+    if failed and not artefact.columns:
+        raise failed
     return told

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pyro_vmm.terminal import any_text
+
 ABOUT = """Reproduce a table or figure of the paper, or make one beyond it: run what has no result yet, then render.
 
 Every fit is a run with a folder of its own under --out. The command may be stopped, killed and started again at any
@@ -61,6 +63,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+@any_text()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, render and print; returns the exit status: 1 if a run failed, 2 for arguments that can't be."""
     args = parser().parse_args(argv)

@@ -5,14 +5,17 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
-from pyro_vmm.plots.drawing import palette
-from pyro_vmm.plots.scatter import MAX_LEGEND, draw_legend, draw_points, short_text, write_names
+from pyro_vmm.plots.drawing import MAX_TICKS, label_some, palette
+from pyro_vmm.plots.scatter import MAX_LEGEND, draw_legend, draw_points, named, short_text, write_names
 
 PANEL = 4.6  # inches
+BAR = 0.85  # of the distance between two bars
+MAX_BARS = 1000
 
 
 def umap_panels(
@@ -65,7 +68,7 @@ def _legend_width(names: pd.Index, columns: int) -> float:
 def _draw_panel(axes: Axes, points: np.ndarray, values: pd.Categorical, title: str, columns: int, on_map: bool) -> None:
     names, codes = values.categories.to_numpy(), values.codes.astype(int)
     colors = draw_points(axes, points, codes, len(names))
-    note = ", too many for a legend" if not (on_map or columns) else ""
+    note = named(len(names)) if on_map else "" if columns else ", too many for a legend"
     axes.set_title(f"{short_text(title)} ({len(names)}{note})")
     if on_map:
         write_names(axes, points, codes, names, colors)
@@ -91,9 +94,7 @@ def cluster_batches(counts: pd.DataFrame, marked: Collection = ()) -> Figure:
     width = float(np.clip(0.3 * len(shares) + 1, 4.5, 14))
     figure = Figure(figsize=(width + _legend_width(names, columns), 3.8), layout="constrained")
     axes = figure.add_subplot()
-    bottoms = np.cumsum(shares, axis=1) - shares
-    for batch, color in enumerate(colors):
-        axes.bar(positions, shares[:, batch], 0.85, bottom=bottoms[:, batch], color=color)
+    _draw_bars(axes, positions, shares, colors)
     if len(names) == 2:
         # Of more batches the boundaries shift together, and lines would tell nothing.
         axes.axhline(shares[0, 0], color="white", linewidth=1, linestyle="--")
@@ -105,11 +106,25 @@ def cluster_batches(counts: pd.DataFrame, marked: Collection = ()) -> Figure:
     return figure
 
 
+def _draw_bars(axes: Axes, positions: np.ndarray, shares: np.ndarray, colors: np.ndarray) -> None:
+    """A stack of bars for each row of the shares."""
+    tops = np.cumsum(shares, axis=1)
+    bottoms = tops - shares
+    if shares.size <= MAX_BARS:
+        for batch, color in enumerate(colors):
+            axes.bar(positions, shares[:, batch], BAR, bottom=bottoms[:, batch], color=color)
+        return
+    # A bar of its own takes a millisecond; and of many, gaps of less than a pixel would make a pattern.
+    x = positions[:, None, None] + (0.5 if len(shares) > MAX_TICKS else BAR / 2) * np.array([-1, -1, 1, 1])
+    corners = np.stack(np.broadcast_arrays(x, np.stack([bottoms, tops, tops, bottoms], axis=-1)), axis=-1)
+    axes.add_collection(PolyCollection(corners.reshape(-1, 4, 2), facecolors=np.tile(colors, (len(shares), 1))))
+
+
 def _label_clusters(axes: Axes, positions: np.ndarray, counts: pd.DataFrame, marked: Collection) -> None:
     crowded, sizes = len(positions) > 45, counts.sum(1)
     separator = " · " if crowded else "\n"
     labels = [f"{name}{separator}{n}" for name, n in zip(["all", *counts.index], [sizes.sum(), *sizes], strict=True)]
-    axes.set_xticks(positions, labels=labels, fontsize=6 if crowded else 8, rotation=90 if crowded else 0)
+    label_some(axes, positions, labels, crowded)
     axes.tick_params(axis="x", length=0)
     middle, reach = positions[[0, -1]].mean(), max(np.ptp(positions) / 2 + 0.7, 3)
     axes.set_xlim(middle - reach, middle + reach)

@@ -1,10 +1,13 @@
 """What the figures share: colours, the check of weights, the file format."""
 
 import io
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -18,6 +21,8 @@ OKABE_ITO = (BLUE, ORANGE, GREEN, VERMILLION, "#CC79A7", "#56B4E9", "#000000")
 GREY = "#8C8C8C"
 
 DPI = 150
+# Of more labels below one axis than this none can be read.
+MAX_TICKS = 140
 
 
 def palette(n: int) -> np.ndarray:
@@ -42,6 +47,14 @@ def check_weights(name: str, weights: ArrayLike) -> np.ndarray:
     return weights
 
 
+def label_some(axes: Axes, positions: np.ndarray, labels: Sequence[str], crowded: bool) -> None:
+    """Label the ticks of bars; of more than ``MAX_TICKS`` every second one, or fewer, and the last."""
+    step = -(-len(positions) // MAX_TICKS)
+    shown = sorted({*range(0, len(positions) - step // 2, step), len(positions) - 1})
+    labels = [labels[i] for i in shown]
+    axes.set_xticks(positions[shown], labels=labels, fontsize=6 if crowded else 8, rotation=90 if crowded else 0)
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure to a PNG file of 150 dpi and at most 256 colours; an earlier file stays whole on failure.
 
@@ -55,7 +68,10 @@ def save(figure: Figure, path: str | Path) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"can't save {path}: there is no folder {path.parent}")
     rendered, packed = io.BytesIO(), io.BytesIO()
-    figure.savefig(rendered, format="png", dpi=DPI)
+    with warnings.catch_warnings():
+        # One for each character of a name, such as a Chinese one; a box in its place tells as much.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(rendered, format="png", dpi=DPI)
     # A palette makes the file about three times smaller, and figures are committed.
     Image.open(rendered).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(packed, "png", optimize=True)
     files.write(packed, path)

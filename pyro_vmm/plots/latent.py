@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from pyro_vmm.plots.drawing import GREY
-from pyro_vmm.plots.scatter import MAX_LEGEND, draw_legend, draw_points, short_text, write_names
+from pyro_vmm.plots.scatter import MAX_LEGEND, draw_legend, draw_points, named, short_text, write_names
 from pyro_vmm.threads import same_threads
 
 METHODS = ("tsne", "pca", "umap")
@@ -133,7 +133,8 @@ def _import_umap():
 
 def _draw_clusters(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.ndarray, strips: bool) -> None:
     colors = draw_points(axes, points, codes, len(names))
-    axes.set_title(f"{len(names)} cluster{'s' if len(names) != 1 else ''}")
+    title = f"{len(names)} cluster{'s' if len(names) != 1 else ''}"
+    axes.set_title(title if strips else title + named(len(names)))
     if strips:
         step = -(-len(names) // MAX_LEGEND)
         axes.set_yticks(np.arange(0, len(names), step), labels=[short_text(name) for name in names[::step]])

@@ -11,6 +11,8 @@ from pyro_vmm.plots.drawing import GREY, palette
 
 MAX_LEGEND = 20
 MAX_NAME = 30
+# Of more names than this on one map none can be read, and to find them places takes long.
+MAX_NAMES = 100
 MISSING = colormaps["gray"](0.7)[:3]
 
 
@@ -31,10 +33,11 @@ def draw_points(
 
 
 def write_names(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.ndarray, colors: np.ndarray) -> None:
-    """Each group's name at its middle."""
-    present = np.unique(codes[codes >= 0])
+    """Each group's name at its middle; of very many groups, those of the largest."""
+    present, sizes = np.unique(codes[codes >= 0], return_counts=True)
     if len(present) == 0:
         return
+    present = np.sort(present[np.argsort(-sizes, kind="stable")[:MAX_NAMES]])
     medians = np.stack([_central_member(points[codes == code]) for code in present])
     texts = [short_text(names[code]) for code in present]
     # A sparse panel would lose its points under the numbers.
@@ -54,6 +57,11 @@ def write_names(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.nda
             arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": GREY} if np.hypot(*shift) > 8 else None,
         )
         annotation.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])
+
+
+def named(n: int) -> str:
+    """For a title: which of n groups :func:`write_names` names, if not all."""
+    return f", the {MAX_NAMES} largest named" if n > MAX_NAMES else ""
 
 
 def draw_legend(axes: Axes, codes: np.ndarray, names: np.ndarray, colors: np.ndarray, columns: int = 1) -> None:

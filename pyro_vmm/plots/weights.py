@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from pyro_vmm.plots.drawing import BLUE, ORANGE, check_weights
+from pyro_vmm.plots.drawing import BLUE, ORANGE, check_weights, label_some
 
 
 def cluster_weights(
@@ -53,7 +53,7 @@ def cluster_weights(
 
 def _label_bars(axes: Axes, positions: np.ndarray, labels: Sequence[str]) -> None:
     crowded = len(positions) > 45
-    axes.set_xticks(positions, labels=labels, fontsize=6 if crowded else 8, rotation=90 if crowded else 0)
+    label_some(axes, positions, labels, crowded)
     middle, reach = positions[-1] / 2, max(positions[-1] / 2 + 0.7, 3)
     axes.set_xlim(middle - reach, middle + reach)
     axes.set_xlabel("cluster")

@@ -1,12 +1,13 @@
 """What a run on arrays comes to."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyro_vmm import files, plots
+from pyro_vmm import files, ornaments, plots
 from pyro_vmm.data.dataset import Dataset
 from pyro_vmm.estimators import VMM
 from pyro_vmm.runs import tables
@@ -32,26 +33,32 @@ class ArrayResults:
         self.clusters = self.probabilities.argmax(1)
 
     def write(self, path: Path) -> None:
-        """The model, ``history.csv``, ``assignments.csv``, ``latent.npy`` and the figures."""
+        """The model, ``history.csv``, ``assignments.csv`` and ``latent.npy``."""
         self.model.save(path / "model.pt")
         files.write_table(path / "history.csv", self.model.history_)
         files.write_table(path / "assignments.csv", tables.assignments(self.probabilities, self.data.row_names))
-        z = self.model.transform(self.data.x)
-        files.write_array(path / "latent.npy", z)
-        for name, figure in self.figures(z):
-            plots.save(figure, path / f"{name}.png")
+        files.write_array(path / "latent.npy", self.latent_means)
 
-    def figures(self, z: np.ndarray) -> Iterator[tuple[str, "Figure"]]:
-        """Names and figures, of latent means z (N, D); without clusters (one component) there are fewer.
+    @cached_property
+    def latent_means(self) -> np.ndarray:
+        """(N, D)."""
+        return self.model.transform(self.data.x)
 
-        Each is made when the one before is written, which stays if this one fails.
-        """
-        yield "curves", plots.training_curves(self.model.history_)
-        yield "latent", plots.latent_map(z, self.clusters, self.data.labels)
+    def decorate(self, path: Path) -> Iterator[str]:
+        """The figures, each when the one before is written; a line for each that fails."""
+        return ornaments.draw(self.figures(), path)
+
+    def figures(self) -> dict[str, Callable[[], "Figure"]]:
+        """What makes each figure, by its name; without clusters (one component) there are fewer."""
+        found = {
+            "curves": lambda: plots.training_curves(self.model.history_),
+            "latent": lambda: plots.latent_map(self.latent_means, self.clusters, self.data.labels),
+        }
         if self.probabilities.shape[1] > 1:
             shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
-            yield "weights", plots.cluster_weights(self.model.weights_, shares)
-            yield "components", self.component_figure()
+            found["weights"] = lambda: plots.cluster_weights(self.model.weights_, shares)
+            found["components"] = self.component_figure
+        return found
 
     def component_figure(self) -> "Figure":
         """The paper's figure 1: what each used cluster generates, in proportion to its weight, and its exemplar.

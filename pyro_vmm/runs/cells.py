@@ -1,8 +1,9 @@
 """What a run on cells comes to: an annotated AnnData, tables of clusters by batch and by type, figures."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_vmm import files, plots
+from pyro_vmm import files, ornaments, plots
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.runs import tables
 from pyro_vmm.threads import same_threads
@@ -73,10 +74,9 @@ class CellResults:
         self.by_batch = cross_table(self.clusters, self.batches)
         self.by_type = None if data.labels is None else cross_table(self.clusters, data.labels)
         self.marked = single_batch_clusters(self.by_batch)
-        self.umap: str | None = None
 
     def write(self, path: Path) -> None:
-        """The model, ``annotated.h5ad``, ``assignments.csv``, ``history.csv``, ``latent.npy``, tables and figures.
+        """The model, ``annotated.h5ad``, ``assignments.csv``, ``history.csv``, ``latent.npy`` and tables.
 
         Counts that lie in a file stay there: ``annotated.h5ad`` then has the annotations alone.
         """
@@ -90,24 +90,41 @@ class CellResults:
             files.write_table(path / "clusters_by_batch.csv", self.by_batch, index=True)
         if self.by_type is not None:
             files.write_table(path / "clusters_by_type.csv", self.by_type, index=True)
-        self.umap = embed(adata)
         write_h5ad(adata, path / "annotated.h5ad")
-        for name, figure in self.figures():
-            plots.save(figure, path / f"{name}.png")
 
-    def figures(self) -> Iterator[tuple[str, "Figure"]]:
-        """Names and figures; those of several batches, clusters or enough cells only where there are."""
-        yield "curves", plots.training_curves(self.model.history_, unit="cell")
-        adata, several = self.adata, len(self.by_batch.columns) > 1
-        if self.umap is not None:
-            groups = {"batch": self.batches} if several else {}
-            groups |= {} if self.data.labels is None else {"cell type": self.data.labels}
-            yield "umap", plots.umap_panels(adata.obsm[self.umap], {**groups, "cluster": self.clusters})
+    def decorate(self, path: Path) -> Iterator[str]:
+        """Figures, then neighbours and a UMAP in ``annotated.h5ad`` and its figure; a line for each that fails."""
+        yield from ornaments.draw(self.figures(), path)
+        try:
+            umap = embed(self.adata)
+        except Exception as error:  # of scanpy, or of what it uses
+            failure = "annotated.h5ad has no neighbours and no UMAP of the model, and figure umap was not written"
+            yield ornaments.told(failure, error)
+            return
+        if umap is not None:
+            failure = "neighbours and UMAP were not written to annotated.h5ad"
+            yield from ornaments.attempt(failure, partial(write_h5ad, self.adata, path / "annotated.h5ad"))
+            yield from ornaments.draw({"umap": partial(self.umap_figure, umap)}, path)
+
+    def figures(self) -> dict[str, Callable[[], "Figure"]]:
+        """What makes each figure but the UMAP, by its name; those of several batches or clusters where there are."""
+        found = {"curves": lambda: plots.training_curves(self.model.history_, unit="cell")}
         if self.probabilities.shape[1] > 1:
             shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
-            yield "weights", plots.cluster_weights(self.model.weights_, shares, unit="cell")
-            if several:
-                yield "batches", plots.cluster_batches(self.by_batch, marked=self.marked)
+            found["weights"] = lambda: plots.cluster_weights(self.model.weights_, shares, unit="cell")
+            if self.several_batches:
+                found["batches"] = lambda: plots.cluster_batches(self.by_batch, marked=self.marked)
+        return found
+
+    @property
+    def several_batches(self) -> bool:
+        return len(self.by_batch.columns) > 1
+
+    def umap_figure(self, key: str) -> "Figure":
+        """The map ``obsm[key]`` by batch, type and cluster, where there are several batches and known types."""
+        groups = {"batch": self.batches} if self.several_batches else {}
+        groups |= {} if self.data.labels is None else {"cell type": self.data.labels}
+        return plots.umap_panels(self.adata.obsm[key], {**groups, "cluster": self.clusters})
 
     def closing_table(self) -> str:
         """Clusters, what share of each is of which batch, ELBO and scores, as text."""

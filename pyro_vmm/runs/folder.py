@@ -1,5 +1,6 @@
 """The folder of a run, and what every kind of results can do."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +14,10 @@ class Results(Protocol):
     """What a run came to."""
 
     def write(self, path: Path) -> None:
-        """The model, tables and figures, into a folder."""
+        """The model and tables, into a folder: all that the run came to."""
+
+    def decorate(self, path: Path) -> Iterator[str]:
+        """Figures and the like into the folder, when all else is there; a line to tell for each that fails."""
 
     def closing_table(self) -> str:
         """Text for the terminal; scores against labels, if there are any, are marked as not used in training."""

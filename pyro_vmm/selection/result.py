@@ -1,13 +1,14 @@
 """What a selection came to: a table, a recommendation, a report, a figure."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from pyro_vmm import files
+from pyro_vmm import files, ornaments
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.selection.fits import Fit, Task
 
@@ -51,11 +52,21 @@ class Selection:
         return report(self.table)
 
     def write(self, path: str | Path) -> None:
-        """``selection.md``, ``selection.csv`` and ``selection.png``, into a folder that exists."""
-        from pyro_vmm import plots
+        """``selection.md``, ``selection.csv`` and ``selection.png``, into a folder that exists.
 
+        A figure that fails is a warning: the others are there by then.
+        """
+        self.write_tables(path)
+        for line in self.draw(path):
+            warnings.warn(line, stacklevel=2)
+
+    def draw(self, path: str | Path) -> Iterator[str]:
+        """``selection.png``, into a folder that exists; a line to tell if it fails."""
+        return ornaments.draw({"selection": self.plot}, Path(path))
+
+    def write_tables(self, path: str | Path) -> None:
+        """``selection.md`` and ``selection.csv``, into a folder that exists."""
         path = Path(path)
         text = self.report() + "\n![The evidence over granularities](selection.png)\n"
         files.write_text(path / "selection.md", text)
         files.write_table(path / "selection.csv", self.table)
-        plots.save(self.plot(), path / "selection.png")

@@ -1,0 +1,33 @@
+"""What a command line prints: nothing of that may end a run."""
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+@contextmanager
+def any_text() -> Iterator[None]:
+    r"""Meanwhile stdout and stderr show characters that their encoding lacks as escapes, such as ``\u03b1``.
+
+    Names of clusters, batches and files may hold any character, and the terminal's encoding be ASCII.
+    """
+    streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with suppress(OSError, ValueError):  # which is closed by now
+                stream.reconfigure(errors=errors)
+
+
+def say(*lines: str) -> None:
+    """Print lines, at once; where nobody reads them any more, as after ``| head -1``, the run goes on."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError:
+        # What it still holds would raise again at the end of the process.
+        sys.stdout = io.StringIO()

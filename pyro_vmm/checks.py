@@ -1,19 +1,23 @@
 """Checks of settings, each of which raises a ``ValueError`` that names the setting and what it should be."""
 
-import math
+import sys
 from collections.abc import Mapping
 from numbers import Integral, Real
 
+LARGEST = 2**31 - 1
+
 
 def check_whole(name: str, value) -> None:
-    """Raise ``ValueError`` unless the value is a whole number, at least 1."""
+    """Raise ``ValueError`` unless the value is a whole number, at least 1, and no larger than torch counts."""
     if isinstance(value, bool) or not (isinstance(value, Integral) and value >= 1):
         raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
+    if value > LARGEST:
+        raise ValueError(f"{name}={value!r} should be at most {LARGEST}")
 
 
 def check_positive(name: str, value) -> None:
     """Raise ``ValueError`` unless the value is a positive, finite number."""
-    if not (isinstance(value, Real) and 0 < value < math.inf):
+    if not (isinstance(value, Real) and 0 < value <= sys.float_info.max):
         raise ValueError(f"{name}={value!r} should be a positive number")
 
 

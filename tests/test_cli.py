@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from pyro_vmm import VMM, metrics, plots
-from pyro_vmm.cli import build_parser, estimator, main, resolve
+from pyro_vmm.cli import build_parser, estimator, kind_of, main, resolve, values
+from pyro_vmm.cli.kinds import KINDS
+from pyro_vmm.cli.options import check
+from pyro_vmm.cli.parser import GROUPS
 
 ROOT = Path(__file__).parents[1]
 FAST = [
@@ -401,6 +404,144 @@ def test_wrong_types_in_a_file_leave_no_folder(text, message, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('epochs = "3"', "epochs='3' should be a whole number"),
+        ("epochs = true", "epochs=True should be a whole number"),
+        ("epochs = 1.5", "epochs=1.5 should be a whole number"),
+        (f"batch_size = {10**30}", f"batch_size={10**30} should be at most 2147483647"),
+        ("batch_size = 1e400", "batch_size=inf should be a whole number"),
+        ("learning_rate = nan", "learning_rate=nan should be a finite number"),
+        ("learning_rate = true", "learning_rate=True should be a finite number"),
+        (f"learning_rate = {'9' * 400}", "should be a finite number"),
+        ('hidden = "abc"', "hidden='abc' should be a list"),
+        ("hidden = 8", "hidden=8 should be a list"),
+        ("hidden = [[8]]", "hidden=[8] should be a whole number"),
+        ("dataset = 5", "no data set is called '5'"),
+        ('seed = "a"', "seed='a' should be a whole number"),
+        ("seed = -1", "random_state=-1 should be a whole number from 0 to 2**32 - 1"),
+        ("seed = 99999999999", "random_state=99999999999 should be a whole number from 0"),
+        (f"m_prior = {'9' * 400}", "should be a finite number or 'batch'"),
+        ("m_prior = []", "m_prior=[] should be a finite number or 'batch'"),
+        ('m_prior = "rows"', "m_prior='rows' should be a finite number or 'batch'"),
+        ("likelihood_options = 3", "likelihood_options=3 should be a dict"),
+        ("select = 3", "select=3 should be a list"),
+        ("label_column = 3", "label_column=3 should be text"),
+        ("prior = []", "prior=[] should be one of"),
+        ("device = 3", "device=3 should be text"),
+        ("reuse_draws = 2", "reuse_draws=2 should be true or false"),
+        ('dataset = "x.h5ad"\nbatch_key = 3', "batch_key=3 should be text"),
+        ('dataset = "x.h5ad"\ncategorical_covariates = 3', "categorical_covariates=3 should be a list"),
+        ('dataset = "x.csv"\nseparator = 3', "separator=3 should be text"),
+        ('dataset = "x.csv"\ndrop_columns = "a"', "drop_columns='a' should be a list"),
+    ],
+)
+def test_values_of_another_type(text, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.toml").write_text(text)
+    assert run("--config", "config.toml", "--out", "run", "--quiet") == 2
+    printed = capsys.readouterr().err
+    assert message in printed and len(printed.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_types_are_those_of_every_option():
+    types = values.Types()
+    for add, *_ in GROUPS:
+        add(types)
+    assert {type_ for type_, _ in types.values()} <= {*values.TYPES, Path}
+    for kind in KINDS:
+        values.check_types({name: value for name, value in kind.defaults.items() if name != "m_prior"})
+        for dataset in kind.names:
+            values.check_types(kind.preset({"dataset": dataset}))
+
+
+def test_null_in_a_file_is_none_where_there_may_be_none(tmp_path):
+    (tmp_path / "config.json").write_text('{"patience": null, "likelihood_options": null, "scaling": null}')
+    config = resolve({"config": tmp_path / "config.json"})
+    check(config, kind_of(config))
+    assert estimator(config, progress=False).patience is None
+
+
+@pytest.mark.parametrize("name", ["options.json", "options.JSON", "options.toml"])
+def test_files_with_a_byte_order_mark(tmp_path, name):
+    text = "epochs = 3" if name.endswith("toml") else '{"epochs": 3}'
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert resolve({"config": tmp_path / name})["epochs"] == 3
+
+
+@pytest.mark.parametrize("ending", ["json", "toml"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b'{"epochs": ' * 50_000,
+        b"a = " + b"[" * 50_000,
+        b"a." * 50_000 + b"b = 1",
+        b'["a"' + b" . 'b'" * 50_000 + b"]",
+        b"\xff\xfe\x00",
+        b'{"epochs": ' + b"9" * 5000 + b"}",
+        b"epochs = " + b"9" * 5000,
+        b"\0" * 100,
+        b"[]",
+        b'"epochs"',
+    ],
+)
+def test_damaged_options(tmp_path, capsys, content, ending):
+    (tmp_path / f"options.{ending}").write_bytes(content)
+    assert run("--config", tmp_path / f"options.{ending}", "--out", tmp_path / "run") == 2
+    printed = capsys.readouterr().err
+    assert f"options.{ending}" in printed and len(printed.splitlines()) == 1
+
+
+def test_json_on_the_command_line_that_is_nested_too_deeply(capsys):
+    with pytest.raises(SystemExit):
+        run("--likelihood-options", "[" * 100_000)
+    assert "is not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--hidden", "--latent-dim"])
+def test_networks_that_are_larger_than_the_memory(option, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.RandomState(0).rand(40, 3))
+    assert run("--dataset", tmp_path / "x.npy", "--out", tmp_path / "run", *FAST, option, 2**31 - 1) == 2
+    printed = capsys.readouterr().err
+    assert "need more memory" in printed and len(printed.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_error_of_torch_is_not_taken_for_want_of_memory(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(VMM, "fit", broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        run("--out", tmp_path / "run", *FAST)
+
+
+def test_text_of_another_kind(tmp_path, capsys):
+    frame = pd.DataFrame(np.random.RandomState(0).randn(40, 3), columns=["größe", "b", "c"])
+    frame.to_csv(tmp_path / "eu.tsv.gz", sep=";", decimal=",", encoding="latin-1")
+    options = ["--separator", ";", "--decimal", ",", "--encoding", "latin-1"]
+    assert run("--dataset", tmp_path / "eu.tsv.gz", *options, "--out", tmp_path / "run", *FAST) == 0
+    model = VMM.load(tmp_path / "run" / "model.pt")
+    assert model.scaling == "standard" and model.n_features_in_ == 3
+    assert run("--resume", tmp_path / "run", "--epochs", "3", "--quiet") == 0
+    capsys.readouterr()
+    assert run("--dataset", tmp_path / "eu.tsv.gz", "--out", tmp_path / "other", *FAST) == 2
+    assert "--encoding latin-1" in capsys.readouterr().err
+
+
+def test_missing_numbers_of_a_table_are_told_by_their_names(table, tmp_path, capsys):
+    frame = pd.read_csv(table).set_axis([f"r{i}" for i in range(90)])
+    frame.loc[["r5", "r9"], "b"] = np.nan
+    frame.to_csv(table)
+    assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST) == 2
+    printed = capsys.readouterr().err
+    assert f"{table} holds NaN in 2 of 90 rows: column 'b' in rows 'r5', 'r9'; impute" in printed
+    assert len(printed.splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
 def test_likelihood_options_that_are_no_names_and_values(tmp_path, capsys):
     assert run("--likelihood-options", "[1]", "--out", tmp_path / "run", *FAST) == 2
     assert "likelihood_options=[1] should be a dict" in capsys.readouterr().err
@@ -414,6 +555,13 @@ def test_whatever_fails_before_training_leaves_no_folder(tmp_path, monkeypatch):
     with pytest.raises(TypeError, match="nobody"):
         run("--out", tmp_path / "run", *FAST)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["out", "resume", "config", "quiet"])
+def test_options_that_are_of_the_command_line_alone(name, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"options": {"dataset": "digits", name: "x"}}))
+    assert run("--resume", tmp_path) == 2
+    assert f"--{name} is not for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", '{"options": 3}', "{"])

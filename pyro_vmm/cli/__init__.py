@@ -39,8 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{prog}: training stopped: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, ImportError) as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        told = "data and networks need more memory than there is; a smaller batch_size, hidden or latent_dim needs less"
+        print(f"{prog}: error: {told}", file=sys.stderr)
+        return 2
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether an error of Python or torch is for want of memory; on the CPU, torch has no type for it."""
+    told = ("allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
 
 def _run(given: dict, held: ExitStack) -> int:

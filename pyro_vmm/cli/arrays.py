@@ -6,8 +6,9 @@ import numpy as np
 
 from pyro_vmm.cli.kind import Kind
 from pyro_vmm.data import Dataset, images
-from pyro_vmm.data.user_files import READERS
+from pyro_vmm.data.user_files import OPTIONS, READERS, TABLES, ending_of
 from pyro_vmm.estimators import VMM
+from pyro_vmm.finite import check_finite
 from pyro_vmm.likelihoods import LIKELIHOODS
 from pyro_vmm.runs import ArrayResults
 
@@ -49,11 +50,11 @@ class Arrays(Kind):
     registry = LIKELIHOODS
     names = tuple(images.DATASETS)
     endings = tuple(READERS)
-    own = frozenset({"drop_columns", "header", "label_column", "name_column", "network"})
+    own = frozenset({"label_column", "network", *OPTIONS})
 
     def preset(self, config: dict) -> dict:
         dataset = str(config["dataset"])
-        kind = "table" if Path(dataset).suffix.lower() in (".csv", ".parquet") else "file"
+        kind = "file" if ending_of(dataset, TABLES) is None else "table"
         preset = ARRAY_PRESETS[dataset if dataset in self.names else kind]
         likelihood = LIKELIHOODS.get(str(config.get("likelihood", self.defaults["likelihood"])))
         # Values of a discrete or bounded support must stay as they are, and not every likelihood has a scale to start.
@@ -74,8 +75,11 @@ class Arrays(Kind):
         return params
 
     def load(self, config: dict) -> Dataset:
-        options = {name: config[name] for name in ("name_column", "drop_columns", "header") if name in config}
-        return images.load(config["dataset"], config.get("data_dir"), config.get("label_column"), **options)
+        options = {name: config[name] for name in OPTIONS if name in config}
+        data = images.load(config["dataset"], config.get("data_dir"), config.get("label_column"), **options)
+        # The estimator would, too, but knows no names.
+        check_finite(data.x, data.column_names, data.row_names, str(config["dataset"]))
+        return data
 
     def inputs(self, data: Dataset) -> np.ndarray:
         return data.x

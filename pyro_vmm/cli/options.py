@@ -1,14 +1,21 @@
 """Options by precedence, and the kind of data that they are for."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from pyro_vmm.cli.kind import SELECTION, Kind, flag
 from pyro_vmm.cli.kinds import CELLS, KINDS
+from pyro_vmm.cli.values import check_types
 from pyro_vmm.data.cell_sets.files import find, folders
+from pyro_vmm.data.reading import reason
 from pyro_vmm.data.root import data_root
+from pyro_vmm.data.user_files import ending_of
 from pyro_vmm.estimators.base import Estimator
+
+# Of a.b.c, which means names within names. The time that it takes to read grows with the square of its length.
+DEEP_KEY = re.compile(r"""(?:[\w"'-]{1,50}\s{0,9}\.\s{0,9}){100}""")
 
 
 def resolve(given: dict) -> dict:
@@ -22,7 +29,7 @@ def kind_of(config: dict) -> Kind:
     """The kind of data that a data set is, by its name or its file's ending."""
     name = str(config["dataset"])
     for kind in KINDS:
-        if name in kind.names or Path(name).suffix.lower() in kind.endings:
+        if name in kind.names or ending_of(name, kind.endings) is not None:
             return kind
     root = data_root(config.get("data_dir"))
     if find(root, f"{name}.h5ad"):
@@ -37,7 +44,7 @@ def kind_of(config: dict) -> Kind:
 
 
 def check(config: dict, kind: Kind) -> None:
-    """Raise ``ValueError`` if an option does not go with this kind of data."""
+    """Raise ``ValueError`` if an option does not go with this kind of data, or its value is of another type."""
     wrong = sorted(config.keys() - kind.options)
     if wrong:
         others = frozenset().union(*(other.options for other in KINDS if other is not kind))
@@ -45,6 +52,7 @@ def check(config: dict, kind: Kind) -> None:
             f"{_flags(wrong)} {'is' if len(wrong) == 1 else 'are'} not for {kind.noun}, which {config['dataset']} "
             f"holds; what only these have is {_flags(kind.options - others)}"
         )
+    check_types(config)
     if "select" not in config and (lonely := [name for name in SELECTION if name in config]):
         raise ValueError(f"{_flags(lonely)} {'is' if len(lonely) == 1 else 'are'} of no use without --select")
     if "select" in config and "m_prior" in config:
@@ -72,13 +80,11 @@ def read_config(path: Path) -> dict:
     path = path.expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"--config: there is no file {path}")
+    loads = json.loads if path.suffix.lower() == ".json" else _load_toml
     try:
-        if path.suffix == ".json":
-            config = json.loads(path.read_text())
-        else:
-            config = _toml().loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"--config: {path} is neither TOML nor JSON as its ending says: {error}") from error
+        config = loads(path.read_text(encoding="utf-8-sig"))
+    except Exception as error:  # by the damage, of half a dozen types
+        raise ValueError(f"--config: {path} is neither TOML nor JSON as its ending says: {reason(error)}") from error
     if not isinstance(config, dict):
         raise ValueError(f"--config: {path} should hold names and values")
     known = frozenset().union(*(kind.options for kind in KINDS))
@@ -88,9 +94,11 @@ def read_config(path: Path) -> dict:
     return config
 
 
-def _toml():
+def _load_toml(text: str) -> dict:
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib
-    return tomllib
+    if DEEP_KEY.search(text):
+        raise ValueError("it holds names within names within names, more than a hundred")
+    return tomllib.loads(text)

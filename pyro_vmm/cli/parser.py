@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pyro_vmm.cli.kind import flag
 from pyro_vmm.cli.kinds import KINDS
-from pyro_vmm.data.user_files import HEADERS
+from pyro_vmm.data.delimited import DECIMALS, HEADERS
 from pyro_vmm.estimators.building import INIT_CENTRES, INITS, SCALINGS
 from pyro_vmm.estimators.cells import LIBRARIES
 from pyro_vmm.hyperpriors import HYPERPRIORS
@@ -30,6 +30,9 @@ UNSET = {
     "dataset": "digits",
     "data_dir": "$PYRO_VMM_DATA",
     "header": "auto",
+    "separator": ", or a tab in a .tsv",
+    "decimal": ".",
+    "encoding": "utf-8",
     "network": "mlp",
     "seed": 0,
     "n_top_genes": "all genes",
@@ -88,15 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         formatter_class=Formatter,
     )
-    _add_data(Group(parser, "data"))
-    _add_arrays(Group(parser, "data of arrays and images"))
-    _add_cells(Group(parser, "data of single cells", "columns are those of adata.obs"))
-    _add_model(Group(parser, "model"))
-    _add_cell_model(Group(parser, "model of single cells"))
-    _add_prior(Group(parser, "granularity and the prior's inference"))
-    _add_selection(Group(parser, "granularity chosen without labels"))
-    _add_training(Group(parser, "training"))
-    _add_run(Group(parser, "run"))
+    for add, *title in GROUPS:
+        add(Group(parser, *title))
     return parser
 
 
@@ -112,6 +108,9 @@ def _add_arrays(group: Group) -> None:
     group.add("name_column", "column of the rows' names, for assignments.csv; no feature", metavar="COLUMN")
     group.add("drop_columns", "columns to leave out, such as numbers of rows or dates", nargs="+", metavar="COLUMN")
     group.add("header", "whether a csv's first line names its columns; auto: unless it is numbers", choices=HEADERS)
+    group.add("separator", "between the fields of a csv, such as ';'", metavar="CHARACTER")
+    group.add("decimal", "what stands before a csv's decimals: . or ,", choices=DECIMALS, metavar="CHARACTER")
+    group.add("encoding", "of a csv, such as latin-1", metavar="NAME")
     group.add(
         "scaling",
         "how X is brought to the model's scale; tables: standard if normal or student_t",
@@ -134,7 +133,7 @@ def _add_model(group: Group) -> None:
     likelihoods = "; ".join(f"{kind.noun}: {', '.join(kind.likelihoods)}" for kind in KINDS)
     group.add("prior", "the prior on the latent space", choices=list(PRIORS))
     group.add("likelihood", f"the distribution of x; {likelihoods}", metavar="NAME")
-    group.add("likelihood_options", 'as JSON, such as \'{"scale": "per_feature"}\'', type=_json, metavar="JSON")
+    group.add("likelihood_options", 'as JSON, such as \'{"scale": "per_feature"}\'', type=json_value, metavar="JSON")
     group.add("components", "K, the most clusters there can be", type=int, metavar="K")
     group.add("latent_dim", "D", type=int, metavar="D")
     group.add("hidden", "widths of the encoder's layers, mirrored in the decoder", type=int, nargs="+", metavar="H")
@@ -155,7 +154,7 @@ def _add_cell_model(group: Group) -> None:
 
 
 def _add_prior(group: Group) -> None:
-    group.add("m_prior", "a cluster survives on more than about one row in M", type=_m_prior, metavar="M|batch")
+    group.add("m_prior", "a cluster survives on more than about one row in M", type=granularity, metavar="M|batch")
     group.add("hyperprior", "the paper's numbers or those of its authors' code", choices=list(HYPERPRIORS))
     group.add("responsibilities", "in the MAP step; held is the paper's", choices=list(RESPONSIBILITIES))
     group.add("expectation", "over the cluster centres", choices=list(EXPECTATIONS))
@@ -203,12 +202,28 @@ def _add_run(group: Group) -> None:
     group.add("quiet", "no progress bar", action="store_true")
 
 
-def _json(text: str) -> dict:
+def json_value(text: str) -> dict:
+    """The value of JSON text."""
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not JSON: {error}") from error
 
 
-def _m_prior(text: str) -> float | str:
+def granularity(text: str) -> float | str:
+    """A number, or "batch"."""
     return text if text == "batch" else float(text)
+
+
+#: What adds the options of each group, the group's title, and a description of it.
+GROUPS = (
+    (_add_data, "data"),
+    (_add_arrays, "data of arrays and images"),
+    (_add_cells, "data of single cells", "columns are those of adata.obs"),
+    (_add_model, "model"),
+    (_add_cell_model, "model of single cells"),
+    (_add_prior, "granularity and the prior's inference"),
+    (_add_selection, "granularity chosen without labels"),
+    (_add_training, "training"),
+    (_add_run, "run"),
+)

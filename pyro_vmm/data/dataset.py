@@ -15,6 +15,7 @@ class Dataset:
         name: The data set's name, or the file's without its ending.
         n_train: The first ``n_train`` rows are the official training set; None where there is none.
         row_names: A name for each row, shape (N,), or None.
+        column_names: The names of a table's features, (G,), or None.
     """
 
     x: np.ndarray
@@ -22,3 +23,4 @@ class Dataset:
     name: str
     n_train: int | None = None
     row_names: np.ndarray | None = None
+    column_names: list[str] | None = None

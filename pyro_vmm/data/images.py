@@ -1,14 +1,14 @@
 """Named data sets as plain arrays, scaled to [0, 1], and the one function that loads these or a user's file."""
 
 import gzip
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from sklearn import datasets as sklearn_datasets
 
 from pyro_vmm.data.dataset import Dataset
+from pyro_vmm.data.reading import GZIP_MAGIC
 from pyro_vmm.data.root import data_root
 from pyro_vmm.data.user_files import READERS, load_file, table_options
 
@@ -18,7 +18,6 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-GZIP_MAGIC = b"\x1f\x8b"
 IDX_UNSIGNED_BYTE = 0x08
 
 
@@ -26,31 +25,28 @@ def load(
     name_or_path: str | Path,
     data_dir: str | Path | None = None,
     label_column: str | None = None,
-    *,
-    name_column: str | None = None,
-    drop_columns: Sequence[str] = (),
-    header: str = "auto",
+    **table,
 ) -> Dataset:
     """The data set of that name, or the file of that path.
 
     Arguments:
-        name_or_path: A key of ``DATASETS``, or the path of a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file.
+        name_or_path: A key of ``DATASETS``, or the path of a file that ``load_file`` reads.
         data_dir: Where the named sets' files lie; see ``load_mnist``. Files do not need it.
         label_column: The column (or key of an ``.npz``) of a file that holds the labels.
-        name_column, drop_columns, header: Of tables; see ``load_file``.
+        table: Options of tables; see ``load_file``.
     """
     named = DATASETS.get(str(name_or_path))
     if named is not None:
         if label_column is not None:
             raise ValueError(f"label_column={label_column!r} is for files; {name_or_path} has its own labels")
-        table_options(name_or_path, name_column, drop_columns, header)
+        table_options(name_or_path, **table)
         return named(data_dir)
     if not Path(name_or_path).suffix and not Path(name_or_path).exists():
         raise ValueError(
             f"no data set or file is called {str(name_or_path)!r}; expected one of {', '.join(DATASETS)}, "
             f"or a file ending in {', '.join(READERS)}"
         )
-    return load_file(name_or_path, label_column, name_column=name_column, drop_columns=drop_columns, header=header)
+    return load_file(name_or_path, label_column, **table)
 
 
 def load_digits() -> Dataset:
@@ -161,7 +157,7 @@ def _read_maybe_gzipped(path: Path) -> bytes:
         return content
     try:
         return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
+    except Exception as error:  # gzip and zlib raise half a dozen types, by where the damage is
         raise ValueError(f"{path} is truncated or damaged: {error}") from error
 
 

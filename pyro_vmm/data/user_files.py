@@ -4,21 +4,39 @@ What a model needs of its data (finite values, a likelihood's support) is checke
 estimator.
 """
 
-import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import infer_dtype, is_integer_dtype, is_numeric_dtype, is_scalar
 
-from pyro_vmm.checks import check_choice
 from pyro_vmm.data.dataset import Dataset
+from pyro_vmm.data.delimited import advice, check_text_options, read_delimited
 from pyro_vmm.data.numbers import check_digits
+from pyro_vmm.data.numpy_files import read_numpy
+from pyro_vmm.data.reading import check_file, check_memory, reading
 
-HEADERS = ("auto", "yes", "no")
-Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # x, labels, row names
+Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, list[str] | None]  # x, labels, names of rows, columns
+PARQUET = "a parquet file"
+#: Endings of delimited text, and of all tables.
+TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+TABLES = (*TEXT, ".parquet")
+#: Options of all tables; the others are those of text.
+COLUMNS = ("name_column", "drop_columns")
+OPTIONS = {
+    "name_column": None,
+    "drop_columns": (),
+    "header": "auto",
+    "separator": None,
+    "decimal": ".",
+    "encoding": "utf-8",
+}
+# The index of a DataFrame, as pandas names it when it reads its own csv again.
+UNNAMED_INDEX = re.compile(r"Unnamed: 0(\.\d+)*")
 
 
 def load_file(
@@ -28,118 +46,107 @@ def load_file(
     name_column: str | None = None,
     drop_columns: Sequence[str] = (),
     header: str = "auto",
+    separator: str | None = None,
+    decimal: str = ".",
+    encoding: str = "utf-8",
 ) -> Dataset:
     """A user's file, its numbers unchanged.
 
     - ``.npy``: one array, shape (N, *event_shape).
     - ``.npz``: the array ``x``, or the only one; labels in ``y`` or ``labels``, if there.
-    - ``.csv``, ``.parquet``: numeric columns are features. A csv's unnamed first column, or a parquet's index,
-      names the rows.
+    - ``.csv``, ``.tsv``, either with ``.gz``, and ``.parquet``: numeric columns are features. A first column without a
+      name, or with the "Unnamed: 0" that pandas gives it, and a parquet's index name the rows.
 
     Arguments:
         path: The file.
         label_column: The column of a table, or the key of an ``.npz``, that holds the labels.
         name_column: The column of a table that names the rows, and is no feature.
         drop_columns: The columns of a table that are neither.
-        header: Whether the first line of a ``.csv`` names the columns: "yes", "no", or "auto", which takes a line of
+        header: Whether the first line of text names the columns: "yes", "no", or "auto", which takes a line of
             numbers and missing values for a row, with a warning. Names that are numbers are known by their place: they
             are 0, 1, 2, ..., or follow an empty first field, with a name for each row below it.
+        separator: What stands between the fields of text; None for "," in a ``.csv`` and a tab in a ``.tsv``.
+        decimal: What stands before the decimals in text: "." or ",".
+        encoding: Of text, such as "latin-1" or "utf-16".
     """
     path = Path(path).expanduser()
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
+    ending = ending_of(path, READERS)
+    if ending is None:
         raise ValueError(f"cannot read {path}: expected a file ending in {', '.join(READERS)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path} (looked in {path.parent.absolute()})")
+    check_file(path)
     for name, value in (("label_column", label_column), ("name_column", name_column)):
         if not isinstance(value, str | None):
             raise ValueError(f"{name}={value!r} should be the name of a column")
-    options = table_options(path, name_column, drop_columns, header)
-    x, labels, row_names = reader(path, label_column, **options)
+    options = table_options(
+        path,
+        name_column=name_column,
+        drop_columns=drop_columns,
+        header=header,
+        separator=separator,
+        decimal=decimal,
+        encoding=encoding,
+    )
+    x, labels, *names = READERS[ending](path, label_column, **options)
     _check_file_arrays(path, x, labels)
-    return Dataset(x, labels, name=path.stem, row_names=row_names)
+    return Dataset(x, labels, path.name[: -len(ending)], None, *names)
 
 
-def table_options(path: str | Path, name_column: str | None, drop_columns: Sequence[str], header: str) -> dict:
-    """The options that are given; ``ValueError`` where they are not for this file."""
-    check_choice("header", header, HEADERS)
-    if isinstance(drop_columns, str) or not all(isinstance(name, str) for name in drop_columns):
+def ending_of(path: str | Path, endings: Iterable[str]) -> str | None:
+    """Which of these endings, such as ``.csv.gz``, a file's name has; None if it has none, or nothing before it."""
+    name = Path(path).name.lower()
+    return next((ending for ending in endings if name.endswith(ending) and name != ending), None)
+
+
+def table_options(path: str | Path, **given) -> dict:
+    """Those of these options of ``load_file`` that are given; ``ValueError`` where they are not for this file."""
+    drop_columns = given.get("drop_columns", ())
+    if isinstance(drop_columns, str) or not np.iterable(drop_columns):
         raise ValueError(f"drop_columns={drop_columns!r} should be a list of columns' names")
-    values = {"name_column": (name_column, None), "drop_columns": (tuple(drop_columns), ()), "header": (header, "auto")}
-    options = {name: value for name, (value, default) in values.items() if value != default}
+    given = {**given, "drop_columns": tuple(drop_columns)}
+    if not all(isinstance(name, str) for name in given["drop_columns"]):
+        raise ValueError(f"drop_columns={drop_columns!r} should be a list of columns' names")
+    options = {name: given[name] for name, default in OPTIONS.items() if given.get(name, default) != default}
+    ending = ending_of(path, READERS)
     for name, value in options.items():
-        endings = (".csv",) if name == "header" else (".csv", ".parquet")
-        if Path(path).suffix.lower() not in endings:
-            raise ValueError(f"{name}={value!r} is for {' and '.join(endings)} files, not for {path}")
+        if ending not in (TABLES if name in COLUMNS else TEXT):
+            expected = ".csv, .tsv and .parquet" if name in COLUMNS else ".csv and .tsv"
+            raise ValueError(f"{name}={value!r} is for {expected} files, not for {path}")
     return options
 
 
 def _read_numpy(path: Path, label_column: str | None) -> Arrays:
-    arrays = _open_numpy(path)
-    label_key = label_column or next((key for key in ("y", "labels") if key in arrays), None)
-    if label_key is not None and label_key not in arrays:
-        raise ValueError(f"label_column={label_key!r} is not in {path}, which holds {', '.join(arrays)}")
-    others = [key for key in arrays if key != label_key]
-    x_key = "x" if "x" in others else others[0] if len(others) == 1 else None
-    if x_key is None:
-        held = ", ".join(arrays) or "none"
-        raise ValueError(f"{path} must hold an array called x, or a single one; it holds {held}")
-    return arrays[x_key], None if label_key is None else arrays[label_key], None
+    return *read_numpy(path, label_column), None, None
 
 
-def _open_numpy(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of the file, that of a ``.npy`` under the name x. Never unpickles: a pickle can run code."""
-    try:
-        with path.open("rb") as file:
-            content = np.load(file, allow_pickle=False)
-            return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {"x": content}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"cannot read {path} as a NumPy file of plain numbers: it is damaged, of another format, "
-            f"or holds pickled objects, which are refused ({error})"
-        ) from error
-
-
-def _read_csv(path: Path, label_column: str | None, header: str = "auto", **columns) -> Arrays:
-    try:
-        first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
-        headless = header == "no" or (header == "auto" and _is_data(path, first))
-        frame = pd.read_csv(path, header=None if headless else 0)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"cannot read {path} as comma-separated values: {error}") from error
-    if headless and header == "auto":
-        warnings.warn(
-            f"{path} has no header: its first line, of numbers, is a row; say header='no' (--header no) if it is, "
-            "header='yes' if they are names",
-            stacklevel=4,
-        )
-    if first[0] == "" and not headless:
-        # What DataFrame.to_csv writes by default; as a feature it would be the row number.
-        frame = frame.set_index(frame.columns[0])
-    return _split_table(path, frame, label_column, **columns)
-
-
-def _is_data(path: Path, first: list[str]) -> bool:
-    """Whether a csv's first line holds values: numbers, of which some may be missing, as pandas knows them.
-
-    The 0, 1, 2, ... of an unnamed DataFrame are none, nor is what follows an empty field above a full column.
-    """
-    line = pd.read_csv(path, header=None, nrows=1)
-    if line.isna().all(axis=None) or not all(map(pd.api.types.is_numeric_dtype, line.dtypes)):
-        return False
-    names = [name for name in first if name != ""]
-    if names == [str(i) for i in range(len(names))]:
-        return False
-    return first[0] != "" or bool(pd.read_csv(path, usecols=[0]).isna().any(axis=None))
+def _read_text(
+    path: Path,
+    label_column: str | None,
+    separator: str | None = None,
+    header: str = "auto",
+    decimal: str = ".",
+    encoding: str = "utf-8",
+    **columns,
+) -> Arrays:
+    if separator is None:
+        separator = "\t" if ending_of(path, TEXT).startswith(".tsv") else ","
+    elif separator == r"\t":  # as shells hand it on
+        separator = "\t"
+    check_text_options(path, separator, header, decimal, encoding)
+    frame = read_delimited(path, separator, header, decimal, encoding)
+    return _split_table(path, frame, label_column, **columns, advice=partial(advice, separator=separator))
 
 
 def _read_parquet(path: Path, label_column: str | None, **columns) -> Arrays:
     try:
-        frame = pd.read_parquet(path)
+        from pyarrow import parquet
     except ImportError as error:
         raise ImportError(f"reading {path} needs pyarrow: pip install pyarrow") from error
-    except (ValueError, OSError) as error:
-        raise ValueError(f"cannot read {path} as a parquet file: {error}") from error
+    with reading(path, PARQUET):
+        file = parquet.ParquetFile(path, page_checksum_verification=True)
+    with file:
+        check_memory(path, 8 * file.metadata.num_rows * file.metadata.num_columns)
+        with reading(path, PARQUET):
+            frame = file.read().to_pandas()
     return _split_table(path, frame, label_column, **columns)
 
 
@@ -149,9 +156,13 @@ def _split_table(
     label_column: str | None,
     name_column: str | None = None,
     drop_columns: Sequence[str] = (),
+    advice: Callable[[str], str] = lambda value: "",
 ) -> Arrays:
-    frame = frame.rename(columns=str)
-    columns = list(frame.columns)
+    columns = [str(name) for name in frame.columns]
+    frame = frame.set_axis(columns, axis=1)
+    if len(set(columns)) < len(columns):
+        twice = frame.columns[frame.columns.duplicated()]
+        raise ValueError(f"{path} has several columns of one name: {_abridged(twice)}")
 
     def pop(option: str, name: str) -> np.ndarray:
         if name not in columns:
@@ -164,30 +175,47 @@ def _split_table(
     names = None if name_column is None else pop("name_column", name_column)
     for name in drop_columns:
         pop("drop_columns", name)
-    other = [name for name, column in frame.items() if not pd.api.types.is_numeric_dtype(column)]
-    if other:
-        raise ValueError(
-            f"{path}: the columns {_abridged(other)} are not numeric; leave them out (drop_columns), encode them, or "
-            "tell which holds the labels (label_column) or the rows' names (name_column)"
-        )
+    index = [name for name in takewhile(UNNAMED_INDEX.fullmatch, columns) if name in frame.columns]
+    if index:  # as a feature it would be the row number
+        frame = frame.set_index(index[-1]).drop(columns=index[:-1])
+    if names is None and not isinstance(frame.index, pd.RangeIndex):
+        names = frame.index.to_numpy()
+    # Where some are missing, pandas knows no booleans.
+    truths = [name for name, column in frame.items() if column.dtype == object and infer_dtype(column) == "boolean"]
+    frame = frame.astype(dict.fromkeys(truths, "boolean"))
+    _check_numeric(path, frame, advice)
     for name, column in frame.items():
-        if pd.api.types.is_integer_dtype(column):
+        if is_integer_dtype(column):
             check_digits(column.dropna().to_numpy(), [f"{path}: column {name!r}"])
     # Twice the memory only where a column needs it; missing values become NaN, which the estimator names.
     dtype = np.float32 if all(column == np.float32 for column in frame.dtypes) else np.float64
-    if names is None and not isinstance(frame.index, pd.RangeIndex):
-        names = frame.index.to_numpy()
-    return frame.to_numpy(dtype=dtype, na_value=np.nan), labels, names
+    return frame.to_numpy(dtype=dtype, na_value=np.nan), labels, names, list(frame.columns)
 
 
-def _abridged(names: list[str], limit: int = 10) -> str:
+def _check_numeric(path: Path, frame: pd.DataFrame, advice: Callable[[str], str]) -> None:
+    other = [name for name, column in frame.items() if not is_numeric_dtype(column)]
+    if other:
+        value = _value_of_no_number(frame[other[0]])
+        raise ValueError(
+            f"{path}: the columns {_abridged(other)} are not numeric; leave them out (drop_columns), encode them, or "
+            f"tell which holds the labels (label_column) or the rows' names (name_column); {other[0]!r} holds "
+            f"{value!r:.60}{advice(value)}"
+        )
+
+
+def _value_of_no_number(column: pd.Series) -> str:
+    """A value of a column that is not numeric, if there is one such that is no number, as text."""
+    values = column.dropna().astype(str)
+    others = values[pd.to_numeric(values, errors="coerce").isna()]
+    return next(iter(others), next(iter(values), "no value"))
+
+
+def _abridged(names: Sequence[str], limit: int = 10) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(repr(name) for name in names[:limit]) + more
 
 
 def _check_file_arrays(path: Path, x: np.ndarray, labels: np.ndarray | None) -> None:
-    if x.dtype.kind not in "biuf":
-        raise ValueError(f"{path}: x must hold real numbers, got dtype {x.dtype}")
     if x.ndim == 0 or x.size == 0:
         raise ValueError(f"{path}: x must have shape (N, *event_shape) with N >= 1, got {x.shape}")
     if labels is None:
@@ -197,11 +225,13 @@ def _check_file_arrays(path: Path, x: np.ndarray, labels: np.ndarray | None) -> 
     missing = int(pd.isna(labels).sum())
     if missing:
         raise ValueError(f"{path}: {missing} of {len(labels)} labels are missing; give all or none")
+    if labels.dtype == object and not all(map(is_scalar, labels)):
+        raise ValueError(f"{path}: labels must be numbers or text, got {type(labels[0]).__name__}")
 
 
 READERS: dict[str, Callable[..., Arrays]] = {
     ".npy": _read_numpy,
     ".npz": _read_numpy,
-    ".csv": _read_csv,
+    **dict.fromkeys(TEXT, _read_text),
     ".parquet": _read_parquet,
 }

@@ -9,6 +9,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from pyro_vmm import finite
 from pyro_vmm.checks import check_choice
 from pyro_vmm.device_rows import place, subset
 from pyro_vmm.estimators import building, inputs, storing
@@ -224,9 +225,10 @@ class VMM(FittedArrays):
         return self.fit(X, y, **arguments).labels_
 
     def _validate(self, X, reset: bool) -> np.ndarray:
-        """Scikit-learn's checks of X, which know its messages, and ours of its shape."""
+        """Scikit-learn's checks of X, which know its messages, and ours of its shape and numbers."""
         if reset:
             self._check_parameters()
+        names = finite.names(X)
         given, table, X = X, inputs.is_table(X), inputs.checked(X)
         X = validate_data(
             self,
@@ -234,10 +236,12 @@ class VMM(FittedArrays):
             reset=reset,
             dtype=inputs.float_type(X if table else given, self.dtype),
             allow_nd=True,
+            ensure_all_finite=False,
             ensure_min_samples=2 if reset else 1,
         )
         if table:
             X = np.asfortranarray(X)  # as files of tables are read: sums of columns differ by the order in memory
+        finite.check_finite(X, *names)
         if reset:
             self.event_shape_ = tuple(X.shape[1:])
             self.scaling_ = building.choose_scaling(self.scaling, self.likelihood, table)

@@ -128,7 +128,12 @@ class Estimator(BaseEstimator):
 
     def _draw_seed(self) -> int:
         """What ``random_state`` gives; of several processes that train together, the first one's."""
-        return Ranks.present().first(check_random_state(self.random_state).randint(2**31))
+        try:
+            random = check_random_state(self.random_state)
+        except ValueError as error:
+            told = "a whole number from 0 to 2**32 - 1, a RandomState or None"
+            raise ValueError(f"random_state={self.random_state!r} should be {told}") from error
+        return Ranks.present().first(random.randint(2**31))
 
     def _split(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and rows to hold back, each in the order of the data."""

@@ -65,7 +65,21 @@ def choose_device(device: str) -> torch.device:
         raise ValueError(f"device={device!r} should be 'auto' or a torch device such as 'cpu'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}, but this machine has no CUDA device; expected 'cpu' or 'auto'")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={device!r}, but this machine has {torch.cuda.device_count()} CUDA device(s)")
+    if chosen.type not in ("cpu", "cuda"):
+        _try(chosen)
     return chosen
+
+
+def _try(device: torch.device) -> None:
+    """Raise ``ValueError`` for a device that holds no numbers here."""
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # by the device, torch raises half a dozen types
+        raise ValueError(
+            f"device={str(device)!r} is not to be had on this machine; expected 'cpu' or 'auto'"
+        ) from error
 
 
 @contextmanager

@@ -254,8 +254,10 @@ class SingleCellVMM(FittedCells):
         check_choice("encode_covariates", self.encode_covariates, (True, False))
         if not (isinstance(self.batch_balance, Real) and 0 <= self.batch_balance < np.inf):
             raise ValueError(f"batch_balance={self.batch_balance!r} should be a number, at least 0")
-        if isinstance(self.init, str) or not np.iterable(self.init):
+        if isinstance(self.init, str):
             check_choice("init", self.init, building.INITS)
+        elif not np.iterable(self.init) or not all(isinstance(name, str) for name in self.init):
+            raise ValueError(f"init={self.init!r} should be one of {building.INITS}, or a list of names of cells")
         elif len(self.init) > self.n_components:
             raise ValueError(f"init names {len(self.init)} cells, more than n_components={self.n_components}")
         elif len(set(self.init)) < len(self.init):

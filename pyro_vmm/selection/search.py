@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.utils import check_array, check_random_state
 from tqdm.auto import tqdm
 
+from pyro_vmm import finite
 from pyro_vmm.checks import check_positive, check_whole, described
 from pyro_vmm.data.cells import CellBatches, check_cells
 from pyro_vmm.estimators import inputs
@@ -106,7 +107,9 @@ def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_imp
 def _checked(estimator: Estimator, X: Any, refit: bool) -> Any:
     """X, after what can be told to be wrong with it: each fit sees a part of it alone."""
     if not isinstance(estimator, SingleCellVMM):
-        return inputs.checked(X)
+        names, X = finite.names(X), inputs.checked(X)
+        finite.check_finite(check_array(X, allow_nd=True, ensure_all_finite=False), *names)
+        return X
     estimator._check_parameters()
     counted = of_counts(estimator.likelihood, estimator.likelihood_options)
     totals = check_cells(CellBatches(X, estimator.layer), counted, training=refit)

@@ -1,0 +1,60 @@
+"""What type the value of each option has: the parser demands it of the command line, and this of files."""
+
+import sys
+from collections.abc import Callable
+
+from pyro_vmm.cli.kinds import KINDS
+from pyro_vmm.cli.parser import GROUPS, granularity, json_value
+
+#: Options that may be None although their default is another value.
+OR_NONE = ("patience", "freeze_after")
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return (_is_whole(value) or isinstance(value, float)) and abs(value) <= sys.float_info.max
+
+
+def _is_same(value, other) -> bool:
+    return type(value) is type(other) and value == other
+
+
+#: By the type that an option has on the command line: whether a value is of it, and what to call it.
+TYPES: dict[Callable, tuple[Callable, str]] = {
+    int: (_is_whole, "a whole number"),
+    float: (_is_number, "a finite number"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    str: (lambda value: isinstance(value, str), "text"),
+    json_value: (lambda value: isinstance(value, dict), "a dict of names and values"),
+    granularity: (lambda value: _is_number(value) or value == "batch", "a finite number or 'batch'"),
+}
+
+
+class Types(dict):
+    """Takes options as a group of the parser does, and keeps of each its type and whether it is a list."""
+
+    def add(self, name: str, help: str, **settings) -> None:
+        if "choices" not in settings:  # whether it is one of them is told where it is used
+            type_ = bool if "action" in settings else settings.get("type", str)
+            self[name] = type_, "nargs" in settings
+
+
+def check_types(config: dict) -> None:
+    """Raise ``ValueError`` if an option's value is not of its type."""
+    types = Types()
+    for add, *_ in GROUPS:
+        add(types)
+    defaults = [kind.defaults for kind in KINDS]
+    for name in config.keys() & types.keys():
+        value, (type_, is_list) = config[name], types[name]
+        if (name in OR_NONE and value is None) or any(_is_same(value, known.get(name, ...)) for known in defaults):
+            continue
+        fits, words = TYPES[type_]
+        if is_list and not isinstance(value, list | tuple):
+            raise ValueError(f"{name}={value!r} should be a list, each value of it {words}")
+        for item in value if is_list else [value]:
+            if not fits(item):
+                raise ValueError(f"{name}={item!r} should be {words}")

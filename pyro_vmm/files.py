@@ -163,11 +163,12 @@ def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> dic
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises half a dozen types, by where the damage is
         raise ValueError(f"{path} is not a whole pyro_vmm file: {reason(error)}") from error
-    if not isinstance(content, dict) or content.get("kind") != kind:
+    found, version = (content.get(name) if isinstance(content, dict) else None for name in ("kind", "format_version"))
+    if not (isinstance(found, str) and found == kind):
         raise ValueError(f"{path} is not a pyro_vmm {kind}")
-    if content.get("format_version") != FORMAT_VERSION:
-        found = content.get("format_version")
-        raise ValueError(f"{path} has format version {found}, this version of pyro_vmm reads {FORMAT_VERSION}")
+    if not (isinstance(version, int) and version == FORMAT_VERSION):
+        told = version if isinstance(version, int | None) else f"of a {type(version).__name__}"
+        raise ValueError(f"{path} has format version {told}, this version of pyro_vmm reads {FORMAT_VERSION}")
     return content
 
 

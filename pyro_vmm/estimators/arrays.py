@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyro_vmm import finite
 from pyro_vmm.checks import check_choice
 from pyro_vmm.device_rows import place, subset
+from pyro_vmm.entries import Entries
 from pyro_vmm.estimators import building, inputs, storing
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.hyperpriors import HyperPrior
@@ -347,21 +348,34 @@ class VMM(FittedArrays):
                 was.
         """
         custom = {"encoder": encoder, "decoder": decoder, "likelihood": likelihood, "prior": prior}
-        model, content = cls._load(path, device, custom)
-        model._restore(content["fitted"], content["state"], path)
+        model, entries = cls._load(path, device, custom)
+        model._restore(entries)
         return model
 
-    def _restore(self, fitted: dict, state: dict, path: str | Path) -> None:
-        self.event_shape_, self.n_features_in_ = tuple(fitted["event_shape"]), fitted["n_features_in"]
-        if fitted["feature_names_in"]:
-            self.feature_names_in_ = np.asarray(fitted["feature_names_in"], dtype=object)
-        self.likelihood_options_ = fitted["likelihood_options"]
-        self.shift_, self.scale_ = fitted["shift"].numpy(), fitted["scale"].numpy()
+    def _restore(self, entries: Entries) -> None:
+        fitted = entries.part("fitted")
+        self.event_shape_ = tuple(fitted.each("event_shape", int, "whole numbers", least=1))
+        self.n_features_in_ = fitted.whole("n_features_in", self.event_shape_[0], self.event_shape_[0])
+        if names := fitted.each("feature_names_in", str, "text"):
+            self.feature_names_in_ = np.asarray(names, dtype=object)
+        self.likelihood_options_ = fitted.plain("likelihood_options")
+        self.shift_, self.scale_ = (self._restored_scaling(fitted, name) for name in ("shift", "scale"))
         # Files of earlier versions, whose "auto" is that of arrays, do not say it.
-        self.scaling_ = fitted.get("scaling", building.choose_scaling(self.scaling, self.likelihood, table=False))
-        with building.random_start(self.seed_):
+        self.scaling_ = building.choose_scaling(self.scaling, self.likelihood, table=False)
+        if "scaling" in fitted:
+            self.scaling_ = fitted.content["scaling"]
+            if self.scaling_ not in building.SCALINGS[1:]:
+                raise fitted.wrong(f"scaling is {self.scaling_!r}, expected one of {building.SCALINGS[1:]}")
+        with storing.restoring(entries.place), building.random_start(self.seed_):
             rows = torch.zeros((max(self.n_components_, 2), *self.event_shape_))
             vae = self._build_vae(self._build_likelihood(), rows[:2])
             vae.prior = self._build_prior(rows[: self.n_components_])
-        self.vae_ = self._place(vae)
-        storing.load_state(self.vae_, state, path)
+            self.vae_ = self._place(vae)
+        storing.load_state(self.vae_, entries)
+
+    def _restored_scaling(self, fitted: Entries, name: str) -> np.ndarray:
+        """The shift or the scale, of all features together or of each."""
+        found = fitted.floats(name)
+        if (found.dim() and tuple(found.shape) != self.event_shape_) or (name == "scale" and (found <= 0).any()):
+            raise fitted.wrong(f"{name} should hold a number for all features, or {self.event_shape_}; scales positive")
+        return found.numpy()

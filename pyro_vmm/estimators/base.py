@@ -20,6 +20,7 @@ from torch import Tensor
 from pyro_vmm import files
 from pyro_vmm.checks import check_choice, check_positive, check_whole, described
 from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.entries import Entries
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.exclusive import exclusive
 from pyro_vmm.hyperpriors import as_hyperprior
@@ -30,6 +31,7 @@ from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import Prior, prior_class
 from pyro_vmm.rows import Rows, read
 from pyro_vmm.training import Trainer, TrainingConfig, TrainingDiverged
+from pyro_vmm.training.state import check_rates
 
 #: Parameters that say how a prior is made, and where it starts.
 OF_NAMED_PRIORS = (
@@ -103,8 +105,9 @@ class Estimator(BaseEstimator):
                 told = f"{name}={described(value)} is for a prior given by its name or class"
                 raise ValueError(f"{told}; prior={described(self.prior)} has its own: leave {name} at {default!r}")
 
-    def _training_config(self) -> TrainingConfig:
-        if self.capture is True and building.choose_device(self.device).type != "cuda":
+    def _training_config(self, anywhere: bool = False) -> TrainingConfig:
+        """How to train; ``anywhere``: also where the device can't do that."""
+        if not anywhere and self.capture is True and building.choose_device(self.device).type != "cuda":
             raise ValueError(f"capture=True needs a CUDA device, expected 'auto' or False with device={self.device!r}")
         return TrainingConfig(
             epochs=self.epochs,
@@ -182,7 +185,8 @@ class Estimator(BaseEstimator):
         """Train ``vae_``, from a checkpoint's state on if there is one."""
         trainer = Trainer(self.vae_, self._training_config())
         if state is not None:
-            trainer.load_state_dict(state["trainer"])
+            with storing.resuming(state, ValueError):
+                trainer.load_state_dict(state["trainer"])
             if len(trainer.history) > self.epochs:
                 raise ValueError(
                     f"epochs={self.epochs} is fewer than the {len(trainer.history)} that the run to resume has trained"
@@ -325,24 +329,30 @@ class Estimator(BaseEstimator):
         files.save(content, path, "model")
 
     @classmethod
-    def _load(cls, path: str | Path, device: str, custom: dict) -> tuple["Estimator", dict]:
-        """An estimator with the parameters of a file and what its fit found; and the file's content."""
-        content = files.load(path, "model")
-        if content.get("estimator", cls.__name__) != cls.__name__:
-            raise ValueError(f"{path} is a model of {content['estimator']}, not of {cls.__name__}")
-        params = storing.parameters(content["params"], custom, path)
-        model, fitted = cls(**{**params, "device": device}), content["fitted"]
-        try:
+    def _load(cls, path: str | Path, device: str, custom: dict) -> tuple["Estimator", Entries]:
+        """An estimator with the parameters of a file and what its fit found; and the file's entries."""
+        entries = Entries(files.load(path, "model"), str(path))
+        if "estimator" in entries and (name := entries.get("estimator", str)) != cls.__name__:
+            raise ValueError(f"{path} is a model of {name!r}, not of {cls.__name__}")
+        entries.plain("params")
+        params = entries.names("params", cls().get_params(deep=False)).content
+        with storing.restoring(path):  # what is wrong may be a name that is not registered here
+            model = cls(**{**storing.parameters(params, custom, path), "device": device})
             model._check_parameters()
-        except ValueError as error:  # such as a name that is not registered here
-            raise ValueError(f"{path}: {error}") from error
-        model.n_components_, model.seed_ = fitted["n_components"], fitted["seed"]
-        model.weights_, model.labels_ = fitted["weights"].numpy(), fitted["labels"].numpy()
-        model.history_ = pd.DataFrame(fitted["history"])
+            check_random_state(model.random_state)
+        fitted = entries.part("fitted")
+        model.n_components_, model.seed_ = fitted.whole("n_components", 1), fitted.whole("seed", 0, storing.MOST_SEED)
+        with storing.restoring(path):
+            model._training_config(anywhere=True)
+        model.weights_ = fitted.floats("weights", (model.n_components_,)).numpy()
+        model.labels_ = fitted.positions("labels", model.n_components_).numpy()
         model.n_clusters_ = len(np.unique(model.labels_))
-        model.n_iter_, model.best_epoch_ = fitted["n_iter"], fitted["best_epoch"]
-        model.learning_rates_ = fitted.get("learning_rates", [])  # of a file from before there was a record
-        return model, content
+        model.history_ = storing.history(fitted)
+        model.n_iter_ = fitted.whole("n_iter", len(model.history_), len(model.history_))
+        model.best_epoch_ = fitted.whole("best_epoch", 0, model.n_iter_)
+        # A file from before there was a record has none.
+        model.learning_rates_ = check_rates(fitted, "learning_rates") if "learning_rates" in fitted else []
+        return model, entries
 
 
 def typical(p_x: TorchDistribution) -> Tensor:

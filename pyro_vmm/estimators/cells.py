@@ -355,18 +355,22 @@ class SingleCellVMM(FittedCells):
             device: where to put the model.
             likelihood, prior: the module, class or callable that the model was made with, if it was.
         """
-        model, content = cls._load(path, device, {"likelihood": likelihood, "prior": prior})
-        fitted = content["fitted"]
-        model.genes_ = np.asarray(fitted["genes"], dtype=object)
-        model.covariates_ = Covariates.from_dict(fitted["covariates"])
+        model, entries = cls._load(path, device, {"likelihood": likelihood, "prior": prior})
+        fitted = entries.part("fitted")
+        model.genes_ = np.asarray(fitted.each("genes", str, "names", least=1), dtype=object)
+        with storing.restoring(path):
+            several = (model.categorical_covariate_keys or (), model.continuous_covariate_keys or ())
+            keys = [model.batch_key, *several[0], *several[1], model.size_factor_key]
+            model.covariates_ = storing.covariates(fitted, keys)
         model.layout_ = model.covariates_.layout(len(model.genes_))
-        model.library_size_ = fitted["library_size"]
-        model.batch_shares_ = annotation.table(fitted["batch_shares"].numpy(), model.batches_)
-        with building.random_start(model.seed_):
+        model.library_size_ = fitted.positive("library_size")
+        shares = fitted.floats("batch_shares", (model.n_clusters_ + 1, model.layout_.n_batches))
+        model.batch_shares_ = annotation.table(shares.numpy(), model.batches_)
+        with storing.restoring(path), building.random_start(model.seed_):
             likelihood, unknown = model._build_likelihood(), torch.zeros(model.layout_.n_batches)
             vae = model._build_vae(likelihood, (unknown, unknown) if model.library == "inferred" else None)
             initial = torch.zeros(model.n_components_, model.layout_.width)
             vae.prior = model._build_prior(initial, likelihood.counts)
-        model.vae_ = model._place(vae)
-        storing.load_state(model.vae_, content["state"], path)
+            model.vae_ = model._place(vae)
+        storing.load_state(model.vae_, entries)
         return model

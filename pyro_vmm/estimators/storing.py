@@ -1,8 +1,10 @@
 """Models and checkpoints in files: plain numbers and tensors, no code."""
 
+import math
 import platform
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,13 +16,18 @@ from torch import nn
 
 from pyro_vmm import files
 from pyro_vmm.checks import described, differences, one_line
+from pyro_vmm.data.cell_rows import Covariates
+from pyro_vmm.entries import Damaged, Entries
 from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
 from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import Prior
 from pyro_vmm.training import RATES, RESUMABLE
+from pyro_vmm.training.state import COLUMNS, check_model
 from pyro_vmm.version import __version__
 
+#: Of what ``random_state`` gives.
+MOST_SEED = 2**31 - 1
 #: Parameters that may hold modules, classes or callables, which no file keeps.
 CUSTOM = ("encoder", "decoder", "likelihood", "prior")
 #: Modules whose settings a file keeps, to tell another one from that which a model was made with.
@@ -62,12 +69,16 @@ def parameters(config: dict, custom: dict, path: str | Path) -> dict:
             _check_custom(name, params[name], given, path)
             params[name] = given
     if isinstance(params.get("hyperprior"), dict):
-        params["hyperprior"] = HyperPrior(**params["hyperprior"])
+        found = Entries(params, f"{path}: params").names("hyperprior", asdict(HyperPrior()))
+        for name, default in asdict(HyperPrior()).items():
+            found.get(name, bool) if isinstance(default, bool) else found.number(name)
+        params["hyperprior"] = HyperPrior(**found.content)
     return params
 
 
 def _check_custom(name: str, saved: dict, given, path: str | Path) -> None:
     """Raise ``ValueError`` unless what is given may be what was there when the file was saved."""
+    Entries(saved, f"{path}: {name}").get("custom", str)
     made_with = f"{path} was made with a custom {name}, {saved['custom']}: pass it as {name}="
     if given is None:
         raise ValueError(made_with)
@@ -82,12 +93,58 @@ def _check_custom(name: str, saved: dict, given, path: str | Path) -> None:
         raise ValueError(f"{path} was made with another {name} than this {type(given).__name__}: {other}")
 
 
-def load_state(module: nn.Module, state: dict, path: str | Path) -> None:
-    """Load parameters and buffers; ``ValueError`` where they are another model's."""
+@contextmanager
+def restoring(path: str | Path) -> Iterator[None]:
+    """Say of parameters that no model can be made with in which file they are."""
     try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model it describes: {one_line(error)}") from error
+        yield
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+        told = one_line(error)
+        raise ValueError(told if told.startswith(str(path)) else f"{path}: {told}") from error
+
+
+def history(fitted: Entries) -> pd.DataFrame:
+    """A row of numbers for each epoch, which has these columns at least."""
+    found = fitted.part("history")
+    columns = {name: found.each(name, int | float, "numbers") for name in (*COLUMNS, *found.content)}
+    if len(set(map(len, columns.values()))) > 1 or columns["epoch"] != [*range(1, len(columns["epoch"]) + 1)]:
+        raise found.wrong("its columns should have a number for each epoch")
+    return pd.DataFrame(found.content)
+
+
+def covariates(fitted: Entries, keys: Sequence[str | None]) -> Covariates:
+    """What :meth:`~pyro_vmm.data.cell_rows.Covariates.to_dict` wrote; ``keys`` are the columns by the parameters."""
+    found = fitted.part("covariates")
+    for each in found.get("categorical", list) or [[]]:
+        if each is not None and not (_texts(each) and len(each) > 2):
+            raise found.wrong("categorical should hold an argument, a column and its categories for each covariate")
+    for each in found.get("continuous", list):
+        if not (isinstance(each, list) and len(each) == 3 and _texts(each[:1]) and _numbers(each[1:]) and each[2] > 0):
+            raise found.wrong("continuous should hold a column, its mean and its scale for each covariate")
+    factor = found.get("size_factor", list)
+    if not (len(factor) == 2 and (factor[0] is None or _texts(factor[:1])) and _numbers(factor[1:])):
+        raise found.wrong("size_factor should hold a column, or none, and a number")
+    restored = Covariates.from_dict(found.content)
+    if restored.keys != (wanted := tuple(str(key) for key in keys if key is not None)):
+        raise found.wrong(f"it is of the columns {restored.keys}, and params of {wanted}")
+    return restored
+
+
+def _texts(values) -> bool:
+    return isinstance(values, list) and all(isinstance(each, str) for each in values)
+
+
+def _numbers(values: list) -> bool:
+    return all(isinstance(each, int | float) and math.isfinite(each) for each in values)
+
+
+def load_state(module: nn.Module, entries: Entries) -> None:
+    """Load parameters and buffers; ``ValueError`` where they are another model's, or not finite."""
+    try:
+        check_model(entries, "state", module)
+        module.load_state_dict(entries.content["state"])
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{entries.place} does not fit the model it describes: {one_line(error)}") from error
 
 
 def checkpoint_writer(path: str | Path, config: dict, seed: int, X: np.ndarray) -> Callable[[dict], None]:
@@ -105,17 +162,30 @@ def checkpoint_writer(path: str | Path, config: dict, seed: int, X: np.ndarray) 
 def read_checkpoint(path: str | Path, config: dict, X: np.ndarray) -> dict:
     """A checkpoint of a run with this configuration on this X; ``ValueError`` if it is another run's."""
     saved = files.load(path, "checkpoint")
+    entries = Entries(saved, str(path))
+    entries.whole("seed", 0, MOST_SEED)
+    before, data, trainer = entries.plain("params"), entries.each("data", int, "whole numbers"), entries.part("trainer")
     free = FREE | ({"random_state"} if config["random_state"] is None else set())
-    pretraining = saved["trainer"].get("pretraining")
-    stage, state = ("training", saved["trainer"]) if pretraining is None else ("pretraining", pretraining)
-    if state.get("diverged", False):
+    stage, state = "training", trainer
+    if trainer.content.get("pretraining") is not None:
+        stage, state = "pretraining", trainer.part("pretraining")
+    if "diverged" in state and state.get("diverged", bool):
         free |= FREE_IF_DIVERGED[stage]
     fixed = {name: value for name, value in config.items() if name not in free}
-    if other := differences(fixed, saved["params"]):
+    if other := differences(fixed, before):
         raise ValueError(f"can't resume from {path} with other parameters: {other}")
-    if saved["data"] != _fingerprint(X):
+    if data != _fingerprint(X):
         raise ValueError(f"can't resume from {path}: these are not the data of that run")
-    return saved
+    return {**saved, "path": str(path)}
+
+
+@contextmanager
+def resuming(state: dict | None, kind: type[ValueError] = Damaged) -> Iterator[None]:
+    """Say of what :func:`read_checkpoint` read, and is refused by an error of this kind, in which file it is."""
+    try:
+        yield
+    except kind as error:
+        raise ValueError(f"can't resume from {state['path']}: {error}") from error
 
 
 def _fingerprint(X: np.ndarray) -> list[int]:

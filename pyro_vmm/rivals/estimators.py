@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vmm.checks import check_positive
-from pyro_vmm.estimators import VMM
+from pyro_vmm.estimators import VMM, storing
 from pyro_vmm.exclusive import exclusive
 from pyro_vmm.likelihoods import Given, Likelihood
 from pyro_vmm.models import LatentVariableModel
@@ -173,7 +173,8 @@ class VaDE(Rival):
             steps = (self.pretraining_epochs, self.batch_size, self.pretraining_learning_rate)
             writes = checkpoint is not None and Ranks.present().rank == 0
             write = (lambda now: checkpoint({"pretraining": now})) if writes else None
-            pretrain(self.vae_, x, *steps, self.seed_, checkpoint=write, state=found["pretraining"])
+            with storing.resuming(state):
+                pretrain(self.vae_, x, *steps, self.seed_, checkpoint=write, state=found["pretraining"])
             start_from_mixture(self.vae_, x, seed=self.seed_)
             state = None
         super()._train(x, x_val, labels_val, callbacks, checkpoint, state)

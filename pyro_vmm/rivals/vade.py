@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pyro_vmm.checks import check_choice
 from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.entries import Entries
 from pyro_vmm.exclusive import exclusive
 from pyro_vmm.models import VAE, show_parameters
 from pyro_vmm.networks import COVARIANCES, DIAGONAL_FLOOR, inference_mode, inverse_softplus, lower_cholesky
@@ -23,6 +24,7 @@ from pyro_vmm.randomness import RandomNumbers
 from pyro_vmm.rivals.elbo import MeanFieldElbo
 from pyro_vmm.rows import Rows, read, shuffled
 from pyro_vmm.training import TrainingDiverged
+from pyro_vmm.training.state import PLACE, check_model, check_optimizer, check_random_numbers
 from pyro_vmm.training.steps import quiet_pyro
 
 # Added to the variances of the mixture that VaDE starts from, as by the VMM's authors: no component shrinks to a row.
@@ -150,6 +152,7 @@ def pretrain(
 
     vae.train()
     if state is not None:
+        check_pretraining(state, vae, optimizer)
         vae.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         optimizer.param_groups[0]["lr"] = learning_rate  # another one, perhaps, where the run diverged
@@ -177,6 +180,15 @@ def pretrain(
             )
         good = keep()
     return history
+
+
+def check_pretraining(state: dict, vae: VAE, optimizer: torch.optim.Optimizer) -> None:
+    """Raise ``ValueError`` unless a pre-training of this model, by this optimiser, can continue from a state."""
+    entries = Entries(state, PLACE)
+    check_model(entries, "model", vae)
+    check_optimizer(entries, "optimizer", optimizer)
+    check_random_numbers(entries)
+    entries.each("history", int | float, "numbers")
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.entries import Entries
 from pyro_vmm.exclusive import Shared
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
@@ -17,6 +18,7 @@ from pyro_vmm.parallel import ALONE, Ranks
 from pyro_vmm.training.captured import Captured
 from pyro_vmm.training.config import TrainingConfig
 from pyro_vmm.training.graphs import Graphs, graphs_for
+from pyro_vmm.training.state import PLACE, check_optimizer
 from pyro_vmm.whole_batch import whole_batch
 
 STEP_TERMS = ("elbo", "log_likelihood", "map_objective")
@@ -150,12 +152,12 @@ class Steps:
         }
 
     def load_optimizer_states(self, states: dict) -> None:
-        """Go on from :meth:`optimizer_states`."""
-        # load_state_dict may keep the tensors it is given: the states must survive a second use.
-        if self.networks:
-            self.network_optimizer.load_state_dict(copy.deepcopy(states["network_optimizer"]))
-        if self.prior:
-            self.prior_optimizer.load_state_dict(copy.deepcopy(states["prior_optimizer"]))
+        """Go on from :meth:`optimizer_states`; ``ValueError`` if these are not of such steps."""
+        for name in ("network_optimizer", "prior_optimizer"):
+            if (optimizer := getattr(self, name)) is not None:
+                check_optimizer(Entries(states, PLACE), name, optimizer)
+                # load_state_dict may keep the tensors it is given: the states must survive a second use.
+                optimizer.load_state_dict(copy.deepcopy(states[name]))
 
 
 def adam(parameters: list, learning_rate: float) -> torch.optim.Adam:

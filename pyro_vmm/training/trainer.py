@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vmm.checks import differences
+from pyro_vmm.entries import Entries
 from pyro_vmm.exclusive import exclusive
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
@@ -22,6 +23,7 @@ from pyro_vmm.randomness import RandomNumbers
 from pyro_vmm.rows import Rows, read, shuffled
 from pyro_vmm.training.config import RATES, RESUMABLE, TrainingConfig
 from pyro_vmm.training.elimination import Elimination, Shares
+from pyro_vmm.training.state import PLACE, check_state
 from pyro_vmm.training.steps import STEP_TERMS, Steps, quiet_pyro, without_warnings_of_nan
 from pyro_vmm.whole_batch import whole_batch
 
@@ -169,7 +171,7 @@ class Trainer:
                         break
             except BaseException as error:
                 # Whatever it was, Ctrl-C included: the half-done epoch is undone, so that a resumed run repeats it.
-                self.load_state_dict(good)
+                self._continue_from(good)
                 self.diverged = isinstance(error, TrainingDiverged)
                 if checkpoint:
                     checkpoint(self.state_dict())
@@ -333,15 +335,20 @@ class Trainer:
         """Continue from :meth:`state_dict`, bit for bit as if there had been no break.
 
         Raises:
-            ValueError: it is of a run with other settings. Those of ``RESUMABLE`` may differ, and those of ``RATES`` if
-                the run diverged.
+            ValueError: it is damaged, of another model, or of a run with other settings. Those of ``RESUMABLE`` may
+                differ, and those of ``RATES`` if the run diverged.
         """
-        settings = self._settings()
-        before = state.get("settings", settings)  # a checkpoint of old does not tell
+        entries, settings = Entries(state, PLACE), self._settings()
+        before = entries.plain("settings") if "settings" in entries else settings  # a checkpoint of old does not tell
         diverged = state.get("diverged", False)
         fixed = {name: value for name, value in settings.items() if not (diverged and name in RATES)}
         if other := differences(fixed, before):
             raise ValueError(f"can't continue a run with other settings: {other}")
+        check_state(state, self)
+        self._continue_from(state)
+
+    def _continue_from(self, state: dict) -> None:
+        """:meth:`load_state_dict` of what is known to fit."""
         self.vae.load_state_dict(state["model"])
         self.elimination.load_state_dict(state["elimination"])
         self.steps = Steps(self.elimination.model, self.config, self.steps.graphs, self.ranks)
@@ -350,7 +357,7 @@ class Trainer:
         self.numbers.state, self._ended = state["rng"], None
         self.best = dict(state["best"])
         self.history = [dict(row) for row in state["history"]]
-        self.diverged = diverged
+        self.diverged = state.get("diverged", False)
         self.rates = [dict(each) for each in state.get("rates", self.rates)]
         now = {"epoch": len(self.history) + 1, **self._rates()}
         if {**now, "epoch": self.rates[-1]["epoch"]} != self.rates[-1]:

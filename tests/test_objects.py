@@ -139,10 +139,12 @@ def options(likelihood: str) -> dict:
 def test_a_likelihood_by_class_or_object_gives_the_numbers_of_its_name(likelihood, form, tmp_path):
     rows, cls = OF.get(likelihood, X), LIKELIHOODS[likelihood]
     given = {"class": cls, "object": cls((G,), **options(likelihood)), "partial": partial(cls, **options(likelihood))}
+    before = state(given["object"])
     by_name, model = VMM(**TINY, likelihood=likelihood).fit(rows), VMM(**TINY, likelihood=given[form]).fit(rows)
     if form == "object":
         by_name.likelihood_options_.pop("n_categories", None)  # which the object has itself
     assert_same_fits(by_name, model)
+    assert_same(state(given["object"]), before)
     model.save(tmp_path / "model.pt")
     assert "pass it as likelihood=" in message_of(lambda: VMM.load(tmp_path / "model.pt"))
     again = VMM.load(tmp_path / "model.pt", likelihood=given[form])

@@ -33,8 +33,9 @@ class VMM(FittedArrays):
         n_components: K, the most clusters there can be; at most the number of rows.
         latent_dim: D.
         prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal"; see :mod:`pyro_vmm.priors`. Or a
-            class derived from :class:`~pyro_vmm.priors.Prior`; or an object of one, which is copied and keeps its own
-            settings and starting values, so that the settings of priors below stay at their defaults.
+            class derived from :class:`~pyro_vmm.priors.Prior`; or an object of one, which is copied. An object keeps
+            its own settings and starting values (pseudo-inputs are rows as the model sees them, scaled), so that the
+            settings of priors below stay at their defaults.
         likelihood: "normal", "bernoulli", "continuous_bernoulli", "student_t", "poisson", "categorical"; or a class
             derived from :class:`~pyro_vmm.likelihoods.Likelihood`; or an object of one, which is copied; or any
             callable from decoder output (N, ...) to a Pyro distribution over x. Class and object do as the name does.

@@ -486,6 +486,9 @@ def test_files_with_a_byte_order_mark(tmp_path, name):
         b"\0" * 100,
         b"[]",
         b'"epochs"',
+        b"",
+        b"{}",
+        b"# nothing",
     ],
 )
 def test_damaged_options(tmp_path, capsys, content, ending):

@@ -85,8 +85,8 @@ def read_config(path: Path) -> dict:
         config = loads(path.read_text(encoding="utf-8-sig"))
     except Exception as error:  # by the damage, of half a dozen types
         raise ValueError(f"--config: {path} is neither TOML nor JSON as its ending says: {reason(error)}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"--config: {path} should hold names and values")
+    if not isinstance(config, dict) or not config:
+        raise ValueError(f"--config: {path} should hold names and values of options; it holds none")
     known = frozenset().union(*(kind.options for kind in KINDS))
     unknown = sorted(config.keys() - known)
     if unknown:

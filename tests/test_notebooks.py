@@ -13,8 +13,22 @@ every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: pat
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
+# Maps take most of the time of a short notebook; t-SNE and UMAP are tested with the plots and the command line.
+QUICK_MAPS = """
+from functools import partial
+from pyro_vmm import plots
+plots.latent_map = partial(plots.latent_map, method="pca")
+"""
+QUICK_SCANPY = """
+import scanpy
+def umap(adata):
+    adata.obsm["X_umap"] = adata.obsm["X_vmm"][:, :2]
+scanpy.pp.neighbors, scanpy.tl.umap = lambda adata, use_rep: None, umap
+"""
+
+
 def run(path: Path, shorter: int = 1) -> None:
-    """Run a notebook, with all numbers of epochs divided by so much."""
+    """Run a notebook, with all numbers of epochs divided by so much, and quick maps if that is not 1."""
     notebook, shortened = nbformat.read(path, as_version=4), 0
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -22,12 +36,15 @@ def run(path: Path, shorter: int = 1) -> None:
             cell.source, n = re.subn(r'(epochs"?[=:] ?)(\d+)', shorten, cell.source)
             shortened += n
     assert shortened, "the notebook trains nothing"
+    if shorter > 1:
+        scanpy = any("import scanpy" in cell.source for cell in notebook.cells)
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(QUICK_MAPS + QUICK_SCANPY * scanpy))
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
 
 
 @every_notebook
 def test_runs(path):
-    """With a tenth of the training, for it to be quick."""
+    """With a tenth of the training and without maps, for it to be quick."""
     run(path, shorter=10)
 
 

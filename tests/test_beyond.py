@@ -158,6 +158,23 @@ def test_sensitivity_is_a_table_and_a_figure(tmp_path, capsys):
     assert (tmp_path / "tiny" / "sensitivity.png").stat().st_size > 5000
 
 
+def test_a_table_is_there_when_its_figure_fails(tmp_path, monkeypatch):
+    from pyro_vmm.experiments import figures
+
+    def fail(folders, data_dir):
+        assert {path.name for path in tmp_path.glob("*.*")} == {f"sensitivity.{end}" for end in ("md", "csv", "tex")}
+        raise RuntimeError("no font\nat all")
+
+    (folder, *_) = [opened(tmp_path / "runs", run) for run in artefacts.plan("sensitivity", "tiny", 1)]
+    folder.finish({"scores": {folder.run.method: {"utilised_clusters": 3, "nmi": 0.5}}})
+    monkeypatch.setattr(figures, "sensitivity", fail)
+    text = artefacts.render("sensitivity", "tiny", 1, [folder], tmp_path, None)
+    assert "figure sensitivity was not written: RuntimeError: no font; 1 of 1 runs are finished" in text
+    monkeypatch.setattr(figures, "components", fail)
+    with pytest.raises(RuntimeError, match="no font"):
+        artefacts.render("figure1", "tiny", 1, [folder], tmp_path, None)
+
+
 def test_rows_are_in_the_order_of_the_plan_whatever_finished_first(tmp_path):
     runs = artefacts.plan("sensitivity", "tiny", 1)
     folders = [opened(tmp_path, run) for run in runs]

@@ -323,6 +323,15 @@ def test_missing_labels_are_grey(latent):
     assert [text.get_text() for text in legend.get_texts()] == ["0", "7", "missing"]
 
 
+def test_of_very_many_clusters_the_largest_are_named():
+    clusters = np.repeat(np.arange(150), np.where(np.arange(150) < 50, 2, 3))
+    z = np.random.default_rng(0).normal(size=(len(clusters), 2))
+    axes = drawn(plots.latent_map(z, clusters)).axes[0]
+    assert [text.get_text() for text in axes.texts] == [str(k) for k in range(50, 150)]
+    assert axes.get_title() == "150 clusters, the 100 largest named"
+    assert drawn(plots.latent_map(z[:200], np.arange(200) % 100)).axes[0].get_title() == "100 clusters"
+
+
 def test_many_labels_have_no_legend(latent):
     z, clusters = latent
     axes = drawn(plots.latent_map(z, clusters, np.arange(60), method="pca")).axes[1]
@@ -379,6 +388,17 @@ def test_a_hundred_labels_do_not_overlap():
     assert all(left.x1 <= right.x0 for left, right in pairwise(boxes))
 
 
+def test_of_500_labels_some_are_shown():
+    weights = np.sort(np.random.default_rng(0).dirichlet(np.ones(500)))[::-1]
+    figure = drawn(plots.cluster_weights(weights, weights))
+    (axes,), renderer = figure.axes, figure.canvas.get_renderer()
+    boxes = [tick.get_window_extent(renderer) for tick in axes.get_xticklabels()]
+    assert 100 < len(boxes) <= 140 and all(left.x1 <= right.x0 for left, right in pairwise(boxes))
+    labels = [int(tick.get_text()) for tick in axes.get_xticklabels()]
+    assert labels[0] == 0 and labels[-1] == 499 and labels == axes.get_xticks().tolist()
+    assert len(axes.containers[0]) == 500
+
+
 def test_one_cluster():
     axes = drawn(plots.cluster_weights([1.0], [1.0])).axes[0]
     assert [len(bars) for bars in axes.containers] == [1, 1]
@@ -408,6 +428,11 @@ def test_save_writes_a_small_png(tmp_path):
         assert image.mode == "P" and image.format == "PNG"
         assert image.size == tuple(int(150 * inches) for inches in figure.get_size_inches())
     assert [path.name for path in tmp_path.iterdir()] == ["weights.png"]
+
+
+def test_save_takes_names_that_the_font_lacks(tmp_path):
+    plots.save(plots.latent_map(np.eye(6)[:, :2], np.arange(6) % 2, ["细胞", "κύτταρο"] * 3), tmp_path / "map.png")
+    assert (tmp_path / "map.png").is_file()
 
 
 def test_save_leaves_the_old_file_when_the_disk_is_full(tmp_path, monkeypatch):

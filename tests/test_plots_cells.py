@@ -36,6 +36,14 @@ def test_a_panel_for_each_grouping(points):
     assert sorted(text.get_text() for text in cluster.texts) == ["0", "1", "2", "3"]
 
 
+def test_of_very_many_clusters_the_largest_are_named():
+    clusters = np.repeat(np.arange(500), np.where(np.arange(500) % 5 == 2, 9, 3))
+    points = np.random.default_rng(0).normal(size=(len(clusters), 2))
+    axes = drawn(plots.umap_panels(points, {"cluster": clusters})).axes[0]
+    assert [text.get_text() for text in axes.texts] == [str(k) for k in range(2, 500, 5)]
+    assert axes.get_title() == "cluster (500, the 100 largest named)"
+
+
 def test_points_are_rasterized_and_all_there(points):
     scatter = plots.umap_panels(points, {"batch": np.arange(60) % 2}).axes[0].collections[0]
     assert scatter.get_rasterized()
@@ -125,6 +133,26 @@ def test_many_batches_and_clusters():
     (box,) = boxes_of_legends(figure)
     assert box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1
     assert figure.axes[0].get_window_extent().width > 600
+
+
+def test_very_many_bars_are_one_collection_that_looks_the_same(tmp_path, monkeypatch):
+    counts = pd.DataFrame(np.random.default_rng(0).integers(0, 9, size=(20, 12)) + 1).add_prefix("donor ")
+    plots.save(plots.cluster_batches(counts), tmp_path / "bars.png")
+    monkeypatch.setattr("pyro_vmm.plots.cells.MAX_BARS", 100)
+    figure = plots.cluster_batches(counts)
+    assert not figure.axes[0].containers and len(figure.axes[0].collections) == 1
+    plots.save(figure, tmp_path / "collection.png")
+    assert (tmp_path / "bars.png").read_bytes() == (tmp_path / "collection.png").read_bytes()
+
+
+def test_500_clusters_of_150_batches():
+    counts = np.random.default_rng(0).integers(1, 50, size=(500, 150))
+    axes = drawn(plots.cluster_batches(pd.DataFrame(counts).add_prefix("donor "))).axes[0]
+    labels = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert len(labels) <= 140
+    assert labels[0] == f"all · {counts.sum()}" and labels[-1] == f"499 · {counts[499].sum()}"
+    places = dict(zip(labels, axes.get_xticks(), strict=True))
+    assert all(places[label] == int(label.split()[0]) + 1 for label in labels[1:])
 
 
 def test_one_cluster_of_one_batch():

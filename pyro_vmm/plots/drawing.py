@@ -50,7 +50,7 @@ def check_weights(name: str, weights: ArrayLike) -> np.ndarray:
 def label_some(axes: Axes, positions: np.ndarray, labels: Sequence[str], crowded: bool) -> None:
     """Label the ticks of bars; of more than ``MAX_TICKS`` every second one, or fewer, and the last."""
     step = -(-len(positions) // MAX_TICKS)
-    shown = sorted({*range(0, len(positions) - step // 2, step), len(positions) - 1})
+    shown = [*range(0, len(positions) - step, step), len(positions) - 1]
     labels = [labels[i] for i in shown]
     axes.set_xticks(positions[shown], labels=labels, fontsize=6 if crowded else 8, rotation=90 if crowded else 0)
 

@@ -103,6 +103,8 @@ def check_optimizer(entries: Entries, name: str, optimizer: torch.optim.Optimize
         raise memory.wrong(f"it has other parameters than the {len(parameters)} of the model")
     for position in memory.content:
         of_one = memory.part(position)
-        of_one.tensor("step", shape=())
-        for moment in ("exp_avg", "exp_avg_sq"):
-            of_one.tensor(moment, like=parameters[position])
+        of_one.floats("step", shape=())
+        if not of_one.tensor("exp_avg", like=parameters[position]).isfinite().all():
+            raise of_one.wrong("exp_avg is not finite")
+        if not (of_one.tensor("exp_avg_sq", like=parameters[position]) >= 0).all():  # it may overflow
+            raise of_one.wrong("exp_avg_sq should hold no negative number and no NaN")

@@ -135,6 +135,27 @@ def test_score_is_the_density_in_the_units_of_x(scaling):
     np.testing.assert_allclose(found[likely], expected[likely], atol=0.05)
 
 
+def test_score_is_the_density_where_latent_dimensions_are_correlated():
+    """Against quadrature over the plane, with a broad q(z) that is the same for all rows."""
+    X = np.random.RandomState(0).normal(size=(60, 2))
+    settings = {"prior": "standard_normal", "dtype": "float64", "scaling": None}
+    settings |= {"covariance": "full", "likelihood_options": {"initial_scale": 1.0}}
+    model = VMM(**TINY, **settings).fit(X)
+    head, rows = model.vae_.encoder.head, torch.as_tensor(X[:20])
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([0.0, 0.0, 1.0, 2.0, 1.0]))
+        tril = model.vae_.encoder(rows).scale_tril[0]
+        assert tril[1, 0].abs() > 1 and tril[0, 1] == 0
+        axis = torch.linspace(-7, 7, 141)
+        grid = torch.cartesian_prod(axis, axis)
+        log_joint = model.vae_.p_x(grid[:, None]).log_prob(rows) + model.vae_.prior().log_prob(grid)[:, None]
+        expected = log_joint.exp().sum(0).mul((axis[1] - axis[0]) ** 2).log().numpy()
+    likely = expected > np.median(expected)  # far out in the tails q(z) proposes too little
+    assert likely.sum() == 10
+    np.testing.assert_allclose(model.score_samples(X[:20], 20000)[likely], expected[likely], atol=0.05)
+
+
 def test_same_seed_same_numbers(X):
     first = VMM(**TINY).fit(X)
     torch.rand(3)
@@ -243,6 +264,15 @@ def test_a_category_that_only_a_row_held_back_has():
     model = VMM(**TINY, likelihood="categorical").fit(X)
     assert model.likelihood_options_ == {"n_categories": 8}
     assert np.isfinite(model.history_["val_elbo"]).all()
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "student_t"])
+def test_noise_starts_at_a_quarter_of_the_spread(likelihood, X):
+    model = VMM(**TINY, likelihood=likelihood, learning_rate=1e-12).fit(X)
+    x = model.to_tensor(np.delete(X, model.validation_rows_, axis=0)).numpy()
+    assert model.vae_.likelihood.scale.item() == pytest.approx(np.sqrt(x.var(0).mean()) / 4, rel=1e-3)
+    own = VMM(**TINY, likelihood=likelihood, learning_rate=1e-12, likelihood_options={"initial_scale": 2.0}).fit(X)
+    assert own.vae_.likelihood.scale.item() == pytest.approx(2.0, rel=1e-3)
 
 
 class Laplace(nn.Module):

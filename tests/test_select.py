@@ -212,6 +212,10 @@ def test_held_out_rows_are_never_trained_on(X, monkeypatch):
     monkeypatch.setattr(VMM, "fit", lambda self, X, *args: seen.append(X) or real(self, X, *args))
     selection = pyro_vmm.select(VMM(**TINY), X, m_prior=(64,), seeds=2, refit=False)
     assert [len(rows) for rows in seen] == 2 * [64, 32, 32]
+    whole, *halves = [{tuple(row) for row in rows} for rows in seen[:3]]
+    again, *others = [{tuple(row) for row in rows} for rows in seen[3:]]
+    assert again == whole and halves[0] | halves[1] == others[0] | others[1] == whole
+    assert halves[0] not in others, "each seed has halves of its own"
     trained = {tuple(row) for rows in seen for row in rows}
     assert len(trained) == 64 and len(selection.fits[Task(64.0, 5e-4, 0, "all")].log_px) == 16
 

@@ -149,9 +149,7 @@ def _pytest(tests: str, tree: Path, output: Path) -> NoReturn:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
-    code = pytest.main([*options, *shlex.split(tests)])
-    sys.stdout.flush()
-    os._exit(code)
+    sys.exit(pytest.main([*options, *shlex.split(tests)]))
 
 
 def judge(mutation: Mutation, tree: Path, check: bool) -> Outcome:

@@ -92,7 +92,9 @@ def test_run_folder(table, tmp_path, capsys, replaced):
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-@pytest.mark.parametrize("dtypes", [("float64",), ("float32",), ("float32", "float64", "int16", "bool")], ids=str)
+@pytest.mark.parametrize(
+    "dtypes", [("float64",), ("float32",), ("float32", "int16"), ("float32", "float64", "int16", "bool")], ids=str
+)
 def test_a_table_gives_what_vmm_makes_of_it(ending, dtypes, tmp_path):
     """Bit for bit: with the same settings, but for those of a table, which are the default of both."""
     random = np.random.RandomState(0)

@@ -241,8 +241,6 @@ class VMM(FittedArrays):
             ensure_all_finite=False,
             ensure_min_samples=2 if reset else 1,
         )
-        if table:
-            X = np.asfortranarray(X)  # as files of tables are read: sums of columns differ by the order in memory
         finite.check_finite(X, *names)
         if reset:
             self.event_shape_ = tuple(X.shape[1:])

@@ -201,10 +201,10 @@ def parquet_lie(content: bytes, random: Random) -> bytes:
     table = parquet.read_table(io.BytesIO(content))
     n, ones = len(table), [1.0] * len(table)
     columns = (
-        [[1]] * n,
-        [{"a": 1}] * n,
-        [b"\xff"] * n,
-        [None] * n,
+        pa.array([[1]] * n),
+        pa.array([{"a": 1}] * n),
+        pa.array([b"\xff"] * n),
+        pa.nulls(n),
         pa.array([1] * n, pa.timestamp("ns")),
         pa.array(["1,5"] * n).dictionary_encode(),
     )

@@ -1,6 +1,6 @@
 """Checks of settings, each of which raises a ``ValueError`` that names the setting and what it should be."""
 
-import sys
+import math
 from collections.abc import Mapping
 from numbers import Integral, Real
 
@@ -17,7 +17,11 @@ def check_whole(name: str, value) -> None:
 
 def check_positive(name: str, value) -> None:
     """Raise ``ValueError`` unless the value is a positive, finite number."""
-    if not (isinstance(value, Real) and 0 < value <= sys.float_info.max):
+    try:
+        positive = isinstance(value, Real) and 0 < float(value) < math.inf
+    except OverflowError:  # of a whole number that no float holds
+        positive = False
+    if not positive:
         raise ValueError(f"{name}={value!r} should be a positive number")
 
 

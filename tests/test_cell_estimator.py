@@ -798,10 +798,10 @@ def test_save_and_load(settings, tmp_path):
 
 def test_files_of_the_other_estimator(fitted, tmp_path):
     fitted.save(tmp_path / "cells.pt")
-    with pytest.raises(ValueError, match=r"cells.pt is a model of SingleCellVMM, not of VMM"):
+    with pytest.raises(ValueError, match=r"cells.pt is a model of 'SingleCellVMM', not of VMM"):
         VMM.load(tmp_path / "cells.pt")
     VMM(**TINY).fit(np.random.default_rng(0).normal(size=(30, 3))).save(tmp_path / "arrays.pt")
-    with pytest.raises(ValueError, match=r"arrays.pt is a model of VMM, not of SingleCellVMM"):
+    with pytest.raises(ValueError, match=r"arrays.pt is a model of 'VMM', not of SingleCellVMM"):
         SingleCellVMM.load(tmp_path / "arrays.pt")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         SingleCellVMM.load(tmp_path / "nothing.pt")

@@ -764,9 +764,7 @@ def test_as_many_categories_as_cells():
 def test_categories_of_few_cells_are_told_once():
     values = ["a"] * 10 + ["b"] * 9 + ["c"] + ["d"] * 30
     adata = with_batch(values)
-    message = (
-        "batch_key='batch': 2 of 4 categories have fewer than 10 cells, from which little can be learned: 'b', 'c'; "
-    )
+    message = "batch_key='batch': fewer than 10 cells in 2 of 4 categories, 'b', 'c', from which little can be learned"
     with pytest.warns(UserWarning, match=message) as caught:
         Categories.of(adata, "batch").warn_of_few_cells(adata)
     assert len(caught) == 1

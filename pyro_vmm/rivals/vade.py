@@ -187,8 +187,7 @@ def check_pretraining(state: dict, vae: VAE, optimizer: torch.optim.Optimizer) -
     entries = Entries(state, PLACE)
     check_model(entries, "model", vae)
     check_optimizer(entries, "optimizer", optimizer)
-    check_random_numbers(entries)
-    entries.each("history", int | float, "numbers")
+    check_random_numbers(entries, begun=len(entries.each("history", int | float, "numbers")) > 0)
 
 
 @torch.no_grad()

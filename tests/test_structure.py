@@ -254,6 +254,18 @@ def test_x_that_is_no_matrix_is_refused(path, backed):
 
 
 @pytest.mark.parametrize("backed", [False, True])
+@pytest.mark.parametrize(("values", "shape"), [(3.0, r"\(\)"), ([1.0], r"\(1,\)")])
+def test_a_column_without_a_value_for_each_cell_is_refused(path, values, shape, backed):
+    """AnnData would give all cells a single value."""
+    with h5py.File(path, "r+") as file:
+        file["obs"]["depth"] = values
+        file["obs/depth"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        file["obs"].attrs["column-order"] = [*file["obs"].attrs["column-order"], "depth"]
+    with pytest.raises(ValueError, match=rf"obs/depth has shape {shape}, expected a value for each of 60 rows"):
+        load_cells(path, backed=backed)
+
+
+@pytest.mark.parametrize("backed", [False, True])
 def test_an_array_of_more_than_a_file_can_hold_is_refused(path, backed):
     """It would be filled with zeros, up to the end of the memory."""
     with h5py.File(path, "r+") as file:

@@ -35,6 +35,8 @@ def check_file(path: Path) -> None:
                 for array in ("data", "indices", "indptr"):
                     _check_chunks(f"{name}/{array}", node[array])
         cells, genes = _length(file, "obs"), _length(file, "var")
+        _check_columns(file, "obs", cells)
+        _check_columns(file, "var", genes)
         raw = file.get("raw")
         matrices = [("X", genes), *((f"layers/{name}", genes) for name in file.get("layers", ()))]
         matrices += [("raw/X", _length(raw, "var"))] if isinstance(raw, h5py.Group) else []
@@ -89,6 +91,16 @@ def _length(group: "h5py.Group", name: str) -> int | None:
             index = index.get("codes", index.get("values"))
         table = index
     return table.shape[0] if isinstance(table, h5py.Dataset) and table.shape else None
+
+
+def _check_columns(file: "h5py.File", name: str, length: int | None) -> None:
+    """Raise ``ValueError`` for a column of a table that has no value for each row: AnnData repeats a single one."""
+    import h5py
+
+    table = file.get(name)
+    for column, node in table.items() if isinstance(table, h5py.Group) and length is not None else ():
+        if isinstance(node, h5py.Dataset) and (node.shape is None or node.shape[:1] != (length,)):
+            raise ValueError(f"{name}/{column} has shape {node.shape}, expected a value for each of {length} rows")
 
 
 def _check_size(name: str, array: "h5py.Dataset") -> None:

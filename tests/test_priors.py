@@ -162,11 +162,11 @@ def test_responsibilities_of_clustering_are_those_of_the_objective(kind):
 # The weight of the hyper-priors
 
 
-def hyper_terms(prior, encoder, z) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def hyper_terms(prior, encoder, z, rows: int = 1) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Scaled and unscaled log-probability of every site."""
     centres = prior.centres(encoder)
-    guide = poutine.trace(prior.guide).get_trace(z, encoder, centres)
-    model = poutine.trace(poutine.replay(prior.model, guide)).get_trace(z, encoder, centres)
+    guide = poutine.trace(prior.guide).get_trace(z, encoder, centres, rows)
+    model = poutine.trace(poutine.replay(prior.model, guide)).get_trace(z, encoder, centres, rows)
     model.compute_log_prob()
     return {
         name: (model.nodes[name]["log_prob_sum"], model.nodes[name]["unscaled_log_prob"].sum())
@@ -181,6 +181,15 @@ def test_hyperpriors_weigh_rows_over_m_prior(kind, m_prior, weight):
     for name in HYPER_SITES:
         torch.testing.assert_close(terms[name][0], weight * terms[name][1])
     torch.testing.assert_close(*terms["z"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("m_prior", "weight"), [(256, M / 256), ("batch", 1 / 4)])
+def test_hyperpriors_weigh_what_is_held_of_a_minibatch(kind, m_prior, weight):
+    """Of several processes, each has its part of the hyper-priors; together they have the whole."""
+    terms = hyper_terms(make_prior(kind, m_prior=m_prior), make_encoder(), torch.randn(M, D), rows=4 * M)
+    for name in HYPER_SITES:
+        torch.testing.assert_close(terms[name][0], weight * terms[name][1])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -97,6 +97,11 @@ COLUMNS = {
 }
 
 
+def test_a_table_of_plain_numbers_is_not_copied():
+    table = frame(c=range(30))
+    assert inputs.checked(table) is table
+
+
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_columns_of_any_kind_are_their_numbers(kind):
     given = frame(c=COLUMNS[kind])
@@ -139,6 +144,9 @@ REFUSED = {
     "words": (np.array([["a", "b"]] * 30), "X should hold numbers: could not convert string to float"),
     "structured": (frame().to_records(index=False), "X is a structured array, expected rows of numbers"),
     "ragged": (RAGGED, "X can't be read as an array of numbers: setting an array element with a sequence"),
+    "ragged tensors": ([torch.ones(2), torch.ones(3)], "X can't be read as an array of numbers: stack expects each"),
+    "ragged masks": ([np.ma.ones(2), np.ma.ones(3)], "X can't be read as an array of numbers"),
+    "masked alone": (np.ma.masked, "X is of type MaskedConstant, expected rows of numbers"),
     "masked": (MASKED, r"X has no value \(masked\) in 3 of 30 rows, the first of them row 2; fill them in or leave"),
     "masked rows": (list(MASKED), r"X has no value \(masked\) in 3 of 30 rows, the first of them row 2"),
     "large integers": (2**60 + np.arange(60).reshape(30, 2), "X: column 0 holds whole numbers up to"),

@@ -131,8 +131,8 @@ def shift_and_scale(X: np.ndarray, scaling: str | None, names: Sequence) -> tupl
         if by_rounding.any():
             flat = [name for name, constant in zip(names, by_rounding.ravel(), strict=True) if constant]
             warnings.warn(
-                f"{len(flat)} columns of X vary by no more than the rounding of {X.dtype} and count as constant: "
-                f"{quoted(flat, 3)}; if they do vary, subtract an offset in float64",
+                f"{len(flat)} of {by_rounding.size} columns of X vary by no more than {X.dtype} rounds, and count as "
+                f"constant: {quoted(flat, 3)}; if they do vary, subtract an offset in float64",
                 stacklevel=4,
             )
     else:

@@ -1,5 +1,6 @@
 """What users give as X: arrays and tables of numbers, and what is refused before scikit-learn looks at them."""
 
+import operator
 import sys
 from typing import Any
 
@@ -70,8 +71,9 @@ def _table(X: Any, name: str) -> pd.DataFrame:
             f"{name} has column names of the types {', '.join(sorted(types))}, expected one of them: "
             f"{name}.columns = {name}.columns.astype(str)"
         )
-    columns = [_column(values, f"{name}: column {label!r}", f"{name}[{label!r}]") for label, values in frame.items()]
-    if all(new is old for new, (_, old) in zip(columns, frame.items(), strict=True)):
+    given = dict(frame.items())
+    columns = [_column(values, f"{name}: column {label!r}", f"{name}[{label!r}]") for label, values in given.items()]
+    if all(map(operator.is_, columns, given.values())):
         return frame
     return pd.concat(columns, axis=1).set_axis(frame.columns, axis=1)
 
@@ -87,7 +89,7 @@ def _column(values: pd.Series, name: str, code: str) -> pd.Series:
 
 
 def _array(X: Any, name: str) -> np.ndarray:
-    found = _unmasked(_dense(X, name), name)
+    found = _dense(X, name)
     if found.ndim == 0 or found.dtype.names:
         kind = "a structured array" if found.dtype.names else f"of type {type(X).__name__}"
         raise NotNumbers(f"{name} is {kind}, expected rows of numbers: an array (N, G) or (N, ...), or a DataFrame")
@@ -96,6 +98,7 @@ def _array(X: Any, name: str) -> np.ndarray:
             f"{name} has shape {found.shape}, expected rows of features, (N, G) or (N, ...). Reshape your data: "
             f"np.reshape({name}, (-1, 1)) if these are the values of one feature, (1, -1) if of one row"
         )
+    found = _unmasked(found, name)
     if 0 in found.shape[1:] and found.ndim > 2:  # of two dimensions scikit-learn tells
         raise ValueError(f"{name} has 0 feature(s) (shape={found.shape}) while a minimum of 1 is required.")
     if found.dtype.kind in "iu":
@@ -124,14 +127,15 @@ def _floats(X: np.ndarray, name: str) -> np.ndarray:
 
 def _dense(X: Any, name: str) -> np.ndarray:
     """X as an array of any type."""
-    if isinstance(X, list | tuple) and len(X) and all(isinstance(row, torch.Tensor) for row in X):
-        X = torch.stack(list(X))
     if sparse.issparse(X) or (isinstance(X, torch.Tensor) and X.layout != torch.strided):
         how = "toarray" if sparse.issparse(X) else "to_dense"
         raise ValueError(f"{name} is sparse ({type(X).__name__}), expected a dense array: {name}.{how}()")
-    if isinstance(X, list | tuple) and any(isinstance(row, np.ma.MaskedArray) for row in X):
-        return np.ma.array(X)
+    rows = X if isinstance(X, list | tuple) else ()
     try:
+        if any(isinstance(row, np.ma.MaskedArray) for row in rows):
+            return np.ma.array(X)
+        if len(rows) and all(isinstance(row, torch.Tensor) for row in rows):
+            X = torch.stack(list(rows))
         if isinstance(X, torch.Tensor):
             X = X.detach().cpu().resolve_conj().resolve_neg()
             return (X.float() if X.dtype == torch.bfloat16 else X).numpy()

@@ -6,6 +6,7 @@ Each input is made once, from a seed, in --dir; real sets are those of $PYRO_VMM
 in a process of its own, with tiny networks for two epochs: what is looked at is what grows with the data, not training.
 A file counts as missing where it is not there, can't be read, or does not hold as many rows as the input. Seconds are
 by the wall, the memory is the peak of the process. Runs, but no inputs, are deleted in the end, unless --keep.
+Inputs are made, and files read, in processes of their own too: else the memory of this one would count in the next run.
 """
 
 import argparse
@@ -16,8 +17,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "2", "--hidden", "32", "--components", "30", "--consolidation-steps", "5", "--quiet"]
@@ -100,11 +104,12 @@ def upsampled(n: int) -> Callable[[Path], None]:
 
         random = np.random.default_rng(SEED)
         adata = anndata.read_h5ad(stored("scdesignpop_onek1k")(path))
-        adata = adata[random.integers(adata.n_obs, size=n)].copy()
-        adata.X.data = random.binomial(adata.X.data, 0.9).astype(np.int32)
-        adata.X.eliminate_zeros()
-        adata.obs_names = [f"cell{i}" for i in range(n)]
-        adata.write_h5ad(path)
+        drawn = random.integers(adata.n_obs, size=n)
+        counts = adata.X[drawn]
+        counts.data = random.binomial(counts.data, 0.9).astype(np.int32)
+        counts.eliminate_zeros()
+        obs = adata.obs.iloc[drawn].set_axis([f"cell{i}" for i in range(n)])
+        anndata.AnnData(counts, obs=obs, var=adata.var).write_h5ad(path)
 
     return write
 
@@ -201,8 +206,26 @@ CASES = {
 # --- runs ---
 
 
-def run(case: Case, dataset: str, out: Path) -> dict:
+def apart(function: Callable, *arguments) -> Any:
+    """What a function gives, called in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def make(name: str, folder: Path) -> str:
+    """The input of a case."""
+    return CASES[name].make(folder)
+
+
+def faults(name: str, dataset: str, out: Path) -> dict[str, str]:
+    """What is wrong with the files of a run, by their names."""
+    case = CASES[name]
+    return {file: fault for file in sorted(case.files(dataset)) if (fault := look(out / file, case.rows))}
+
+
+def run(name: str, out: Path) -> dict:
     """What a run comes to: exit status, wall seconds, peak memory in bytes, what is wrong with its files."""
+    case, dataset = CASES[name], apart(make, name, out.parent)
     command = [sys.executable, ROOT / "scripts" / "fit.py", *TINY, *case.options, "--dataset", dataset, "--out", out]
     start = time.perf_counter()
     with out.with_suffix(".log").open("w") as log:
@@ -210,8 +233,8 @@ def run(case: Case, dataset: str, out: Path) -> dict:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds, memory = time.perf_counter() - start, 1024 * usage.ru_maxrss
-    faults = {name: fault for name in sorted(case.files(dataset)) if (fault := look(out / name, case.rows))}
-    return {"exit": process.returncode, "seconds": seconds, "memory": memory, "faults": faults}
+    found = apart(faults, name, dataset, out)
+    return {"exit": process.returncode, "seconds": seconds, "memory": memory, "faults": found}
 
 
 def look(path: Path, rows: int) -> str:
@@ -292,9 +315,9 @@ def main() -> None:
     args.dir.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in args.only:
-        case, out = CASES[name], args.dir.resolve() / name
+        out = args.dir.resolve() / name
         shutil.rmtree(out, ignore_errors=True)
-        rows.append(row(name, case, run(case, case.make(args.dir.resolve()), out)))
+        rows.append(row(name, CASES[name], run(name, out)))
         print(*rows[-1], sep="; ", flush=True)
         if not args.keep:
             shutil.rmtree(out, ignore_errors=True)

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-import tables
 import torch
 from anndata import AnnData
-from integration_data import TITLES, load
-from integration_methods import quieten_lightning
+
+from repro import pages
+from repro.integration.data import TITLES, load
+from repro.integration.methods import quieten_lightning
 
 BATCH_SIZE = 128
 #: Share of the cells that --validation holds back, and looks at in every epoch.
@@ -91,13 +92,13 @@ def measure(adata: AnnData, rounds: int, epochs: int, validation: bool) -> dict[
 
 
 def table(found: dict[str, tuple[list[float], int]]) -> list[str]:
-    lines = tables.header(["method", "cells/s, median epoch", "of scVI", "cells/s, fastest epoch", "of scVI", "epochs"])
+    lines = pages.header(["method", "cells/s, median epoch", "of scVI", "cells/s, fastest epoch", "of scVI", "epochs"])
     rates = {name: (n / statistics.median(seconds), n / min(seconds)) for name, (seconds, n) in found.items()}
     median_of_scvi, fastest_of_scvi = rates["scVI (scvi-tools)"]
     for name, (median, fastest) in rates.items():
         ratios = (f"{median / median_of_scvi:.2f}", f"{fastest / fastest_of_scvi:.2f}")
         cells = [name, f"{median:.0f}", ratios[0], f"{fastest:.0f}", ratios[1], len(found[name][0])]
-        lines.append(tables.line(cells))
+        lines.append(pages.line(cells))
     return lines
 
 
@@ -119,7 +120,7 @@ def main() -> None:
     if args.out:
         validated = "validated in every epoch" if args.validation else "no validation"
         shape = f"{args.file}, {adata.n_obs:,} cells, {adata.n_vars:,} genes, batches of {BATCH_SIZE}"
-        tables.write(args.out, "Cells a second", f"{shape}, {validated}; {tables.machine()}.", lines)
+        pages.write(args.out, "Cells a second", f"{shape}, {validated}; {pages.machine()}.", lines)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tables
 from sklearn.cluster import KMeans
 from sklearn.mixture import BayesianGaussianMixture
 
-from pyro_vmm import metrics
 from pyro_vmm.cli import estimator, resolve
 from pyro_vmm.cli.arrays import ARRAY_PRESETS
 from pyro_vmm.data import Dataset, load_digits
+from pyro_vmm.evaluation import clustering as metrics
 from pyro_vmm.rivals import DLGMM, GMVAE, VaDE
 from pyro_vmm.rivals.estimators import Rival
+from repro import pages
+from repro.statistics import mean_std
 
 
 def vmm(x: np.ndarray, seed: int, prior: str = "vmm") -> np.ndarray:
@@ -81,14 +82,14 @@ def main() -> None:
     for name, method in METHODS.items():
         table = pd.DataFrame([measure(method, data, seed) for seed in range(args.seeds)])
         if not lines:
-            lines = tables.header(["method", *table.columns, "NMI by seed"])
+            lines = pages.header(["method", *table.columns, "NMI by seed"])
             print(*lines, sep="\n", flush=True)
-        cells = [tables.mean_std(table[column]) for column in table.columns]
-        lines.append(tables.line([name, *cells, ", ".join(f"{nmi:.3f}" for nmi in table["NMI"])]))
+        cells = [mean_std(table[column]) for column in table.columns]
+        lines.append(pages.line([name, *cells, ", ".join(f"{nmi:.3f}" for nmi in table["NMI"])]))
         print(lines[-1], flush=True)
     if args.out:
-        about = f"Seeds 0 to {args.seeds - 1}, mean ± standard deviation; {tables.machine()}."
-        tables.write(args.out, "Handwritten digits", about, lines)
+        about = f"Seeds 0 to {args.seeds - 1}, mean ± standard deviation; {pages.machine()}."
+        pages.write(args.out, "Handwritten digits", about, lines)
 
 
 if __name__ == "__main__":

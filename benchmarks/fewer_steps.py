@@ -16,12 +16,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-import tables
 import torch
 from sklearn.datasets import load_digits
 
-from pyro_vmm import VMM, files, metrics
+from pyro_vmm import VMM
+from pyro_vmm.evaluation import clustering as metrics
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.runtime import files
+from repro import pages
 
 #: The start is that of the page in results/.
 BASE = {"latent_dim": 6, "covariance_start": "random", "hidden": (128, 128), "patience": None, "device": "cpu"}
@@ -94,12 +96,12 @@ def kept_run(name: str, seed: int, folder: Path) -> dict:
 
 def table(found: dict[str, list[dict]]) -> list[str]:
     columns = ["rates of networks and prior", "iterations", "MAP steps alone", "NMI by seed", "mean", "clusters"]
-    lines = tables.header([*columns, "accuracy (majority)", "seconds"])
+    lines = pages.header([*columns, "accuracy (majority)", "seconds"])
     for name, runs in found.items():
         nmi, clusters, accuracy = ([run[key] for run in runs] for key in ("nmi", "clusters", "accuracy"))
         cells = [name, runs[0]["iterations"], runs[0]["map_steps"], ", ".join(f"{value:.3f}" for value in nmi)]
         cells += [f"{np.mean(nmi):.3f}", ", ".join(map(str, clusters)), ", ".join(f"{a:.3f}" for a in accuracy)]
-        lines.append(tables.line([*cells, f"{np.mean([run['seconds'] for run in runs]):.0f}"]))
+        lines.append(pages.line([*cells, f"{np.mean([run['seconds'] for run in runs]):.0f}"]))
     return lines
 
 
@@ -141,8 +143,8 @@ def main() -> None:
     lines = table(found)
     print(*lines, sep="\n")
     if args.out:
-        about = f"`{shlex.join(['python', *sys.argv])}`; {tables.machine(args.threads)}."
-        tables.write(args.out / "fewer_steps.md", "Fewer steps", about, [*lines, "", "![](fewer_steps.png)"])
+        about = f"`{shlex.join(['python', *sys.argv])}`; {pages.machine(args.threads)}."
+        pages.write(args.out / "fewer_steps.md", "Fewer steps", about, [*lines, "", "![](fewer_steps.png)"])
         figure(found, args.out / "fewer_steps.png")
 
 

@@ -12,15 +12,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-import tables
 import torch
 from anndata import AnnData
-from integration_data import TITLES, load
 from step_time import CLOCKS
 
-from pyro_vmm import SingleCellVMM, TrainingConfig, metrics
-from pyro_vmm.training import Steps
-from pyro_vmm.training.steps import quiet_pyro
+from pyro_vmm import SingleCellVMM, TrainingConfig
+from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.inference import Steps
+from pyro_vmm.inference.steps import quiet_pyro
+from repro import pages
+from repro.integration.data import TITLES, load
 
 BATCH_SIZE = 128
 SETTINGS = {"all 100 stay": None, "frozen after 10 epochs": 10}
@@ -54,13 +55,13 @@ def fit(adata: AnnData, freeze_after: int | None, seed: int, epochs: int, clock:
 
 
 def rates_table(found: dict[str, list[dict]], epochs: int) -> list[str]:
-    lines = tables.header(["epochs", *(f"{name}: components, cells/s" for name in found), "times as fast"])
+    lines = pages.header(["epochs", *(f"{name}: components, cells/s" for name in found), "times as fast"])
     for first in range(0, epochs - 1, max(1, (epochs - 1) // 6)):
         some = slice(first, first + 10)
         rates = [statistics.median(np.concatenate([run["rates"][some] for run in runs])) for runs in found.values()]
         trained = [np.mean([run["trained"][some].mean() for run in runs]) for runs in found.values()]
         cells = [f"{n:.0f}, {rate:.0f}" for n, rate in zip(trained, rates, strict=True)]
-        lines.append(tables.line([f"{first + 2} to {min(first + 11, epochs)}", *cells, f"{rates[-1] / rates[0]:.2f}"]))
+        lines.append(pages.line([f"{first + 2} to {min(first + 11, epochs)}", *cells, f"{rates[-1] / rates[0]:.2f}"]))
     return lines
 
 
@@ -80,18 +81,18 @@ def steps_table(adata: AnnData, clock: str, repeats: int = 30) -> list[str]:
                 each.iteration(batches[repeat % len(batches)])
                 times[kept] += [1e3 * (read() - start)] if repeat >= 3 else []
     medians = {kept: statistics.median(values) for kept, values in times.items()}
-    lines = tables.header(["components", "ms an iteration, median", "min", "times as fast as with 100"])
+    lines = pages.header(["components", "ms an iteration, median", "min", "times as fast as with 100"])
     for kept, median in medians.items():
         cells = [kept, f"{median:.1f}", f"{min(times[kept]):.1f}", f"{medians[100] / median:.2f}"]
-        lines.append(tables.line(cells))
+        lines.append(pages.line(cells))
     return lines
 
 
 def results_table(found: dict[str, list[dict]]) -> list[str]:
-    lines = tables.header(["", "clusters by seed", "NMI with the types by seed", "best validation ELBO by seed"])
+    lines = pages.header(["", "clusters by seed", "NMI with the types by seed", "best validation ELBO by seed"])
     for name, runs in found.items():
         columns = [", ".join(f"{run[key]:{form}}" for run in runs) for key, form in FORMATS.items()]
-        lines.append(tables.line([name, *columns]))
+        lines.append(pages.line([name, *columns]))
     return lines
 
 
@@ -120,7 +121,7 @@ def main() -> None:
         shape = (
             f"{args.file}, {adata.n_obs:,} cells, {adata.n_vars:,} genes, batches of {BATCH_SIZE}, {args.clock} time"
         )
-        tables.write(args.out, "Frozen components", f"{shape}; {tables.machine()}.", lines)
+        pages.write(args.out, "Frozen components", f"{shape}; {pages.machine()}.", lines)
 
 
 if __name__ == "__main__":

@@ -16,24 +16,24 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import tables
 import torch
 from mnist_curve import PAPER_NMI
 from mnist_curve import build as build_mnist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vmm.balance import BatchBalance
-from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.data.images import load_mnist
 from pyro_vmm.estimators import building
-from pyro_vmm.metrics import nmi
+from pyro_vmm.evaluation.clustering import nmi
+from pyro_vmm.inference import Steps, Trainer, TrainingConfig
+from pyro_vmm.inference.steps import quiet_pyro
 from pyro_vmm.networks import inference_mode
-from pyro_vmm.precision import PRECISIONS, network_precision
-from pyro_vmm.pseudo_inputs import CellPseudoInputs
-from pyro_vmm.training import Steps, Trainer, TrainingConfig
-from pyro_vmm.training.graphs import CudaGraphs, Graphs, Reruns
-from pyro_vmm.training.steps import quiet_pyro
+from pyro_vmm.priors.balance import BatchBalance
+from pyro_vmm.priors.pseudo_inputs import CellPseudoInputs
+from pyro_vmm.runtime.cell_layout import CellLayout
+from pyro_vmm.runtime.graphs import CudaGraphs, Graphs, Reruns
+from pyro_vmm.runtime.precision import PRECISIONS, network_precision
+from repro import pages
 
 #: What a part should come to on one data-centre GPU.
 EPOCH_TARGET, NMI_TARGET = 0.25, 120.0
@@ -132,7 +132,7 @@ class Bench:
 
     def agreement(self, cases: list[Case]) -> list[str]:
         """The largest differences between eager and recorded steps, of the objectives and of the parameters."""
-        lines = tables.header(["case", "steps", "objectives, relative", "parameters, absolute", "moved by", "runs"])
+        lines = pages.header(["case", "steps", "objectives, relative", "parameters, absolute", "moved by", "runs"])
         for case in cases:
             runs = []
             for recorded in (False, True):
@@ -147,19 +147,19 @@ class Bench:
             start = [p.to(self.device) for p in case.build().parameters()]
             moved = max((a - b).abs().max().item() for a, b in zip(eager, start, strict=True))
             differences = [f"{value:.1e}" for value in (relative, absolute, moved)]
-            lines.append(tables.line([case.name, len(terms), *differences, steps.iterate.obstacle or "recorded"]))
+            lines.append(pages.line([case.name, len(terms), *differences, steps.iterate.obstacle or "recorded"]))
         return lines
 
     def steps_a_second(self, cases: list[Case]) -> list[str]:
         """Milliseconds of one iteration."""
-        lines = tables.header(["case", "rows", "precision", "eager, ms", "recorded, ms", "eager / recorded"])
+        lines = pages.header(["case", "rows", "precision", "eager, ms", "recorded, ms", "eager / recorded"])
         for case in cases:
             batch = case.x[: case.batch_size].to(self.device)
             for precision in PRECISIONS:
                 with network_precision(precision):
                     eager, recorded = (self._step_ms(self.steps(case, recorded), batch) for recorded in (False, True))
                 cells = [case.name, len(batch), precision, f"{eager:.3f}", f"{recorded:.3f}", f"{eager / recorded:.1f}"]
-                lines.append(tables.line(cells))
+                lines.append(pages.line(cells))
         return lines
 
     def _step_ms(self, steps: Steps, batch: Tensor) -> float:
@@ -173,7 +173,7 @@ class Bench:
 
     def epochs(self, cases: list[Case]) -> list[str]:
         """Seconds of an epoch, the best of some after the one that records, and rows a second."""
-        lines = tables.header(["case", "rows", "precision", "steps", "epoch, s", "rows/s"])
+        lines = pages.header(["case", "rows", "precision", "steps", "epoch, s", "rows/s"])
         for case in cases:
             x = case.x.to(self.device)
             for precision, recorded in (("float32", False), *((precision, True) for precision in PRECISIONS)):
@@ -184,16 +184,17 @@ class Bench:
                     times = [self.seconds(epoch) for _ in range(5)]
                 best, how = min(times[1:]), "recorded" if recorded else "eager"
                 cells = [case.name, f"{len(x):,}", precision, how, f"{best:.3f}", f"{len(x) / best:,.0f}"]
-                lines.append(tables.line(cells))
+                lines.append(pages.line(cells))
         return lines
 
     def scvi(self, case: Case) -> list[str]:
         """Cells a second of scvi-tools' SCVI, its data in memory, on the same counts."""
         try:
             from anndata import AnnData
-            from integration_methods import quieten_lightning
             from lightning.pytorch.callbacks import LambdaCallback
             from scvi.model import SCVI
+
+            from repro.integration.methods import quieten_lightning
         except ImportError as error:
             return [f"scvi-tools is not installed ({error})."]
         quieten_lightning()
@@ -224,8 +225,8 @@ class Bench:
         trainer.fit(x, callbacks=[look], progress=False)
         every = max(1, len(reached) // 12)
         shown = [*reached[::every], *([reached[-1]] if reached else [])]
-        lines = tables.header(["s", "epoch", "NMI"])
-        return lines + [tables.line([f"{s:.1f}", epoch, f"{score:.3f}"]) for s, epoch, score in dict.fromkeys(shown)]
+        lines = pages.header(["s", "epoch", "NMI"])
+        return lines + [pages.line([f"{s:.1f}", epoch, f"{score:.3f}"]) for s, epoch, score in dict.fromkeys(shown)]
 
 
 @torch.no_grad()
@@ -281,7 +282,7 @@ def main() -> None:
         lines = report(args, device)
     name = "no GPU: a replay runs the step again" if args.cpu else torch.cuda.get_device_name(device)
     if args.out:
-        tables.write(args.out, "Training on a GPU", f"{name}; {tables.machine()}.", lines)
+        pages.write(args.out, "Training on a GPU", f"{name}; {pages.machine()}.", lines)
 
 
 if __name__ == "__main__":

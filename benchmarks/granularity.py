@@ -9,18 +9,18 @@ the clusterings of each candidate after the selection, and are seen by nothing e
 import argparse
 from pathlib import Path
 
-import integration_data
 import numpy as np
 import pandas as pd
-import tables
 from sklearn.datasets import load_digits
 
 import pyro_vmm
-from pyro_vmm import VMM, SingleCellVMM, metrics, plots
+from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.cli.arrays import ARRAY_PRESETS
-from pyro_vmm.experiments import images, tabular
-from pyro_vmm.experiments.scales import SCALES
-from pyro_vmm.selection.evidence import ALL
+from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation.selection.evidence import ALL
+from repro import images, pages, tabular
+from repro.integration import data as integration_data
+from repro.scales import SCALES
 
 DEFAULT = 256
 FILES = {
@@ -52,7 +52,7 @@ def load(name: str):
     return SingleCellVMM(batch_key="batch"), adata, adata.obs["cell_type"].to_numpy()
 
 
-def scores(selection: pyro_vmm.selection.Selection, labels: np.ndarray) -> pd.DataFrame:
+def scores(selection: pyro_vmm.evaluation.selection.Selection, labels: np.ndarray) -> pd.DataFrame:
     """NMI and ARI with the labels of each candidate's fits to all rows but those held out, means over seeds."""
     known = ~pd.isna(labels)
     found = [
@@ -80,18 +80,20 @@ def choices(table: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def section(name: str, selection: pyro_vmm.selection.Selection, labels: np.ndarray, figure: str) -> list[str]:
+def section(
+    name: str, selection: pyro_vmm.evaluation.selection.Selection, labels: np.ndarray, figure: str
+) -> list[str]:
     """The page's part on one data set."""
     scored = scores(selection, labels)
     table = selection.table.assign(
         **{key: scored[key, "mean"].to_numpy() for key in ("nmi", "ari")}, nmi_sd=scored["nmi", "std"].to_numpy()
     )
-    lines = ["", f"## {FILES[name]}", "", *tables.header(["choice", "m_prior", "clusters", "NMI", "ARI"])]
+    lines = ["", f"## {FILES[name]}", "", *pages.header(["choice", "m_prior", "clusters", "NMI", "ARI"])]
     of = table.set_index("m_prior")
     for choice, m_prior in choices(table).items():
         row = of.loc[m_prior]
         nmi = f"{row['nmi']:.3f} ± {row['nmi_sd']:.3f}"
-        lines.append(tables.line([choice, f"{m_prior:g}", f"{row['clusters']:.1f}", nmi, f"{row['ari']:.3f}"]))
+        lines.append(pages.line([choice, f"{m_prior:g}", f"{row['clusters']:.1f}", nmi, f"{row['ari']:.3f}"]))
     lines += [
         "",
         selection.report().replace("# ", "### ", 1).rstrip(),
@@ -124,9 +126,9 @@ def main() -> None:
     if args.out:
         about = (
             f"`python benchmarks/granularity.py`: {args.seeds} seeds, NMI and ARI with labels as means over them ± "
-            f"standard deviation; {tables.machine()}."
+            f"standard deviation; {pages.machine()}."
         )
-        tables.write(args.out, "Granularity chosen without labels", about, lines[1:])
+        pages.write(args.out, "Granularity chosen without labels", about, lines[1:])
 
 
 if __name__ == "__main__":

@@ -184,17 +184,17 @@ def main() -> None:
 
 
 def report(rows: list[list[str]], args: argparse.Namespace) -> None:
-    import tables
+    from repro import pages
 
-    lines = [*tables.header(COLUMNS), *map(tables.line, rows)]
+    lines = [*pages.header(COLUMNS), *map(pages.line, rows)]
     print(*lines, sep="\n")
     if args.out:
         about = (
             f"`python benchmarks/large_data.py --batch-size {args.batch_size} --compression {args.compression}`: "
-            f"{GENES:,} genes, {TYPES} types, {BATCHES} batches; {tables.machine(1)}, anndata {version('anndata')}, "
+            f"{GENES:,} genes, {TYPES} types, {BATCHES} batches; {pages.machine(1)}, anndata {version('anndata')}, "
             f"h5py {version('h5py')}. Medians of the epochs, largest of the peaks."
         )
-        tables.write(args.out, "Cells in a file, and in memory", about, lines)
+        pages.write(args.out, "Cells in a file, and in memory", about, lines)
 
 
 if __name__ == "__main__":

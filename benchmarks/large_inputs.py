@@ -325,15 +325,15 @@ def main() -> None:
 
 
 def report(rows: list[list], out: Path | None) -> None:
-    import tables
+    from repro import pages
 
-    lines = [*tables.header(COLUMNS), *map(tables.line, rows)]
+    lines = [*pages.header(COLUMNS), *map(pages.line, rows)]
     print(*lines, sep="\n")
     if out:
         about = (
-            f"`python benchmarks/large_inputs.py`: `fit.py {' '.join(TINY)}` and the options named; {tables.machine()}."
+            f"`python benchmarks/large_inputs.py`: `fit.py {' '.join(TINY)}` and the options named; {pages.machine()}."
         )
-        tables.write(out, "The command line on large inputs", about, lines)
+        pages.write(out, "The command line on large inputs", about, lines)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,15 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from pyro_vmm import files, plots
+from pyro_vmm import plots
 from pyro_vmm.data.images import load_mnist
+from pyro_vmm.evaluation.clustering import clustering_scores
+from pyro_vmm.inference import Trainer, TrainingConfig
 from pyro_vmm.likelihoods import Normal
-from pyro_vmm.metrics import clustering_scores
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, GaussianEncoder, inference_mode, mlp
 from pyro_vmm.priors import VampMixture
-from pyro_vmm.training import Trainer, TrainingConfig
+from pyro_vmm.runtime import files
 
 HIDDEN = (500, 500, 2000)
 REFERENCE = Path(__file__).with_name("reference_curve.csv")

@@ -33,7 +33,17 @@ LEAST_KILLED = 0.97
 #: Seconds. A mutation may make a test wait for ever.
 TIMEOUT = 1200
 #: What the tests need besides the package.
-COPIED = ("pyro_vmm", "tests", "scripts", "benchmarks", "notebooks", "setup.cfg", "pyproject.toml", "README.md")
+COPIED = (
+    "pyro_vmm",
+    "repro",
+    "tests",
+    "scripts",
+    "benchmarks",
+    "notebooks",
+    "setup.cfg",
+    "pyproject.toml",
+    "README.md",
+)
 PASSED, FAILED, STOPPED = 0, 1, 2  # pytest's exit codes; it stops where a file of tests can't be imported
 # What takes longest to import, once for all: the tests run in forks of a process that has nothing of the package.
 PRELOADED = ["anndata", "matplotlib.figure", "pyro.infer", "pytest", "sklearn.manifold", "torch._dynamo"]

@@ -266,16 +266,16 @@ def main() -> None:
 
 
 def report(counts: dict[str, Counter], args: argparse.Namespace) -> None:
-    import tables
+    from repro import pages
 
     total = sum(counts.values(), Counter())
     rows = [[kind, sum(found.values()), *(found[outcome] for outcome in OUTCOMES)] for kind, found in counts.items()]
     rows.append(["all", sum(total.values()), *(total[outcome] for outcome in OUTCOMES)])
-    lines = [*tables.header(["kind", "files", *HEADERS]), *map(tables.line, rows)]
+    lines = [*pages.header(["kind", "files", *HEADERS]), *map(pages.line, rows)]
     print(*lines, sep="\n")
     if args.out:
-        about = f"`python benchmarks/robustness.py --files {args.files} --seed {args.seed}`; {tables.machine(1)}."
-        tables.write(args.out, "Damaged files", f"{about}\n\n{ABOUT}", lines)
+        about = f"`python benchmarks/robustness.py --files {args.files} --seed {args.seed}`; {pages.machine(1)}."
+        pages.write(args.out, "Damaged files", f"{about}\n\n{ABOUT}", lines)
 
 
 if __name__ == "__main__":

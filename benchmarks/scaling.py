@@ -22,15 +22,15 @@ from pathlib import Path
 
 import floor
 import torch
-from tables import header, line, machine, write
 
-from pyro_vmm import files
+from pyro_vmm.inference import Steps, TrainingConfig
+from pyro_vmm.inference.steps import quiet_pyro
 from pyro_vmm.likelihoods import Normal
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, GaussianEncoder, mlp
 from pyro_vmm.priors import VampMixture
-from pyro_vmm.training import Steps, TrainingConfig
-from pyro_vmm.training.steps import quiet_pyro
+from pyro_vmm.runtime import files
+from repro.pages import header, line, machine, write
 
 BASE = {"batch": 256, "components": 100, "latent": 10, "features": 784, "rows": 60_000}
 SIZES = {

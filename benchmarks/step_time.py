@@ -4,7 +4,7 @@
 
 First the two must agree in float64 on losses and gradients over three iterations with the same draws; then they take
 turns in one process with a third, the floor of any implementation: the matrix products of an iteration and nothing
-else. The two are the training loop's own steps, :class:`pyro_vmm.training.Steps`, and :class:`ByHand` below, which
+else. The two are the training loop's own steps, :class:`pyro_vmm.inference.Steps`, and :class:`ByHand` below, which
 takes only parameters and layers from the library: no Pyro, no ``torch.distributions``, the closed forms written out.
 Both use the same fused Adam.
 """
@@ -26,17 +26,17 @@ from pathlib import Path
 import floor
 import pyro
 import torch
-from tables import header, line, machine
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_vmm import files
 from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.inference import Steps, TrainingConfig
 from pyro_vmm.likelihoods import Normal
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, GaussianEncoder, mlp, scale_tril
 from pyro_vmm.priors import Centres, VampMixture
-from pyro_vmm.training import Steps, TrainingConfig
+from pyro_vmm.runtime import files
+from repro.pages import header, line, machine
 
 M, K, D = 256, 100, 10
 M_PRIOR = 256

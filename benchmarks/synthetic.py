@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tables
 from sklearn.metrics import normalized_mutual_info_score
 
 from pyro_vmm import VMM
+from repro import pages
 
 #: rows, clusters, latent dimensions, features, separation of the centres in standard deviations
 CASES = [
@@ -88,17 +88,17 @@ def main() -> None:
     args = parser.parse_args()
     settings = {**SETTINGS, "prior_learning_rate": args.prior_learning_rate}
     shape = ["rows", "clusters", "latent", "features", "separation"]
-    lines = tables.header([*shape, "found, by seed", "NMI: min, median", "right", "s"])
+    lines = pages.header([*shape, "found, by seed", "NMI: min, median", "right", "s"])
     for case in (CASES[i] for i in args.cases):
         table = pd.DataFrame([measure(case, seed, settings) for seed in range(args.seeds)])
         found = ", ".join(str(number) for number in table["found"])
         nmi = f"{table['nmi'].min():.3f}, {table['nmi'].median():.3f}"
         right = f"{table['passed'].sum()} of {len(table)}"
-        lines.append(tables.line([*case, found, nmi, right, f"{table['seconds'].median():.0f}"]))
+        lines.append(pages.line([*case, found, nmi, right, f"{table['seconds'].median():.0f}"]))
         print(lines[-1], flush=True)
     if args.out:
-        about = f"Settings {settings}; {tables.machine()}."
-        tables.write(args.out, "Gaussian clusters through a random network", about, lines)
+        about = f"Settings {settings}; {pages.machine()}."
+        pages.write(args.out, "Gaussian clusters through a random network", about, lines)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tables
 import torch
 
-from pyro_vmm import VMM, files, metrics
+from pyro_vmm import VMM
 from pyro_vmm.cli import estimator, resolve
 from pyro_vmm.data import Dataset, load
+from pyro_vmm.evaluation import clustering as metrics
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.runtime import files
+from repro import pages
 
 LEVELS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85)
 HELD = 3
@@ -78,13 +80,13 @@ def reached(curve: pd.DataFrame, level: float) -> pd.Series | None:
 
 def page(curves: list[pd.DataFrame], ends: list[dict]) -> list[str]:
     """A line for each level and one for the end, a column for each seed."""
-    lines = tables.header(["NMI", *(f"seed {seed}: iterations; processor s" for seed in range(len(curves)))])
+    lines = pages.header(["NMI", *(f"seed {seed}: iterations; processor s" for seed in range(len(curves)))])
     for level in LEVELS:
         found = [reached(curve, level) for curve in curves]
         cells = ["not held" if row is None else f"{row['iterations']:.0f}; {row['processor_s']:.0f}" for row in found]
-        lines.append(tables.line([level, *cells]))
+        lines.append(pages.line([level, *cells]))
     told = "{nmi:.3f}, {utilised_clusters:.0f} clusters, accuracy {accuracy_by_exemplar:.3f}; {processor_s:.0f}"
-    return [*lines, tables.line(["at the end, all rows", *(told.format(**end) for end in ends)])]
+    return [*lines, pages.line(["at the end, all rows", *(told.format(**end) for end in ends)])]
 
 
 def main() -> None:
@@ -107,8 +109,8 @@ def main() -> None:
         curves.append(pd.read_csv(stored))
         ends.append(json.loads(stored.with_suffix(".json").read_text()))
         print(*page(curves, ends), sep="\n", flush=True)
-    about = f"Settings of `scripts/fit.py --dataset {args.dataset}`; {tables.machine()}."
-    tables.write(args.out / f"time_to_nmi_{args.dataset}.md", "Time to a given NMI", about, page(curves, ends))
+    about = f"Settings of `scripts/fit.py --dataset {args.dataset}`; {pages.machine()}."
+    pages.write(args.out / f"time_to_nmi_{args.dataset}.md", "Time to a given NMI", about, page(curves, ends))
 
 
 if __name__ == "__main__":

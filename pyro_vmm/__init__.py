@@ -1,10 +1,10 @@
 """The VampPrior Mixture Model in Pyro: a prior for variational autoencoders that finds the number of clusters."""
 
 from pyro_vmm.estimators import VMM, SingleCellVMM
+from pyro_vmm.evaluation.selection import select
+from pyro_vmm.inference import Trainer, TrainingConfig
 from pyro_vmm.models import VAE, SingleCellVAE
 from pyro_vmm.priors import GaussianMixture, HyperPrior, StandardNormal, VampMixture, VampPrior
-from pyro_vmm.selection import select
-from pyro_vmm.training import Trainer, TrainingConfig
 from pyro_vmm.version import __version__
 
 __all__ = [

@@ -4,6 +4,6 @@ import sys
 
 # Imported by fresh processes too, which should not load what they do not need.
 if __name__ == "__main__":
-    from pyro_vmm.experiments.cli import main
+    from repro.cli import main
 
     sys.exit(main())

@@ -18,13 +18,13 @@ from torch import nn
 
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.estimators.base import Estimator
-from pyro_vmm.experiments.runs import Folder, Run
+from pyro_vmm.inference import TrainingConfig
 from pyro_vmm.likelihoods import CellLikelihood, LocationScale, Normal
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, GaussianEncoder, lower_cholesky, mlp
 from pyro_vmm.priors import PRIORS, Prior, VampMixture
-from pyro_vmm.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
-from pyro_vmm.training import TrainingConfig
+from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
+from repro.runs import Folder, Run
 
 #: Of the model that :func:`build` makes: features, latent dimensions and components.
 G, D, K = 4, 2, 3
@@ -43,9 +43,7 @@ every_prior = pytest.mark.parametrize("prior", PRIORS)
 
 #: Processes that are forks of one that has done nothing but import: quick, and safe where this one has threads.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["anndata", "pyro_vmm.cli", "pyro_vmm.experiments.cli", "sklearn.mixture", "torch._dynamo"]
-)
+FORKS.set_forkserver_preload(["anndata", "pyro_vmm.cli", "repro.cli", "sklearn.mixture", "torch._dynamo"])
 
 #: What ``sample`` of an estimator with five components refuses, and what it says.
 WRONG_DRAWS = [

@@ -13,17 +13,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from pyro_vmm import SingleCellVMM
-from pyro_vmm.balance import SMOOTHING, BatchBalance
-from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.data import load_cells, select_genes
 from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.elbo import Elbo
+from pyro_vmm.inference import Trainer, TrainingConfig
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS
 from pyro_vmm.models import SingleCellVAE
+from pyro_vmm.models.elbo import Elbo
 from pyro_vmm.networks import CellDecoder, CellFeatures, GaussianEncoder, cell_mlp
 from pyro_vmm.priors import VampMixture
-from pyro_vmm.pseudo_inputs import CellPseudoInputs
-from pyro_vmm.training import Trainer, TrainingConfig
+from pyro_vmm.priors.balance import SMOOTHING, BatchBalance
+from pyro_vmm.priors.pseudo_inputs import CellPseudoInputs
+from pyro_vmm.runtime.cell_layout import CellLayout
 
 G, B, D, K, M = 6, 2, 2, 3, 8
 LAYOUT = CellLayout(G, (B,))

@@ -13,8 +13,9 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_vmm import VMM, files
+from pyro_vmm import VMM
 from pyro_vmm.data import Dataset
+from pyro_vmm.runtime import files
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -60,7 +61,7 @@ def test_marks_the_best_and_what_is_not_significantly_worse():
         "worse": [0.60, 0.61, 0.62, 0.63],
         "none": [math.nan] * 4,
     }
-    best = load("tables").best
+    best = load("repro.statistics").best
     assert best(samples) == {"best", "as good"}
     assert best(samples, larger=False) == {"worse"}
     assert best({"none": [math.nan]}) == set()
@@ -70,7 +71,7 @@ def test_marks_the_best_and_what_is_not_significantly_worse():
 
 
 def test_mean_and_standard_deviation():
-    mean_std = load("tables").mean_std
+    mean_std = load("repro.statistics").mean_std
     assert mean_std([1.0, 2.0, 3.0, math.nan], ".2f", ".1f") == "2.00 ± 1.0"
     assert mean_std([1.0], ".2f") == "1.00"
     assert mean_std([math.nan]) == "-"
@@ -83,7 +84,7 @@ def test_batch_mixing_by_hand():
     """Six cells of batch a and two of b; cluster 0 holds 3 + 1, cluster 1 holds 3 + 0, cluster 2 holds 0 + 1."""
     batches, clusters = list("aaaaaabb"), [0, 0, 0, 1, 1, 1, 0, 2]
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))  # of cluster 0, and of all cells
-    batch_mixing = load("integration_scores").batch_mixing
+    batch_mixing = load("repro.integration.scores").batch_mixing
     assert batch_mixing(batches, clusters) == pytest.approx(4 / 8 * entropy / entropy)
     assert batch_mixing(batches, [0] * 8) == pytest.approx(1)
     assert batch_mixing(batches, batches) == pytest.approx(0)
@@ -91,7 +92,7 @@ def test_batch_mixing_by_hand():
 
 
 def record(method: str, seed: int, **settings) -> dict:
-    scores = load("integration_scores")
+    scores = load("repro.integration.scores")
     values = dict.fromkeys((*scores.CLUSTER_SCORES, *scores.EMBEDDING_SCORES))
     values.update({"NMI Leiden": 0.5 + 0.01 * seed + 0.2 * (method == "vmm")})
     costs = {
@@ -107,7 +108,7 @@ def record(method: str, seed: int, **settings) -> dict:
 
 
 def test_report_shows_the_scores_there_are_and_marks_the_best():
-    lines = load("integration_report").report({m: [record(m, seed) for seed in range(4)] for m in ("pca", "vmm")})
+    lines = load("repro.integration.report").report({m: [record(m, seed) for seed in range(4)] for m in ("pca", "vmm")})
     assert lines[0] == "| method | seeds | NMI Leiden |", "scores that no method has are left out"
     assert lines[2:4] == ["| pca | 4 | 0.515 ± 0.013 |", "| vmm | 4 | **0.715 ± 0.013** |"]
     assert lines[-1] == "| vmm | -7.0 ± 0.0 | - | 4 ± 0 | 8.0 ± 0.0 | 100 ± 0 | 300 ± 0 | 200 ± 0 |"
@@ -116,11 +117,11 @@ def test_report_shows_the_scores_there_are_and_marks_the_best():
 def test_report_takes_no_mean_over_different_settings():
     runs = [record("vmm", 0, n_components=100), record("vmm", 1, n_components=50)]
     with pytest.raises(ValueError, match="VMM has other settings in seeds 0 and 1 of cells"):
-        load("integration_report").report({"VMM": runs})
+        load("repro.integration.report").report({"VMM": runs})
 
 
 def test_stored_run_is_not_repeated_with_other_options(tmp_path):
-    integration = load("integration")
+    integration = load("repro.integration.__main__")
     path = tmp_path / "cells-vmm-0.json"
     assert not integration.finished(path, {})
     made = {"options": {"epochs": 3}, "scores": integration.plain({"NMI": 0.5, "ARI": math.nan})}
@@ -132,7 +133,7 @@ def test_stored_run_is_not_repeated_with_other_options(tmp_path):
 
 
 def test_a_run_at_work_in_another_process_is_left_to_it(tmp_path, monkeypatch):
-    integration, done = load("integration"), []
+    integration, done = load("repro.integration.__main__"), []
     monkeypatch.setattr(integration, "log_normalised", lambda adata: adata)
     monkeypatch.setattr(integration, "run", lambda file, name, seed, *rest: done.append((name, seed)))
     args = Namespace(seeds=2, only=["vmm"], runs=tmp_path, settings={}, epochs=None)
@@ -146,7 +147,7 @@ def test_a_run_at_work_in_another_process_is_left_to_it(tmp_path, monkeypatch):
 
 def test_single_batch_is_not_integrated():
     args = Namespace(seeds=2, only=["pca", "harmony", "vmm"], runs=Path("runs"))
-    jobs = load("integration").jobs
+    jobs = load("repro.integration.__main__").jobs
     assert [job[:2] for job in jobs("cells", 1, args)] == [("pca", 0), ("vmm", 0), ("pca", 1), ("vmm", 1)]
     assert len([*jobs("cells", 2, args)]) == 6
 
@@ -161,7 +162,7 @@ def test_preprocessing_keeps_counts_of_variable_genes():
     adata = AnnData(sparse.csr_matrix(random.poisson(rates).astype(np.int32)), obs=obs)
     adata.var_names = [f"gene {i}" for i in range(200)]
     before = adata.to_df()
-    selected = load("integration_data").select(adata, n_genes=5)
+    selected = load("repro.integration.data").select(adata, n_genes=5)
     assert set(selected.var_names) == {f"gene {i}" for i in planted}
     pd.testing.assert_frame_equal(selected.to_df(), before[selected.var_names])
     assert list(selected.obs["batch"].cat.categories) == ["a", "b"]

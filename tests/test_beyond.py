@@ -12,9 +12,9 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from pyro_vmm import VMM
 from pyro_vmm.estimators import building
-from pyro_vmm.experiments import artefacts, beyond, cli, images, tabular
-from pyro_vmm.experiments.runs import Folder
-from pyro_vmm.experiments.scales import SCALES
+from repro import artefacts, beyond, cli, images, tabular
+from repro.runs import Folder
+from repro.scales import SCALES
 
 VARIATIONS = ("presets", "ablation", "sensitivity")
 every_scale = pytest.mark.parametrize("scale", SCALES)
@@ -159,7 +159,7 @@ def test_sensitivity_is_a_table_and_a_figure(tmp_path, capsys):
 
 
 def test_a_table_is_there_when_its_figure_fails(tmp_path, monkeypatch):
-    from pyro_vmm.experiments import figures
+    from repro import figures
 
     def fail(folders, data_dir):
         assert {path.name for path in tmp_path.glob("*.*")} == {f"sensitivity.{end}" for end in ("md", "csv", "tex")}
@@ -186,7 +186,7 @@ def test_rows_are_in_the_order_of_the_plan_whatever_finished_first(tmp_path):
 
 
 def test_the_curves_of_sensitivity_are_along_one_parameter(tmp_path):
-    from pyro_vmm.experiments import figures
+    from repro import figures
 
     folders = [opened(tmp_path, run) for run in artefacts.plan("sensitivity", "tiny", 1)]
     found = {}

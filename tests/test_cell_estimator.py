@@ -20,12 +20,12 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import nn
 
 from pyro_vmm import VMM, SingleCellVMM
-from pyro_vmm.counts import NegativeBinomial
 from pyro_vmm.data import cell_rows
 from pyro_vmm.data import cells as cells_module
+from pyro_vmm.distributions.counts import NegativeBinomial
+from pyro_vmm.inference import Trainer
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import PRIORS
-from pyro_vmm.training import Trainer
 
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 3, "random_state": 0}
 G = 12

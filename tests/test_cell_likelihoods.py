@@ -8,8 +8,8 @@ from scipy import special, stats
 from torch import nn
 from torch.nn import functional as F
 
-from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, DISPERSIONS, CellLikelihood, CustomCellLikelihood
+from pyro_vmm.runtime.cell_layout import CellLayout
 
 M, G, B = 6, 5, 3
 LAYOUT = CellLayout(G, (B, 2), n_continuous=1)

@@ -10,14 +10,14 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
 from torch.nn import functional as F
 
-from pyro_vmm.cell_layout import CellLayout
-from pyro_vmm.elbo import Elbo
+from pyro_vmm.inference import Trainer, TrainingConfig
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS
 from pyro_vmm.models import Library, SingleCellVAE
+from pyro_vmm.models.elbo import Elbo
 from pyro_vmm.networks import CellDecoder, CellFeatures, cell_mlp, inference_mode, linear
-from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
-from pyro_vmm.rows import minibatches
-from pyro_vmm.training import Trainer, TrainingConfig
+from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
+from pyro_vmm.runtime.cell_layout import CellLayout
+from pyro_vmm.runtime.rows import minibatches
 
 M, G, D, K, H = 12, 6, 2, 3, 8
 LAYOUT = CellLayout(G, (2, 3), n_continuous=1)

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from pyro_vmm import VMM, metrics, plots
+from pyro_vmm import VMM, plots
 from pyro_vmm.cli import build_parser, estimator, kind_of, main, resolve, values
 from pyro_vmm.cli.kinds import KINDS
 from pyro_vmm.cli.options import check
 from pyro_vmm.cli.parser import GROUPS
+from pyro_vmm.evaluation import clustering as metrics
 
 ROOT = Path(__file__).parents[1]
 FAST = [

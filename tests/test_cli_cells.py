@@ -19,7 +19,7 @@ from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.cli import build_parser, estimator, kind_of, main, resolve
 from pyro_vmm.cli.kinds import ARRAYS, CELLS, KINDS
 from pyro_vmm.data import CELL_SETS
-from pyro_vmm.runs import cells
+from pyro_vmm.report import cells
 
 N, G = 120, 60
 EMBED = cells.embed

@@ -7,12 +7,12 @@ from common import CorrelatedEncoder, K, Tied, assert_same, build, config, data,
 from torch import nn
 
 from pyro_vmm import VMM
+from pyro_vmm.inference import Steps, Trainer
 from pyro_vmm.likelihoods import Normal
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import COVARIANCES, Decoder
 from pyro_vmm.priors import PRIORS, StandardNormal, VampMixture
 from pyro_vmm.rivals.vade import TrainedMixture
-from pyro_vmm.training import Steps, Trainer
 
 N, G = 60, 4
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 2, "random_state": 0, "consolidation_steps": 0}

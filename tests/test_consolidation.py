@@ -6,7 +6,7 @@ import pytest
 import torch
 from common import D, build, config, data, noisy, state
 
-from pyro_vmm.training import Steps, Trainer, TrainingDiverged
+from pyro_vmm.inference import Steps, Trainer, TrainingDiverged
 
 
 def trained(prior: str = "vmm", **settings) -> Trainer:

@@ -9,11 +9,11 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
 
+from pyro_vmm.inference import Trainer, TrainingConfig
 from pyro_vmm.likelihoods import LIKELIHOODS
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, mlp
 from pyro_vmm.priors import PRIORS
-from pyro_vmm.training import Trainer, TrainingConfig
 
 G, K = 4, 3
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy import special, stats
 
-from pyro_vmm import counts
-from pyro_vmm.counts import NegativeBinomial, ZeroInflatedNegativeBinomial
+from pyro_vmm.distributions import counts
+from pyro_vmm.distributions.counts import NegativeBinomial, ZeroInflatedNegativeBinomial
 
 COUNTS = torch.tensor([0.0, 1.0, 2.0, 7.0, 40.0, 3000.0]).double()
 MEANS = torch.from_numpy(np.array([1e-3, 0.3, 1.0, 9.0, 250.0])[:, None])

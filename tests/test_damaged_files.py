@@ -11,9 +11,10 @@ import torch
 from scipy import sparse
 from sklearn.base import clone
 
-from pyro_vmm import VMM, SingleCellVMM, files
+from pyro_vmm import VMM, SingleCellVMM
+from pyro_vmm.inference import Trainer, TrainingConfig
 from pyro_vmm.rivals import DLGMM, GMVAE, VaDE
-from pyro_vmm.training import Trainer, TrainingConfig
+from pyro_vmm.runtime import files
 
 TINY = {
     "n_components": 3,

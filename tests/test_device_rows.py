@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vmm import VMM, device_rows
-from pyro_vmm.device_rows import HostRows, place, resident, subset
+from pyro_vmm import VMM
 from pyro_vmm.estimators import arrays
-from pyro_vmm.rows import minibatches, read
+from pyro_vmm.runtime import device_rows
+from pyro_vmm.runtime.device_rows import HostRows, place, resident, subset
+from pyro_vmm.runtime.rows import minibatches, read
 
 CPU = torch.device("cpu")
 GPU = SimpleNamespace(type="cuda")  # what asks for the kind alone takes it for one

@@ -9,9 +9,9 @@ import torch
 
 from pyro_vmm import VMM
 from pyro_vmm.cli import main
+from pyro_vmm.inference import Steps, TrainingDiverged
 from pyro_vmm.rivals import VaDE
 from pyro_vmm.rivals.vade import VariationalDeepEmbedding
-from pyro_vmm.training import Steps, TrainingDiverged
 
 X = np.random.default_rng(0).normal(size=(60, 4)) + np.repeat([0, 5, 10], 20)[:, None]
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 5, "batch_size": 20, "random_state": 0}

@@ -12,11 +12,11 @@ from pyro.infer import TraceEnum_ELBO
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vmm.distributions import ReciprocalGamma, TrilNormal
-from pyro_vmm.elbo import Elbo
+from pyro_vmm.inference import Steps, TrainingConfig
 from pyro_vmm.likelihoods import Normal, SharedScaleNormal
 from pyro_vmm.models import VAE
+from pyro_vmm.models.elbo import Elbo
 from pyro_vmm.networks import Decoder, mlp
-from pyro_vmm.training import Steps, TrainingConfig
 
 M, G, D, K = 7, 5, 2, 3
 #: Of which kind a prior is, and its settings.

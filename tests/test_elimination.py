@@ -6,14 +6,14 @@ import pytest
 import torch
 from common import D, G, K, assert_same, build, config, data, noisy, state
 
-from pyro_vmm.balance import BatchBalance
-from pyro_vmm.cell_layout import CellLayout
-from pyro_vmm.parallel import Ranks
+from pyro_vmm.inference import Elimination, Steps, Trainer
+from pyro_vmm.inference.elimination import Shares
 from pyro_vmm.priors import GaussianMixture, VampMixture
-from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
-from pyro_vmm.training import Elimination, Steps, Trainer
-from pyro_vmm.training.elimination import Shares
-from pyro_vmm.training.graphs import Reruns
+from pyro_vmm.priors.balance import BatchBalance
+from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
+from pyro_vmm.runtime.cell_layout import CellLayout
+from pyro_vmm.runtime.graphs import Reruns
+from pyro_vmm.runtime.ranks import Ranks
 
 KEPT = torch.tensor([0, 2])
 mixtures = pytest.mark.parametrize("prior", ["gmm", "vmm"])

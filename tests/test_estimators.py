@@ -17,11 +17,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_clustering, parametrize_with_checks
 from torch import nn
 
-from pyro_vmm import VMM, HyperPrior, files
+from pyro_vmm import VMM, HyperPrior
 from pyro_vmm.estimators import building
-from pyro_vmm.hyperpriors import HYPERPRIORS
+from pyro_vmm.inference import Trainer
 from pyro_vmm.priors import PRIORS
-from pyro_vmm.training import Trainer
+from pyro_vmm.priors.hyperpriors import HYPERPRIORS
+from pyro_vmm.runtime import files
 
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 0, "random_state": 0}
 #: Long enough for scikit-learn's three blobs to be found.
@@ -379,7 +380,7 @@ def test_rows_as_the_model_takes_them(room, X, tmp_path, monkeypatch):
     """Those that training was given, also where a GPU had no room for them."""
     given, real = [], Trainer.fit
     monkeypatch.setattr(Trainer, "fit", lambda self, *rows, **more: given.extend(rows[:2]) or real(self, *rows, **more))
-    monkeypatch.setattr("pyro_vmm.device_rows.has_room", lambda device, size: room)
+    monkeypatch.setattr("pyro_vmm.runtime.device_rows.has_room", lambda device, size: room)
     VMM(**TINY, scaling="standard").fit(X).save(tmp_path / "model.pt")
     model = VMM.load(tmp_path / "model.pt")
     held_back, (x, x_val) = model.validation_rows_, [rows[torch.arange(len(rows))] for rows in given]
@@ -431,7 +432,7 @@ def test_files_that_are_no_models(fitted, tmp_path):
 
 def test_consolidation_takes_no_more_steps_than_training_did(X, monkeypatch):
     asked = []
-    monkeypatch.setattr("pyro_vmm.training.Trainer.consolidate", lambda self, x, *how: asked.append(how))
+    monkeypatch.setattr("pyro_vmm.inference.Trainer.consolidate", lambda self, x, *how: asked.append(how))
     for steps in (1000, 3):
         VMM(**{**TINY, "epochs": 3, "batch_size": 64, "consolidation_steps": steps}).fit(X)
     assert asked == [(3 * 3, 3e-3), (3, 3e-3)], "180 rows are three minibatches"

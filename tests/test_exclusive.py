@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from pyro_vmm import VMM, SingleCellVMM
-from pyro_vmm.exclusive import FairLock, Shared, exclusive
-from pyro_vmm.randomness import RandomNumbers, seeded
 from pyro_vmm.rivals import GMVAE, VaDE
+from pyro_vmm.runtime.exclusive import FairLock, Shared, exclusive
+from pyro_vmm.runtime.randomness import RandomNumbers, seeded
 
 X = np.random.default_rng(0).normal(size=(60, 4)) + np.repeat([0, 5, 10], 20)[:, None]
 CELLS = anndata.AnnData(

@@ -20,10 +20,12 @@ import torch
 from common import FORKS, finished, opened
 
 from pyro_vmm.estimators import building
-from pyro_vmm.experiments import artefacts, cells, cli, images, tables, work
-from pyro_vmm.experiments.runs import Folder
-from pyro_vmm.experiments.scales import SCALES
-from pyro_vmm.experiments.tables import Column, Table
+from repro import artefacts, cells, cli, images, tables, work
+from repro.integration.methods import METHODS
+from repro.integration.scores import CLUSTER_SCORES, EMBEDDING_SCORES
+from repro.runs import Folder
+from repro.scales import SCALES
+from repro.tables import Column, Table
 
 ROOT = Path(__file__).parents[1]
 TABLE_1 = ["table1", "--scale", "tiny", "--trials", "1", "--quiet", "--out"]
@@ -399,11 +401,10 @@ def test_cells_are_skipped_with_a_reason_where_files_are_missing(tmp_path, capsy
 
 
 def test_tables_3_and_4_have_the_integration_benchmarks_methods_and_scores():
-    methods, scoring = cells.benchmark("integration_methods"), cells.benchmark("integration_scores")
-    assert [*cells.TITLES] == [*methods.METHODS]
+    assert [*cells.TITLES] == [*METHODS]
     for name in ("table3", "table4"):
         columns = {column.score for column in artefacts.ARTEFACTS[name].columns}
-        assert columns <= {*scoring.CLUSTER_SCORES, *scoring.EMBEDDING_SCORES}
+        assert columns <= {*CLUSTER_SCORES, *EMBEDDING_SCORES}
 
 
 # --- the command ---
@@ -437,5 +438,5 @@ def test_bad_arguments_are_told(arguments, told, capsys, tmp_path):
 
 
 def test_importing_the_package_does_not_load_the_experiments():
-    code = "import sys, pyro_vmm; sys.exit(any(name.startswith('pyro_vmm.experiments') for name in sys.modules))"
+    code = "import sys, pyro_vmm; sys.exit(any(name.startswith('repro') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -10,14 +10,11 @@ from torch import nn
 
 import pyro_vmm
 from pyro_vmm import VMM, SingleCellVMM
-from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.cli import main, resolve
 from pyro_vmm.cli.kinds import CELLS
 from pyro_vmm.cli.options import check
 from pyro_vmm.estimators import building
 from pyro_vmm.estimators.base import Estimator
-from pyro_vmm.experiments import images
-from pyro_vmm.experiments.scales import SCALES
 from pyro_vmm.likelihoods import (
     CELL_LIKELIHOODS,
     LIKELIHOODS,
@@ -26,9 +23,12 @@ from pyro_vmm.likelihoods import (
     Likelihood,
     Normal,
 )
-from pyro_vmm.precision import network_precision
 from pyro_vmm.priors import PRIORS, GaussianMixture, Prior, StandardNormal, VampMixture, VampPrior
 from pyro_vmm.rivals import VaDE
+from pyro_vmm.runtime.cell_layout import CellLayout
+from pyro_vmm.runtime.precision import network_precision
+from repro import images
+from repro.scales import SCALES
 
 N, G = 60, 4
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 2, "random_state": 0, "consolidation_steps": 0}
@@ -183,8 +183,10 @@ def test_select_asks_the_class_for_granularity(registered):
 
 def test_select_counts_the_categories_of_all_rows_for_a_class_too(monkeypatch):
     seen = []
-    monkeypatch.setattr("pyro_vmm.selection.search._run", lambda tasks, estimator, *rest: seen.append(estimator) or {})
-    monkeypatch.setattr("pyro_vmm.selection.search.evidence", lambda fits: None)
+    monkeypatch.setattr(
+        "pyro_vmm.evaluation.selection.search._run", lambda tasks, estimator, *rest: seen.append(estimator) or {}
+    )
+    monkeypatch.setattr("pyro_vmm.evaluation.selection.search.evidence", lambda fits: None)
     codes = RANDOM.integers(0, 3, (N, G))
     codes[3, 0] = 7
     given = ("categorical", LIKELIHOODS["categorical"], "normal", Normal((G,)), lambda h: dist.Laplace(h, 1.0))

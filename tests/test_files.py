@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pyro_vmm import files
-from pyro_vmm.runs import RunFolder
+from pyro_vmm.report import RunFolder
+from pyro_vmm.runtime import files
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,7 +74,7 @@ def test_a_claim_ends_with_its_process(tmp_path):
     path = tmp_path / "lock"
     code = f"""
 import time
-from pyro_vmm import files
+from pyro_vmm.runtime import files
 with files.claim({str(path)!r}) as mine:
     print(mine, flush=True)
     time.sleep(600)
@@ -101,5 +101,5 @@ def test_who_opened_the_lock_before_its_end_holds_the_same(tmp_path):
 
 def test_locks_need_no_fcntl():
     """Windows has none."""
-    code = "import sys; sys.modules['fcntl'] = None; import pyro_vmm, pyro_vmm.experiments.runs"
+    code = "import sys; sys.modules['fcntl'] = None; import pyro_vmm, repro.runs"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from pyro_vmm import VMM
-from pyro_vmm.finite import check_finite
-from pyro_vmm.selection import select
+from pyro_vmm.evaluation.selection import select
+from pyro_vmm.runtime.finite import check_finite
 
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 1, "random_state": 0}
 
@@ -53,7 +53,7 @@ def test_other_shapes_and_many_columns(order):
 
 @pytest.mark.parametrize("n", [1, 3, 1000])
 def test_the_last_row_is_looked_at_too(n, monkeypatch):
-    monkeypatch.setattr("pyro_vmm.finite.AT_ONCE", 10)
+    monkeypatch.setattr("pyro_vmm.runtime.finite.AT_ONCE", 10)
     x = np.zeros((n, 4))
     check_finite(x)
     x[-1, -1] = np.nan

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from pyro_vmm import metrics
+from pyro_vmm.evaluation import clustering as metrics
 
 PAIRED = ["accuracy_by_majority", "nmi", "ari", "homogeneity", "completeness"]
 

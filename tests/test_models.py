@@ -9,9 +9,9 @@ from pyro import poutine
 from torch import nn
 from torch.nn import functional as F
 
-from pyro_vmm.elbo import Elbo
 from pyro_vmm.likelihoods import CustomLikelihood, Normal, StudentT
 from pyro_vmm.models import VAE, show_parameters
+from pyro_vmm.models.elbo import Elbo
 from pyro_vmm.networks import Decoder, mlp
 
 M, G, D, K = 6, 4, 2, 3

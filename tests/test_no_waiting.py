@@ -15,16 +15,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyro_vmm.balance import BatchBalance
-from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.estimators import building
+from pyro_vmm.inference import Steps, TrainingConfig
+from pyro_vmm.inference.steps import quiet_pyro
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, LIKELIHOODS, CustomLikelihood
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, cell_mlp, conv_encoder, mlp
-from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
-from pyro_vmm.training import Steps, TrainingConfig
-from pyro_vmm.training.graphs import DeviceConstants
-from pyro_vmm.training.steps import quiet_pyro
+from pyro_vmm.priors.balance import BatchBalance
+from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
+from pyro_vmm.runtime.cell_layout import CellLayout
+from pyro_vmm.runtime.graphs import DeviceConstants
 
 D, K, M = 2, 3, 8
 

@@ -13,7 +13,6 @@ from sklearn.base import clone
 from torch import nn
 
 from pyro_vmm import VMM, SingleCellVMM
-from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.estimators import building
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.likelihoods import (
@@ -27,6 +26,7 @@ from pyro_vmm.likelihoods import (
     likelihood_class,
 )
 from pyro_vmm.priors import PRIORS, GaussianMixture, VampMixture, prior_class
+from pyro_vmm.runtime.cell_layout import CellLayout
 
 N, G = 60, 4
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 2, "random_state": 0, "consolidation_steps": 0}

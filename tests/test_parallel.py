@@ -18,9 +18,9 @@ from torch import nn
 
 from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.cli import main
-from pyro_vmm.parallel import Ranks, launched_rank, process_group
-from pyro_vmm.training import Trainer, TrainingDiverged
-from pyro_vmm.whole_batch import whole_batch
+from pyro_vmm.inference import Trainer, TrainingDiverged
+from pyro_vmm.runtime.ranks import Ranks, launched_rank, process_group
+from pyro_vmm.runtime.whole_batch import whole_batch
 
 ROOT = Path(__file__).parents[1]
 # Seconds; a run takes a few, also on a busy machine. Only one that hangs gets here.
@@ -270,7 +270,7 @@ def fit_with_callbacks(stops_in: int) -> tuple[int, int, bool]:
     """Epochs trained, checkpoints and whether there is a bar, where one process's callback stops in epoch 2."""
     ranks, written, bars = Ranks.present(), [], []
     trainer, x = Trainer(build(), config(checkpoint_every=1)), data()
-    import pyro_vmm.training.trainer as module
+    import pyro_vmm.inference.trainer as module
 
     real = module._bar
     module._bar = lambda progress, *args: bars.append(progress) or real(False, *args)

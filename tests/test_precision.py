@@ -9,14 +9,15 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vmm import VMM, precision
+from pyro_vmm import VMM
 from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.inference import Steps, Trainer, TrainingConfig
 from pyro_vmm.likelihoods import Normal
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, mlp
-from pyro_vmm.precision import in_precision, network_precision
 from pyro_vmm.priors import VampMixture
-from pyro_vmm.training import Steps, Trainer, TrainingConfig
+from pyro_vmm.runtime import precision
+from pyro_vmm.runtime.precision import in_precision, network_precision
 
 G, D, K, M = 6, 2, 3, 8
 SETTING = "fp32_precision" if torch.__version__ >= (2, 9) else "allow_tf32"

@@ -4,8 +4,9 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
-from pyro_vmm import VMM, metrics
+from pyro_vmm import VMM
 from pyro_vmm.cli.arrays import ARRAY_PRESETS
+from pyro_vmm.evaluation import clustering as metrics
 
 
 def test_the_digits_fall_into_clusters():

@@ -9,9 +9,9 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_vmm.elbo import Elbo
-from pyro_vmm.hyperpriors import HYPERPRIORS, HyperPrior
+from pyro_vmm.models.elbo import Elbo
 from pyro_vmm.priors import GaussianMixture, VampMixture, VampPrior
+from pyro_vmm.priors.hyperpriors import HYPERPRIORS, HyperPrior
 
 FIXTURES = np.load(Path(__file__).parent / "reference_fixtures.npz")
 EXACT = {"rtol": 0.0, "atol": 1e-9}

@@ -159,7 +159,7 @@ class Drops(nn.Module):
 STAGES = {
     "pre-training": "pyro_vmm.rivals.vade.shuffled",
     "mixture": "pyro_vmm.rivals.vade.SklearnMixture",
-    "training": "pyro_vmm.training.trainer.shuffled",
+    "training": "pyro_vmm.inference.trainer.shuffled",
 }
 
 
@@ -201,7 +201,7 @@ def test_vade_starts_from_its_pretraining(X):
 def test_vade_is_pretrained_on_rows_that_stay_on_the_host(X, monkeypatch):
     """As those do that a GPU has no room for."""
     usual = VaDE(**TINY, pretraining_epochs=2).fit(X).vae_.state_dict()
-    monkeypatch.setattr("pyro_vmm.device_rows.has_room", lambda device, size: False)
+    monkeypatch.setattr("pyro_vmm.runtime.device_rows.has_room", lambda device, size: False)
     apart = VaDE(**TINY, pretraining_epochs=2).fit(X).vae_.state_dict()
     assert all(torch.equal(usual[name], apart[name]) for name in usual)
 

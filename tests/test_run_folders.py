@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_vmm import files
 from pyro_vmm.cli import main
-from pyro_vmm.runs import RunFolder
+from pyro_vmm.report import RunFolder
+from pyro_vmm.runtime import files
 
 ROOT = Path(__file__).parents[1]
 LEFTOVERS = [".config.json.1.part", ".history.csv.4321-140008832354240.part", ".lock"]
@@ -82,7 +82,7 @@ def test_a_kill_during_the_first_configuration_leaves_a_folder_that_is_taken_aga
     path = tmp_path / "run"
     killed(
         f"""
-from pyro_vmm.runs import RunFolder
+from pyro_vmm.report import RunFolder
 class Model:
     def configuration(self):
         return {{}}
@@ -141,7 +141,7 @@ def test_a_second_resumption_ends_in_one_line(rank, begun, capsys, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
 def test_the_lock_of_a_killed_process_does_not_block(begun):
     code = "RunFolder.existing(PATH)\nos.kill(os.getpid(), signal.SIGKILL)"
-    killed(f"from pyro_vmm.runs import RunFolder\n{code.replace('PATH', repr(str(begun)))}")
+    killed(f"from pyro_vmm.report import RunFolder\n{code.replace('PATH', repr(str(begun)))}")
     assert ".lock" in names(begun)
     with RunFolder.existing(begun):
         assert names(begun) == {"config.json", ".lock"}

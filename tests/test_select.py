@@ -15,13 +15,14 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
 import pyro_vmm
-from pyro_vmm import VMM, SingleCellVMM, metrics, plots
+from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.cli import main
-from pyro_vmm.selection import Selection, search
-from pyro_vmm.selection.evidence import agreement, evidence
-from pyro_vmm.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description
-from pyro_vmm.selection.parts import Parts, take, take_to_train
-from pyro_vmm.training import TrainingDiverged
+from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation.selection import Selection, search
+from pyro_vmm.evaluation.selection.evidence import agreement, evidence
+from pyro_vmm.evaluation.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description
+from pyro_vmm.evaluation.selection.parts import Parts, take, take_to_train
+from pyro_vmm.inference import TrainingDiverged
 
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 1, "random_state": 0}
 H = 50

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vmm.metrics import elbo_surgery
+from pyro_vmm.evaluation.surgery import elbo_surgery
 from pyro_vmm.models import VAE
 from pyro_vmm.priors import StandardNormal, VampMixture
 

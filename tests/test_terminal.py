@@ -14,9 +14,9 @@ import pytest
 from scipy import sparse
 
 from pyro_vmm.cli import main
-from pyro_vmm.experiments import cli as experiments
-from pyro_vmm.runs import cells
-from pyro_vmm.terminal import any_text, say
+from pyro_vmm.cli.terminal import any_text, say
+from pyro_vmm.report import cells
+from repro import cli as experiments
 
 ROOT = Path(__file__).parents[1]
 FAST = ["--hidden", "8", "--components", "3", "--latent-dim", "2", "--epochs", "1", "--quiet"]

@@ -14,9 +14,9 @@ import pytest
 import torch
 from common import K, assert_same, build, changed, config, data, every_prior, noisy, plain, state
 
-from pyro_vmm import files
-from pyro_vmm.elbo import Elbo
-from pyro_vmm.training import Trainer, TrainingConfig, TrainingDiverged
+from pyro_vmm.inference import Trainer, TrainingConfig, TrainingDiverged
+from pyro_vmm.models.elbo import Elbo
+from pyro_vmm.runtime import files
 
 # The two steps
 

@@ -12,13 +12,13 @@ from pyro_vmm.cli.kind import SELECTION, Kind, flag
 from pyro_vmm.cli.kinds import PRESETS
 from pyro_vmm.cli.options import check, estimator, kind_of, read_config, resolve
 from pyro_vmm.cli.parser import PROG, build_parser
+from pyro_vmm.cli.terminal import any_text, say
 from pyro_vmm.estimators.base import Estimator
-from pyro_vmm.ornaments import attempt
-from pyro_vmm.parallel import launched_rank, process_group
-from pyro_vmm.runs import Results, RunFolder
-from pyro_vmm.selection import M_PRIOR, SEEDS, select
-from pyro_vmm.terminal import any_text, say
-from pyro_vmm.training import RATES, TrainingDiverged
+from pyro_vmm.evaluation.selection import M_PRIOR, SEEDS, select
+from pyro_vmm.inference import RATES, TrainingDiverged
+from pyro_vmm.plots.ornaments import attempt
+from pyro_vmm.report import Results, RunFolder
+from pyro_vmm.runtime.ranks import launched_rank, process_group
 
 __all__ = ["PRESETS", "build_parser", "estimator", "kind_of", "main", "read_config", "resolve"]
 

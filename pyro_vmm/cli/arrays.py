@@ -8,9 +8,9 @@ from pyro_vmm.cli.kind import Kind
 from pyro_vmm.data import Dataset, images
 from pyro_vmm.data.user_files import OPTIONS, READERS, TABLES, ending_of
 from pyro_vmm.estimators import VMM
-from pyro_vmm.finite import check_finite
 from pyro_vmm.likelihoods import LIKELIHOODS
-from pyro_vmm.runs import ArrayResults
+from pyro_vmm.report import ArrayResults
+from pyro_vmm.runtime.finite import check_finite
 
 # 1/7 are as many rows as the official test sets have. The paper's rate, a fifth of this one, takes nine times the
 # epochs on MNIST to no better clusters (benchmarks/results).

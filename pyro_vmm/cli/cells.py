@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pyro_vmm.checks import check_choice
 from pyro_vmm.cli.kind import Kind, flag
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
 from pyro_vmm.data.categories import column, grouped
 from pyro_vmm.data.cells import CellBatches, nonzero
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, of_counts
-from pyro_vmm.runs import CellData, CellResults
-from pyro_vmm.threads import same_threads
+from pyro_vmm.report import CellData, CellResults
+from pyro_vmm.runtime.checks import check_choice
+from pyro_vmm.runtime.threads import same_threads
 
 if TYPE_CHECKING:
     from anndata import AnnData

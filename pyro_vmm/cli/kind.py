@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vmm.estimators.base import Estimator
-from pyro_vmm.runs import Results
+from pyro_vmm.report import Results
 
 # Options that are parameters of an estimator under another name.
 RENAMED = {

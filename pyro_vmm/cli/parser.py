@@ -9,13 +9,13 @@ from pyro_vmm.cli.kinds import KINDS
 from pyro_vmm.data.delimited import DECIMALS, HEADERS
 from pyro_vmm.estimators.building import INIT_CENTRES, INITS, SCALINGS
 from pyro_vmm.estimators.cells import LIBRARIES
-from pyro_vmm.hyperpriors import HYPERPRIORS
+from pyro_vmm.evaluation.selection import M_PRIOR, SEEDS
+from pyro_vmm.inference import MONITORS
 from pyro_vmm.networks import COVARIANCE_STARTS, COVARIANCES
-from pyro_vmm.precision import PRECISIONS
 from pyro_vmm.priors import EXPECTATIONS, PRIORS, RESPONSIBILITIES
-from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES
-from pyro_vmm.selection import M_PRIOR, SEEDS
-from pyro_vmm.training import MONITORS
+from pyro_vmm.priors.hyperpriors import HYPERPRIORS
+from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES
+from pyro_vmm.runtime.precision import PRECISIONS
 
 PROG = "fit.py"
 DESCRIPTION = "Cluster a data set with a VampPrior Mixture Model, without saying how many clusters there are."

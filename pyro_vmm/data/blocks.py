@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyro_vmm.data.structure import check_indices, check_stored
 from pyro_vmm.data.watch import Watch
-from pyro_vmm.files import reason
+from pyro_vmm.runtime.files import reason
 
 T = TypeVar("T")
 

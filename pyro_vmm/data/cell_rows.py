@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vmm.cell_layout import CellLayout
 from pyro_vmm.data.blocks import block_shuffle, pool_rows
 from pyro_vmm.data.categories import Categories, column
 from pyro_vmm.data.cells import CellBatches
 from pyro_vmm.data.numbers import floats, standard
+from pyro_vmm.runtime.cell_layout import CellLayout
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -193,7 +193,7 @@ def _one_hot(categories: Categories | None, adata: "AnnData") -> Tensor:
 
 
 class CellRows:
-    """Cells as rows (N, G + P + 1), made a minibatch at a time; a :class:`~pyro_vmm.rows.Rows`.
+    """Cells as rows (N, G + P + 1), made a minibatch at a time; a :class:`~pyro_vmm.runtime.rows.Rows`.
 
     Arguments:
         counts: where the counts come from.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_vmm.data.blocks import RowFile, is_native, native, read_ahead
 from pyro_vmm.data.structure import check_sparse, to_memory
-from pyro_vmm.files import reason
+from pyro_vmm.runtime.files import reason
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -11,8 +11,8 @@ from typing import TextIO
 
 import pandas as pd
 
-from pyro_vmm.checks import check_choice
 from pyro_vmm.data.reading import GZIP_MAGIC, reading
+from pyro_vmm.runtime.checks import check_choice
 
 FORM = "delimited text"
 HEADERS = ("auto", "yes", "no")

@@ -9,18 +9,18 @@ import torch
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from pyro_vmm import finite
-from pyro_vmm.checks import check_choice
-from pyro_vmm.device_rows import place, subset
-from pyro_vmm.entries import Entries
 from pyro_vmm.estimators import building, inputs, storing
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
-from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.likelihoods import Given, Likelihood, likelihood_class
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import COVARIANCE_STARTS
 from pyro_vmm.priors import Prior
-from pyro_vmm.pseudo_inputs import PseudoInputs
+from pyro_vmm.priors.hyperpriors import HyperPrior
+from pyro_vmm.priors.pseudo_inputs import PseudoInputs
+from pyro_vmm.runtime import finite
+from pyro_vmm.runtime.checks import check_choice
+from pyro_vmm.runtime.device_rows import place, subset
+from pyro_vmm.runtime.entries import Entries
 
 
 class VMM(FittedArrays):
@@ -65,15 +65,15 @@ class VMM(FittedArrays):
             rows of the minibatch at hand.
         expectation: over the centres, "analytic" or "sampled".
         batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, monitor, freeze_after,
-            reuse_draws: see :class:`~pyro_vmm.training.TrainingConfig`. A prior that learns more slowly than the
+            reuse_draws: see :class:`~pyro_vmm.inference.TrainingConfig`. A prior that learns more slowly than the
             networks merges fewer clusters before the encoder tells them apart; let it settle afterwards.
         consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see
-            :meth:`~pyro_vmm.training.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
+            :meth:`~pyro_vmm.inference.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
             many as training took.
         validation_fraction: share of the rows held back for early stopping; 0 for none.
         dtype: "float32" or "float64".
         device: "auto" (a GPU if there is one) or any torch device.
-        capture, precision: of the training step, see :class:`~pyro_vmm.training.TrainingConfig`.
+        capture, precision: of the training step, see :class:`~pyro_vmm.inference.TrainingConfig`.
         checkpoint_every: epochs between checkpoints, if ``fit`` is given a file for them.
         progress: show a progress bar.
         random_state: an int for the same numbers at every fit.

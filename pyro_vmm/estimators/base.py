@@ -17,21 +17,21 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_vmm import files
-from pyro_vmm.checks import check_choice, check_positive, check_whole, described
 from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.entries import Entries
 from pyro_vmm.estimators import building, storing
-from pyro_vmm.exclusive import exclusive
-from pyro_vmm.hyperpriors import as_hyperprior
+from pyro_vmm.inference import Trainer, TrainingConfig, TrainingDiverged
+from pyro_vmm.inference.state import check_rates
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
-from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import Prior, prior_class
-from pyro_vmm.rows import Rows, read
-from pyro_vmm.training import Trainer, TrainingConfig, TrainingDiverged
-from pyro_vmm.training.state import check_rates
+from pyro_vmm.priors.hyperpriors import as_hyperprior
+from pyro_vmm.runtime import files
+from pyro_vmm.runtime.checks import check_choice, check_positive, check_whole, described
+from pyro_vmm.runtime.entries import Entries
+from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.ranks import Ranks
+from pyro_vmm.runtime.rows import Rows, read
 
 #: Parameters that say how a prior is made, and where it starts.
 OF_NAMED_PRIORS = (
@@ -223,7 +223,7 @@ class Estimator(BaseEstimator):
         """The rows that ``vae_`` takes, in its dtype and on its device, for work with the model itself.
 
         Of an array it is X scaled, (N, ...); of an AnnData, cells with their covariates and library sizes,
-        (N, G + P + 1), see :class:`~pyro_vmm.cell_layout.CellLayout`.
+        (N, G + P + 1), see :class:`~pyro_vmm.runtime.cell_layout.CellLayout`.
         """
         rows = self._rows(X)
         return rows[torch.arange(len(rows))]

@@ -12,8 +12,6 @@ from scipy import sparse
 from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 
-from pyro_vmm.cell_layout import CellLayout
-from pyro_vmm.checks import check_choice, described, one_line
 from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import quoted
 from pyro_vmm.data.numbers import standard
@@ -41,9 +39,11 @@ from pyro_vmm.networks import (
     output_width,
 )
 from pyro_vmm.priors import Prior, StandardNormal, prior_class
-from pyro_vmm.pseudo_inputs import PseudoInputs, as_pseudo_inputs
-from pyro_vmm.randomness import seeded
-from pyro_vmm.rows import Rows, read
+from pyro_vmm.priors.pseudo_inputs import PseudoInputs, as_pseudo_inputs
+from pyro_vmm.runtime.cell_layout import CellLayout
+from pyro_vmm.runtime.checks import check_choice, described, one_line
+from pyro_vmm.runtime.randomness import seeded
+from pyro_vmm.runtime.rows import Rows, read
 
 # At once: a comparison of all rows would take some of their memory again.
 ROWS_CHECKED = 1024

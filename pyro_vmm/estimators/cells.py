@@ -11,19 +11,19 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_vmm.balance import BatchBalance
-from pyro_vmm.checks import check_choice
 from pyro_vmm.data.cell_rows import CellRows, Covariates
 from pyro_vmm.data.cells import CellBatches, check_cells, require_anndata
-from pyro_vmm.device_rows import resident, subset
 from pyro_vmm.estimators import annotation, building, storing
 from pyro_vmm.estimators.base import DTYPES
 from pyro_vmm.estimators.fitted_cells import FittedCells
-from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.likelihoods import CellLikelihood, Given, cell_likelihood_class, of_counts
 from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.priors import Prior
-from pyro_vmm.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
+from pyro_vmm.priors.balance import BatchBalance
+from pyro_vmm.priors.hyperpriors import HyperPrior
+from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
+from pyro_vmm.runtime.checks import check_choice
+from pyro_vmm.runtime.device_rows import resident, subset
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,16 +61,16 @@ class SingleCellVMM(FittedCells):
         covariance: of q(z | x), "diagonal" or "full".
         encode_covariates: whether the encoder sees the batch and the covariates; the decoder always does.
         pseudo_batch: the batch of the pseudo-inputs: "uniform", "averaged" or, as in the authors' code, "trained"; see
-            :class:`~pyro_vmm.pseudo_inputs.CellPseudoInputs`.
+            :class:`~pyro_vmm.priors.pseudo_inputs.CellPseudoInputs`.
         batch_balance: how strongly clusters of a single batch are discouraged, see
-            :class:`~pyro_vmm.balance.BatchBalance`; 0 for not at all, as in the paper.
+            :class:`~pyro_vmm.priors.balance.BatchBalance`; 0 for not at all, as in the paper.
         init: pseudo-inputs start from "random" or "k-means++" cells, or from cells of these names, then random ones.
         hyperprior, responsibilities, m_prior, expectation: as of :class:`~pyro_vmm.VMM`; the default hyper-prior is
             that of the authors' code, with which it was measured.
         batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, freeze_after, reuse_draws: see
-            :class:`~pyro_vmm.training.TrainingConfig`.
+            :class:`~pyro_vmm.inference.TrainingConfig`.
         consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see
-            :meth:`~pyro_vmm.training.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
+            :meth:`~pyro_vmm.inference.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
             many as training took.
         validation_fraction: share of the cells held back for early stopping; 0 for none.
         dtype, device, capture, precision, checkpoint_every, progress, random_state: as of :class:`~pyro_vmm.VMM`.

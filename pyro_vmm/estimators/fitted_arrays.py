@@ -7,14 +7,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_vmm.checks import check_whole
-from pyro_vmm.device_rows import place
 from pyro_vmm.estimators import building, inputs
 from pyro_vmm.estimators.base import DTYPES, Estimator, typical
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.networks import inference_mode
-from pyro_vmm.randomness import seeded
-from pyro_vmm.rows import Rows
+from pyro_vmm.runtime.checks import check_whole
+from pyro_vmm.runtime.device_rows import place
+from pyro_vmm.runtime.randomness import seeded
+from pyro_vmm.runtime.rows import Rows
 
 
 class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, Estimator):

@@ -10,13 +10,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_vmm.checks import check_positive, check_whole
 from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import CellBatches, check_cells, match_genes
 from pyro_vmm.estimators import annotation
 from pyro_vmm.estimators.base import DTYPES, Estimator, typical
 from pyro_vmm.networks import inference_mode
-from pyro_vmm.randomness import seeded
+from pyro_vmm.runtime.checks import check_positive, check_whole
+from pyro_vmm.runtime.randomness import seeded
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -14,16 +14,16 @@ import pyro
 import torch
 from torch import nn
 
-from pyro_vmm import files
-from pyro_vmm.checks import described, differences, one_line
 from pyro_vmm.data.cell_rows import Covariates
-from pyro_vmm.entries import Damaged, Entries
-from pyro_vmm.hyperpriors import HyperPrior
+from pyro_vmm.inference import RATES, RESUMABLE
+from pyro_vmm.inference.state import COLUMNS, check_model
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
-from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import Prior
-from pyro_vmm.training import RATES, RESUMABLE
-from pyro_vmm.training.state import COLUMNS, check_model
+from pyro_vmm.priors.hyperpriors import HyperPrior
+from pyro_vmm.runtime import files
+from pyro_vmm.runtime.checks import described, differences, one_line
+from pyro_vmm.runtime.entries import Damaged, Entries
+from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.version import __version__
 
 #: Of what ``random_state`` gives.

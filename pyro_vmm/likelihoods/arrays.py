@@ -16,9 +16,9 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vmm.checks import one_line
 from pyro_vmm.distributions import LOG_TWO_PI
 from pyro_vmm.networks import Asinh, SoftOneHot, inverse_softplus
+from pyro_vmm.runtime.checks import one_line
 
 # Keeps scales and rates away from zero, where log-densities of float32 data overflow.
 FLOOR = 1e-5

@@ -17,11 +17,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vmm.cell_layout import CellLayout
-from pyro_vmm.checks import check_choice, one_line
-from pyro_vmm.counts import MEAN_FLOOR, NegativeBinomial, ZeroInflatedNegativeBinomial
+from pyro_vmm.distributions.counts import MEAN_FLOOR, NegativeBinomial, ZeroInflatedNegativeBinomial
 from pyro_vmm.likelihoods.arrays import FLOOR, SharedScaleNormal, declare_events, of_pyro
 from pyro_vmm.networks import inverse_softplus
+from pyro_vmm.runtime.cell_layout import CellLayout
+from pyro_vmm.runtime.checks import check_choice, one_line
 
 DISPERSIONS = ("gene", "gene-batch", "gene-cell")
 # Where the inverse dispersion is as good as zero or infinite, and the densities still exact.

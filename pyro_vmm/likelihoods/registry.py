@@ -6,9 +6,9 @@ from functools import partial
 from torch import nn
 from torch.distributions import Distribution
 
-from pyro_vmm.checks import described
 from pyro_vmm.likelihoods.arrays import LIKELIHOODS, Likelihood
 from pyro_vmm.likelihoods.cells import CELL_LIKELIHOODS, CellLikelihood
+from pyro_vmm.runtime.checks import described
 
 OWN = (Likelihood, CellLikelihood)
 Given = str | type[nn.Module] | Callable

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from pyro_vmm import files
+from pyro_vmm.runtime import files
 
 # Okabe & Ito's colours, which the colour-blind can tell apart; the yellow is too pale for points and lines.
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"

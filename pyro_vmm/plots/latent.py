@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from pyro_vmm.plots.drawing import GREY
 from pyro_vmm.plots.scatter import MAX_LEGEND, draw_legend, draw_points, named, short_text, write_names
-from pyro_vmm.threads import same_threads
+from pyro_vmm.runtime.threads import same_threads
 
 METHODS = ("tsne", "pca", "umap")
 # Fewer points than this have no neighbourhoods to preserve: t-SNE and UMAP give way to PCA.

@@ -13,12 +13,12 @@ The sites are ``alpha``, ``log_pi`` (and ``pi``), ``mu``, ``precision_tril`` (an
 What a prior of one's own has to define is said in :class:`Prior`.
 """
 
-from pyro_vmm.hyperpriors import HyperPrior
 from pyro_vmm.priors.base import EXPECTATIONS, Prior, latent
+from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.mixtures import RESPONSIBILITIES, GaussianMixture, VampMixture
+from pyro_vmm.priors.pseudo_inputs import Centres
 from pyro_vmm.priors.registry import PRIORS, prior_class
 from pyro_vmm.priors.simple import StandardNormal, VampPrior
-from pyro_vmm.pseudo_inputs import Centres
 
 __all__ = [
     "EXPECTATIONS",

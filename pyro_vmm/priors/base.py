@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vmm.checks import check_choice
 from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.pseudo_inputs import Centres, PseudoInputs
+from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs
+from pyro_vmm.runtime.checks import check_choice
 
 EXPECTATIONS = ("analytic", "sampled")
 
@@ -81,8 +81,8 @@ class Prior(nn.Module, ABC):
 
         Arguments:
             latent_dim: D.
-            pseudo_inputs: a module of :mod:`pyro_vmm.pseudo_inputs` that starts at K rows of data. A prior without
-                pseudo-inputs takes K from it, ``len(pseudo_inputs)``.
+            pseudo_inputs: a module of :mod:`pyro_vmm.priors.pseudo_inputs` that starts at K rows of data. A prior
+                without pseudo-inputs takes K from it, ``len(pseudo_inputs)``.
             settings: an estimator's ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities``.
         """
         raise NotImplementedError(f"{cls.__name__} does not define build")
@@ -223,7 +223,7 @@ class Prior(nn.Module, ABC):
             encoder: what guides the centres.
             centres: q(mu), for expectations over it in closed form; None to sample mu.
             rows: M, when z is None; that of the whole minibatch, when z is a part of it.
-            log_factors: what is added to log pi in each row, (M, K); see :mod:`pyro_vmm.balance`.
+            log_factors: what is added to log pi in each row, (M, K); see :mod:`pyro_vmm.priors.balance`.
         """
         held = rows if z is None else len(z)
         p_z = self.hierarchy(held, encoder, centres, max(rows, held))

@@ -12,12 +12,12 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vmm.checks import check_choice
 from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.hyperpriors import HyperPrior, as_hyperprior
 from pyro_vmm.networks import inverse_softplus, lower_cholesky
 from pyro_vmm.priors.base import EXPECTATIONS, Prior
-from pyro_vmm.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
+from pyro_vmm.priors.hyperpriors import HyperPrior, as_hyperprior
+from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
+from pyro_vmm.runtime.checks import check_choice
 
 RESPONSIBILITIES = ("held", "differentiated")
 
@@ -203,7 +203,7 @@ class VampMixture(_BayesianMixture):
 
     Arguments:
         latent_dim: D.
-        pseudo_inputs: initial u, (K, *event_shape), or a module of :mod:`pyro_vmm.pseudo_inputs`.
+        pseudo_inputs: initial u, (K, *event_shape), or a module of :mod:`pyro_vmm.priors.pseudo_inputs`.
         settings: ``hyperprior`` ("paper", "reference" or a :class:`HyperPrior`), ``m_prior``, ``expectation``
             ("analytic" or "sampled"), ``responsibilities`` ("held" or "differentiated").
     """

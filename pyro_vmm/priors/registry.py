@@ -1,9 +1,9 @@
 """The names of priors, and what a user may give in place of a name."""
 
-from pyro_vmm.checks import described
 from pyro_vmm.priors.base import Prior
 from pyro_vmm.priors.mixtures import GaussianMixture, VampMixture
 from pyro_vmm.priors.simple import StandardNormal, VampPrior
+from pyro_vmm.runtime.checks import described
 
 #: Classes by name. Another one is as good as these: each knows how to build itself, see :meth:`Prior.build`.
 PRIORS: dict[str, type[Prior]] = {

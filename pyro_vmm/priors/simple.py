@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.priors.base import Prior
-from pyro_vmm.pseudo_inputs import PseudoInputs, as_pseudo_inputs
+from pyro_vmm.priors.pseudo_inputs import PseudoInputs, as_pseudo_inputs
 
 
 class StandardNormal(Prior):
@@ -36,7 +36,7 @@ class VampPrior(Prior):
 
     Arguments:
         latent_dim: D.
-        pseudo_inputs: initial u, (K, *event_shape), or a module of :mod:`pyro_vmm.pseudo_inputs`.
+        pseudo_inputs: initial u, (K, *event_shape), or a module of :mod:`pyro_vmm.priors.pseudo_inputs`.
     """
 
     def __init__(self, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs):

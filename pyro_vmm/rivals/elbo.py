@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, kl_divergence, register_kl
 
 from pyro_vmm.distributions import MixtureComponent
-from pyro_vmm.elbo import Elbo
+from pyro_vmm.models.elbo import Elbo
 from pyro_vmm.networks import scale_tril
 
 

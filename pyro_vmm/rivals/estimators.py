@@ -10,18 +10,18 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vmm.checks import check_positive
 from pyro_vmm.estimators import VMM, storing
-from pyro_vmm.exclusive import exclusive
 from pyro_vmm.likelihoods import Given, Likelihood
 from pyro_vmm.models import LatentVariableModel
-from pyro_vmm.parallel import Ranks
 from pyro_vmm.priors import Prior
-from pyro_vmm.randomness import RandomNumbers
 from pyro_vmm.rivals.dlgmm import DeepLatentGaussianMixture, MixtureEncoder, StickBreakingMixture
 from pyro_vmm.rivals.gmvae import ConditionalMixture, GaussianMixtureVAE, TwoHeadedEncoder
 from pyro_vmm.rivals.vade import TrainedMixture, VariationalDeepEmbedding, pretrain, start_from_mixture
-from pyro_vmm.rows import Rows
+from pyro_vmm.runtime.checks import check_positive
+from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.randomness import RandomNumbers
+from pyro_vmm.runtime.ranks import Ranks
+from pyro_vmm.runtime.rows import Rows
 
 
 class Rival(VMM):
@@ -34,7 +34,7 @@ class Rival(VMM):
         latent_dim: D.
         likelihood, likelihood_options, hidden, encoder, decoder, scaling: see :class:`~pyro_vmm.VMM`.
         batch_size, learning_rate, epochs, decay_fraction, patience, monitor: see
-            :class:`~pyro_vmm.training.TrainingConfig`; one step trains all parameters.
+            :class:`~pyro_vmm.inference.TrainingConfig`; one step trains all parameters.
         validation_fraction, dtype, device, checkpoint_every, progress, random_state: see :class:`~pyro_vmm.VMM`.
     """
 

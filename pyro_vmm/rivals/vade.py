@@ -13,19 +13,19 @@ from sklearn.mixture import GaussianMixture as SklearnMixture
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vmm.checks import check_choice
 from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.entries import Entries
-from pyro_vmm.exclusive import exclusive
+from pyro_vmm.inference import TrainingDiverged
+from pyro_vmm.inference.state import PLACE, check_model, check_optimizer, check_random_numbers
+from pyro_vmm.inference.steps import quiet_pyro
 from pyro_vmm.models import VAE, show_parameters
 from pyro_vmm.networks import COVARIANCES, DIAGONAL_FLOOR, inference_mode, inverse_softplus, lower_cholesky
 from pyro_vmm.priors import Prior
-from pyro_vmm.randomness import RandomNumbers
 from pyro_vmm.rivals.elbo import MeanFieldElbo
-from pyro_vmm.rows import Rows, read, shuffled
-from pyro_vmm.training import TrainingDiverged
-from pyro_vmm.training.state import PLACE, check_model, check_optimizer, check_random_numbers
-from pyro_vmm.training.steps import quiet_pyro
+from pyro_vmm.runtime.checks import check_choice
+from pyro_vmm.runtime.entries import Entries
+from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.randomness import RandomNumbers
+from pyro_vmm.runtime.rows import Rows, read, shuffled
 
 # Added to the variances of the mixture that VaDE starts from, as by the VMM's authors: no component shrinks to a row.
 LEAST_VARIANCE = 1e-3

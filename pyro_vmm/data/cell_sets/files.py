@@ -17,7 +17,7 @@ from scipy import sparse
 from pyro_vmm.data.cell_sets.genes import numbered
 from pyro_vmm.data.cell_sets.h5ad import check_file
 from pyro_vmm.data.structure import check_members
-from pyro_vmm.files import reason
+from pyro_vmm.runtime.files import reason
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -11,7 +11,7 @@ from pyro_vmm.data.blocks import is_native, native
 from pyro_vmm.data.categories import Categories
 from pyro_vmm.data.cells import COUNTS, counts_matrix, how_to_round, rounding_error, shown, where_counts_lie
 from pyro_vmm.data.structure import check_members, to_memory
-from pyro_vmm.threads import same_threads
+from pyro_vmm.runtime.threads import same_threads
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -1,0 +1,1 @@
+"""How good a fit is: scores of a clustering, the parts of the ELBO, and the choice of the granularity."""

@@ -1,0 +1,111 @@
+"""From fits to a table of evidence, and the rule that recommends."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation.selection.fits import TRAINED_ON, Fit, Task
+
+ALL, *HALVES = TRAINED_ON
+#: What is measured for each seed, of which the table has the mean and the standard deviation.
+MEASURES = ("clusters", "log_px", "stability", "stability_seeds", "stability_halves", "confidence", "seconds")
+
+
+def agreement(clusters: np.ndarray, others: np.ndarray) -> float:
+    """The adjusted Rand index of two clusterings, (N,) each; 0 if one of them is a single cluster.
+
+    A single cluster agrees with itself, but no better than chance would, which is what 0 says.
+    """
+    if min(metrics.utilised_clusters(clusters), metrics.utilised_clusters(others)) == 1:
+        return 0.0
+    return metrics.ari(clusters, others)
+
+
+def evidence(fits: Mapping[Task, Fit]) -> pd.DataFrame:
+    """One row per candidate, in the order of the fits, and the one that is recommended.
+
+    - ``m_prior``, ``learning_rate``: the candidate;
+    - ``clusters``: those in use;
+    - ``log_px``: log p(x) of the rows held out, nats per row;
+    - ``stability``: the mean of ``stability_seeds``, the agreement with the fits of other seeds, and of
+      ``stability_halves``, the agreement of two fits to half of the rows each;
+    - ``confidence``: the mean of max_c q(c | x) of the rows held out, 1 if no components overlap;
+    - ``seconds``: of a fit to all rows but those held out;
+    - with ``_sd`` behind, the standard deviation over seeds of each of these, which are means over seeds;
+    - ``stability_behind`` the most stable, with the standard error ``stability_se`` of this difference;
+    - ``stable``: whether that is no more than one standard error;
+    - ``log_px_behind`` the best likelihood of the stable ones, with the standard error ``log_px_se`` of that;
+    - ``likely``: whether that is no more than one standard error, of a stable one;
+    - ``recommended``: the likely one with the fewest clusters;
+    - ``diverged``: how many fits did. Such a candidate has no evidence and is never recommended.
+
+    Each criterion makes good what the other lacks: the likelihood of rows held out tends to rise with ever more
+    clusters, also such as no other fit finds again, and a few coarse clusters are often the easiest to find again.
+    """
+    of: dict = {}
+    for task, fit in fits.items():
+        of.setdefault((task.m_prior, task.learning_rate), {})[task.seed, task.part] = fit
+    sound = {each: done for each, done in of.items() if not any(fit.diverged for fit in done.values())}
+    if not sound:
+        raise ValueError("training diverged with every candidate, expected smaller values of learning_rate")
+    seeds = sorted({task.seed for task in fits})
+    measured = pd.DataFrame([_measure(done, seeds) for done in sound.values()], index=pd.MultiIndex.from_tuples(sound))
+    measured = _with_stability(measured, len(seeds))
+    rows = np.stack([np.mean([done[seed, ALL].log_px for seed in seeds], axis=0) for done in sound.values()])
+    measured = _recommend(_with_likelihood(measured, rows, len(seeds)))
+    table = pd.DataFrame(list(of), columns=["m_prior", "learning_rate"]).join(measured, on=["m_prior", "learning_rate"])
+    flags = {name: table[name].eq(True) for name in ("stable", "likely", "recommended")}
+    return table.assign(**flags, diverged=[sum(fit.diverged for fit in done.values()) for done in of.values()])
+
+
+def _with_stability(measured: pd.DataFrame, seeds: int) -> pd.DataFrame:
+    behind, error = measured["stability"].max() - measured["stability"], _seed_error(measured["stability_sd"], seeds)
+    return measured.assign(stability_behind=behind, stability_se=error, stable=behind <= error)
+
+
+def _with_likelihood(measured: pd.DataFrame, rows: np.ndarray, seeds: int) -> pd.DataFrame:
+    """Of the log p(x) of each candidate and each row held out, (candidates, H)."""
+    stable = measured["stable"].to_numpy()
+    behind = rows[np.where(stable, rows.mean(1), -np.inf).argmax()] - rows
+    error = np.hypot(behind.std(axis=1) / np.sqrt(rows.shape[1]), _seed_error(measured["log_px_sd"], seeds))
+    likely = stable & (behind.mean(axis=1) <= error)
+    return measured.assign(log_px_behind=behind.mean(axis=1), log_px_se=error, likely=likely)
+
+
+def _recommend(measured: pd.DataFrame) -> pd.DataFrame:
+    chosen = measured[measured["likely"]].sort_values("clusters", kind="stable").index[0]
+    return measured.assign(recommended=measured.index == chosen)
+
+
+def _seed_error(spread: pd.Series, seeds: int) -> float:
+    """The standard error of a difference of two means over seeds.
+
+    The variance is the mean of all candidates': two or three seeds of one tell little of it, and one seed nothing.
+    """
+    return float(np.sqrt(2 * spread.fillna(0.0).pow(2).mean() / seeds))
+
+
+def _measure(done: Mapping[tuple[int, str], Fit], seeds: Sequence[int]) -> pd.Series:
+    """Means and standard deviations of one candidate."""
+    whole = [done[seed, ALL] for seed in seeds]
+    by_seed = pd.DataFrame(
+        {
+            "clusters": [metrics.utilised_clusters(fit.clusters) for fit in whole],
+            "log_px": [fit.log_px.mean() for fit in whole],
+            "stability_seeds": [_others(whole, i) for i in range(len(whole))],
+            "stability_halves": [agreement(*(done[seed, half].clusters for half in HALVES)) for seed in seeds],
+            "confidence": [fit.confidence.mean() for fit in whole],
+            "seconds": [fit.seconds for fit in whole],
+        }
+    )
+    by_seed["stability"] = by_seed[["stability_seeds", "stability_halves"]].mean(axis=1)
+    spread = by_seed.std().add_suffix("_sd")
+    return pd.concat([by_seed.mean(), spread])[[name + end for name in MEASURES for end in ("", "_sd")]]
+
+
+def _others(fits: Sequence[Fit], i: int) -> float:
+    """The mean agreement of fit i with the others; NaN without others."""
+    found = [agreement(fits[i].clusters, fit.clusters) for j, fit in enumerate(fits) if j != i]
+    return float(np.mean(found)) if found else np.nan

@@ -1,0 +1,73 @@
+"""What a selection came to: a table, a recommendation, a report, a figure."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.evaluation.selection.fits import Fit, Task
+from pyro_vmm.plots import ornaments
+from pyro_vmm.runtime import files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(eq=False)
+class Selection:
+    """What :func:`pyro_vmm.select` found.
+
+    Arguments:
+        table: a DataFrame, one row per candidate, see :func:`~pyro_vmm.evaluation.selection.evidence.evidence`.
+        fits: what is known of each fit, among it the cluster of every row.
+        best_estimator_: the recommended model, fitted to all of X; None without ``refit``.
+    """
+
+    table: pd.DataFrame
+    fits: Mapping[Task, Fit] = field(repr=False)
+    best_estimator_: Estimator | None = None
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The parameters that are recommended."""
+        return {name: float(self._chosen[name]) for name in ("m_prior", "learning_rate")}
+
+    @property
+    def _chosen(self) -> pd.Series:
+        return self.table[self.table["recommended"]].iloc[0]
+
+    def plot(self) -> "Figure":
+        """A figure of the evidence over granularities."""
+        from pyro_vmm import plots
+
+        return plots.granularity(self.table)
+
+    def report(self) -> str:
+        """The evidence and the recommendation in words, Markdown."""
+        from pyro_vmm.evaluation.selection.report import report
+
+        return report(self.table)
+
+    def write(self, path: str | Path) -> None:
+        """``selection.md``, ``selection.csv`` and ``selection.png``, into a folder that exists.
+
+        A figure that fails is a warning: the others are there by then.
+        """
+        self.write_tables(path)
+        for line in self.draw(path):
+            warnings.warn(line, stacklevel=2)
+
+    def draw(self, path: str | Path) -> Iterator[str]:
+        """``selection.png``, into a folder that exists; a line to tell if it fails."""
+        return ornaments.draw({"selection": self.plot}, Path(path))
+
+    def write_tables(self, path: str | Path) -> None:
+        """``selection.md`` and ``selection.csv``, into a folder that exists."""
+        path = Path(path)
+        text = self.report() + "\n![The evidence over granularities](selection.png)\n"
+        files.write_text(path / "selection.md", text)
+        files.write_table(path / "selection.csv", self.table)

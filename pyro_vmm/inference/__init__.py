@@ -1,0 +1,8 @@
+"""The SVI step, the MAP step and their alternation (Algorithm 1), early stopping and checkpoints."""
+
+from pyro_vmm.inference.config import MONITORS, RATES, RESUMABLE, TrainingConfig
+from pyro_vmm.inference.elimination import Elimination
+from pyro_vmm.inference.steps import Steps
+from pyro_vmm.inference.trainer import Trainer, TrainingDiverged
+
+__all__ = ["MONITORS", "RATES", "RESUMABLE", "Elimination", "Steps", "Trainer", "TrainingConfig", "TrainingDiverged"]

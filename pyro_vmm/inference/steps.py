@@ -1,0 +1,183 @@
+"""One iteration of Algorithm 1: the SVI step on the networks and the MAP step on the prior."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.inference.config import TrainingConfig
+from pyro_vmm.inference.state import PLACE, check_optimizer
+from pyro_vmm.models import LatentVariableModel
+from pyro_vmm.networks import inference_mode
+from pyro_vmm.runtime.captured import Captured
+from pyro_vmm.runtime.entries import Entries
+from pyro_vmm.runtime.exclusive import Shared
+from pyro_vmm.runtime.graphs import Graphs, graphs_for
+from pyro_vmm.runtime.ranks import ALONE, Ranks
+from pyro_vmm.runtime.whole_batch import whole_batch
+
+STEP_TERMS = ("elbo", "log_likelihood", "map_objective")
+
+
+class Steps:
+    """The two steps, each with an optimiser of its own; knows nothing of epochs.
+
+    Arguments:
+        vae: the model; trained in place.
+        config: the learning rates, and whether to record the steps.
+        graphs: who records them, if not whom the configuration names.
+        ranks: the processes that train together. Where there are several, the steps are on the rows held here of the
+            current minibatch, and the means that they return are this process's parts of those over the minibatch.
+
+    Attributes:
+        iterate: :meth:`iteration`, recorded if it is to be; see :class:`~pyro_vmm.runtime.captured.Captured`.
+    """
+
+    def __init__(
+        self, vae: LatentVariableModel, config: TrainingConfig, graphs: Graphs | None = None, ranks: Ranks = ALONE
+    ):
+        self.vae, self.config, self.elbo, self.ranks = vae, config, vae.objective(), ranks
+        self.networks, self.prior = vae.network_parameters(), vae.prior_parameters()
+        rate, prior_rate = config.learning_rates(0)
+        self.network_optimizer = adam(self.networks, rate) if self.networks else None
+        self.prior_optimizer = adam(self.prior, prior_rate) if self.prior else None
+        # What processes tell each other is not recorded.
+        self.graphs = graphs or graphs_for(vae.prior.origin.device, config.capture if ranks.size == 1 else False)
+        self.iterate = self.captured(self.iteration)
+
+    def captured(self, step: Callable[[Tensor], tuple[Tensor, ...]]) -> Captured:
+        """A step with these parameters and optimisers, recorded if it is to be."""
+        return Captured(step, self.vae, self._optimizers, self.graphs, insist=self.config.capture is True)
+
+    def _optimizers(self) -> list[torch.optim.Adam]:
+        """Of the steps that have parameters to train."""
+        return [each for each in (self.network_optimizer, self.prior_optimizer) if each is not None]
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the learning rates of an epoch, counted from 0, if they are to fall; else they stay as they are."""
+        if self.config.decay_fraction:
+            self.set_rates(epoch)
+        self.iterate.refresh()
+
+    def set_rates(self, epoch: int) -> None:
+        """Give the optimisers the learning rates of an epoch, counted from 0."""
+        optimizers = self.network_optimizer, self.prior_optimizer
+        for optimizer, rate in zip(optimizers, self.config.learning_rates(epoch), strict=True):
+            if optimizer is not None:
+                optimizer.param_groups[0]["lr"] = rate
+
+    def iteration(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both steps on a minibatch (M, ...): the means of ``STEP_TERMS``, (3,), and p(c | z) of its rows, (M, K).
+
+        Neither brings a number from the host to the device nor waits for one from there: it could not be recorded.
+        """
+        elbo, log_likelihood, p_z = self.svi_step(x)
+        with torch.no_grad():
+            responsibilities = self.elbo.responsibilities(p_z)
+        z = self.elbo.z if self.config.reuse_draws else None
+        map_objective = self.map_step(x, z=z) if self.prior else torch.zeros_like(elbo)
+        self.vae.observe_clusters(x, responsibilities, self.ranks)
+        return torch.stack([elbo, log_likelihood, map_objective]), responsibilities
+
+    def svi_step(self, x: Tensor) -> tuple[Tensor, Tensor, MixtureOfGaussians]:
+        """Ascend the ELBO of a minibatch (M, ...) by the networks; returns its mean, that of log p(x | z), and p(z)."""
+        p_z = self.p_z()
+        with whole_batch(self.ranks):
+            loss = self._mean(self.elbo.differentiable_loss(self.vae.model, self.vae.guide, x, p_z), x)
+        self._step(self.network_optimizer, loss, self.networks)
+        return -loss.detach(), self._mean(self.elbo.log_likelihood, x), p_z
+
+    def map_step(self, x: Tensor, balanced: bool = True, z: Tensor | None = None) -> Tensor:
+        """Ascend the MAP objective of a minibatch (M, ...) by the prior's parameters; returns it.
+
+        Arguments:
+            x: the minibatch.
+            balanced: whether the mixture's weights may differ between rows, where the model says so.
+            z: draws from q(z; x), (M, D); None for new ones from the encoder as it is now.
+        """
+        prior, encoder = self.vae.prior, self.vae.encoder
+        if z is None:
+            with torch.no_grad(), inference_mode(encoder), whole_batch(self.ranks):
+                z = encoder(x).rsample()  # of a diagonal normal, sample() makes the host wait for the device
+        centres = prior.centres(encoder) if prior.expectation == "analytic" else None
+        pair, log_factors = (prior.model, prior.guide), self.vae.log_factors(x) if balanced else None
+        rows = self.ranks.total(x)
+        loss = self._mean(self.elbo.differentiable_loss(*pair, z, encoder, centres, rows, log_factors), x)
+        self._step(self.prior_optimizer, loss, self.prior)
+        return -loss.detach()
+
+    def p_z(self) -> MixtureOfGaussians:
+        """The prior as the SVI step sees it: centres integrated out, or drawn."""
+        sampled = self.vae.prior.trained_by_map and self.vae.prior.expectation == "sampled"
+        return self.vae.prior.sampled(self.vae.encoder) if sampled else self.vae.prior(self.vae.encoder)
+
+    def continue_with(self, vae: LatentVariableModel, kept: Tensor) -> None:
+        """Go on with a model of components ``kept`` (n,) of the present one; what Adam knows of them is kept too."""
+        before, state = self.prior, self.prior_optimizer.state
+        self.vae, self.prior = vae, vae.prior_parameters()
+        self.prior_optimizer = adam(self.prior, self.prior_optimizer.param_groups[0]["lr"])
+        per_component = {id(tensor) for tensor in vae.prior.component_tensors().values()}
+        for parameter, previous in zip(self.prior, before, strict=True):
+            moments = state[previous]
+            if id(parameter) in per_component:
+                # All that has the parameter's shape has its rows; the count of steps has not.
+                moments = {name: v[kept] if v.shape == previous.shape else v for name, v in moments.items()}
+            self.prior_optimizer.state[parameter] = moments
+        self.iterate.reset()
+        self.iterate = self.captured(self.iteration)
+
+    def _mean(self, total: Tensor, x: Tensor) -> Tensor:
+        """What a sum over the rows x held here contributes to the mean over the minibatch."""
+        return self.ranks.own(total) / self.ranks.total(x)
+
+    def _step(self, optimizer: torch.optim.Optimizer | None, loss: Tensor, parameters: list) -> None:
+        """One step on just these parameters: the gradient must not reach, or be computed for, the other step's."""
+        if optimizer is None:
+            return
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=parameters)
+        self.ranks.sum_gradients(parameters)
+        optimizer.step()
+
+    def optimizer_states(self) -> dict:
+        """What the optimisers remember, a copy; None for that of a step without parameters."""
+        return {
+            "network_optimizer": copy.deepcopy(self.network_optimizer.state_dict()) if self.networks else None,
+            "prior_optimizer": copy.deepcopy(self.prior_optimizer.state_dict()) if self.prior else None,
+        }
+
+    def load_optimizer_states(self, states: dict) -> None:
+        """Go on from :meth:`optimizer_states`; ``ValueError`` if these are not of such steps."""
+        for name in ("network_optimizer", "prior_optimizer"):
+            if (optimizer := getattr(self, name)) is not None:
+                check_optimizer(Entries(states, PLACE), name, optimizer)
+                # load_state_dict may keep the tensors it is given: the states must survive a second use.
+                optimizer.load_state_dict(copy.deepcopy(states[name]))
+
+
+def adam(parameters: list, learning_rate: float) -> torch.optim.Adam:
+    """Adam with the authors' epsilon (Keras' default), as one fused kernel."""
+    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-7, fused=True)
+
+
+@contextmanager
+def _without_warnings_of_nan() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered NaN")
+        yield
+
+
+#: No warning of a NaN, which raises TrainingDiverged anyway. Python's filters of warnings belong to all threads.
+without_warnings_of_nan = Shared(_without_warnings_of_nan)
+
+
+@contextmanager
+def quiet_pyro() -> Iterator[None]:
+    """How steps run: without checks of arguments, and without warnings of a NaN."""
+    with pyro.validation_enabled(False), without_warnings_of_nan:
+        yield

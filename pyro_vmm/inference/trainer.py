@@ -1,0 +1,382 @@
+"""The alternation of the two steps over epochs (Algorithm 1), early stopping and checkpoints."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_vmm.inference.config import RATES, RESUMABLE, TrainingConfig
+from pyro_vmm.inference.elimination import Elimination, Shares
+from pyro_vmm.inference.state import PLACE, check_state
+from pyro_vmm.inference.steps import STEP_TERMS, Steps, quiet_pyro, without_warnings_of_nan
+from pyro_vmm.models import LatentVariableModel
+from pyro_vmm.networks import inference_mode
+from pyro_vmm.runtime.checks import differences
+from pyro_vmm.runtime.entries import Entries
+from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.precision import network_precision
+from pyro_vmm.runtime.randomness import RandomNumbers
+from pyro_vmm.runtime.ranks import Ranks
+from pyro_vmm.runtime.rows import Rows, read, shuffled
+from pyro_vmm.runtime.whole_batch import whole_batch
+
+
+class TrainingDiverged(ArithmeticError):
+    """A loss was not finite; the model holds the last good parameters."""
+
+
+class Trainer:
+    """Alternates SVI steps on the networks with MAP steps on the prior; knows nothing of what the data are.
+
+    In a process group of ``torch.distributed`` (see :func:`~pyro_vmm.runtime.ranks.process_group`) all processes train
+    one model: each calls the same methods with the same settings and all rows, and reads its share of every minibatch.
+
+    Arguments:
+        vae: the model; trained in place, on its own device and in its own dtype.
+        config: how to train.
+    """
+
+    def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
+        self.vae, self.config = vae, config
+        self.ranks = Ranks.present()
+        self.device, self.dtype = vae.prior.origin.device, vae.prior.origin.dtype
+        if config.precision != "float32" and self.dtype != torch.float32:
+            raise ValueError(f"precision={config.precision!r} is for models of float32, this one is of {self.dtype}")
+        self.elimination = Elimination(vae, config)
+        self.steps = Steps(vae, config, ranks=self.ranks)
+        self.order = torch.Generator().manual_seed(config.seed)
+        self.history: list[dict] = []
+        self.best: dict = {"epoch": 0, "value": float("-inf"), "model": None}
+        self.numbers = RandomNumbers(config.seed, self.device)
+        # Whether training stopped here because a number was not finite.
+        self.diverged = False
+        #: The learning rates of training, and the epoch from which on: another entry where a diverged run goes on.
+        self.rates: list[dict] = [{"epoch": 1, **self._rates()}]
+        # Where the last fit ended, before the best parameters were restored.
+        self._ended: dict | None = None
+
+    def train_epoch(self, x: Rows, progress: Callable[[int], None]) -> dict:
+        """One pass over the rows in random order; returns the means of the objectives and the active clusters."""
+        self.vae.train()
+        self.steps.begin_epoch(len(self.history))
+        batches = shuffled(x, self.config.batch_size, self.order)
+        # Read once at the end of the epoch: a look at every step would make the host wait for the device.
+        terms = torch.full((len(batches), len(STEP_TERMS)), float("nan"), dtype=self.dtype, device=self.device)
+        shares = Shares(self.steps.vae.prior, self.ranks)
+        with closing(self._read(x, batches)) as stream:
+            for i, batch in enumerate(stream):
+                with self._turn(self.numbers):
+                    terms[i], responsibilities = self.steps.iterate(batch)
+                shares.add(responsibilities)
+                progress(len(batches[i]))
+        terms = self.ranks.sum(terms)
+        self._check_finite(terms)
+        sizes = terms.new_tensor([len(rows) for rows in batches])
+        elbo, log_likelihood, map_objective = ((sizes @ terms) / sizes.sum()).tolist()
+        shares.join()
+        remain = self.elimination.end_epoch(shares.total / sizes.sum(), shares.largest)
+        if remain is not None:
+            self.steps.continue_with(self.elimination.model, remain)
+        return {
+            "elbo": elbo,
+            "log_likelihood": log_likelihood,
+            "kl": log_likelihood - elbo,
+            "map_objective": map_objective if self.steps.prior else float("nan"),
+            "n_active": int(shares.used.sum()),
+            "n_trained": len(shares.used),
+        }
+
+    def _read(self, x: Rows, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """This process's rows of each of these minibatches, which are the current one in turn; close it."""
+        with closing(read(x, [self.ranks.share(rows) for rows in batches])) as stream:
+            for rows, batch in zip(batches, stream, strict=True):
+                self.ranks.begin(len(rows))
+                yield batch
+
+    def _check_finite(self, terms: Tensor) -> None:
+        bad = (~terms.isfinite()).nonzero()
+        if len(bad):
+            step, term = bad[0].tolist()
+            self._diverged(f"{STEP_TERMS[term]} is {terms[step, term].item()}", f", step {step + 1} of {len(terms)}")
+        for name, parameter in self.steps.vae.named_parameters():
+            if not parameter.isfinite().all():
+                self._diverged(f"{name} is not finite", f", after step {len(terms)} of {len(terms)}")
+
+    def _diverged(self, what: str, where: str = "") -> NoReturn:
+        done = len(self.history)
+        raise TrainingDiverged(
+            f"{what} in epoch {done + 1}{where}; the parameters are those of epoch {done}. "
+            "A smaller learning_rate, scaled data or dtype='float64' may help"
+        )
+
+    # The loop around it
+
+    def fit(
+        self,
+        x: Rows,
+        x_val: Rows | None = None,
+        labels_val: Sequence | None = None,
+        callbacks: Sequence[Callable[[dict, LatentVariableModel], bool | None]] = (),
+        checkpoint: Callable[[dict], None] | None = None,
+        progress: bool = True,
+    ) -> list[dict]:
+        """Train until ``epochs`` or ``patience`` is used up, then restore the best epoch's parameters.
+
+        A second call continues where the first one ended, not from the best epoch.
+
+        Arguments:
+            x: training rows, (N, ...): a tensor on the model's device, or what gives such tensors.
+            x_val: validation rows; without them the training ELBO is monitored.
+            labels_val: their labels, used only for ``monitor="val_nmi"`` and the history's column ``val_nmi``.
+            callbacks: called with the epoch's row of the history and the model; one that returns True stops training.
+                Of several processes each calls its own, and one stops all.
+            checkpoint: called with :meth:`state_dict` every ``checkpoint_every`` epochs, at the end and on interrupt;
+                of several processes in the first.
+            progress: show a bar; of several processes the first does.
+
+        Returns:
+            the history, a dict for every epoch.
+
+        Raises:
+            ValueError: there are no rows, they are of another dtype than the model, or not finite.
+            TrainingDiverged: a loss was not finite; the last good parameters are restored.
+        """
+        if self.config.monitor == "val_nmi" and (x_val is None or labels_val is None):
+            raise ValueError("monitor='val_nmi' needs validation rows with labels")
+        self._check_rows(x=x, x_val=x_val)
+        if self._ended is not None:
+            self.load_state_dict(self._ended)
+        self._align(x, x_val)
+        if self.ranks.rank:
+            checkpoint, progress = None, False
+        started = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0.0)
+        good = self.state_dict()
+        with without_warnings_of_nan, _bar(progress, len(x), self) as bar:
+            try:
+                while not self.finished():
+                    row = self._epoch(x, x_val, labels_val, bar, started)
+                    self.diverged = False
+                    stop = [callback(row, self.vae) for callback in callbacks]
+                    good = self.state_dict()
+                    if checkpoint and len(self.history) % self.config.checkpoint_every == 0:
+                        checkpoint(good)
+                    if self.ranks.any(any(stop)):
+                        break
+            except BaseException as error:
+                # Whatever it was, Ctrl-C included: the half-done epoch is undone, so that a resumed run repeats it.
+                self._continue_from(good)
+                self.diverged = isinstance(error, TrainingDiverged)
+                if checkpoint:
+                    checkpoint(self.state_dict())
+                raise
+            finally:
+                self.steps.iterate.reset()
+                # As its user wants it: in training mode a look at some rows would move BatchNorm's statistics.
+                self.vae.eval()
+        if checkpoint:
+            checkpoint(good)
+        self._ended = good
+        self.restore_best()
+        return self.history
+
+    def consolidate(self, x: Rows, steps: int, learning_rate: float = 3e-3) -> None:
+        """MAP steps alone, at a learning rate of their own: the mixture settles on what the trained encoder makes of x.
+
+        The weights of components that the data do not need fall by at most a learning rate a step, so that training
+        ends with more clusters than the prior wants. With the networks at rest nothing is lost by going faster, and a
+        step costs a third. The mixture's weights are those of p(z), the same in every row.
+
+        Arguments:
+            x: training rows, (N, ...).
+            steps: how many.
+            learning_rate: of Adam, whose moments start anew.
+
+        Raises:
+            TrainingDiverged: a number was not finite; the parameters from before are restored.
+        """
+        if not self.steps.prior or steps < 1:
+            return
+        config = replace(self.config, prior_learning_rate=learning_rate, decay_fraction=0.0)
+        alone = Steps(self.vae, config, self.steps.graphs, self.ranks)
+        order = torch.Generator().manual_seed(self.config.seed)
+        step = alone.captured(lambda rows: (alone.map_step(rows, balanced=False),))
+        self._align(x)
+        before = _copy(self.vae.prior.state_dict())
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
+        numbers = RandomNumbers(self.config.seed, self.device)
+        try:
+            with without_warnings_of_nan:
+                while steps:
+                    batches = shuffled(x, self.config.batch_size, order)[:steps]
+                    with closing(self._read(x, batches)) as stream:
+                        for batch in stream:
+                            with self._turn(numbers):
+                                finite &= step(batch)[0].isfinite()
+                    steps -= len(batches)
+                finite &= self._density(batch).isfinite().all()
+        finally:
+            step.reset()
+        if self.ranks.any(not finite):
+            self.vae.prior.load_state_dict(before)
+            raise TrainingDiverged(
+                "consolidation diverged; the parameters are those before it. A smaller consolidation_learning_rate may "
+                "help"
+            )
+
+    @torch.no_grad()
+    def _density(self, x: Tensor) -> Tensor:
+        """log p(z) at the means of q(z; x) of rows (M, ...), (M,)."""
+        with exclusive(), inference_mode(self.vae):
+            return self.vae.prior(self.vae.encoder).log_prob(self.vae.encoder(x).mean)
+
+    def _check_rows(self, **named: Rows | None) -> None:
+        for name, rows in named.items():
+            if rows is not None and len(rows) == 0:
+                raise ValueError(f"{name} has no rows")
+            if isinstance(rows, Tensor):
+                if rows.dtype != self.dtype:
+                    raise ValueError(f"{name} is of {rows.dtype}, the model of {self.dtype}")
+                if not rows.isfinite().all():
+                    raise ValueError(f"{name} holds values that are not finite")
+
+    def _align(self, x: Rows, x_val: Rows | None = None) -> None:
+        """Begin alike in all processes; ``ValueError`` if they were given different things to do."""
+        rows = len(x), 0 if x_val is None else len(x_val)
+        self.ranks.check_same(settings=self.config, rows=rows, epochs=len(self.history))
+        self.ranks.align(self.vae.state_dict().values())
+
+    def finished(self) -> bool:
+        """Whether ``epochs`` or ``patience`` is used up."""
+        waited = len(self.history) - self.best["epoch"]
+        out_of_patience = self.config.patience is not None and waited >= self.config.patience
+        return len(self.history) >= self.config.epochs or out_of_patience
+
+    def restore_best(self) -> None:
+        """Load the parameters of the best epoch so far, if there was one."""
+        if self.best["model"] is not None:
+            self.vae.load_state_dict(self.best["model"])
+
+    def _epoch(self, x: Rows, x_val: Rows | None, labels_val, bar: tqdm, started: float) -> dict:
+        row = {"epoch": len(self.history) + 1, "seconds": 0.0, **self.train_epoch(x, bar.update)}
+        row["val_elbo"] = float("nan") if x_val is None else self.evaluate(x_val)
+        if x_val is not None and not math.isfinite(row["val_elbo"]):
+            self._diverged(f"val_elbo is {row['val_elbo']}")
+        if x_val is not None and labels_val is not None:
+            row["val_nmi"] = self._nmi(x_val, labels_val)
+        row["seconds"] = time.perf_counter() - started
+        self.history.append(row)
+        value = row["elbo"] if x_val is None else row[self.config.monitor]
+        if value > self.best["value"]:
+            self.best = {"epoch": row["epoch"], "value": value, "model": _copy(self.vae.state_dict())}
+        shown = row["elbo"] if x_val is None else row["val_elbo"]
+        bar.set_postfix(epoch=row["epoch"], elbo=f"{shown:.2f}", active=row["n_active"], refresh=False)
+        return row
+
+    @torch.no_grad()
+    def evaluate(self, x: Rows) -> float:
+        """The mean ELBO of rows (N, ...), by one draw each, the same random numbers at every call."""
+        stream = self._read(x, torch.arange(len(x)).split(max(self.config.batch_size, 1024)))
+        numbers, pair, loss = RandomNumbers(self.config.seed, self.device), (self.vae.model, self.vae.guide), 0.0
+        with inference_mode(self.vae), closing(stream):
+            with exclusive():
+                p_z = self.vae.prior(self.vae.encoder)
+            for batch in stream:
+                with self._turn(numbers), whole_batch(self.ranks):
+                    loss += self.ranks.own(self.steps.elbo.loss(*pair, batch, p_z))
+        return -self.ranks.sum_number(loss) / len(x)
+
+    @torch.no_grad()
+    def _nmi(self, x: Rows, labels: Sequence) -> float:
+        # Imported here, as only who asks for labels needs it.
+        from sklearn.metrics import normalized_mutual_info_score
+
+        stream = read(x, torch.arange(len(x)).split(1024))
+        clusters = []
+        with inference_mode(self.vae), closing(stream):
+            for batch in stream:
+                with exclusive():
+                    clusters.append(self.vae.assignments(batch).argmax(-1))
+        return float(normalized_mutual_info_score(labels, torch.cat(clusters).cpu().numpy()))
+
+    # State
+
+    def state_dict(self) -> dict:
+        """All that the next epoch depends on, as plain numbers and tensors; a copy."""
+        if self._ended is not None:
+            return copy.deepcopy(self._ended)
+        return {
+            "settings": self._settings(),
+            "model": _copy(self.vae.state_dict()),
+            "elimination": self.elimination.state_dict(),
+            **self.steps.optimizer_states(),
+            "order": self.order.get_state(),
+            "rng": self.numbers.state,
+            "best": dict(self.best),
+            "history": [dict(row) for row in self.history],
+            "diverged": self.diverged,
+            "rates": [dict(each) for each in self.rates],
+        }
+
+    def _settings(self) -> dict:
+        """What has to be the same in a run that goes on from here."""
+        return {name: value for name, value in asdict(self.config).items() if name not in RESUMABLE}
+
+    def _rates(self) -> dict:
+        return {name: getattr(self.config, name) for name in RATES}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from :meth:`state_dict`, bit for bit as if there had been no break.
+
+        Raises:
+            ValueError: it is damaged, of another model, or of a run with other settings. Those of ``RESUMABLE`` may
+                differ, and those of ``RATES`` if the run diverged.
+        """
+        entries, settings = Entries(state, PLACE), self._settings()
+        before = entries.plain("settings") if "settings" in entries else settings  # a checkpoint of old does not tell
+        diverged = state.get("diverged", False)
+        fixed = {name: value for name, value in settings.items() if not (diverged and name in RATES)}
+        if other := differences(fixed, before):
+            raise ValueError(f"can't continue a run with other settings: {other}")
+        check_state(state, self)
+        self._continue_from(state)
+
+    def _continue_from(self, state: dict) -> None:
+        """:meth:`load_state_dict` of what is known to fit."""
+        self.vae.load_state_dict(state["model"])
+        self.elimination.load_state_dict(state["elimination"])
+        self.steps = Steps(self.elimination.model, self.config, self.steps.graphs, self.ranks)
+        self.steps.load_optimizer_states(state)
+        self.order.set_state(state["order"])
+        self.numbers.state, self._ended = state["rng"], None
+        self.best = dict(state["best"])
+        self.history = [dict(row) for row in state["history"]]
+        self.diverged = state.get("diverged", False)
+        self.rates = [dict(each) for each in state.get("rates", self.rates)]
+        now = {"epoch": len(self.history) + 1, **self._rates()}
+        if {**now, "epoch": self.rates[-1]["epoch"]} != self.rates[-1]:
+            # Rates with which no epoch was trained leave no trace.
+            self.rates = [each for each in self.rates if each["epoch"] < now["epoch"]] + [now]
+            self.steps.set_rates(len(self.history))
+
+    @contextmanager
+    def _turn(self, numbers: RandomNumbers) -> Iterator[None]:
+        """This thread's turn to run Pyro, with these random numbers."""
+        with numbers.drawn(), quiet_pyro(), network_precision(self.config.precision):
+            yield
+
+
+def _bar(progress: bool, rows: int, trainer: Trainer) -> tqdm:
+    done, epochs = len(trainer.history), trainer.config.epochs
+    units = {"unit": " rows", "unit_scale": True, "mininterval": 0.5}
+    return tqdm(total=rows * epochs, initial=rows * done, disable=not progress, **units)
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}

@@ -1,0 +1,83 @@
+"""What all models share."""
+
+import copy
+import weakref
+
+import torch
+from pyro.distributions import constraints
+from pyro.poutine.runtime import effectful
+from torch import Tensor, nn
+
+from pyro_vmm.models.elbo import Elbo
+from pyro_vmm.priors import Prior
+from pyro_vmm.runtime.ranks import ALONE, Ranks
+
+
+class LatentVariableModel(nn.Module):
+    """What the models share; never used by itself.
+
+    Arguments:
+        encoder: x -> q(z; x), a normal with batch shape (N,) and event shape (D,).
+        decoder: z -> parameters of the likelihood.
+        likelihood: decoder output -> p(x | z).
+        prior: one of :mod:`pyro_vmm.priors`.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, prior: Prior):
+        super().__init__()
+        self.encoder, self.decoder, self.likelihood, self.prior = encoder, decoder, likelihood, prior
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        """What the SVI step trains: the networks, the likelihood's own parameters, and a VampPrior's pseudo-inputs.
+
+        Like :meth:`prior_parameters` without those that require no gradient: what is to stay as it is.
+        """
+        prior = {id(p) for p in self.prior_parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in prior]
+
+    def prior_parameters(self) -> list[nn.Parameter]:
+        """What the MAP step trains."""
+        return [p for p in self.prior.parameters() if p.requires_grad] if self.prior.trained_by_map else []
+
+    def log_factors(self, x: Tensor) -> Tensor | None:
+        """What is added to log pi in each row, (M, K), where the mixture's weights differ between rows."""
+        return None
+
+    def observe_clusters(self, x: Tensor, responsibilities: Tensor, ranks: Ranks = ALONE) -> None:
+        """Called in training with a minibatch and its p(c | z), (M, K), or with the part of it that a process holds."""
+
+    def reorder(self, order: Tensor) -> None:
+        """Renumber the components in place: number k becomes what ``order[k]`` was, (K,)."""
+        self.prior.reorder(order)
+
+    def subset(self, kept: Tensor) -> "LatentVariableModel":
+        """A model of components ``kept`` (n,) alone, to train in place of this one: it shares all but the prior."""
+        subset = copy.copy(self)
+        subset._modules = {**self._modules, "prior": self.prior.subset(kept)}
+        return subset
+
+    def absorb(self, subset: "LatentVariableModel", kept: Tensor) -> None:
+        """Take over what the prior of :meth:`subset` has learned."""
+        self.prior.absorb(subset.prior, kept)
+
+    @torch.no_grad()
+    def cluster_probabilities(self, z: Tensor) -> Tensor:
+        """q(c | z) of z (N, D), (N, K)."""
+        return self.prior.clustering(self.encoder).responsibilities(z)
+
+    @torch.no_grad()
+    def assignments(self, x: Tensor) -> Tensor:
+        """q(c | x) of rows x (M, ...), (M, K); here at the mean of q(z; x)."""
+        return self.cluster_probabilities(self.encoder(x).mean)
+
+    def objective(self) -> Elbo:
+        """What the SVI step ascends, for :attr:`model` and :attr:`guide`."""
+        return Elbo()
+
+
+def show_parameters(module: nn.Module) -> None:
+    """Show a module's parameters to Pyro's handlers (``SVI`` asks them what to train), not to its parameter store."""
+    for name, parameter in module.named_parameters():
+        value = parameter.view_as(parameter)
+        value.unconstrained = weakref.ref(parameter)
+        effectful(lambda value, **_: value, type="param")(value, name=name, constraint=constraints.real)

@@ -1,0 +1,142 @@
+"""scVI's model of single cells with any of the priors, as a model/guide pair."""
+
+import pyro
+import pyro.distributions as dist
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.models.base import LatentVariableModel, show_parameters
+from pyro_vmm.networks import DIAGONAL_FLOOR
+from pyro_vmm.priors import Prior, latent
+from pyro_vmm.priors.balance import BatchBalance
+from pyro_vmm.runtime.cell_layout import CellLayout
+from pyro_vmm.runtime.precision import in_precision
+from pyro_vmm.runtime.ranks import ALONE, Ranks
+
+# A batch of alike cells would have a prior without width.
+LEAST_LIBRARY_SCALE = 0.01
+
+
+class SingleCellVAE(LatentVariableModel):
+    """scVI's model of single cells (Lopez et al., Nature Methods 15:1053, 2018) with any of the priors.
+
+    A row is a cell as :class:`~pyro_vmm.runtime.cell_layout.CellLayout` describes it: counts, covariates, library size.
+
+    Arguments:
+        layout: the columns of a cell.
+        encoder: cells (N, G + P + 1), or pseudo-inputs (K, G + P), -> q(z; x).
+        decoder: z (N, D) and covariates (N, P) -> h; see :class:`~pyro_vmm.networks.CellDecoder`.
+        likelihood: h, library size (N, 1), covariates (N, P) -> p(x | z), batch shape (N,), event shape (G,).
+        prior: one of :mod:`pyro_vmm.priors`.
+        library: the guide of a latent library size and its prior, a :class:`Library`; None to take what is observed.
+        balance: what keeps clusters from following batches, a :class:`~pyro_vmm.priors.balance.BatchBalance`; None for
+            the paper's model. It learns where the batches are from :class:`~pyro_vmm.inference.Trainer`.
+    """
+
+    def __init__(
+        self,
+        layout: CellLayout,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: nn.Module,
+        prior: Prior,
+        library: "Library | None" = None,
+        balance: BatchBalance | None = None,
+    ):
+        super().__init__(encoder, decoder, likelihood, prior)
+        self.layout, self.library, self.balance = layout, library, balance
+
+    def model(self, cells: Tensor, p_z: MixtureOfGaussians | None = None, observe: bool = True) -> Tensor:
+        """p(alpha, pi, mu, Lambda) and, for each cell, p(c | pi) p(z | c, mu, Lambda) p(library) p(x | z, library).
+
+        Arguments:
+            cells: (M, G + P + 1).
+            p_z: the prior on z, to condition on; None for the whole hierarchy.
+            observe: whether the counts are those of the cells, or drawn for their covariates and library sizes.
+        """
+        if p_z is None:
+            show_parameters(self)
+            p_z = self.prior.hierarchy(len(cells), self.encoder)
+        counts, covariates, library = self.split(cells)
+        if self.balance is not None:
+            p_z = p_z.reweighted(self.log_factors(cells))
+        with pyro.plate("data", len(cells)):
+            z = latent(p_z)
+            if self.library is not None:
+                library = pyro.sample("library", self.library.prior(covariates)).unsqueeze(-1)
+            h = self.decoder(z, covariates)
+            return pyro.sample("x", self.likelihood(h, library, covariates), obs=counts if observe else None)
+
+    def guide(self, cells: Tensor, p_z: MixtureOfGaussians | None = None, observe: bool = True) -> None:
+        """q(alpha) q(pi) q(mu; u) q(Lambda) and, for each cell, q(z; x) q(library; x); the signature is the model's."""
+        if p_z is None:
+            show_parameters(self)
+            self.prior.hierarchy_guide(self.encoder)
+        with pyro.plate("data", len(cells)):
+            pyro.sample("z", self.encoder(cells))
+            if self.library is not None:
+                pyro.sample("library", self.library(cells))
+
+    def log_factors(self, x: Tensor) -> Tensor | None:
+        return None if self.balance is None else self.balance(self.batch(x))
+
+    def observe_clusters(self, x: Tensor, responsibilities: Tensor, ranks: Ranks = ALONE) -> None:
+        if self.balance is not None:
+            self.balance.observe(self.batch(x), responsibilities, ranks)
+
+    def reorder(self, order: Tensor) -> None:
+        super().reorder(order)
+        if self.balance is not None:
+            self.balance.reorder(order)
+
+    def subset(self, kept: Tensor) -> "SingleCellVAE":
+        subset = super().subset(kept)
+        if self.balance is not None:
+            subset.balance = self.balance.subset(kept)
+        return subset
+
+    def absorb(self, subset: "SingleCellVAE", kept: Tensor) -> None:
+        super().absorb(subset, kept)
+        if self.balance is not None:
+            self.balance.absorb(subset.balance, kept)
+
+    def batch(self, cells: Tensor) -> Tensor:
+        """The batch of cells (M, G + P + 1), one-hot, (M, B)."""
+        return self.layout.batch(self.layout.covariates(cells))
+
+    def split(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Counts (M, G), covariates (M, P) and library sizes (M, 1) of cells (M, G + P + 1)."""
+        return self.layout.counts(cells), self.layout.covariates(cells), self.layout.library(cells)
+
+    def library_size(self, cells: Tensor) -> Tensor:
+        """What is observed, or the median of q(library; x), (M, 1)."""
+        return self.layout.library(cells) if self.library is None else self.library(cells).base_dist.loc.exp()[:, None]
+
+
+class Library(nn.Module):
+    """A latent library size: log-normal with the mean and variance of the cell's batch, and its guide.
+
+    Arguments:
+        layout: the columns of a cell.
+        encoder: cells (N, G + P + 1) -> two numbers (N, 2), the median's logarithm and the raw scale.
+        log_mean: the mean of the logarithm in each batch, (B,).
+        log_variance: its variance, (B,).
+    """
+
+    def __init__(self, layout: CellLayout, encoder: nn.Module, log_mean: Tensor, log_variance: Tensor):
+        super().__init__()
+        self.layout, self.encoder = layout, encoder
+        self.register_buffer("log_mean", log_mean)
+        self.register_buffer("log_scale", log_variance.sqrt().clamp(min=LEAST_LIBRARY_SCALE))
+
+    def prior(self, covariates: Tensor) -> TorchDistribution:
+        """p(library) of cells with these covariates (..., P), batch shape (...)."""
+        batch = self.layout.batch(covariates)
+        return dist.LogNormal(batch @ self.log_mean, batch @ self.log_scale)
+
+    def forward(self, cells: Tensor) -> TorchDistribution:
+        """q(library; x), batch shape (N,)."""
+        loc, raw = in_precision(cells, self.encoder).unbind(-1)
+        return dist.LogNormal(loc, F.softplus(raw) + DIAGONAL_FLOOR)

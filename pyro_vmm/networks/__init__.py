@@ -1,0 +1,28 @@
+"""How tensors become the numbers of a distribution: layers, encoders and decoders."""
+
+from pyro_vmm.networks.decoders import CellDecoder, Decoder, conv_decoder
+from pyro_vmm.networks.encoders import COVARIANCE_STARTS, COVARIANCES, CellFeatures, GaussianEncoder, conv_encoder
+from pyro_vmm.networks.factors import DIAGONAL_FLOOR, inverse_softplus, lower_cholesky, scale_tril
+from pyro_vmm.networks.layers import Asinh, SoftOneHot, cell_mlp, inference_mode, linear, mlp, output_width
+
+__all__ = [
+    "COVARIANCES",
+    "COVARIANCE_STARTS",
+    "DIAGONAL_FLOOR",
+    "Asinh",
+    "CellDecoder",
+    "CellFeatures",
+    "Decoder",
+    "GaussianEncoder",
+    "SoftOneHot",
+    "cell_mlp",
+    "conv_decoder",
+    "conv_encoder",
+    "inference_mode",
+    "inverse_softplus",
+    "linear",
+    "lower_cholesky",
+    "mlp",
+    "output_width",
+    "scale_tril",
+]

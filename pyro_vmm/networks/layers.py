@@ -1,0 +1,104 @@
+"""Layers of networks, and how to run a network for its outputs alone."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+def linear(in_features: int, out_features: int) -> nn.Linear:
+    """A linear layer initialised as the paper's authors did: Glorot uniform weights, zero bias."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def mlp(in_features: int, hidden: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """A multi-layer perceptron that flattens its input, (N, ...) -> (N, hidden[-1]).
+
+    Arguments:
+        in_features: G, the number of features after flattening.
+        hidden: widths of the layers; the paper's encoder of images has (500, 500, 2000).
+        activation: the class of the non-linearity after every layer.
+    """
+    pairs = pairwise([in_features, *hidden])
+    layers = [module for widths in pairs for module in (linear(*widths), activation())]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def cell_mlp(in_features: int, hidden: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
+    """scVI's layers, (N, in_features) -> (N, hidden[-1]): Linear, BatchNorm, ReLU, dropout.
+
+    Arguments:
+        in_features: the width of the input.
+        hidden: widths of the layers.
+        dropout: the probability; scVI has 0.1 in the encoder, none in the decoder.
+
+    Source: Lopez et al., Nature Methods 15:1053, 2018; BatchNorm's numbers are those of scvi-tools.
+    """
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise([in_features, *hidden]):
+        layers += [linear(n_in, n_out), nn.BatchNorm1d(n_out, momentum=0.01, eps=0.001), nn.ReLU()]
+        layers += [nn.Dropout(dropout)] if dropout > 0 else []
+    return nn.Sequential(*layers)
+
+
+class Asinh(nn.Module):
+    """asinh(x): counts on a logarithmic scale; unlike log1p it takes the negative values a pseudo-input may have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.asinh()
+
+
+class SoftOneHot(nn.Module):
+    """Integer codes (N, ...) to one-hot vectors (N, ..., P), linear in between so that pseudo-inputs have a gradient.
+
+    Arguments:
+        n_categories: P.
+    """
+
+    def __init__(self, n_categories: int):
+        super().__init__()
+        self.register_buffer("codes", torch.arange(n_categories).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1 - (x.unsqueeze(-1) - self.codes).abs()).relu()
+
+
+def channels_first(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(image_shape) not in (2, 3):
+        raise ValueError(f"image_shape={tuple(image_shape)} should be (height, width) or (channels, height, width)")
+    if len(image_shape) == 3 and image_shape[-1] in (1, 3, 4) and image_shape[0] not in (1, 3, 4):
+        raise ValueError(
+            f"image_shape={tuple(image_shape)} looks like (height, width, channels), expected the channels first: "
+            "np.moveaxis(X, -1, 1)"
+        )
+    return (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
+
+
+def output_width(module: nn.Module, example: Tensor, name: str) -> int:
+    """The number of features H that a module (N, ...) -> (N, H) makes of two rows; ``ValueError`` if it does not."""
+    try:
+        with inference_mode(module), torch.no_grad():
+            out = module(example)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{name} can't take an input of shape {tuple(example.shape)}: {error}") from error
+    if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(example):
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"{name} returned {got} for an input of shape {tuple(example.shape)}, expected (N, H)")
+    return out.shape[1]
+
+
+@contextmanager
+def inference_mode(module: nn.Module) -> Iterator[None]:
+    """Switch off dropout and batch statistics for a while; the pass leaves every buffer as it was."""
+    training = [child for child in module.modules() if child.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child in training:
+            child.training = True

@@ -1,0 +1,122 @@
+"""Trainable inputs of the encoder, and what it makes of them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from pyro_vmm.networks import inference_mode, inverse_softplus, scale_tril
+from pyro_vmm.runtime.cell_layout import CellLayout
+from pyro_vmm.runtime.checks import check_choice
+
+PSEUDO_BATCHES = ("averaged", "uniform", "trained")
+# Below it a pseudo-count would have no logarithm in float32.
+LEAST_COUNT = -1 + 1e-6
+
+
+class Centres(NamedTuple):
+    """q(mu): means ``loc`` (K, D) and Cholesky factors ``tril`` (K, D, D) of the covariances; None for points."""
+
+    loc: Tensor
+    tril: Tensor | None
+
+
+class PseudoInputs(nn.Module):
+    """Trainable inputs of the encoder, (K, *event_shape), started at given rows of data.
+
+    ``requires_grad_(False)`` holds them there.
+
+    Arguments:
+        initial: the values to start from, (K, *event_shape); a copy is trained.
+    """
+
+    #: What has a row for each of the K, see :class:`~pyro_vmm.priors.Prior`.
+    per_component = ("u",)
+
+    def __init__(self, initial: Tensor):
+        super().__init__()
+        self.u = nn.Parameter(initial.detach().clone())
+
+    def __len__(self) -> int:
+        return len(self.u)
+
+    def forward(self) -> Tensor:
+        return self.u
+
+    def encode(self, encoder: nn.Module) -> Centres:
+        """q(.; u), always in inference mode: no dropout, running statistics only."""
+        # Copies: a training pass before the backward one would move BatchNorm's statistics under it.
+        statistics = {name: b.clone() for name, b in encoder.named_buffers() if b.is_floating_point()}
+        with inference_mode(encoder):
+            q = functional_call(encoder, statistics, (self(),)) if statistics else encoder(self())
+        return Centres(q.mean, scale_tril(q))
+
+
+def as_pseudo_inputs(value: Tensor | PseudoInputs) -> PseudoInputs:
+    """A module of pseudo-inputs, or one that starts at these values, (K, *event_shape)."""
+    return value if isinstance(value, PseudoInputs) else PseudoInputs(value)
+
+
+class CellPseudoInputs(PseudoInputs):
+    r"""Pseudo-cells, (K, G + P): pseudo-counts softplus(u) - 1, and covariates.
+
+    The shift, the authors' (the paper has softplus alone), lets a pseudo-count be zero, at the price of values to -1.
+
+    What batch a pseudo-cell belongs to decides whether a cluster can belong to a batch:
+
+    - "trained": a point of the simplex by softmax, started at its middle, as in the authors' code;
+    - "uniform": held in the middle;
+    - "averaged": in every batch, and q(mu; u) is the normal with the mean and covariance of
+      :math:`B^{-1} \sum_b q(\mu; u, b)`.
+
+    Further categorical covariates are in the middle of their simplices; continuous covariates, which are taken to be
+    standardised, are zero; if the batch is "trained", so are they.
+
+    Arguments:
+        layout: the columns of a cell.
+        initial: cells to start from, (K, G + P) or wider.
+        batch: one of ``PSEUDO_BATCHES``.
+        counts: whether the data are counts; else u stands for itself.
+    """
+
+    per_component = ("covariates_raw",)
+
+    def __init__(self, layout: CellLayout, initial: Tensor, batch: str = "trained", counts: bool = True):
+        check_choice("pseudo_batch", batch, PSEUDO_BATCHES)
+        values = layout.counts(initial)
+        super().__init__(inverse_softplus(values + 1) if counts else values)
+        self.layout, self.batch, self.counts = layout, batch, counts
+        raw = nn.Parameter(values.new_zeros(len(values), layout.n_covariates)) if batch == "trained" else None
+        self.register_parameter("covariates_raw", raw)
+
+    @property
+    def covariates(self) -> Tensor:
+        """(K, P); where the batch is averaged over, (B K, P), each batch in turn."""
+        raw = self.covariates_raw if self.batch == "trained" else self.u.new_zeros(len(self), self.layout.n_covariates)
+        *categorical, continuous = raw.split([*self.layout.n_categories, self.layout.n_continuous], -1)
+        parts = [*(logits.softmax(-1) for logits in categorical), continuous]
+        if self.batch == "averaged":
+            parts = [part.repeat(self.layout.n_batches, 1) for part in parts]
+            identity = torch.eye(self.layout.n_batches, dtype=parts[0].dtype, device=parts[0].device)
+            parts[0] = identity.repeat_interleave(len(self), 0)
+        return torch.cat(parts, -1)
+
+    def forward(self) -> Tensor:
+        """(K, G + P), or (B K, G + P)."""
+        values = (F.softplus(self.u) - 1).clamp(min=LEAST_COUNT) if self.counts else self.u
+        covariates = self.covariates
+        return torch.cat([values.repeat(len(covariates) // len(values), 1), covariates], -1)
+
+    def encode(self, encoder: nn.Module) -> Centres:
+        centres = super().encode(encoder)
+        if self.batch != "averaged" or self.layout.n_batches == 1:
+            return centres
+        loc, tril = (each.unflatten(0, (self.layout.n_batches, -1)) for each in centres)
+        between = (loc - loc.mean(0)).permute(1, 0, 2)  # (K, B, D)
+        # The roots of all batches, stacked, are a root of the sum; no covariance is made, which could be singular.
+        roots = torch.cat([tril.mT.permute(1, 0, 2, 3).flatten(1, 2), between], 1) / self.layout.n_batches**0.5
+        triangle = torch.linalg.qr(roots).R
+        signs = triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)
+        return Centres(loc.mean(0), (triangle * signs).mT)

@@ -1,0 +1,99 @@
+"""What a run on arrays comes to."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyro_vmm import plots
+from pyro_vmm.data.dataset import Dataset
+from pyro_vmm.estimators import VMM
+from pyro_vmm.plots import ornaments
+from pyro_vmm.report import tables
+from pyro_vmm.runtime import files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Shares printed in the closing table.
+SHARES_SHOWN = 15
+
+
+class ArrayResults:
+    """Assignments, latent means and figures of a fitted model.
+
+    Arguments:
+        model: fitted to the data.
+        data: rows, labels and names.
+    """
+
+    def __init__(self, model: VMM, data: Dataset):
+        self.model, self.data = model, data
+        self.probabilities = model.predict_proba(data.x)
+        self.clusters = self.probabilities.argmax(1)
+
+    def write(self, path: Path) -> None:
+        """The model, ``history.csv``, ``assignments.csv`` and ``latent.npy``."""
+        self.model.save(path / "model.pt")
+        files.write_table(path / "history.csv", self.model.history_)
+        files.write_table(path / "assignments.csv", tables.assignments(self.probabilities, self.data.row_names))
+        files.write_array(path / "latent.npy", self.latent_means)
+
+    @cached_property
+    def latent_means(self) -> np.ndarray:
+        """(N, D)."""
+        return self.model.transform(self.data.x)
+
+    def decorate(self, path: Path) -> Iterator[str]:
+        """The figures, each when the one before is written; a line for each that fails."""
+        return ornaments.draw(self.figures(), path)
+
+    def figures(self) -> dict[str, Callable[[], "Figure"]]:
+        """What makes each figure, by its name; without clusters (one component) there are fewer."""
+        found = {
+            "curves": lambda: plots.training_curves(self.model.history_),
+            "latent": lambda: plots.latent_map(self.latent_means, self.clusters, self.data.labels),
+        }
+        if self.probabilities.shape[1] > 1:
+            shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
+            found["weights"] = lambda: plots.cluster_weights(self.model.weights_, shares)
+            found["components"] = self.component_figure
+        return found
+
+    def component_figure(self) -> "Figure":
+        """The paper's figure 1: what each used cluster generates, in proportion to its weight, and its exemplar.
+
+        Profiles of features that were standardised one by one are drawn so.
+        """
+        used = np.unique(self.clusters)
+        weights = self.model.weights_[used]
+        numbers = plots.samples_per_component(weights)
+        samples = [
+            self.model.sample(n, component=k, mean=True, random_state=0)[0] for k, n in zip(used, numbers, strict=True)
+        ]
+        exemplars = self.data.x[self.probabilities[:, used].argmax(0)]
+        if self.model.scale_.ndim and not plots.is_image(exemplars.shape[1:]):
+            # Features of several units have no common scale but the one that the model saw.
+            samples = [self._standardised(draws) for draws in samples]
+            exemplars = self._standardised(exemplars)
+        return plots.component_samples(samples, weights, exemplars)
+
+    def _standardised(self, x: np.ndarray) -> np.ndarray:
+        return (x - self.model.shift_) / self.model.scale_
+
+    def closing_table(self) -> str:
+        """Clusters, shares, ELBO and scores, as text."""
+        counts, x = np.bincount(self.clusters), self.data.x
+        shares = [f"{share:.1%}" for share in counts[counts > 0] / counts.sum()]
+        lines = [
+            ("rows, features", f"{len(x)}, {int(np.prod(x.shape[1:]))}"),
+            ("clusters used", f"{len(shares)} of {self.model.n_components_}"),
+            ("shares", tables.abridged(shares, SHARES_SHOWN)),
+            *tables.training_lines(self.model, "row"),
+        ]
+        if self.data.labels is not None:
+            used = "used for early stopping" if self.model.monitor == "val_nmi" else "not used in training"
+            lines += [(f"labels ({used})", ""), *tables.score_lines(self.data.labels, self.probabilities)]
+        return tables.pairs(lines)

@@ -1,0 +1,270 @@
+"""What a run on cells comes to: an annotated AnnData, tables of clusters by batch and by type, figures."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyro_vmm import plots
+from pyro_vmm.estimators import SingleCellVMM, annotation
+from pyro_vmm.plots import ornaments
+from pyro_vmm.report import tables
+from pyro_vmm.runtime import files
+from pyro_vmm.runtime.threads import same_threads
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.figure import Figure
+
+#: Clusters, and columns of batches, in the closing table.
+CLUSTERS_SHOWN, BATCHES_SHOWN = 20, 8
+# Of batches with longer names together than this the table has numbers.
+NAMES_WIDTH = 40
+# A cluster is almost of one batch if the others have less than this share of the cells that their sizes let expect...
+FEW = 0.25
+# ... and these would have been so many: of fewer their absence may be chance.
+ENOUGH = 5
+# Fewer cells than this have no neighbourhoods to draw a map by.
+MIN_CELLS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class CellData:
+    """Cells to integrate and cluster, with what is known about them.
+
+    Arguments:
+        adata: The cells that the model sees, with all genes of the input.
+        selected: The same cells with the genes that the model sees.
+        n_read: How many cells the input had.
+        labels: The known type of each cell, (N,), or None; NaN where it is not known. Never used in training.
+        label_key: The column of ``adata.obs`` that holds them.
+    """
+
+    adata: "AnnData"
+    selected: "AnnData"
+    n_read: int
+    labels: pd.Categorical | None = None
+    label_key: str | None = None
+
+
+class CellResults:
+    """Assignments, embedding, annotated cells, tables and figures of a fitted model.
+
+    Arguments:
+        model: fitted to ``data.selected``.
+        data: the cells. They are annotated; of cells in a file, which may be some of its, ``adata`` has the annotations
+            alone.
+    """
+
+    def __init__(self, model: SingleCellVMM, data: CellData):
+        self.model, self.data = model, data
+        self.probabilities = model.predict_proba(data.selected)
+        self.clusters = self.probabilities.argmax(1)
+        self.adata = without_counts(data.adata) if data.adata.isbacked else data.adata
+        summary = annotation.summary(torch.from_numpy(self.probabilities)).numpy()
+        annotation.write(self.adata, "vmm", model.transform(data.selected), summary, model)
+        self.adata.var["vmm"] = self.adata.var_names.isin(model.genes_)
+        batch = model.covariates_.categorical[0]
+        codes = np.zeros(len(self.clusters), int) if batch is None else batch.codes(data.selected).numpy()
+        self.batches = pd.Categorical.from_codes(codes, model.batches_)
+        self.by_batch = cross_table(self.clusters, self.batches)
+        self.by_type = None if data.labels is None else cross_table(self.clusters, data.labels)
+        self.marked = single_batch_clusters(self.by_batch)
+
+    def write(self, path: Path) -> None:
+        """The model, ``annotated.h5ad``, ``assignments.csv``, ``history.csv``, ``latent.npy`` and tables.
+
+        Counts that lie in a file stay there: ``annotated.h5ad`` then has the annotations alone.
+        """
+        adata = self.adata
+        self.model.save(path / "model.pt")
+        files.write_table(path / "history.csv", self.model.history_)
+        assignments = tables.assignments(self.probabilities, adata.obs_names, kind="cell")
+        files.write_table(path / "assignments.csv", assignments)
+        files.write_array(path / "latent.npy", adata.obsm["X_vmm"])
+        if self.model.batch_key is not None:
+            files.write_table(path / "clusters_by_batch.csv", self.by_batch, index=True)
+        if self.by_type is not None:
+            files.write_table(path / "clusters_by_type.csv", self.by_type, index=True)
+        write_h5ad(adata, path / "annotated.h5ad")
+
+    def decorate(self, path: Path) -> Iterator[str]:
+        """Figures, then neighbours and a UMAP in ``annotated.h5ad`` and its figure; a line for each that fails."""
+        yield from ornaments.draw(self.figures(), path)
+        try:
+            umap = embed(self.adata)
+        except Exception as error:  # of scanpy, or of what it uses
+            failure = "annotated.h5ad has no neighbours and no UMAP of the model, and figure umap was not written"
+            yield ornaments.told(failure, error)
+            return
+        if umap is not None:
+            failure = "neighbours and UMAP were not written to annotated.h5ad"
+            yield from ornaments.attempt(failure, partial(write_h5ad, self.adata, path / "annotated.h5ad"))
+            yield from ornaments.draw({"umap": partial(self.umap_figure, umap)}, path)
+
+    def figures(self) -> dict[str, Callable[[], "Figure"]]:
+        """What makes each figure but the UMAP, by its name; those of several batches or clusters where there are."""
+        found = {"curves": lambda: plots.training_curves(self.model.history_, unit="cell")}
+        if self.probabilities.shape[1] > 1:
+            shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
+            found["weights"] = lambda: plots.cluster_weights(self.model.weights_, shares, unit="cell")
+            if self.several_batches:
+                found["batches"] = lambda: plots.cluster_batches(self.by_batch, marked=self.marked)
+        return found
+
+    @property
+    def several_batches(self) -> bool:
+        return len(self.by_batch.columns) > 1
+
+    def umap_figure(self, key: str) -> "Figure":
+        """The map ``obsm[key]`` by batch, type and cluster, where there are several batches and known types."""
+        groups = {"batch": self.batches} if self.several_batches else {}
+        groups |= {} if self.data.labels is None else {"cell type": self.data.labels}
+        return plots.umap_panels(self.adata.obsm[key], {**groups, "cluster": self.clusters})
+
+    def closing_table(self) -> str:
+        """Clusters, what share of each is of which batch, ELBO and scores, as text."""
+        adata, selected = self.adata, self.data.selected
+        genes = f"{selected.n_vars}" + (f" of {adata.n_vars}" if selected.n_vars < adata.n_vars else "")
+        dropped = self.data.n_read - adata.n_obs
+        cells = f"{adata.n_obs}" + (f" of {self.data.n_read}, the others have no count in these genes" * (dropped > 0))
+        lines = [("cells", cells), ("genes", genes)]
+        if self.model.batch_key is not None:
+            lines.append(("batches", _batch_line(self.by_batch)))
+        lines.append(("clusters used", f"{len(self.by_batch)} of {self.model.n_components_}"))
+        lines += tables.training_lines(self.model, "cell")
+        parts = [tables.pairs(lines), self.cluster_table()]
+        if self.data.labels is not None:
+            known = ~self.data.labels.isna()
+            some = "" if known.all() else f"; {known.sum()} cells have one"
+            head = [(f"labels {self.data.label_key!r} (not used in training{some})", "")]
+            scores = tables.score_lines(np.asarray(self.data.labels)[known], self.probabilities[known])
+            parts.append("\n".join([tables.pairs(head), tables.pairs(scores)]))
+        return "\n\n".join(parts)
+
+    def cluster_table(self) -> str:
+        """A line for each cluster: its size, its shares of the batches, its most frequent type, a mark."""
+        sizes = self.by_batch.sum(1)
+        columns = [["cluster", *map(str, sizes.index)], ["cells", *map(str, sizes)]]
+        columns.append(["share", *(f"{share:.1%}" for share in sizes / sizes.sum())])
+        columns += _batch_columns(self.by_batch)
+        texts = [len(columns)]
+        if self.by_type is not None:
+            shares = self.by_type.div(sizes, axis=0)
+            columns.append([self.data.label_key, *(f"{row.idxmax()} {row.max():.0%}" for _, row in shares.iterrows())])
+            texts.append(len(columns))
+        columns.append(["", *(f"almost only {self.marked[k]}" if k in self.marked else "" for k in sizes.index)])
+        lines = [*zip(*columns, strict=True)]
+        text = tables.columns(lines[: CLUSTERS_SHOWN + 1], texts)
+        if len(sizes) > CLUSTERS_SHOWN:
+            text += f"\nand {len(sizes) - CLUSTERS_SHOWN} smaller ones"
+        return text + self._told_of_marks()
+
+    def _told_of_marks(self) -> str:
+        if not self.marked:
+            return ""
+        return (
+            f"\n{len(self.marked)} of {len(self.by_batch)} clusters almost only of one batch: "
+            "a cell type that the others lack, or an effect of the batch"
+        )
+
+
+def embed(adata: "AnnData") -> str | None:
+    """Write neighbours and a UMAP of ``obsm["X_vmm"]``; the UMAP's name in ``obsm``, or None of too few cells for one.
+
+    The names are those that scanpy gives them; but ``vmm_neighbors`` and ``X_vmm_umap`` where the cells have a UMAP or
+    neighbours already, which stay.
+    """
+    import scanpy as sc
+    from anndata import AnnData
+
+    if adata.n_obs < MIN_CELLS:
+        return None
+    neighbors, umap = "neighbors", "umap"
+    if "X_umap" in adata.obsm or "neighbors" in adata.uns or {"distances", "connectivities"} & adata.obsp.keys():
+        neighbors, umap = "vmm_neighbors", "vmm_umap"
+        warnings.warn(
+            "the cells' own UMAP and neighbours stay; those of the model are obsm['X_vmm_umap'] and "
+            "uns['vmm_neighbors']",
+            stacklevel=2,
+        )
+    found = AnnData(obs=adata.obs[[]], obsm={"X_vmm": adata.obsm["X_vmm"]})
+    key = None if neighbors == "neighbors" else neighbors
+    with same_threads():
+        sc.pp.neighbors(found, n_neighbors=min(15, adata.n_obs - 1), use_rep="X_vmm", key_added=key)
+        sc.tl.umap(found, neighbors_key=neighbors)
+    adata.uns[neighbors], adata.uns[umap] = found.uns[neighbors], found.uns["umap"]
+    for name, matrix in found.obsp.items():
+        adata.obsp[name] = matrix
+    adata.obsm[f"X_{umap}"] = found.obsm["X_umap"]
+    return f"X_{umap}"
+
+
+def without_counts(adata: "AnnData") -> "AnnData":
+    """The annotations alone."""
+    from anndata import AnnData
+
+    parts = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp", "uns")}
+    return AnnData(obs=adata.obs, var=adata.var, **parts)
+
+
+def write_h5ad(adata: "AnnData", path: Path) -> None:
+    """Write a file in one go: an earlier one stays whole if the disk is full."""
+    with files.replacing(path) as temporary:
+        adata.write_h5ad(temporary, compression="gzip")
+
+
+def cross_table(clusters: np.ndarray, groups: pd.Categorical) -> pd.DataFrame:
+    """Numbers of cells, clusters x groups, where both have any; cells without a group are counted as "missing"."""
+    if groups.isna().any():
+        groups = groups if "missing" in groups.categories else groups.add_categories("missing")
+        groups = pd.Categorical(groups).fillna("missing")
+    index, positions = np.unique(clusters, return_inverse=True)
+    counts = np.zeros((len(index), len(groups.categories)), int)
+    np.add.at(counts, (positions, groups.codes), 1)
+    table = pd.DataFrame(counts, pd.Index(index, name="cluster"), list(groups.categories))
+    return table.loc[:, table.any()]
+
+
+def single_batch_clusters(counts: pd.DataFrame) -> dict:
+    """The clusters that are almost of a single batch although there are several, and that batch.
+
+    Arguments:
+        counts: Numbers of cells, clusters x batches.
+    """
+    totals, found = counts.sum() / counts.to_numpy().sum(), {}
+    for cluster, row in counts.iterrows():
+        batch = row.idxmax()
+        due = row.sum() * (1 - totals[batch])
+        if due >= ENOUGH and row.sum() - row[batch] < FEW * due:
+            found[cluster] = batch
+    return found
+
+
+def _batch_line(counts: pd.DataFrame) -> str:
+    numbered = _numbered(counts)
+    texts = [f"{f'[{i}] ' if numbered else ''}{name} {n}" for i, (name, n) in enumerate(counts.sum().items(), 1)]
+    return f"{len(texts)}: {tables.abridged(texts, BATCHES_SHOWN, ', ')} cells"
+
+
+def _numbered(counts: pd.DataFrame) -> bool:
+    return counts.shape[1] <= BATCHES_SHOWN and sum(len(str(name)) for name in counts) > NAMES_WIDTH
+
+
+def _batch_columns(counts: pd.DataFrame) -> list[list[str]]:
+    """Columns of the cluster table: the shares of the batches, of many the largest."""
+    if counts.shape[1] == 1:
+        return []
+    shares = counts.div(counts.sum(1), axis=0)
+    if counts.shape[1] > BATCHES_SHOWN:
+        largest = [f"{row.idxmax()} {row.max():.0%}" for _, row in shares.iterrows()]
+        present = [f"{n} of {counts.shape[1]}" for n in (counts > 0).sum(1)]
+        return [["batches", *present], ["largest", *largest]]
+    names = [f"[{i + 1}]" if _numbered(counts) else str(name) for i, name in enumerate(counts)]
+    return [[name, *(f"{share:.0%}" for share in shares[column])] for name, column in zip(names, counts, strict=True)]

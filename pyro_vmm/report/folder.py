@@ -1,0 +1,125 @@
+"""The folder of a run, and what every kind of results can do."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Protocol
+
+from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.estimators.storing import versions
+from pyro_vmm.runtime import files
+
+
+class Results(Protocol):
+    """What a run came to."""
+
+    def write(self, path: Path) -> None:
+        """The model and tables, into a folder: all that the run came to."""
+
+    def decorate(self, path: Path) -> Iterator[str]:
+        """Figures and the like into the folder, when all else is there; a line to tell for each that fails."""
+
+    def closing_table(self) -> str:
+        """Text for the terminal; scores against labels, if there are any, are marked as not used in training."""
+
+
+class RunFolder:
+    """Configuration, checkpoint, model, tables and figures of one run.
+
+    A context: from :meth:`create` or :meth:`existing` to its end, or to that of the process, no other process can write
+    a run to the folder.
+
+    Arguments:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path):
+        # As the shell does with "--out ~/x" but not with "--out=~/x".
+        self.path = Path(path).expanduser()
+        self.checkpoint = self.path / "checkpoint.pt"
+        self._lock, self._held = self.path / ".lock", ExitStack()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.release()
+
+    @classmethod
+    def existing(cls, path: str | Path, locked: bool = True) -> "RunFolder":
+        """A folder to resume; ``FileNotFoundError`` if it holds no run, ``BlockingIOError`` if another process uses it.
+
+        Arguments:
+            path: the folder.
+            locked: whether to keep other processes out; of several that train together only one can.
+        """
+        folder = cls(path)
+        if not (folder.path / "config.json").is_file():
+            begun = f"; what began there was stopped at once: start it again with --out {folder.path}"
+            raise FileNotFoundError(
+                f"there is no run in {folder.path}: config.json is missing{begun if folder._is_empty() else ''}"
+            )
+        if locked:
+            folder._claim()
+        return folder
+
+    def create(self) -> None:
+        """Make the folder; ``FileExistsError`` rather than write over anything."""
+        self._check_free()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._claim()
+        self._check_free()  # another process may have begun and ended meanwhile
+
+    def _check_free(self) -> None:
+        if self.path.exists() and not self._is_empty():
+            raise FileExistsError(
+                f"{self.path} exists; name another --out, or continue a run with --resume {self.path}"
+            )
+
+    def _is_empty(self) -> bool:
+        """Whether this is a folder and holds nothing, or only what a process leaves that is killed before its run."""
+        return self.path.is_dir() and {*self.path.iterdir()} <= {self._lock, *files.leftovers(self.path)}
+
+    def _claim(self) -> None:
+        """Keep other processes out, and clear away what killed ones have left."""
+        with ExitStack() as held:
+            if not held.enter_context(files.claim(self._lock)):
+                raise BlockingIOError(f"another process writes its run to {self.path}; wait for it to end")
+            held.callback(self._remove_lock)
+            for folder in (self.path, self.path / "selection"):
+                for left in files.leftovers(folder) if folder.is_dir() else ():
+                    left.unlink()
+            self._held = held.pop_all()
+
+    def _remove_lock(self) -> None:
+        with suppress(OSError):  # Windows can't remove it while it is held; then it stays, and does no harm
+            self._lock.unlink()
+
+    def release(self) -> None:
+        """Let other processes write here."""
+        self._held.close()
+
+    def discard(self) -> None:
+        """Remove the folder again if it holds a configuration and nothing else."""
+        if {path.name for path in self.path.iterdir()} <= {"config.json", self._lock.name}:
+            (self.path / "config.json").unlink()
+            self.release()
+            self.path.rmdir()
+
+    def read_config(self) -> dict:
+        """The options of the run, by their long names with underscores."""
+        path = self.path / "config.json"
+        try:
+            options = files.read_json(path).get("options")
+        except ValueError as error:
+            raise ValueError(f"{error}; it is not that of a run") from error
+        if not isinstance(options, dict):
+            raise ValueError(f"{path} is not that of a run: it holds no options")
+        return options
+
+    def write_config(self, options: dict, model: Estimator) -> None:
+        """``config.json``: the options, all parameters that they resolve to, and versions."""
+        content = {"options": options, "parameters": model.configuration(), "versions": versions()}
+        if len(rates := getattr(model, "learning_rates_", ())) > 1:  # a diverged run went on at another
+            content["learning_rates"] = rates
+        files.write_json(self.path / "config.json", content, default=str)

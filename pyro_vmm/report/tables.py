@@ -1,0 +1,68 @@
+"""Tables of results, in files and on the terminal."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.special import entr
+
+from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.evaluation import clustering as metrics
+
+
+def assignments(probabilities: np.ndarray, names: np.ndarray | None = None, kind: str = "row") -> pd.DataFrame:
+    """The name of each row or cell, its ``cluster``, the ``probability`` of that, and the ``entropy`` of q(c | x).
+
+    Arguments:
+        probabilities: q(c | x), (N, K); entropies are in nats.
+        names: the name of each, (N,); by default its number.
+        kind: what to call the column of names.
+    """
+    return pd.DataFrame(
+        {
+            kind: np.arange(len(probabilities)) if names is None else names,
+            "cluster": probabilities.argmax(1),
+            "probability": probabilities.max(1),
+            "entropy": entr(probabilities).sum(1),
+        }
+    )
+
+
+def training_lines(model: Estimator, per: str) -> list[tuple[str, str]]:
+    """What training came to, for :func:`pairs`; ``per`` is what the ELBO is told for, "row" or "cell"."""
+    best = model.history_.iloc[model.best_epoch_ - 1]
+    return [
+        (f"ELBO per {per}", f"{best['elbo']:.2f} in training, {best['val_elbo']:.2f} in validation"),
+        ("epochs", f"{model.n_iter_}, best {model.best_epoch_}"),
+        ("seconds", f"{model.history_['seconds'].iloc[-1]:.1f}"),
+    ]
+
+
+def score_lines(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[str, str]]:
+    """Scores of q(c | x), (N, K), against labels (N,), for :func:`pairs`."""
+    scores = metrics.clustering_scores(labels, probabilities)
+    return [
+        ("  accuracy", f"{scores['accuracy_by_exemplar']:.3f} (majority {scores['accuracy_by_majority']:.3f})"),
+        ("  NMI", f"{scores['nmi']:.3f}"),
+        ("  ARI", f"{scores['ari']:.3f}"),
+    ]
+
+
+def pairs(lines: Sequence[tuple[str, str]]) -> str:
+    """Names and values, the values below each other."""
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in lines)
+
+
+def columns(lines: Sequence[Sequence[str]], texts: Collection[int] = ()) -> str:
+    """Lines of equally many texts, each column as wide as it needs, aligned to the right but for these ``texts``."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    alignments = ["<" if i in texts else ">" for i in range(len(widths))]
+    padded = ([f"{text:{a}{n}}" for text, a, n in zip(line, alignments, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def abridged(texts: Sequence[str], limit: int, separator: str = " ") -> str:
+    """The first of them, and how many there are more."""
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return separator.join(texts[:limit]) + more

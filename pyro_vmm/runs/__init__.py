@@ -1,7 +1,0 @@
-"""The folder that a run of the command line writes, and what it holds for arrays and for cells."""
-
-from pyro_vmm.runs.arrays import ArrayResults
-from pyro_vmm.runs.cells import CellData, CellResults
-from pyro_vmm.runs.folder import Results, RunFolder
-
-__all__ = ["ArrayResults", "CellData", "CellResults", "Results", "RunFolder"]

@@ -1,0 +1,168 @@
+"""A training step that is recorded once and then replayed: Python and Pyro run once, not at every step."""
+
+import copy
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_vmm.runtime.graphs import Graphs, Outputs, Step
+from pyro_vmm.runtime.randomness import rng_state, set_rng_state
+
+# An epoch has two shapes of minibatch: full ones, and the last. Who has ever new ones would record without end.
+MOST_SHAPES = 4
+# Where errors are not looked for: they show what a library was asked to do, not who asked.
+LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (torch, pyro))
+
+
+class Captured:
+    """A training step, recorded for each shape of minibatch and replayed from then on.
+
+    The first minibatch of a shape is trained on eagerly. That is a rehearsal: it makes what is made lazily (Adam's
+    moments, the workspaces of cuBLAS), and finds what could not be recorded while it can still be undone. At the second
+    the step is recorded, which computes nothing, and replayed. So no step is trained on twice, and the numbers, random
+    ones included, are those of the eager step. The short last minibatch has a recording of its own, as eagerly it would
+    take as long as ten full ones.
+
+    A recording knows tensors by their addresses and numbers by their values: after a change of either, :meth:`refresh`.
+
+    Where the step can't be recorded it runs eagerly, and a warning says why.
+
+    Arguments:
+        step: minibatch (M, ...) -> tensors. Changes nothing but the module's tensors, what the optimisers remember, and
+            the state of torch's random numbers.
+        module: what it trains.
+        optimizers: gives those that it trains with, whichever they are by then.
+        graphs: who records; None for a step that always runs eagerly.
+        insist: raise ``RuntimeError``, and don't go on eagerly, where it can't be recorded.
+
+    Attributes:
+        obstacle: why the step, which should be recorded, runs eagerly; None if it doesn't.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        module: nn.Module,
+        optimizers: Callable[[], Sequence[torch.optim.Optimizer]],
+        graphs: Graphs | None,
+        insist: bool = False,
+    ):
+        self.step, self.module, self.optimizers = step, module, optimizers
+        self.graphs, self.insist, self.obstacle = graphs, insist, None
+        self._inputs: dict[tuple, Tensor] = {}
+        self._replays: dict[tuple, Callable[[], Outputs]] = {}
+        self._known: list = []
+
+    def __call__(self, x: Tensor) -> Outputs:
+        """One step on a minibatch (M, ...); the tensors returned hold until the next call."""
+        if self.graphs is None or self.obstacle is not None:
+            return self.step(x)
+        shape = (*x.shape, x.dtype)
+        if shape not in self._inputs:
+            return self.step(x) if len(self._inputs) == MOST_SHAPES else self._try(x, shape, self._rehearse)
+        self._inputs[shape].copy_(x)
+        if shape not in self._replays:
+            return self._try(x, shape, self._record)
+        return self._replays[shape]()
+
+    def refresh(self) -> None:
+        """Forget the recordings if a tensor has been replaced, or a number changed, since they were made."""
+        if self._inputs and self._fingerprint() != self._known:
+            self.reset()
+
+    def reset(self) -> None:
+        """Forget the recordings, and free their memory."""
+        if self._inputs:
+            self._inputs.clear()
+            self._replays.clear()
+            self.module.zero_grad(set_to_none=True)  # gradients lie in the memory of a recording
+
+    def _rehearse(self, x: Tensor, shape: tuple) -> Outputs:
+        fixed = x.clone()
+        outputs = self.graphs.rehearse(self.step, fixed)
+        self._inputs[shape], self._known = fixed, self._fingerprint()
+        return outputs
+
+    def _record(self, x: Tensor, shape: tuple) -> Outputs:
+        with self._capturable():
+            self._replays[shape] = self.graphs.record(self.step, self._inputs[shape])
+        self._known = self._fingerprint()
+        return self._replays[shape]()
+
+    def _try(self, x: Tensor, shape: tuple, what: Callable[[Tensor, tuple], Outputs]) -> Outputs:
+        """Rehearse or record; if that fails, all is as it was before, and the step is made eagerly."""
+        before = self._state()
+        try:
+            return what(x, shape)
+        except RuntimeError as error:
+            self.reset()
+            self._restore(before)
+            reason = f"the training step can't be recorded as a CUDA graph: {describe(error)}"
+            if self.insist:
+                raise RuntimeError(f"{reason}. capture='auto' trains eagerly then") from error
+            outputs = self.step(x)  # whose own errors are no matter of recording
+            self.obstacle = reason
+            warnings.warn(f"{reason}. It runs eagerly, which is slower; capture=False says nothing", stacklevel=4)
+            return outputs
+
+    @contextmanager
+    def _capturable(self) -> Iterator[None]:
+        """Adam wants to be told of a recording; told for good, it warns of eager steps."""
+        groups = [group for optimizer in self.optimizers() for group in optimizer.param_groups]
+        before = [group["capturable"] for group in groups]
+        try:
+            for group in groups:
+                group["capturable"] = True
+            yield
+        finally:
+            for group, value in zip(groups, before, strict=True):
+                group["capturable"] = value
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.module.parameters(), *self.module.buffers()]
+
+    def _device(self) -> torch.device:
+        return self._tensors()[0].device
+
+    def _state(self) -> tuple:
+        tensors = [tensor.detach().clone() for tensor in self._tensors()]
+        moments = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers()]
+        return tensors, moments, rng_state(self._device())
+
+    @torch.no_grad()
+    def _restore(self, state: tuple) -> None:
+        tensors, moments, random_numbers = state
+        for tensor, value in zip(self._tensors(), tensors, strict=True):
+            tensor.copy_(value)
+        for optimizer, remembered in zip(self.optimizers(), moments, strict=True):
+            optimizer.load_state_dict(remembered)
+        set_rng_state(random_numbers, self._device())
+
+    def _fingerprint(self) -> list:
+        """All that a recording has fixed: addresses, numbers, and which objects are attributes of which module."""
+        tensors, numbers = self._tensors(), []
+        for optimizer in self.optimizers():
+            tensors += [value for state in optimizer.state.values() for value in state.values()]
+            numbers += [value for group in optimizer.param_groups for name, value in group.items() if name != "params"]
+        for module in self.module.modules():
+            for value in vars(module).values():
+                if not isinstance(value, Tensor):  # such as the last output, which a module keeps to be looked at
+                    numbers.append(value if isinstance(value, bool | int | float | str) else id(value))
+        return [tensor.data_ptr() for tensor in tensors] + numbers
+
+
+def describe(error: BaseException) -> str:
+    """An error in a line, with the last line of code outside of torch and Pyro."""
+    text = str(error).strip().splitlines()
+    text = text[0] if text else type(error).__name__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(LIBRARIES)]
+    if not frames:
+        return text
+    last = frames[-1]
+    return f"{text} (at {Path(last.filename).name}, line {last.lineno}: {last.line})"

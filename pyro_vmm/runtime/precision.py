@@ -1,0 +1,99 @@
+"""In what precision the networks compute; densities and mixtures are always in that of the parameters.
+
+- "float32": that, and nothing less, whatever is set in ``torch.backends``;
+- "tf32": linear layers round their inputs to 10 bits of mantissa, on GPUs that do so fast (NVIDIA, from Ampere on), in
+  both directions;
+- "bf16": automatic mixed precision with bfloat16.
+
+These are for models of float32; what leaves the networks is float32 again.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import reduce
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from pyro_vmm.runtime.checks import check_choice
+
+PRECISIONS = ("float32", "tf32", "bf16")
+
+# From torch 2.9 on the precision of matrix products has a name. Once, as comparing versions takes its time.
+NAMED_PRECISION = torch.__version__ >= (2, 9)
+
+_precision: ContextVar[str] = ContextVar("precision of the networks", default="float32")
+
+
+@contextmanager
+def network_precision(precision: str) -> Iterator[None]:
+    """In this context, networks compute in one of ``PRECISIONS``, and products elsewhere are not rounded to TF32."""
+    check_choice("precision", precision, PRECISIONS)
+    token = _precision.set(precision)
+    try:
+        with _matmul("ieee"):
+            yield
+    finally:
+        _precision.reset(token)
+
+
+def in_precision(x: Tensor, *layers: Callable[[Tensor], Tensor]) -> Tensor:
+    """What the layers make of x, one after the other, as :func:`network_precision` says."""
+    contexts = {"bf16": lambda: torch.autocast(x.device.type, torch.bfloat16), "tf32": _TF32Layers}
+    with contexts.get(_precision.get(), nullcontext)():
+        h = reduce(lambda h, layer: layer(h), layers, x)
+    return h.float() if h.dtype == torch.bfloat16 else h
+
+
+@contextmanager
+def _matmul(precision: str) -> Iterator[None]:
+    """Matrix products of float32 on CUDA devices in "ieee" or "tf32" precision."""
+    setting, (name, value) = torch.backends.cuda.matmul, ("allow_tf32", precision == "tf32")
+    if NAMED_PRECISION:
+        name, value = "fp32_precision", precision
+    before = getattr(setting, name)
+    setattr(setting, name, value)
+    try:
+        yield
+    finally:
+        setattr(setting, name, before)
+
+
+class _TF32Layers(TorchFunctionMode):
+    """Linear layers by :class:`_TF32Linear`."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return (_linear if func is F.linear else func)(*args, **(kwargs or {}))
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _TF32Linear.apply(input, weight, bias)
+
+
+class _TF32Linear(torch.autograd.Function):
+    """A linear layer whose products, forwards and backwards, are of TF32.
+
+    Torch has but a setting for all products; so it is changed around each of these.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        with _matmul("tf32"):
+            return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        by_x = by_weight = by_bias = None
+        with _matmul("tf32"):
+            if ctx.needs_input_grad[0]:
+                by_x = gradient @ weight
+            if ctx.needs_input_grad[1]:
+                by_weight = gradient.flatten(end_dim=-2).mT @ x.flatten(end_dim=-2)
+            if ctx.needs_input_grad[2]:
+                by_bias = gradient.flatten(end_dim=-2).sum(0)
+        return by_x, by_weight, by_bias

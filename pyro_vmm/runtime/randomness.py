@@ -1,0 +1,70 @@
+"""Torch's random numbers, on the CPU and on a device at once: sequences of one's own, which nobody else disturbs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pyro_vmm.runtime.exclusive import exclusive
+
+CPU = torch.device("cpu")
+
+
+class RandomNumbers:
+    """A sequence of random numbers of its own. ``with numbers.drawn():`` draws from it, one thread at a time.
+
+    Outside of that context others draw, and here the sequence goes on where it was.
+
+    Arguments:
+        seed: where the sequence starts.
+        device: whose numbers it holds besides those of the CPU.
+
+    Attributes:
+        state: where the sequence stands, as :func:`rng_state` gives it; None before the first draw.
+    """
+
+    def __init__(self, seed: int, device: torch.device = CPU):
+        self.seed, self.device = seed, device
+        self.state: dict | None = None
+
+    @contextmanager
+    def drawn(self) -> Iterator[None]:
+        """Torch draws from this sequence meanwhile, and the numbers of others are as they were."""
+        with exclusive():
+            before = rng_state(self.device)
+            if self.state is None:
+                _seed(self.seed, self.device)
+            else:
+                set_rng_state(self.state, self.device)
+            try:
+                yield
+            finally:
+                self.state = rng_state(self.device)
+                set_rng_state(before, self.device)
+
+
+def seeded(seed: int, device: torch.device = CPU):
+    """A context in which torch draws from a sequence that starts at this seed, and one thread at a time."""
+    return RandomNumbers(seed, device).drawn()
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds every GPU too
+    else:
+        torch.manual_seed(seed)
+
+
+def rng_state(device: torch.device) -> dict:
+    """Where torch's random numbers stand, on the CPU and on that device."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict, device: torch.device) -> None:
+    """Continue from :func:`rng_state`."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

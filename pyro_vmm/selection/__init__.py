@@ -1,6 +1,0 @@
-"""Choosing the granularity without labels: ``pyro_vmm.select``."""
-
-from pyro_vmm.selection.result import Selection
-from pyro_vmm.selection.search import M_PRIOR, SEEDS, select
-
-__all__ = ["M_PRIOR", "SEEDS", "Selection", "select"]

@@ -1,0 +1,101 @@
+"""The experiments on cells: the methods and scores of :mod:`repro.integration`, as runs."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyro_vmm import data
+from pyro_vmm.runtime import files
+from repro.runs import Folder, Run
+from repro.scales import Scale
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+PACKAGES = ("scvi", "scib_metrics", "harmonypy", "scanorama", "skmisc", "leidenalg")
+#: The rows of tables 3 and 4.
+TITLES = {
+    "pca": "PCA",
+    "harmony": "Harmony",
+    "scanorama": "Scanorama",
+    "scvi": "scVI (scvi-tools)",
+    "standard_normal": "N(0, I)",
+    "vamp": "VampPrior",
+    "gmm": "GMM",
+    "vmm": "VMM",
+}
+OURS = ("standard_normal", "vamp", "gmm", "vmm")
+
+
+class Unavailable(Exception):
+    """What a run needs is not on this machine."""
+
+
+def integration_runs(scale: Scale, trials: int) -> Iterator[Run]:
+    """Of tables 3 and 4 and figure 2."""
+    for trial in range(trials):
+        for dataset in scale.cell_sets:
+            for method in TITLES:
+                options = {"epochs": scale.cell_epochs} if scale.cell_epochs and method in ("scvi", *OURS) else {}
+                if method in OURS:
+                    options.update(data.CELL_PRESETS.get(dataset, {}))
+                yield Run("cells", dataset, method, "defaults", trial, options)
+
+
+def integrate(run: Run, folder: Folder, data_dir: Path | None, progress: Callable[[int, int], None]) -> dict:
+    """Fit in a fresh process and score: a run of the integration benchmark."""
+    from repro.integration import methods, scores
+
+    check_packages()
+    adata, reference = load(run.dataset, data_dir)
+    method = methods.METHODS[run.method]
+    if method.integrates and adata.obs["batch"].nunique() == 1:
+        return {"scores": {}, "note": "a single batch has nothing to integrate"}
+    options = dict(run.settings)
+    if run.method in OURS:
+        options["checkpoint"] = str(folder.checkpoint)
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count()
+    found = asdict(methods.fit_alone(run.method, adata, run.trial, options, threads))
+    embedding, clusters = found.pop("embedding"), found.pop("clusters")
+    found.pop("settings")
+    store(folder.path / "embedding.npz", embedding, clusters)
+    return {"scores": {run.method: scores.scores(reference, embedding, clusters)}, "costs": found}
+
+
+def check_packages() -> None:
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise Unavailable(f"{', '.join(missing)} not installed: pip install -e '.[bench]'")
+
+
+@lru_cache(maxsize=1)
+def load(dataset: str, data_dir: Path | None) -> tuple["AnnData", "AnnData"]:
+    """Counts with ``obs["batch"]`` and ``obs["cell_type"]``, and the same log-normalised."""
+    from repro.integration import data as files_of_integration
+
+    try:
+        if dataset in files_of_integration.TITLES:
+            adata = files_of_integration.load(dataset, data_dir)
+        else:
+            adata = data.load_cells(dataset, data_dir)
+            if "batch" not in adata.obs:
+                adata.obs["batch"] = "all"
+            for column in ("batch", "cell_type"):
+                adata.obs[column] = adata.obs[column].astype(str).astype("category")
+    except (OSError, ImportError, ValueError) as error:
+        raise Unavailable(f"no {dataset}: {error}") from error
+    return adata, files_of_integration.log_normalised(adata)
+
+
+def store(path: Path, embedding: np.ndarray, clusters: np.ndarray | None) -> None:
+    """For the figure."""
+    buffer, arrays = io.BytesIO(), {"embedding": embedding.astype(np.float32)}
+    np.savez_compressed(buffer, **arrays, **({} if clusters is None else {"clusters": clusters}))
+    files.write(buffer, path)

@@ -1,0 +1,111 @@
+"""The command line of ``scripts/reproduce.py``."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyro_vmm.cli.terminal import any_text
+
+ABOUT = """Reproduce a table or figure of the paper, or make one beyond it: run what has no result yet, then render.
+
+Every fit is a run with a folder of its own under --out. The command may be stopped, killed and started again at any
+moment: a finished run is never repeated, a half-done one continues from its checkpoint. Start it several times to
+share the work; the processes take different runs. A table or figure is rendered from what is finished by then.
+"""
+EXAMPLES = """examples:
+  python scripts/reproduce.py table1 --scale small
+  python scripts/reproduce.py table1 --only mnist vmm gmm --trials 1
+  python scripts/reproduce.py table1 --scale small --render
+  python scripts/reproduce.py tabular --scale small --threads 1
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    from repro.artefacts import ARTEFACTS
+    from repro.scales import SCALES
+
+    shown = "\n".join(f"  {name:<13}{artefact.title}" for name, artefact in ARTEFACTS.items())
+    form = argparse.RawDescriptionHelpFormatter
+    found = argparse.ArgumentParser(
+        "reproduce.py", description=f"{ABOUT}\n{shown}", epilog=EXAMPLES, formatter_class=form
+    )
+    found.add_argument("artefact", choices=ARTEFACTS, metavar="ARTEFACT", help="what to reproduce, see above")
+    found.add_argument(
+        "--scale",
+        choices=SCALES,
+        default="full",
+        metavar="{full,small}",
+        help="full: the paper's, for a GPU. small: 10,000 images, small networks, minutes a run (default: full)",
+    )
+    found.add_argument("--trials", type=_positive, metavar="N", help="default: 10 at full scale, 3 at small scale")
+    found.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="data sets, methods and configurations to run and render, such as: mnist vmm label-free",
+    )
+    found.add_argument("--render", action="store_true", help="only render what is finished; run nothing")
+    found.add_argument(
+        "--out", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="default: runs/reproduce"
+    )
+    found.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of the data sets (default: $PYRO_VMM_DATA)")
+    found.add_argument("--threads", type=_positive, metavar="N", help="CPU threads of this process (default: torch's)")
+    found.add_argument("--quiet", action="store_true", help="no progress display")
+    return found
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} should be a whole number, at least 1")
+    return int(text)
+
+
+@any_text()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, render and print; returns the exit status: 1 if a run failed, 2 for arguments that can't be."""
+    args = parser().parse_args(argv)
+    try:
+        return _reproduce(args)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"reproduce.py: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from repro.artefacts import plan, render
+    from repro.cells import Unavailable
+    from repro.runs import Folder
+    from repro.scales import SCALES
+    from repro.work import work
+
+    if args.threads:
+        _limit_threads(args.threads)
+    trials, out = args.trials or SCALES[args.scale].trials, args.out / args.scale
+    runs = plan(args.artefact, args.scale, trials, args.only)
+    out.mkdir(parents=True, exist_ok=True)
+    undone = {"failed": 0, "skipped": 0, "busy": 0}
+    if not args.render:
+        undone = work(runs, out / "runs", args.data_dir, show=not args.quiet)
+    try:
+        print(
+            render(args.artefact, args.scale, trials, [Folder(out / "runs", run) for run in runs], out, args.data_dir)
+        )
+    except Unavailable as error:
+        print(f"{args.artefact} is not drawn: {error}", file=sys.stderr)
+    if undone["busy"]:
+        print(f"{undone['busy']} runs are at work in other processes; render again when they are finished")
+    return int(undone["failed"] > 0)
+
+
+def _limit_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    # Of libraries that are not loaded yet, and of fresh processes.
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads)))

@@ -1,0 +1,208 @@
+"""The experiments on images: which runs there are, how one is fitted, and what is measured."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import BayesianGaussianMixture
+
+from pyro_vmm import VMM, data
+from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.rivals import DLGMM, GMVAE, VaDE
+from pyro_vmm.runtime import files
+from repro.runs import Folder, Run
+from repro.scales import CLASSES, Scale
+
+PRIORS = {"vae": "standard_normal", "vamp": "vamp", "gmm": "gmm", "vmm": "vmm"}
+RIVALS = {"vade": VaDE, "gmvae": GMVAE, "dlgmm": DLGMM}
+#: Those whose latent space k-means and a Bayesian mixture cluster.
+BASELINES = ("vae", "pca")
+CLUSTERING = ("vamp", "vade", "gmm", "vmm", "gmvae", "dlgmm", "vae", "pca")
+#: The rows of tables 1 and 2. The clusterings of a latent space come from the run that makes it.
+TITLES = {
+    "vae": "N(0, I)",
+    "vamp": "VampPrior",
+    "vade": "VaDE (told K)",
+    "gmm": "GMM",
+    "vmm": "VMM",
+    "gmvae": "GMVAE (told K)",
+    "dlgmm": "DLGMM (told K)",
+    "k_means_pca": "k-means on PCA (told K)",
+    "mixture_pca": "Bayesian mixture on PCA",
+    "k_means_vae": "k-means on the VAE's z (told K)",
+    "mixture_vae": "Bayesian mixture on the VAE's z",
+}
+
+# --- which runs there are ---
+
+
+def clustering_runs(scale: Scale, trials: int) -> Iterator[Run]:
+    """Of table 1; trials outermost, so that every method soon has a first number."""
+    for trial in range(trials):
+        for dataset in scale.latent_dims:
+            for method in CLUSTERING:
+                for configuration, changes in scale.configurations.items():
+                    # Without clusters there is nothing to compare with labels.
+                    if method not in BASELINES or "val_elbo" in changes.values():
+                        yield planned("clustering", scale, dataset, method, configuration, trial, changes)
+
+
+def sweep_runs(scale: Scale, trials: int) -> Iterator[Run]:
+    """Of figure 3: the batch size with ``m_prior`` equal to it, as in the paper, and ``m_prior`` alone.
+
+    Both meet at table 1's own run.
+    """
+    name, base = next(iter(scale.configurations.items()))
+    for trial in range(trials):
+        for dataset in scale.latent_dims:
+            usual = planned("clustering", scale, dataset, "vmm", name, trial, base)
+            yield usual
+            for size in scale.sweep:
+                for told, changes in (("batch", {"batch_size": size, "m_prior": size}), ("m_prior", {"m_prior": size})):
+                    run = planned(
+                        "clustering", scale, dataset, "vmm", f"{name}-{told}-{size}", trial, {**base, **changes}
+                    )
+                    if run.settings != usual.settings:
+                        yield run
+
+
+def surgery_runs(scale: Scale, trials: int) -> Iterator[Run]:
+    """Of table 2."""
+    dataset = list(scale.latent_dims)[-1]
+    for trial in range(trials):
+        for method in PRIORS:
+            run = planned("surgery", scale, dataset, method, "label-free", trial, scale.surgery)
+            yield replace(run, settings={**run.settings, "n_samples": scale.n_samples})
+
+
+def planned(kind: str, scale: Scale, dataset: str, method: str, configuration: str, trial: int, changes: dict) -> Run:
+    """A run with the settings of a scale, changed."""
+    latent_dim = {"latent_dim": scale.latent_dims[dataset]}
+    settings = {"rows": scale.rows}
+    if method in BASELINES:
+        settings["baselines"] = {**scale.baselines, **latent_dim}
+    if method in PRIORS:
+        settings["estimator"] = {**latent_dim, **scale.shared, **scale.ours, "prior": PRIORS[method], **changes}
+    elif method in RIVALS:
+        special = scale.vade if method == "vade" else {}
+        settings["estimator"] = {"n_components": CLASSES, **latent_dim, **scale.shared, **special, **changes}
+    elif method not in BASELINES:
+        raise ValueError(f"method={method!r} should be one of {CLUSTERING}")
+    return Run(kind, dataset, method, configuration, trial, settings)
+
+
+# --- one run ---
+
+Progress = Callable[[int, int], None]
+
+
+@lru_cache(maxsize=2)
+def load(dataset: str, rows: int | None, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, H, W) and labels (N,): the first so many, or all."""
+    found = data.load(dataset, data_dir)
+    return found.x[:rows], found.labels[:rows]
+
+
+def estimator(run: Run) -> VMM:
+    """Before its fit. The seed is the trial's, which alone tells folds and initial networks."""
+    kind = RIVALS.get(run.method, VMM)
+    return kind(**run.settings["estimator"], random_state=run.trial)
+
+
+def fit(run: Run, folder: Folder, x: np.ndarray, labels: np.ndarray, progress: Progress) -> VMM:
+    """Fit, or continue a fit; the model and its history stay in the folder."""
+    model = estimator(run)
+    model.fit(
+        x,
+        labels if model.monitor == "val_nmi" else None,
+        callbacks=[lambda row, vae: progress(row["epoch"], model.epochs)],
+        checkpoint=folder.checkpoint,
+        resume=folder.checkpoint if folder.checkpoint.exists() else None,
+    )
+    model.save(folder.path / "model.pt")
+    files.write_table(folder.path / "history.csv", model.history_)
+    return model
+
+
+def cluster(run: Run, folder: Folder, data_dir: Path | None, progress: Progress) -> dict:
+    """A run of table 1: scores of each clustering that comes of it, on all images."""
+    x, labels = load(run.dataset, run.settings["rows"], data_dir)
+    if run.method == "pca":
+        settings = run.settings["baselines"]
+        z = PCA(settings["latent_dim"], random_state=run.trial).fit_transform(x.reshape(len(x), -1))
+        return {"scores": latent_scores(z, labels, settings, run.trial, "pca")}
+    model = fit(run, folder, x, labels, progress)
+    if run.method == "vae":
+        scores = latent_scores(model.transform(x), labels, run.settings["baselines"], run.trial, "vae")
+    else:
+        scores = {run.method: metrics.clustering_scores(labels, model.predict_proba(x))}
+    return {"scores": scores, "costs": costs(model)}
+
+
+def latent_scores(z: np.ndarray, labels: np.ndarray, settings: dict, seed: int, space: str) -> dict[str, dict]:
+    """Scikit-learn's clusterings of a latent space z (N, D)."""
+    k_means = KMeans(CLASSES, n_init=settings["n_init"], random_state=seed).fit(z)
+    # Not how it clusters, but what its exemplars are: rows much nearer to one centre than to the others.
+    squares = k_means.transform(z) ** 2
+    near = torch.as_tensor(-squares / squares.mean()).double().softmax(1).numpy()
+    mixture = BayesianGaussianMixture(
+        n_components=settings["n_components"], max_iter=settings["max_iter"], random_state=seed
+    )
+    with unconverged():
+        probabilities = mixture.fit(z.astype(float)).predict_proba(z.astype(float))
+    return {
+        f"k_means_{space}": metrics.clustering_scores(labels, near),
+        f"mixture_{space}": metrics.clustering_scores(labels, probabilities),
+    }
+
+
+@contextmanager
+def unconverged() -> Iterator[None]:
+    """No word of a mixture that has used up its iterations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
+
+
+def dissect(run: Run, folder: Folder, data_dir: Path | None, progress: Progress) -> dict:
+    """A run of table 2: the ELBO's terms on the validation fold."""
+    x, labels = load(run.dataset, run.settings["rows"], data_dir)
+    model = fit(run, folder, x, labels, progress)
+    rows = model.to_tensor(x[model.validation_rows_])
+    terms = metrics.elbo_surgery(model.vae_, rows, n_samples=run.settings["n_samples"])
+    check_identities(terms)
+    scores = {**terms, "negative_distortion": -terms["distortion"]}
+    return {"scores": {run.method: scores}, "costs": costs(model)}
+
+
+def check_identities(terms: dict[str, float], tolerance: float = 1e-3) -> None:
+    """Raise ``ArithmeticError`` unless the terms are those of equation (12), up to rounding, and the bound is below."""
+    pairs = {
+        "ELBO = -distortion - rate": (terms["elbo"], -terms["distortion"] - terms["rate"]),
+        "rate = mutual information + marginal KL": (
+            terms["rate_marginal"],
+            terms["mutual_information"] + terms["marginal_kl"],
+        ),
+    }
+    for name, (left, right) in pairs.items():
+        if not abs(left - right) <= tolerance * (1 + abs(left)):
+            raise ArithmeticError(f"{name} does not hold: {left} and {right}")
+    if not terms["elbo"] <= terms["log_px"] + tolerance * (1 + abs(terms["elbo"])):
+        raise ArithmeticError(f"the ELBO {terms['elbo']} is above log p(x), {terms['log_px']}")
+
+
+def costs(model: VMM) -> dict[str, float]:
+    return {
+        "epochs": model.n_iter_,
+        "best_epoch": model.best_epoch_,
+        "seconds": model.history_["seconds"].iloc[-1],
+        "val_elbo": model.history_["val_elbo"].max(),
+    }

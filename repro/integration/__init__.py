@@ -1,0 +1,1 @@
+"""How well methods integrate and cluster single cells: ``python -m repro.integration``."""

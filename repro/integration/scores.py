@@ -1,0 +1,103 @@
+"""The scores of the integration benchmark: labels and batches are used here alone, after the fit.
+
+Packages are imported inside the functions: each fit's fresh process imports this file, and its memory is measured.
+"""
+
+import logging
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import ArrayLike
+
+NAN = float("nan")
+# By name in the tables, in their order.
+CLUSTER_SCORES = ("clusters", "accuracy", "NMI", "ARI", "batch mixing")
+EMBEDDING_SCORES = ("NMI Leiden", "NMI k-means", "scib batch", "scib bio", "scib total")
+
+
+def scores(reference: AnnData, embedding: np.ndarray, clusters: np.ndarray | None) -> dict[str, float]:
+    """Every score of a result; NaN for those of own clusters if there are none, and of batches if there is one.
+
+    Arguments:
+        reference: the cells, from ``log_normalised``.
+        embedding: (N, D).
+        clusters: (N,), or None.
+    """
+    types, batches = reference.obs["cell_type"].to_numpy(str), reference.obs["batch"].to_numpy(str)
+    return {
+        **cluster_scores(types, batches, clusters),
+        "NMI Leiden": leiden_nmi(embedding, types),
+        "NMI k-means": k_means_nmi(embedding, types),
+        **scib_scores(reference, embedding),
+    }
+
+
+def cluster_scores(types: ArrayLike, batches: ArrayLike, clusters: ArrayLike | None) -> dict[str, float]:
+    """Of clusters (N,), beside the types (N,) and the batches (N,) of the cells."""
+    from pyro_vmm.evaluation import clustering as metrics
+
+    if clusters is None:
+        return dict.fromkeys(CLUSTER_SCORES, NAN)
+    return {
+        "clusters": metrics.utilised_clusters(clusters),
+        "accuracy": metrics.accuracy_by_majority(types, clusters),
+        "NMI": metrics.nmi(types, clusters),
+        "ARI": metrics.ari(types, clusters),
+        "batch mixing": batch_mixing(batches, clusters),
+    }
+
+
+def batch_mixing(batches: ArrayLike, clusters: ArrayLike) -> float:
+    """H(batch | cluster) / H(batch): the batch's entropy inside clusters, weighted by size, over that in all cells.
+
+    1 where every cluster has the proportions of the whole, 0 where each is of one batch; NaN for a single batch.
+    """
+    from pyro_vmm.evaluation import clustering as metrics
+
+    # Homogeneity is 1 - H(labels | clusters) / H(labels), whatever the labels are.
+    return 1 - metrics.homogeneity(batches, clusters) if len(np.unique(batches)) > 1 else NAN
+
+
+def leiden_nmi(embedding: np.ndarray, types: np.ndarray) -> float:
+    """NMI of Leiden clusters at resolution 1 on 15 nearest neighbours, scanpy's way."""
+    import scanpy as sc
+
+    from pyro_vmm.evaluation import clustering as metrics
+
+    cells = AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(embedding))]), obsm={"Z": embedding})
+    sc.pp.neighbors(cells, n_neighbors=15, use_rep="Z")
+    sc.tl.leiden(cells, resolution=1, flavor="igraph", n_iterations=2, directed=False, random_state=0)
+    return metrics.nmi(types, cells.obs["leiden"].to_numpy())
+
+
+def k_means_nmi(embedding: np.ndarray, types: np.ndarray) -> float:
+    """NMI of k-means that is told the number of types."""
+    from sklearn.cluster import KMeans
+
+    from pyro_vmm.evaluation import clustering as metrics
+
+    return metrics.nmi(types, KMeans(len(np.unique(types)), n_init=10, random_state=0).fit_predict(embedding))
+
+
+def scib_scores(reference: AnnData, embedding: np.ndarray) -> dict[str, float]:
+    """scib-metrics' three totals, not scaled to the methods at hand; of a single batch only bio conservation."""
+    from scib_metrics.benchmark import BatchCorrection, Benchmarker
+
+    logging.getLogger("scib_metrics").setLevel(logging.ERROR)  # it tells of every type that is in one batch only
+    several = reference.obs["batch"].nunique() > 1
+    cells = AnnData(obs=reference.obs[["batch", "cell_type"]].copy(), obsm={"X_pca": reference.obsm["X_pca"]})
+    cells.obsm["Z"] = np.ascontiguousarray(embedding, np.float32)
+    benchmarker = Benchmarker(
+        cells,
+        "batch",
+        "cell_type",
+        ["Z"],
+        batch_correction_metrics=BatchCorrection() if several else None,
+        pre_integrated_embedding_obsm_key="X_pca",
+        progress_bar=False,
+    )
+    benchmarker.benchmark()
+    found = benchmarker.get_results(min_max_scale=False).loc["Z"]
+    names = {"scib batch": "Batch correction", "scib bio": "Bio conservation", "scib total": "Total"}
+    return {name: float(found.get(theirs, NAN)) for name, theirs in names.items()}

@@ -1,0 +1,152 @@
+"""Results of runs to a table, and the table as Markdown, CSV and LaTeX."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from repro.runs import Folder, Run
+from repro.statistics import best, mean_std, numbers
+
+KEYS = ["dataset", "configuration", "method", "trial"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A score in a table.
+
+    Arguments:
+        score: its name in the results.
+        title: its name in the table.
+        form: how its mean and its standard deviation are written.
+        larger: whether more is better; None to mark no best.
+    """
+
+    score: str
+    title: str
+    form: str = ".3f"
+    larger: bool | None = True
+
+
+def results(folders: Sequence[Folder], name: Callable[[Run], str] | None = None) -> pd.DataFrame:
+    """A row for each trial of each method, from the runs that are finished.
+
+    Arguments:
+        folders: of the runs.
+        name: what to call a run's method, if not by its own name.
+    """
+    rows = []
+    for folder in folders:
+        if folder.finished():
+            run = folder.run
+            for method, scores in folder.read()["scores"].items():
+                method = name(run) if name else method
+                rows.append(dict(zip(KEYS, (run.dataset, run.configuration, method, run.trial), strict=True)) | scores)
+    return pd.DataFrame(rows, columns=[*KEYS, *dict.fromkeys(key for row in rows for key in row if key not in KEYS)])
+
+
+class Table:
+    """Mean ± standard deviation over trials, the best marked within a data set and a configuration.
+
+    Arguments:
+        frame: from :func:`results`.
+        columns: the scores.
+        titles: of the methods, in the order of their rows.
+        paper: the paper's mean and standard deviation by data set and method, then by score.
+        trials: how many were asked for.
+    """
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        columns: Sequence[Column],
+        titles: Mapping[str, str],
+        paper: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]],
+        trials: int,
+    ):
+        self.columns = [c for c in columns if c.score in frame and frame[c.score].notna().any()]
+        self.titles, self.paper, self.trials = titles, paper, trials
+        self.groups = {
+            group: {name: rows[rows["method"] == name] for name in titles if (rows["method"] == name).any()}
+            for group, rows in frame.groupby(["dataset", "configuration"], sort=False)
+        }
+        self.quoted = [c.score for c in self.columns if any(c.score in self._quoted(*key) for key in self._rows())]
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        """Data set, configuration and method of each row."""
+        return [(*group, method) for group, methods in self.groups.items() for method in methods]
+
+    def _quoted(self, dataset: str, configuration: str, method: str) -> Mapping[str, tuple[float, float]]:
+        return self.paper.get((dataset, method), {})
+
+    def _marked(self, column: Column, group: tuple[str, str]) -> set[str]:
+        samples = {name: rows[column.score] for name, rows in self.groups[group].items()}
+        return set() if column.larger is None else best(samples, column.larger)
+
+    def header(self) -> list[str]:
+        titles = ["data", "configuration", "method", "trials"]
+        for column in self.columns:
+            titles += [column.title, f"{column.title}, paper"] if column.score in self.quoted else [column.title]
+        return titles
+
+    def lines(self) -> list[list[tuple[str, bool]]]:
+        """Text and whether it is bold, by row and column."""
+        found = []
+        marked = {(c.score, group): self._marked(c, group) for c in self.columns for group in self.groups}
+        for dataset, configuration, method in self._rows():
+            rows = self.groups[dataset, configuration][method]
+            plain = [dataset, configuration, self.titles[method], f"{rows['trial'].nunique()} of {self.trials}"]
+            line = [(text, False) for text in plain]
+            for column in self.columns:
+                text = mean_std(rows[column.score], column.form, column.form)
+                line.append((text, method in marked[column.score, (dataset, configuration)]))
+                if column.score in self.quoted:
+                    quoted = self._quoted(dataset, configuration, method).get(column.score)
+                    text = "-" if quoted is None else f"{quoted[0]:{column.form}} ± {quoted[1]:{column.form}}"
+                    line.append((text, False))
+            found.append(line)
+        return found
+
+    def markdown(self) -> str:
+        lines = [self.header(), ["---"] * len(self.header())]
+        lines += [[f"**{text}**" if bold else text for text, bold in line] for line in self.lines()]
+        return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+    def latex(self) -> str:
+        """For the packages booktabs and inputenc."""
+        columns = "llll" + "r" * (len(self.header()) - 4)
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _row(_escape(text) for text in self.header())]
+        group = None
+        for (*now, _), line in zip(self._rows(), self.lines(), strict=True):
+            if now != group:
+                lines.append(r"\midrule")
+            group = now
+            lines.append(_row(rf"\textbf{{{_escape(text)}}}" if bold else _escape(text) for text, bold in line))
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+    def csv(self) -> str:
+        """Plain numbers: mean, standard deviation and mark of each score, and the paper's beside."""
+        rows = []
+        for dataset, configuration, method in self._rows():
+            trials = self.groups[dataset, configuration][method]
+            row = {"dataset": dataset, "configuration": configuration, "method": method, "trials": len(trials)}
+            for column in self.columns:
+                values, name = numbers(trials[column.score]), column.score
+                row[f"{name}_mean"] = values.mean() if len(values) else None
+                row[f"{name}_std"] = values.std(ddof=1) if len(values) > 1 else None
+                row[f"{name}_best"] = method in self._marked(column, (dataset, configuration))
+                if name in self.quoted:
+                    quoted = self._quoted(dataset, configuration, method).get(name, (None, None))
+                    row[f"{name}_paper_mean"], row[f"{name}_paper_std"] = quoted
+            rows.append(row)
+        return pd.DataFrame(rows).to_csv(index=False)
+
+
+def _row(cells) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _escape(text: str) -> str:
+    for plain, written in (("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("±", r"$\pm$")):
+        text = text.replace(plain, written)
+    return text

@@ -17,7 +17,7 @@ from sklearn.mixture import BayesianGaussianMixture
 from pyro_vmm.cli import estimator, resolve
 from pyro_vmm.cli.arrays import ARRAY_PRESETS
 from pyro_vmm.data import Dataset, load_digits
-from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation import clustering
 from pyro_vmm.rivals import DLGMM, GMVAE, VaDE
 from pyro_vmm.rivals.estimators import Rival
 from repro import pages
@@ -65,10 +65,10 @@ def measure(method, data: Dataset, seed: int) -> dict:
     clusters = method(data.x, seed)
     seconds = time.perf_counter() - start
     return {
-        "clusters": metrics.utilised_clusters(clusters),
-        "NMI": metrics.nmi(data.labels, clusters),
-        "ARI": metrics.ari(data.labels, clusters),
-        "majority accuracy": metrics.accuracy_by_majority(data.labels, clusters),
+        "clusters": clustering.utilised_clusters(clusters),
+        "NMI": clustering.nmi(data.labels, clusters),
+        "ARI": clustering.ari(data.labels, clusters),
+        "majority accuracy": clustering.accuracy_by_majority(data.labels, clusters),
         "seconds": seconds,
     }
 

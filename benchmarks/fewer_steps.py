@@ -20,7 +20,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from pyro_vmm import VMM
-from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation import clustering
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.runtime import files
 from repro import pages
@@ -67,14 +67,14 @@ def run(schedule: dict, seed: int) -> dict:
         if row["epoch"] % EVERY == 0:
             with torch.no_grad(), inference_mode(vae):
                 clusters = vae.assignments(x).argmax(1).numpy()
-            point = row["epoch"] * iterations, row["seconds"], metrics.nmi(y, clusters), len(np.unique(clusters))
+            point = row["epoch"] * iterations, row["seconds"], clustering.nmi(y, clusters), len(np.unique(clusters))
             curve.append([float(value) for value in point])
 
     labels = model.fit(X, callbacks=[look]).labels_
     return {
-        "nmi": metrics.nmi(y, labels),
+        "nmi": clustering.nmi(y, labels),
         "clusters": int(model.n_clusters_),
-        "accuracy": metrics.accuracy_by_majority(y, labels),
+        "accuracy": clustering.accuracy_by_majority(y, labels),
         "iterations": iterations * model.n_iter_,
         "map_steps": min(model.consolidation_steps, iterations * model.n_iter_),
         "seconds": time.perf_counter() - start,

@@ -17,7 +17,7 @@ from anndata import AnnData
 from step_time import CLOCKS
 
 from pyro_vmm import SingleCellVMM, TrainingConfig
-from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation import clustering
 from pyro_vmm.inference import Steps
 from pyro_vmm.inference.steps import quiet_pyro
 from repro import pages
@@ -48,7 +48,7 @@ def fit(adata: AnnData, freeze_after: int | None, seed: int, epochs: int, clock:
         "rates": cells / np.diff(ends),  # of every epoch but the first
         "trained": model.history_["n_trained"].to_numpy()[1:],
         "clusters": model.n_clusters_,
-        "nmi": metrics.nmi(adata.obs["cell_type"].astype(str).to_numpy(), model.labels_),
+        "nmi": clustering.nmi(adata.obs["cell_type"].astype(str).to_numpy(), model.labels_),
         "elbo": model.history_["val_elbo"].max(),
         "seconds": time.perf_counter() - start,
     }

@@ -31,7 +31,7 @@ from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.priors.pseudo_inputs import CellPseudoInputs
 from pyro_vmm.runtime.cell_layout import CellLayout
-from pyro_vmm.runtime.graphs import CudaGraphs, Graphs, Reruns
+from pyro_vmm.runtime.graphs import CudaGraphs
 from pyro_vmm.runtime.precision import PRECISIONS, network_precision
 from repro import pages
 
@@ -103,15 +103,15 @@ class Bench:
     """Measures cases on a device.
 
     Arguments:
-        device: CUDA, or a CPU with what stands in for its graphs.
+        device: CUDA, or a CPU, to try the benchmark: there every step is eager.
         repeats: steps timed.
     """
 
     def __init__(self, device: torch.device, repeats: int):
         self.device, self.repeats = device, repeats
 
-    def graphs(self) -> Graphs:
-        return CudaGraphs(self.device) if self.device.type == "cuda" else Reruns()
+    def graphs(self) -> CudaGraphs | None:
+        return CudaGraphs(self.device) if self.device.type == "cuda" else None
 
     def steps(self, case: Case, recorded: bool) -> Steps:
         vae = case.build().to(self.device).train()

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 import pyro_vmm
 from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.cli.arrays import ARRAY_PRESETS
-from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation import clustering
 from pyro_vmm.evaluation.selection.evidence import ALL
 from repro import images, pages, tabular
 from repro.integration import data as integration_data
@@ -58,8 +58,8 @@ def scores(selection: pyro_vmm.evaluation.selection.Selection, labels: np.ndarra
     found = [
         {
             "m_prior": task.m_prior,
-            "nmi": metrics.nmi(labels[known], fit.clusters[known]),
-            "ari": metrics.ari(labels[known], fit.clusters[known]),
+            "nmi": clustering.nmi(labels[known], fit.clusters[known]),
+            "ari": clustering.ari(labels[known], fit.clusters[known]),
         }
         for task, fit in selection.fits.items()
         if task.part == ALL

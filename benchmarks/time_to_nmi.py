@@ -20,7 +20,7 @@ import torch
 from pyro_vmm import VMM
 from pyro_vmm.cli import estimator, resolve
 from pyro_vmm.data import Dataset, load
-from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation import clustering
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.runtime import files
 from repro import pages
@@ -52,7 +52,7 @@ class Curve:
         with inference_mode(vae):
             z = torch.cat([vae.encoder(rows).mean for rows in x.split(1000)])
             found = vae.cluster_probabilities(z).numpy()
-        self.add(row["epoch"] * self.iterations, begun, metrics.clustering_scores(self.labels, found))
+        self.add(row["epoch"] * self.iterations, begun, clustering.clustering_scores(self.labels, found))
         self.scoring += self._clocks() - begun
 
     def add(self, iterations: int, now: np.ndarray, scores: dict) -> None:
@@ -67,7 +67,7 @@ def run(dataset: str, data: Dataset, seed: int) -> tuple[pd.DataFrame, dict]:
     curve = Curve(model, data, seed)
     model.fit(data.x, callbacks=[curve])
     end = dict(zip(("processor_s", "wall_s"), curve._clocks() - curve.start - curve.scoring, strict=True))
-    scores = metrics.clustering_scores(data.labels, model.predict_proba(data.x))
+    scores = clustering.clustering_scores(data.labels, model.predict_proba(data.x))
     return pd.DataFrame(curve.rows), {**end, **{name: float(value) for name, value in scores.items()}}
 
 

@@ -15,7 +15,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import BayesianGaussianMixture
 
 from pyro_vmm import VMM, data
-from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation import clustering
+from pyro_vmm.evaluation.surgery import elbo_surgery
 from pyro_vmm.rivals import DLGMM, GMVAE, VaDE
 from pyro_vmm.runtime import files
 from repro.runs import Folder, Run
@@ -143,7 +144,7 @@ def cluster(run: Run, folder: Folder, data_dir: Path | None, progress: Progress)
     if run.method == "vae":
         scores = latent_scores(model.transform(x), labels, run.settings["baselines"], run.trial, "vae")
     else:
-        scores = {run.method: metrics.clustering_scores(labels, model.predict_proba(x))}
+        scores = {run.method: clustering.clustering_scores(labels, model.predict_proba(x))}
     return {"scores": scores, "costs": costs(model)}
 
 
@@ -159,8 +160,8 @@ def latent_scores(z: np.ndarray, labels: np.ndarray, settings: dict, seed: int, 
     with unconverged():
         probabilities = mixture.fit(z.astype(float)).predict_proba(z.astype(float))
     return {
-        f"k_means_{space}": metrics.clustering_scores(labels, near),
-        f"mixture_{space}": metrics.clustering_scores(labels, probabilities),
+        f"k_means_{space}": clustering.clustering_scores(labels, near),
+        f"mixture_{space}": clustering.clustering_scores(labels, probabilities),
     }
 
 
@@ -177,7 +178,7 @@ def dissect(run: Run, folder: Folder, data_dir: Path | None, progress: Progress)
     x, labels = load(run.dataset, run.settings["rows"], data_dir)
     model = fit(run, folder, x, labels, progress)
     rows = model.to_tensor(x[model.validation_rows_])
-    terms = metrics.elbo_surgery(model.vae_, rows, n_samples=run.settings["n_samples"])
+    terms = elbo_surgery(model.vae_, rows, n_samples=run.settings["n_samples"])
     check_identities(terms)
     scores = {**terms, "negative_distortion": -terms["distortion"]}
     return {"scores": {run.method: scores}, "costs": costs(model)}

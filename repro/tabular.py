@@ -32,7 +32,7 @@ from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.mixture import BayesianGaussianMixture
 from sklearn.preprocessing import StandardScaler
 
-from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation import clustering
 from repro import images
 from repro.runs import Folder, Run
 from repro.scales import Scale
@@ -164,9 +164,9 @@ def scores(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
     """Scores of clusters (N,); rows that a method calls noise are a group like any other, but no cluster."""
     noise = clusters == NOISE
     return {
-        "utilised_clusters": metrics.utilised_clusters(clusters) - int(noise.any()),
+        "utilised_clusters": clustering.utilised_clusters(clusters) - int(noise.any()),
         "noise": float(noise.mean()),
-        "accuracy_by_majority": metrics.accuracy_by_majority(labels, clusters),
-        "nmi": metrics.nmi(labels, clusters),
-        "ari": metrics.ari(labels, clusters),
+        "accuracy_by_majority": clustering.accuracy_by_majority(labels, clusters),
+        "nmi": clustering.nmi(labels, clusters),
+        "ari": clustering.ari(labels, clusters),
     }

@@ -14,7 +14,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import sparse
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.estimators.base import Estimator
@@ -24,6 +24,7 @@ from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, GaussianEncoder, lower_cholesky, mlp
 from pyro_vmm.priors import PRIORS, Prior, VampMixture
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
+from pyro_vmm.runtime.graphs import Outputs, Step, as_recorded
 from repro.runs import Folder, Run
 
 #: Of the model that :func:`build` makes: features, latent dimensions and components.
@@ -238,3 +239,28 @@ def drawn(figure: Figure) -> Figure:
     assert isinstance(figure, Figure)
     FigureCanvasAgg(figure).draw()
     return figure
+
+
+# Recorded steps
+
+
+class Reruns:
+    """What CUDA graphs do, without a GPU: a replay runs the step again, on the same tensors."""
+
+    def rehearse(self, step: Step, x: Tensor) -> Outputs:
+        with as_recorded():
+            return step(x)
+
+    def record(self, step: Step, x: Tensor) -> Callable[[], Outputs]:
+        outputs: list[Tensor] = []
+
+        def replay() -> Outputs:
+            with as_recorded():
+                values = step(x)
+            if not outputs:
+                outputs.extend(value.clone() for value in values)
+            for output, value in zip(outputs, values, strict=True):
+                output.copy_(value)
+            return tuple(outputs)
+
+        return replay

@@ -217,7 +217,7 @@ def test_time_to_nmi_counts_iterations_and_leaves_its_scoring_out(monkeypatch):
 
     clocks = Namespace(clock=0, process_time=clock, perf_counter=clock)
     monkeypatch.setattr(time_to_nmi, "time", clocks)
-    monkeypatch.setattr(time_to_nmi.metrics, "clustering_scores", slow_scores)
+    monkeypatch.setattr(time_to_nmi.clustering, "clustering_scores", slow_scores)
     model = VMM(3, 2, hidden=(4,), batch_size=32, epochs=2, validation_fraction=0.1)
     curve = time_to_nmi.Curve(model, Dataset(rows, np.arange(100) % 3, "rows"), 0)
     model.fit(rows, callbacks=[curve])

@@ -1,6 +1,6 @@
 """Recorded training steps: the same numbers as eager ones, by shape of minibatch, and what happens when they can't be.
 
-Without a GPU, :class:`~pyro_vmm.runtime.graphs.Reruns` stands in for CUDA graphs: it replays by running the step again
+Without a GPU, :class:`common.Reruns` stands in for CUDA graphs: it replays by running the step again
 on the same tensors. The tests marked ``cuda`` are the same ones with CUDA graphs.
 """
 
@@ -8,7 +8,7 @@ import common
 import pyro.distributions as dist
 import pytest
 import torch
-from common import D, G, K, data, every_prior, noisy, plain
+from common import D, G, K, Reruns, data, every_prior, noisy, plain
 from torch import nn
 
 from pyro_vmm import VMM
@@ -17,7 +17,7 @@ from pyro_vmm.likelihoods import CustomLikelihood
 from pyro_vmm.models import VAE
 from pyro_vmm.priors import VampMixture
 from pyro_vmm.runtime.captured import MOST_SHAPES, Captured, describe
-from pyro_vmm.runtime.graphs import CudaGraphs, Reruns, graphs_for
+from pyro_vmm.runtime.graphs import CudaGraphs, graphs_for
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])

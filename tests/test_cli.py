@@ -17,7 +17,7 @@ from pyro_vmm.cli import build_parser, estimator, kind_of, main, resolve, values
 from pyro_vmm.cli.kinds import KINDS
 from pyro_vmm.cli.options import check
 from pyro_vmm.cli.parser import GROUPS
-from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation import clustering
 
 ROOT = Path(__file__).parents[1]
 FAST = [
@@ -196,7 +196,7 @@ def test_results_are_there_when_no_figure_can_be(error, table, tmp_path, monkeyp
         assert {file.name for file in path.parent.iterdir()} >= RESULTS
         raise error
 
-    monkeypatch.setattr(plots, "save", fail)
+    monkeypatch.setattr("pyro_vmm.plots.drawing.save", fail)
     assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST) == 0
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4 and all(f"was not written: {type(error).__name__}" in line for line in lines)
@@ -222,7 +222,7 @@ def test_an_interrupt_among_the_figures(table, tmp_path, monkeypatch, capsys):
 
 
 def test_a_closing_table_that_fails_is_no_loss(table, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(metrics, "nmi", lambda *args: 1 / 0)
+    monkeypatch.setattr(clustering, "nmi", lambda *args: 1 / 0)
     assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST) == 0
     assert "warning: the closing table was not printed: ZeroDivisionError" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "run").iterdir()} == RESULTS | {f"{name}.png" for name in DRAWN_BY}

@@ -23,8 +23,10 @@ def data(rows: int = 23) -> torch.Tensor:
 
 
 @every_device
+@pytest.mark.parametrize("ahead", [0, 2])
 @pytest.mark.parametrize("kind", ["tensor", "host", "subset of host"])
-def test_minibatches_are_the_rows_asked_for(device, kind):
+def test_minibatches_are_the_rows_asked_for(device, kind, ahead, monkeypatch):
+    monkeypatch.setattr(device_rows, "AHEAD", ahead)
     x, device = data(), torch.device(device)
     some = np.random.RandomState(0).permutation(23)[:17]
     rows = {

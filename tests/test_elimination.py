@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from common import D, G, K, assert_same, build, config, data, noisy, state
+from common import D, G, K, Reruns, assert_same, build, config, data, noisy, state
 
 from pyro_vmm.inference import Elimination, Steps, Trainer
 from pyro_vmm.inference.elimination import Shares
@@ -12,7 +12,6 @@ from pyro_vmm.priors import GaussianMixture, VampMixture
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
 from pyro_vmm.runtime.cell_layout import CellLayout
-from pyro_vmm.runtime.graphs import Reruns
 from pyro_vmm.runtime.ranks import Ranks
 
 KEPT = torch.tensor([0, 2])

@@ -17,7 +17,7 @@ from sklearn.metrics import adjusted_rand_score
 import pyro_vmm
 from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.cli import main
-from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation import clustering
 from pyro_vmm.evaluation.selection import Selection, search
 from pyro_vmm.evaluation.selection.evidence import agreement, evidence
 from pyro_vmm.evaluation.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description
@@ -78,7 +78,7 @@ def test_finds_separated_blobs():
     selection = pyro_vmm.select(VMM(8, 2, **settings, random_state=0), X, m_prior=(4, 64), seeds=1)
     assert selection.best == {"m_prior": 64.0, "learning_rate": 1e-2}
     assert selection.best_estimator_.n_clusters_ == 3
-    assert metrics.ari(y, selection.best_estimator_.labels_) == 1.0
+    assert clustering.ari(y, selection.best_estimator_.labels_) == 1.0
     assert selection.best_estimator_.m_prior == 64.0
     assert selection.table.set_index("m_prior").loc[64.0, "stability"] > 0.95
 

@@ -189,9 +189,9 @@ def _add_training(group: Group) -> None:
     group.add("seed", "of everything random", type=int)
     group.add("device", "auto, cpu, cuda, ...", metavar="NAME")
     group.add("dtype", "of all numbers", choices=["float32", "float64"])
-    group.add("precision", "of the networks' products", choices=list(PRECISIONS))
+    group.add("precision", "of the networks' products; all but float32 are experimental", choices=list(PRECISIONS))
     group.add("reuse_draws", "encode rows once an iteration, not twice", action=argparse.BooleanOptionalAction)
-    group.add("capture", "record steps as a CUDA graph", action=argparse.BooleanOptionalAction)
+    group.add("capture", "record steps as a CUDA graph (experimental)", action=argparse.BooleanOptionalAction)
     group.add("checkpoint_every", "epochs", type=int, metavar="N")
 
 

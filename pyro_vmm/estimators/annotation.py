@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,19 @@ from pyro_vmm.estimators import storing
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from pyro_vmm.estimators.cells import SingleCellVMM
+
+class Fitted(Protocol):
+    """A fitted model of cells, as far as :func:`write` reads it; see :class:`~pyro_vmm.SingleCellVMM`."""
+
+    n_components_: int
+    weights_: np.ndarray
+    batch_shares_: pd.DataFrame
+    history_: pd.DataFrame
+    best_epoch_: int
+    seed_: int
+
+    def configuration(self) -> dict:
+        """The parameters as plain values."""
 
 
 def batch_shares(
@@ -80,7 +92,7 @@ def check_writable(adata: "AnnData") -> None:
         check_members(adata)
 
 
-def write(adata: "AnnData", key: str, z: np.ndarray, summary: np.ndarray, model: "SingleCellVMM") -> None:
+def write(adata: "AnnData", key: str, z: np.ndarray, summary: np.ndarray, model: Fitted) -> None:
     """Write an embedding, and cluster, its probability and the entropy, and what the model says of itself.
 
     All of it survives ``write_h5ad``.

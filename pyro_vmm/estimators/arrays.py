@@ -73,7 +73,7 @@ class VMM(FittedArrays):
         validation_fraction: share of the rows held back for early stopping; 0 for none.
         dtype: "float32" or "float64".
         device: "auto" (a GPU if there is one) or any torch device.
-        capture, precision: of the training step, see :class:`~pyro_vmm.inference.TrainingConfig`.
+        capture, precision: of the training step, experimental, see :class:`~pyro_vmm.inference.TrainingConfig`.
         checkpoint_every: epochs between checkpoints, if ``fit`` is given a file for them.
         progress: show a progress bar.
         random_state: an int for the same numbers at every fit.
@@ -133,7 +133,7 @@ class VMM(FittedArrays):
         validation_fraction: float = 0.1,
         dtype: str = "float32",
         device: str = "auto",
-        capture: bool | str = "auto",
+        capture: bool | str = False,
         precision: str = "float32",
         checkpoint_every: int = 10,
         progress: bool = False,

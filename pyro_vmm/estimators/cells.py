@@ -130,7 +130,7 @@ class SingleCellVMM(FittedCells):
         validation_fraction: float = 0.1,
         dtype: str = "float32",
         device: str = "auto",
-        capture: bool | str = "auto",
+        capture: bool | str = False,
         precision: str = "float32",
         checkpoint_every: int = 10,
         progress: bool = False,

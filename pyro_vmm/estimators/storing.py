@@ -172,7 +172,7 @@ def read_checkpoint(path: str | Path, config: dict, X: np.ndarray) -> dict:
     if "diverged" in state and state.get("diverged", bool):
         free |= FREE_IF_DIVERGED[stage]
     fixed = {name: value for name, value in config.items() if name not in free}
-    if other := differences(fixed, before):
+    if other := differences(unmoved(fixed), unmoved(before)):
         raise ValueError(f"can't resume from {path} with other parameters: {other}")
     if data != _fingerprint(X):
         raise ValueError(f"can't resume from {path}: these are not the data of that run")
@@ -190,6 +190,17 @@ def resuming(state: dict | None, kind: type[ValueError] = Damaged) -> Iterator[N
 
 def _fingerprint(X: np.ndarray) -> list[int]:
     return [*X.shape, zlib.crc32(np.ascontiguousarray(X))]
+
+
+def unmoved(params: dict) -> dict:
+    """Plain parameters to be compared: the library's own classes by their names alone, as modules may move."""
+    return {name: _unmoved(value) for name, value in params.items()}
+
+
+def _unmoved(value):
+    if not (isinstance(value, dict) and isinstance(name := value.get("custom"), str)):
+        return value
+    return {**value, "custom": name.rpartition(".")[2] if name.startswith("pyro_vmm.") else name}
 
 
 def _plain(value):

@@ -34,10 +34,11 @@ class TrainingConfig:
             :class:`~pyro_vmm.inference.Elimination`; None for never.
         checkpoint_every: epochs between checkpoints, where a file is given.
         seed: of the order of the data and of all draws.
-        capture: whether the training step is recorded as a CUDA graph and replayed: "auto" on a GPU and where it can
-            be, with a warning where it can't; True or an error; or False. Of several processes, which have to tell
-            each other things, never.
-        precision: in which the networks compute, one of ``PRECISIONS``; see :mod:`pyro_vmm.runtime.precision`.
+        capture: experimental, never run on a GPU yet. Whether the training step is recorded as a CUDA graph and
+            replayed: False for never; "auto" on a GPU and where it can be, with a warning where it can't; True or an
+            error. Several processes, which have to tell each other things, never record.
+        precision: in which the networks compute, one of ``PRECISIONS``; all but "float32" are experimental and have
+            never run on a GPU yet, see :mod:`pyro_vmm.runtime.precision`.
     """
 
     epochs: int = 300
@@ -51,7 +52,7 @@ class TrainingConfig:
     freeze_after: int | None = 10
     checkpoint_every: int = 10
     seed: int = 0
-    capture: bool | str = "auto"
+    capture: bool | str = False
     precision: str = "float32"
 
     def __post_init__(self):

@@ -1,14 +1,10 @@
 """What a trainer can continue from."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from pyro_vmm.inference.config import RATES
+from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.runtime.entries import Entries
-
-if TYPE_CHECKING:
-    from pyro_vmm.inference.trainer import Trainer
 
 #: What the history tells of every epoch, among other things.
 COLUMNS = ("epoch", "seconds", "elbo", "val_elbo")
@@ -18,17 +14,17 @@ ADAM = ("betas", "eps", "weight_decay", "amsgrad", "maximize", "foreach", "captu
 PLACE = "the state to continue from"
 
 
-def check_state(state: dict, trainer: "Trainer") -> None:
-    """Raise ``ValueError`` unless a trainer can continue from a state; its optimisers' are checked as they are loaded.
+def check_state(state: dict, vae: LatentVariableModel) -> None:
+    """Raise ``ValueError`` unless training can continue from a state; the optimisers' are checked as they are loaded.
 
     Arguments:
         state: what :meth:`~pyro_vmm.inference.Trainer.state_dict` made.
-        trainer: of a model with the same parameters.
+        vae: the model.
     """
     entries = Entries(state, PLACE)
-    check_model(entries, "model", trainer.vae)
+    check_model(entries, "model", vae)
     elimination = entries.part("elimination")
-    kept = elimination.positions("kept", trainer.vae.prior.n_components)
+    kept = elimination.positions("kept", vae.prior.n_components)
     if (kept.diff() < 1).any():
         raise elimination.wrong("kept should rise")
     if (elimination.tensor("below", like=kept) < 0).any():
@@ -45,7 +41,7 @@ def check_state(state: dict, trainer: "Trainer") -> None:
     if epoch and best.number("value") not in history[epoch - 1].content.values():
         raise best.wrong(f"value is {best.content['value']}, which is none of those of epoch {epoch}")
     if epoch or best.content.get("model") is not None:
-        check_model(best, "model", trainer.vae)
+        check_model(best, "model", vae)
     if "diverged" in entries:  # a checkpoint of old tells neither
         entries.get("diverged", bool)
     if "rates" in entries:

@@ -344,7 +344,7 @@ class Trainer:
         fixed = {name: value for name, value in settings.items() if not (diverged and name in RATES)}
         if other := differences(fixed, before):
             raise ValueError(f"can't continue a run with other settings: {other}")
-        check_state(state, self)
+        check_state(state, self.vae)
         self._continue_from(state)
 
     def _continue_from(self, state: dict) -> None:

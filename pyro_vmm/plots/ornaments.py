@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from matplotlib.figure import Figure
+
+from pyro_vmm.plots import drawing
 
 
 def attempt(failure: str, make: Callable[[], object]) -> list[str]:
@@ -24,7 +24,7 @@ def told(failure: str, error: Exception) -> str:
     return f"{failure}: {': '.join([type(error).__name__, *lines[:1]])}"
 
 
-def draw(figures: Mapping[str, Callable[[], "Figure"]], path: Path) -> Iterator[str]:
+def draw(figures: Mapping[str, Callable[[], Figure]], path: Path) -> Iterator[str]:
     """Write each figure to ``NAME.png`` in a folder; a line for each that fails.
 
     Arguments:
@@ -35,7 +35,5 @@ def draw(figures: Mapping[str, Callable[[], "Figure"]], path: Path) -> Iterator[
         yield from attempt(f"figure {name} was not written", partial(_write, make, path / f"{name}.png"))
 
 
-def _write(make: Callable[[], "Figure"], path: Path) -> None:
-    from pyro_vmm import plots
-
-    plots.save(make(), path)
+def _write(make: Callable[[], Figure], path: Path) -> None:
+    drawing.save(make(), path)

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.special import entr
 
 from pyro_vmm.estimators.base import Estimator
-from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation import clustering
 
 
 def assignments(probabilities: np.ndarray, names: np.ndarray | None = None, kind: str = "row") -> pd.DataFrame:
@@ -40,7 +40,7 @@ def training_lines(model: Estimator, per: str) -> list[tuple[str, str]]:
 
 def score_lines(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[str, str]]:
     """Scores of q(c | x), (N, K), against labels (N,), for :func:`pairs`."""
-    scores = metrics.clustering_scores(labels, probabilities)
+    scores = clustering.clustering_scores(labels, probabilities)
     return [
         ("  accuracy", f"{scores['accuracy_by_exemplar']:.3f} (majority {scores['accuracy_by_majority']:.3f})"),
         ("  NMI", f"{scores['nmi']:.3f}"),

@@ -41,7 +41,7 @@ class Rival(VMM):
     # What a VMM leaves to its user, and a rival has no use for.
     prior, init, train_pseudo_inputs, init_centres, prior_learning_rate = "gmm", "random", True, "normal", None
     hyperprior, consolidation_steps, consolidation_learning_rate = "paper", 0, 1.0
-    freeze_after, reuse_draws, capture, precision = None, False, "auto", "float32"
+    freeze_after, reuse_draws, capture, precision = None, False, False, "float32"
     #: The GMVAE and the DLGMM are defined for it alone.
     covariance, covariance_start = "diagonal", "diagonal"
 

@@ -1,4 +1,7 @@
-"""A training step that is recorded once and then replayed: Python and Pyro run once, not at every step."""
+"""A training step that is recorded once and then replayed: Python and Pyro run once, not at every step.
+
+Experimental: it has never run on a GPU yet, and is off unless ``capture`` asks for it.
+"""
 
 import copy
 import traceback

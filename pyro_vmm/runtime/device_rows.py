@@ -1,4 +1,7 @@
-"""Rows for a GPU: in its memory where they fit, else brought there a minibatch ahead of who needs it."""
+"""Rows for a GPU: in its memory where they fit, else brought there minibatch by minibatch.
+
+Experimental: it has never run on a GPU yet.
+"""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,8 +15,8 @@ from pyro_vmm.runtime.rows import Rows
 # What rows may take of a GPU's free memory. They are split into those to train on and those to hold back, by copying:
 # that comes to half of it.
 SHARE = 0.25
-#: Minibatches on their way.
-AHEAD = 2
+#: Minibatches sent ahead of who needs them, through page-locked memory; with 0 the host waits for each copy.
+AHEAD = 0
 
 
 class HostRows:
@@ -41,8 +44,8 @@ class HostRows:
         return HostRows(self.x, self.device, self.positions[torch.as_tensor(rows)])
 
     def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The rows at each of these positions; on a GPU the next ones are on their way."""
-        if self.device.type != "cuda":
+        """The rows at each of these positions; on a GPU the next ``AHEAD`` are on their way."""
+        if self.device.type != "cuda" or not AHEAD:
             yield from (self[rows] for rows in batches)
             return
         stream, sent = torch.cuda.Stream(self.device), deque()

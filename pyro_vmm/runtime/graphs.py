@@ -1,4 +1,7 @@
-"""Recording what a function does on a device, to repeat it without Python: CUDA graphs, and their stand-in on a CPU."""
+"""Recording what a function does on a device, to repeat it without Python: CUDA graphs.
+
+Experimental: it has never run on a GPU yet, and is off unless ``capture`` asks for it.
+"""
 
 import gc
 import warnings
@@ -97,28 +100,6 @@ def graphs_for(device: torch.device, capture: bool | str) -> CudaGraphs | None:
             f"capture=True needs a model on a CUDA device, this one is on {device}; expected 'auto' or False"
         )
     return CudaGraphs(device) if capture and device.type == "cuda" else None
-
-
-class Reruns:
-    """What CUDA graphs do, without a GPU: a replay runs the step again, on the same tensors. For tests."""
-
-    def rehearse(self, step: Step, x: Tensor) -> Outputs:
-        with as_recorded():
-            return step(x)
-
-    def record(self, step: Step, x: Tensor) -> Callable[[], Outputs]:
-        outputs: list[Tensor] = []
-
-        def replay() -> Outputs:
-            with as_recorded():
-                values = step(x)
-            if not outputs:
-                outputs.extend(value.clone() for value in values)
-            for output, value in zip(outputs, values, strict=True):
-                output.copy_(value)
-            return tuple(outputs)
-
-        return replay
 
 
 class DeviceConstants(TorchFunctionMode):

@@ -1,5 +1,7 @@
 """In what precision the networks compute; densities and mixtures are always in that of the parameters.
 
+"tf32" and "bf16" are experimental: they have never run on a GPU yet.
+
 - "float32": that, and nothing less, whatever is set in ``torch.backends``;
 - "tf32": linear layers round their inputs to 10 bits of mantissa, on GPUs that do so fast (NVIDIA, from Ampere on), in
   both directions;

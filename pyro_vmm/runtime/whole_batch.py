@@ -1,4 +1,7 @@
-"""What a row's result owes to the rest of its minibatch, where processes hold parts of it."""
+"""What a row's result owes to the rest of its minibatch, where processes hold parts of it.
+
+Experimental: several processes have been tested on CPUs (gloo), and never on GPUs.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -4,7 +4,8 @@
 
 Needs ``pip install -e ".[bench]"`` and the files of ``repro/integration/data.py``. Every finished run of a method is
 kept in ``--runs``, as numbers (JSON) and embedding (.npz), and not repeated: stop the command and start it again as you
-like, or start it several times to share the work. With ``--out`` it ends in a page of tables and a figure for each file.
+like, or start it several times to share the work. With ``--out`` it ends in a page of tables and a figure for each
+file.
 
 Everything but the prior and the seed stands at the estimator's defaults; no label is used before the scores.
 """

@@ -35,15 +35,15 @@ def scores(reference: AnnData, embedding: np.ndarray, clusters: np.ndarray | Non
 
 def cluster_scores(types: ArrayLike, batches: ArrayLike, clusters: ArrayLike | None) -> dict[str, float]:
     """Of clusters (N,), beside the types (N,) and the batches (N,) of the cells."""
-    from pyro_vmm.evaluation import clustering as metrics
+    from pyro_vmm.evaluation import clustering
 
     if clusters is None:
         return dict.fromkeys(CLUSTER_SCORES, NAN)
     return {
-        "clusters": metrics.utilised_clusters(clusters),
-        "accuracy": metrics.accuracy_by_majority(types, clusters),
-        "NMI": metrics.nmi(types, clusters),
-        "ARI": metrics.ari(types, clusters),
+        "clusters": clustering.utilised_clusters(clusters),
+        "accuracy": clustering.accuracy_by_majority(types, clusters),
+        "NMI": clustering.nmi(types, clusters),
+        "ARI": clustering.ari(types, clusters),
         "batch mixing": batch_mixing(batches, clusters),
     }
 
@@ -53,31 +53,31 @@ def batch_mixing(batches: ArrayLike, clusters: ArrayLike) -> float:
 
     1 where every cluster has the proportions of the whole, 0 where each is of one batch; NaN for a single batch.
     """
-    from pyro_vmm.evaluation import clustering as metrics
+    from pyro_vmm.evaluation import clustering
 
     # Homogeneity is 1 - H(labels | clusters) / H(labels), whatever the labels are.
-    return 1 - metrics.homogeneity(batches, clusters) if len(np.unique(batches)) > 1 else NAN
+    return 1 - clustering.homogeneity(batches, clusters) if len(np.unique(batches)) > 1 else NAN
 
 
 def leiden_nmi(embedding: np.ndarray, types: np.ndarray) -> float:
     """NMI of Leiden clusters at resolution 1 on 15 nearest neighbours, scanpy's way."""
     import scanpy as sc
 
-    from pyro_vmm.evaluation import clustering as metrics
+    from pyro_vmm.evaluation import clustering
 
     cells = AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(embedding))]), obsm={"Z": embedding})
     sc.pp.neighbors(cells, n_neighbors=15, use_rep="Z")
     sc.tl.leiden(cells, resolution=1, flavor="igraph", n_iterations=2, directed=False, random_state=0)
-    return metrics.nmi(types, cells.obs["leiden"].to_numpy())
+    return clustering.nmi(types, cells.obs["leiden"].to_numpy())
 
 
 def k_means_nmi(embedding: np.ndarray, types: np.ndarray) -> float:
     """NMI of k-means that is told the number of types."""
     from sklearn.cluster import KMeans
 
-    from pyro_vmm.evaluation import clustering as metrics
+    from pyro_vmm.evaluation import clustering
 
-    return metrics.nmi(types, KMeans(len(np.unique(types)), n_init=10, random_state=0).fit_predict(embedding))
+    return clustering.nmi(types, KMeans(len(np.unique(types)), n_init=10, random_state=0).fit_predict(embedding))
 
 
 def scib_scores(reference: AnnData, embedding: np.ndarray) -> dict[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from pyro_vmm.evaluation import clustering as metrics
+from pyro_vmm.evaluation import clustering
 from pyro_vmm.evaluation.selection.fits import TRAINED_ON, Fit, Task
 
 ALL, *HALVES = TRAINED_ON
@@ -18,9 +18,9 @@ def agreement(clusters: np.ndarray, others: np.ndarray) -> float:
 
     A single cluster agrees with itself, but no better than chance would, which is what 0 says.
     """
-    if min(metrics.utilised_clusters(clusters), metrics.utilised_clusters(others)) == 1:
+    if min(clustering.utilised_clusters(clusters), clustering.utilised_clusters(others)) == 1:
         return 0.0
-    return metrics.ari(clusters, others)
+    return clustering.ari(clusters, others)
 
 
 def evidence(fits: Mapping[Task, Fit]) -> pd.DataFrame:
@@ -92,7 +92,7 @@ def _measure(done: Mapping[tuple[int, str], Fit], seeds: Sequence[int]) -> pd.Se
     whole = [done[seed, ALL] for seed in seeds]
     by_seed = pd.DataFrame(
         {
-            "clusters": [metrics.utilised_clusters(fit.clusters) for fit in whole],
+            "clusters": [clustering.utilised_clusters(fit.clusters) for fit in whole],
             "log_px": [fit.log_px.mean() for fit in whole],
             "stability_seeds": [_others(whole, i) for i in range(len(whole))],
             "stability_halves": [agreement(*(done[seed, half].clusters for half in HALVES)) for seed in seeds],

@@ -10,9 +10,10 @@ import pandas as pd
 
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.evaluation.selection.fits import Fit, Task
-from pyro_vmm.plots import ornaments
+from pyro_vmm.evaluation.selection.report import report
 from pyro_vmm.runtime import files
 
+# Matplotlib is loaded by what draws alone.
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -48,8 +49,6 @@ class Selection:
 
     def report(self) -> str:
         """The evidence and the recommendation in words, Markdown."""
-        from pyro_vmm.evaluation.selection.report import report
-
         return report(self.table)
 
     def write(self, path: str | Path) -> None:
@@ -63,6 +62,8 @@ class Selection:
 
     def draw(self, path: str | Path) -> Iterator[str]:
         """``selection.png``, into a folder that exists; a line to tell if it fails."""
+        from pyro_vmm.plots import ornaments
+
         return ornaments.draw({"selection": self.plot}, Path(path))
 
     def write_tables(self, path: str | Path) -> None:

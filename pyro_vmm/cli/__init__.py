@@ -1,4 +1,4 @@
-"""The command line: options and configuration files to an estimator and a run folder."""
+"""What the command line does: it makes an estimator and a run folder of options and configuration files."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Data sets and files: plain arrays for images and tables, AnnData for single cells."""
+"""Where data come from: data sets and files, as plain arrays for images and tables, as AnnData for single cells."""
 
 from pyro_vmm.data.cell_sets import (
     CELL_PRESETS,

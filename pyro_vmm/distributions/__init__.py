@@ -1,4 +1,4 @@
-"""Densities, as Pyro distributions.
+"""Which densities the models are made of, as Pyro distributions.
 
 The alphabet of shapes, used in every file of the package:
 

@@ -1,4 +1,4 @@
-"""Scikit-learn's view of the models: fit, predict, transform, save, load."""
+"""How a model is used, by scikit-learn's conventions: fit, predict, transform, save, load."""
 
 from pyro_vmm.estimators.arrays import VMM
 from pyro_vmm.estimators.cells import SingleCellVMM

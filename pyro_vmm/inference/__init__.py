@@ -1,4 +1,4 @@
-"""The SVI step, the MAP step and their alternation (Algorithm 1), early stopping and checkpoints."""
+"""How a model is trained: SVI and MAP steps in alternation (Algorithm 1), early stopping and checkpoints."""
 
 from pyro_vmm.inference.config import MONITORS, RATES, RESUMABLE, TrainingConfig
 from pyro_vmm.inference.elimination import Elimination

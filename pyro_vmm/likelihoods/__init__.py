@@ -1,4 +1,4 @@
-"""Decoder output to the distribution of x, equation (2), and the registries of names."""
+"""How the decoder's output becomes the distribution of x, equation (2)."""
 
 from pyro_vmm.likelihoods.arrays import (
     LIKELIHOODS,

@@ -1,4 +1,4 @@
-"""How tensors become the numbers of a distribution: layers, encoders and decoders."""
+"""How tensors become the parameters of a distribution: layers, encoders and decoders."""
 
 from pyro_vmm.networks.decoders import CellDecoder, Decoder, conv_decoder
 from pyro_vmm.networks.encoders import COVARIANCE_STARTS, COVARIANCES, CellFeatures, GaussianEncoder, conv_encoder

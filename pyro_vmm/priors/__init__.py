@@ -1,4 +1,4 @@
-r"""Priors on z: each a module whose ``forward(encoder)`` returns p(z), and a Pyro model/guide pair.
+r"""What p(z) is: each prior is a module whose ``forward(encoder)`` returns it, and a Pyro model/guide pair.
 
 ========================  ================================================  =========================================
 prior                     p(z)                                              parameters, and the step that trains them

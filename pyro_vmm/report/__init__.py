@@ -1,4 +1,4 @@
-"""The folder that a run of the command line writes, and what it holds for arrays and for cells."""
+"""What a run leaves behind: its folder, and the files in it for arrays and for cells."""
 
 from pyro_vmm.report.arrays import ArrayResults
 from pyro_vmm.report.cells import CellData, CellResults

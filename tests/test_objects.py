@@ -25,6 +25,7 @@ from pyro_vmm.likelihoods import (
     PoissonCounts,
     likelihood_class,
 )
+from pyro_vmm.networks import Asinh
 from pyro_vmm.priors import PRIORS, GaussianMixture, VampMixture, prior_class
 from pyro_vmm.runtime.cell_layout import CellLayout
 
@@ -97,6 +98,23 @@ def test_a_file_tells_another_prior_or_likelihood_from_its_own(tmp_path):
     told = load(likelihood=Normal((G,), initial_scale=0.5))
     assert "another likelihood than this Normal: initial_scale=0.5 (was None)" in told
     VMM.load(tmp_path / "model.pt", prior=VampMixture(2, torch.zeros(4, G), m_prior=32), likelihood=Normal((G,)))
+
+
+@pytest.mark.parametrize("where", ["pyro_vmm.networks", "pyro_vmm.another.folder"])
+def test_resuming_a_run_whose_classes_have_moved(where, tmp_path):
+    """Of the library's own, the file has the names under which an earlier version had them."""
+    path, settings = tmp_path / "checkpoint.pt", {**TINY, "prior": VampMixture, "encoder": Asinh()}
+    whole = VMM(**settings).fit(X, checkpoint=path)
+    saved = torch.load(path, weights_only=True)
+    assert saved["params"]["encoder"] == {"custom": "pyro_vmm.networks.layers.Asinh"}
+    for name in ("encoder", "prior"):
+        saved["params"][name]["custom"] = f"{where}.{saved['params'][name]['custom'].rpartition('.')[2]}"
+    torch.save(saved, path)
+    assert_same_fits(VMM(**settings).fit(X, resume=path), whole)
+    saved["params"]["encoder"]["custom"] = f"{where}.SoftOneHot"
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match="with other parameters: encoder"):
+        VMM(**settings).fit(X, resume=path)
 
 
 def test_resuming_with_another_object_is_refused(tmp_path):

@@ -13,14 +13,17 @@ import pandas as pd
 import pytest
 import torch
 from common import FORKS, build, config, data, every_prior, noisy, plain, planted, state
+from pyro import distributions as dist_of
 from torch import distributed as dist
 from torch import nn
 
 from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.cli import main
+from pyro_vmm.distributions import ExpectedNormal, TrilNormal
 from pyro_vmm.inference import Trainer, TrainingDiverged
+from pyro_vmm.rivals.sticks import Kumaraswamy
 from pyro_vmm.runtime.ranks import Ranks, launched_rank, process_group
-from pyro_vmm.runtime.whole_batch import whole_batch
+from pyro_vmm.runtime.whole_batch import draw, whole_batch
 
 ROOT = Path(__file__).parents[1]
 # Seconds; a run takes a few, also on a busy machine. Only one that hangs gets here.
@@ -176,7 +179,7 @@ def convolve(rows: int) -> list[torch.Tensor]:
     for _ in range(2):
         net.zero_grad()
         part = x[held].requires_grad_()
-        with whole_batch(ranks):
+        with whole_batch(ranks, net):
             y = net(part)
         ranks.own((weight[held] * y.square()).sum()).backward()
         ranks.sum_gradients(net.parameters())
@@ -198,6 +201,81 @@ def test_more_processes_than_rows(tmp_path):
             assert_close(convolve(2), each)
     finally:
         three.end()
+
+
+def held_by_the_second(rows: int = 5) -> Ranks:
+    """The second of two processes, which holds the last three of five rows; it meets no other one."""
+    ranks = Ranks(1, 2)
+    ranks.begin(rows)
+    return ranks
+
+
+def tril_normal(rows: torch.Tensor) -> dist_of.TorchDistribution:
+    return TrilNormal(rows, rows.abs().diag_embed() + rows.unsqueeze(-1).expand(*rows.shape, 4).tril(-1))
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda rows: dist_of.Normal(rows, rows.abs()).to_event(1),
+        lambda rows: dist_of.Normal(rows.expand(3, *rows.shape), 1.0).to_event(1),  # one for each value of c
+        lambda rows: dist_of.LogNormal(rows[:, 0], rows[:, 1].abs()),
+        lambda rows: dist_of.StudentT(3.0, rows, rows.abs()).to_event(1),
+        lambda rows: Kumaraswamy(rows.abs(), 1 + rows.abs()).to_event(1),
+        tril_normal,
+    ],
+    ids=["normal", "one for each component", "log-normal", "student-t", "kumaraswamy", "full covariance"],
+)
+def test_a_draw_is_that_of_the_row_among_all_rows(of):
+    rows, held, ranks = torch.randn(5, 4), torch.arange(2, 5), held_by_the_second()
+    alone, part = of(rows), of(rows[held].requires_grad_())
+    torch.manual_seed(7)
+    expected = draw(alone, Ranks())
+    torch.manual_seed(7)
+    found = draw(part, ranks)
+    dim = len(part.batch_shape) - 1
+    torch.testing.assert_close(found, expected.index_select(dim, held))
+    torch.testing.assert_close(part.log_prob(found), alone.log_prob(expected).index_select(dim, held))
+    after = torch.rand(1)
+    torch.manual_seed(7)
+    draw(alone, Ranks())
+    assert torch.equal(torch.rand(1), after)
+
+
+def test_a_distribution_that_names_no_parameters_is_refused():
+    with pytest.raises(ValueError, match="several processes can't draw from a ExpectedNormal: expected"):
+        draw(ExpectedNormal(0.0, 1.0, torch.eye(2).expand(3, 2, 2)), held_by_the_second())
+
+
+@pytest.mark.parametrize("repeated", [1, 3])
+def test_dropout_is_that_of_the_row_among_all_rows(repeated):
+    """Of rows as they are, and of each row under several components, one component after the other."""
+    net, x, ranks = nn.Sequential(nn.Dropout(0.5)), torch.randn(repeated, 5, 6), held_by_the_second()
+    torch.manual_seed(7)
+    expected = net(x.flatten(0, 1)).unflatten(0, (repeated, 5))[:, 2:]
+    torch.manual_seed(7)
+    with whole_batch(ranks, net):
+        found = net(x[:, 2:].flatten(0, 1))
+    assert torch.equal(found, expected.flatten(0, 1)) and "forward" not in vars(net[0])
+
+
+class Noisy(nn.Module):
+    """Draws by itself."""
+
+    def forward(self, x):
+        return x + 0.1 * torch.randn_like(x)
+
+
+def train_noisy() -> None:
+    vae = build("vmm", plain, seed=1)
+    vae.encoder.body.append(Noisy())
+    Trainer(vae, config(epochs=2, batch_size=7)).fit(data(), progress=False)
+
+
+def test_a_network_that_draws_by_itself_is_refused(two):
+    for each in two.run(train_noisy):
+        assert isinstance(each, ValueError) and "differ in their random_numbers" in str(each)
+        assert "expected networks to draw random numbers by layers of torch.nn alone" in str(each)
 
 
 def fit_cells() -> dict:

@@ -77,6 +77,11 @@ class TrilNormal(dist.MultivariateNormal):
         self.draw = self.loc + (self.scale_tril @ self.noise.unsqueeze(-1)).squeeze(-1)
         return self.draw
 
+    def take_draw(self, draw: Tensor, whole: "TrilNormal", rows: slice) -> Tensor:
+        """Take as this one's last draw the rows of another one's, of more rows."""
+        self.draw, self.noise = draw, whole.noise[..., rows, :]
+        return draw
+
     def log_prob(self, value: Tensor) -> Tensor:
         # A draw that was cut off from m and T is as good as any other value: nothing cancels.
         cut_off = torch.is_grad_enabled() and not value.requires_grad

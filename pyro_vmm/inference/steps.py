@@ -19,7 +19,7 @@ from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.exclusive import Shared
 from pyro_vmm.runtime.graphs import Graphs, graphs_for
 from pyro_vmm.runtime.ranks import ALONE, Ranks
-from pyro_vmm.runtime.whole_batch import whole_batch
+from pyro_vmm.runtime.whole_batch import draw, whole_batch
 
 STEP_TERMS = ("elbo", "log_likelihood", "map_objective")
 
@@ -87,7 +87,7 @@ class Steps:
     def svi_step(self, x: Tensor) -> tuple[Tensor, Tensor, MixtureOfGaussians]:
         """Ascend the ELBO of a minibatch (M, ...) by the networks; returns its mean, that of log p(x | z), and p(z)."""
         p_z = self.p_z()
-        with whole_batch(self.ranks):
+        with whole_batch(self.ranks, self.vae):
             loss = self._mean(self.elbo.differentiable_loss(self.vae.model, self.vae.guide, x, p_z), x)
         self._step(self.network_optimizer, loss, self.networks)
         return -loss.detach(), self._mean(self.elbo.log_likelihood, x), p_z
@@ -102,8 +102,8 @@ class Steps:
         """
         prior, encoder = self.vae.prior, self.vae.encoder
         if z is None:
-            with torch.no_grad(), inference_mode(encoder), whole_batch(self.ranks):
-                z = encoder(x).rsample()  # of a diagonal normal, sample() makes the host wait for the device
+            with torch.no_grad(), inference_mode(encoder):
+                z = draw(encoder(x), self.ranks)  # of a diagonal normal, sample() makes the host wait for the device
         centres = prior.centres(encoder) if prior.expectation == "analytic" else None
         pair, log_factors = (prior.model, prior.guide), self.vae.log_factors(x) if balanced else None
         rows = self.ranks.total(x)

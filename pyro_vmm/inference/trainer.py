@@ -27,6 +27,8 @@ from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.rows import Rows, read, shuffled
 from pyro_vmm.runtime.whole_batch import whole_batch
 
+LAYERS_DRAW = "networks to draw random numbers by layers of torch.nn alone"
+
 
 class TrainingDiverged(ArithmeticError):
     """A loss was not finite; the model holds the last good parameters."""
@@ -76,6 +78,7 @@ class Trainer:
                     terms[i], responsibilities = self.steps.iterate(batch)
                 shares.add(responsibilities)
                 progress(len(batches[i]))
+        self.ranks.check_same(LAYERS_DRAW, random_numbers=self.numbers.fingerprint())
         terms = self.ranks.sum(terms)
         self._check_finite(terms)
         sizes = terms.new_tensor([len(rows) for rows in batches])
@@ -288,7 +291,7 @@ class Trainer:
             with exclusive():
                 p_z = self.vae.prior(self.vae.encoder)
             for batch in stream:
-                with self._turn(numbers), whole_batch(self.ranks):
+                with self._turn(numbers), whole_batch(self.ranks, self.vae):
                     loss += self.ranks.own(self.steps.elbo.loss(*pair, batch, p_z))
         return -self.ranks.sum_number(loss) / len(x)
 

@@ -1,5 +1,6 @@
 """Torch's random numbers, on the CPU and on a device at once: sequences of one's own, which nobody else disturbs."""
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,6 +42,12 @@ class RandomNumbers:
             finally:
                 self.state = rng_state(self.device)
                 set_rng_state(before, self.device)
+
+    def fingerprint(self) -> int | None:
+        """A number that stands for where the sequence stands; None before the first draw."""
+        if self.state is None:
+            return None
+        return zlib.crc32(b"".join(self.state[name].numpy().tobytes() for name in sorted(self.state)))
 
 
 def seeded(seed: int, device: torch.device = CPU):

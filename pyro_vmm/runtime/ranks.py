@@ -12,6 +12,8 @@ from torch import distributed as dist
 Number = TypeVar("Number", float, Tensor)
 Value = TypeVar("Value")
 
+SAME_WORK = "the same settings and all rows in each, which reads its share of them"
+
 
 class Ranks:
     """The processes that train together, of which this is one.
@@ -125,8 +127,8 @@ class Ranks:
             for tensor in tensors:
                 together(dist.broadcast, tensor.detach(), 0)
 
-    def check_same(self, **facts: Any) -> None:
-        """Raise ``ValueError``, in all processes, if one knows a fact otherwise."""
+    def check_same(self, expected: str = SAME_WORK, **facts: Any) -> None:
+        """Raise ``ValueError``, in all processes, if one knows a fact otherwise than ``expected`` says."""
         if self.size == 1:
             return
         known: list = [None] * self.size
@@ -134,10 +136,7 @@ class Ranks:
         for name in facts:
             values = [each[name] for each in known]
             if any(value != values[0] for value in values):
-                raise ValueError(
-                    f"the {self.size} processes differ in their {name}: {values}; expected the same settings and all "
-                    "rows in each, which reads its share of them"
-                )
+                raise ValueError(f"the {self.size} processes differ in their {name}: {values}; expected {expected}")
 
 
 ALONE = Ranks()

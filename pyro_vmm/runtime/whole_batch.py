@@ -1,94 +1,145 @@
 """What a row's result owes to the rest of its minibatch, where processes hold parts of it.
 
+Three things mix the rows of a minibatch, and each is asked for by name: the draws of Pyro's sites in the plate "data",
+torch's dropout layers, and its BatchNorm layers.
+
 Experimental: several processes have been tested on CPUs (gloo), and never on GPUs.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
-from torch import Tensor
-from torch import distributed as dist
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from pyro import distributions as dist
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from pyro_vmm.runtime.ranks import Ranks, together
 
-# Functions that draw as many random numbers as their first argument has; those in place end in an underscore.
-RANDOM = {
-    torch.normal,
-    torch.randn_like,
-    torch.rand_like,
-    F.dropout,
-    F.dropout1d,
-    F.dropout2d,
-    F.dropout3d,
-    F.alpha_dropout,
-    F.feature_alpha_dropout,
-}
-RANDOM_IN_PLACE = {Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.bernoulli_}
+#: The plate of the rows, in every model and guide.
+PLATE = "data"
 
 
-def whole_batch(ranks: Ranks) -> AbstractContextManager:
+@contextmanager
+def whole_batch(ranks: Ranks, network: nn.Module) -> Iterator[None]:
     """A context in which rows are treated as in one process that holds the whole current minibatch.
 
-    The processes, which have the same random numbers, each draw those of the whole minibatch and use their own rows':
-    the noise of reparameterised normals, and dropout. BatchNorm's statistics are those of the whole minibatch. A tensor
-    is taken to have a row for each of the minibatch's if it has as many as are held here; so whatever else is random
-    stays outside of this context.
+    The processes, which have the same random numbers, each draw those of the whole minibatch and use their own rows'.
+    BatchNorm's statistics are those of the whole minibatch. A network that draws otherwise than by a layer of torch's
+    makes the processes differ, which :meth:`~pyro_vmm.inference.Trainer.train_epoch` finds.
+
+    Arguments:
+        ranks: the processes, and which rows are held here.
+        network: what the rows pass through; in training mode its dropout and BatchNorm layers see nothing but rows.
     """
-    return nullcontext() if ranks.size == 1 else _WholeBatch(ranks)
+    if ranks.size == 1:
+        yield
+        return
+    layers = [module for module in network.modules() if module.training and _mixes_rows(module)]
+    for layer in layers:
+        layer.forward = partial(_drop if isinstance(layer, _DropoutNd) else _normalise, layer, ranks)
+    try:
+        with _Sites(ranks):
+            yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
-class _WholeBatch(TorchFunctionMode):
-    """Steps in for the functions that mix rows, whoever calls them: there is no layer to replace."""
+def draw(q: dist.TorchDistribution, ranks: Ranks) -> Tensor:
+    """A reparameterised draw of the rows held here, the last dimension of the batch shape, out of one of all rows."""
+    if ranks.size == 1:
+        return q.rsample()
+    dim = len(q.batch_shape) - 1
+    whole = _widened(q, ranks, dim)
+    value = whole.rsample().narrow(dim, ranks.held.start, q.batch_shape[dim])
+    return q.take_draw(value, whole, ranks.held) if hasattr(q, "take_draw") else value
+
+
+class _Sites(Messenger):
+    """Draws the values of sites in the plate of the rows by :func:`draw`."""
 
     def __init__(self, ranks: Ranks):
         super().__init__()
         self.ranks = ranks
 
-    def __torch_function__(self, func: Callable, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            return self._batch_norm(*args, **kwargs)
-        if func in RANDOM and self._has_rows(args):
-            return func(*map(self._widened, args), **kwargs)[self.ranks.held]
-        if func in RANDOM_IN_PLACE and self._has_rows(args):
-            return args[0].copy_(func(*map(self._widened, args), **kwargs)[self.ranks.held])
-        return func(*args, **kwargs)
+    def _pyro_sample(self, msg: dict) -> None:
+        given = msg["done"] or msg["is_observed"] or msg["value"] is not None
+        if not given and any(frame.name == PLATE for frame in msg["cond_indep_stack"]):
+            msg["value"] = draw(msg["fn"], self.ranks)
 
-    def _has_rows(self, args: tuple) -> bool:
-        held = self.ranks.held.stop - self.ranks.held.start
-        return bool(args) and isinstance(args[0], Tensor) and args[0].dim() > 0 and len(args[0]) == held
 
-    def _widened(self, value):
-        """A tensor of the rows held here, with zeros for the rows of others; anything else as it is."""
-        if not self._has_rows((value,)):
-            return value
-        held, total, others = self.ranks.held, self.ranks.bounds[-1], value.shape[1:]
-        return torch.cat([value.new_zeros(held.start, *others), value, value.new_zeros(total - held.stop, *others)])
+def _widened(q: dist.TorchDistribution, ranks: Ranks, dim: int) -> dist.TorchDistribution:
+    """A distribution of all rows of the minibatch, of which those of others are like the first one held here."""
+    if isinstance(q, torch.distributions.Independent):
+        return _widened(q.base_dist, ranks, dim).to_event(q.reinterpreted_batch_ndims)
+    parameters = {name: vars(q)[name] for name in q.arg_constraints if name in vars(q)}
+    if parameters:
+        wide = {name: _with_others(value, ranks, dim) for name, value in parameters.items()}
+        return type(q)(**wide, validate_args=False)
+    if isinstance(q, torch.distributions.TransformedDistribution):
+        return dist.TransformedDistribution(_widened(q.base_dist, ranks, dim), q.transforms, validate_args=False)
+    raise ValueError(
+        f"several processes can't draw from a {type(q).__name__}: expected a distribution whose arg_constraints name "
+        "its parameters"
+    )
 
-    def _batch_norm(
-        self, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
-    ) -> Tensor:
-        """``F.batch_norm`` of x (m, C, ...), with the mean and variance of all rows, not only of those held here."""
-        n = self.ranks.bounds[-1] * x[0, 0].numel()
-        if not training or n == 1:
-            return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        over = [0, *range(2, x.dim())]
-        every = _gather(self.ranks, torch.stack([x.mean(over), x.var(over, correction=0)]))  # (ranks, 2, C)
-        bounds = x.new_tensor(self.ranks.bounds)
-        shares = (bounds.diff() / bounds[-1])[:, None]
-        mean = (shares * every[:, 0]).sum(0)
-        variance = (shares * (every[:, 1] + (every[:, 0] - mean).square())).sum(0)
-        if running_mean is not None:
-            with torch.no_grad():
-                running_mean.mul_(1 - momentum).add_(momentum * mean)
-                running_var.mul_(1 - momentum).add_(momentum * n / (n - 1) * variance)
-        shape = (-1, *(1 for _ in over[1:]))
-        scale = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()
-        normalized = (x - mean.view(shape)) * scale.view(shape)
-        return normalized if bias is None else normalized + bias.view(shape)
+
+def _with_others(value: Tensor, ranks: Ranks, dim: int = 0) -> Tensor:
+    """Values of the rows held here, along a dimension, between copies of the first one in place of others' rows."""
+    first = value.narrow(dim, 0, 1).detach()
+    before, after = ranks.held.start, ranks.bounds[-1] - ranks.held.stop
+    others = [first.expand(*(n if d == dim else -1 for d in range(value.dim()))) for n in (before, after)]
+    return torch.cat([others[0], value, others[1]], dim)
+
+
+def _mixes_rows(module: nn.Module) -> bool:
+    """Whether a layer is dropout or BatchNorm; torch's synchronised BatchNorm sees to it by itself."""
+    return isinstance(module, _DropoutNd | _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+
+
+def _by_row(x: Tensor, ranks: Ranks) -> Tensor:
+    """The rows held here, (m, ...), or each of them several times, (S m, ...), as (S, m, ...)."""
+    return x.unflatten(0, (-1, ranks.held.stop - ranks.held.start))
+
+
+def _drop(layer: _DropoutNd, ranks: Ranks, x: Tensor) -> Tensor:
+    """Dropout of rows (m, ...) or (S m, ...), by the random numbers that they have among all rows."""
+    whole = _with_others(_by_row(x, ranks), ranks, 1)
+    dropped = type(layer).forward(layer, whole.flatten(0, 1)).unflatten(0, whole.shape[:2])
+    return dropped[:, ranks.held].flatten(0, 1)
+
+
+def _normalise(layer: _BatchNorm, ranks: Ranks, x: Tensor) -> Tensor:
+    """BatchNorm of x (m, C, ...) or (S m, C, ...), with the mean and variance of all rows, not only of those here."""
+    n = ranks.bounds[-1] * len(_by_row(x, ranks)) * x[0, 0].numel()
+    if n == 1:
+        return type(layer).forward(layer, x)  # which refuses it
+    over = [0, *range(2, x.dim())]
+    every = _gather(ranks, torch.stack([x.mean(over), x.var(over, correction=0)]))  # (ranks, 2, C)
+    bounds = x.new_tensor(ranks.bounds)
+    shares = (bounds.diff() / bounds[-1])[:, None]
+    mean = (shares * every[:, 0]).sum(0)
+    variance = (shares * (every[:, 1] + (every[:, 0] - mean).square())).sum(0)
+    if layer.track_running_stats:
+        _remember(layer, mean, n / (n - 1) * variance)
+    shape = (-1, *(1 for _ in over[1:]))
+    scale = (variance + layer.eps).rsqrt()
+    scale = scale if layer.weight is None else layer.weight * scale
+    normalised = (x - mean.view(shape)) * scale.view(shape)
+    return normalised if layer.bias is None else normalised + layer.bias.view(shape)
+
+
+@torch.no_grad()
+def _remember(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """Move the running statistics, as the layer itself would."""
+    layer.num_batches_tracked.add_(1)
+    momentum = 1.0 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
+    layer.running_mean.mul_(1 - momentum).add_(momentum * mean)
+    layer.running_var.mul_(1 - momentum).add_(momentum * variance)
 
 
 class _Sum(torch.autograd.Function):
@@ -97,7 +148,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor) -> Tensor:
         total = tensor.clone()
-        together(dist.all_reduce, total)
+        together(distributed.all_reduce, total)
         return total
 
     @staticmethod

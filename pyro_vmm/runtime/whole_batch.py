@@ -50,12 +50,15 @@ def whole_batch(ranks: Ranks, network: nn.Module) -> Iterator[None]:
 
 
 def draw(q: dist.TorchDistribution, ranks: Ranks) -> Tensor:
-    """A reparameterised draw of the rows held here, the last dimension of the batch shape, out of one of all rows."""
+    """A draw of the rows held here, the last dimension of the batch shape, out of one of all rows.
+
+    It is reparameterised where the distribution can be.
+    """
     if ranks.size == 1:
-        return q.rsample()
+        return q()
     dim = len(q.batch_shape) - 1
     whole = _widened(q, ranks, dim)
-    value = whole.rsample().narrow(dim, ranks.held.start, q.batch_shape[dim])
+    value = whole().narrow(dim, ranks.held.start, q.batch_shape[dim])
     return q.take_draw(value, whole, ranks.held) if hasattr(q, "take_draw") else value
 
 

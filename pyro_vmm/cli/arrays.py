@@ -23,7 +23,6 @@ IMAGES = {
     "epochs": 40,
     "decay_fraction": 0.5,
     "patience": None,
-    "consolidation_steps": 1000,
 }
 #: By data set; "table" and "file" are for the user's own.
 ARRAY_PRESETS: dict[str, dict] = {

@@ -183,8 +183,9 @@ def _add_training(group: Group) -> None:
     group.add(
         "freeze_after", "components without rows leave training after N epochs; 0 for never", type=int, metavar="N"
     )
-    group.add("consolidation_steps", "steps of the prior alone, after training", type=int, metavar="N")
-    group.add("consolidation_learning_rate", "of these steps", type=float, metavar="R")
+    group.add(
+        "settle", "after training, split and merge components, and group them", action=argparse.BooleanOptionalAction
+    )
     group.add("monitor", "what improvement is measured by; arrays only, val_nmi uses labels", choices=list(MONITORS))
     group.add("seed", "of everything random", type=int)
     group.add("device", "auto, cpu, cuda, ...", metavar="NAME")

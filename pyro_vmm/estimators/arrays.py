@@ -65,11 +65,10 @@ class VMM(FittedArrays):
             rows of the minibatch at hand.
         expectation: over the centres, "analytic" or "sampled".
         batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, monitor, freeze_after,
-            reuse_draws: see :class:`~pyro_vmm.inference.TrainingConfig`. A prior that learns more slowly than the
-            networks merges fewer clusters before the encoder tells them apart; let it settle afterwards.
-        consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see
-            :meth:`~pyro_vmm.inference.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
-            many as training took.
+            reuse_draws: see :class:`~pyro_vmm.inference.TrainingConfig`.
+        settle: after training, split and merge components until the evidence of the encoded rows rises no more, and
+            count those that nothing sets apart as one cluster; see :func:`~pyro_vmm.inference.settle`. False, as in the
+            paper, leaves the components as they are, each a cluster.
         validation_fraction: share of the rows held back for early stopping; 0 for none.
         dtype: "float32" or "float64".
         device: "auto" (a GPU if there is one) or any torch device.
@@ -80,8 +79,11 @@ class VMM(FittedArrays):
 
     Attributes:
         labels_: the cluster of each row, (N,); clusters are numbered by weight, largest first.
-        weights_: pi, (K,), falling; components that win no row come last.
-        n_clusters_: clusters that win at least one row of the training data.
+        weights_: the weight of each cluster, (K,), falling; clusters that win no row come last, then zeros.
+        n_clusters_: clusters, without strays.
+        strays_: clusters of fewer rows than D + 2, too few to fill a covariance; their rows keep their label.
+        components_: the component of each row, (N,): the parts that clusters are made up of.
+        component_weights_: pi, (K,); ``cluster_of_component_`` is the cluster of each, (K,).
         history_: a DataFrame, one row per epoch.
         vae_: the trained :class:`~pyro_vmm.models.VAE`.
         scaling_: what ``scaling`` came to, "range", "standard" or None; the model sees (X - ``shift_``) / ``scale_``.
@@ -128,8 +130,7 @@ class VMM(FittedArrays):
         freeze_after: int | None = 10,
         reuse_draws: bool = False,
         monitor: str = "val_elbo",
-        consolidation_steps: int = 0,
-        consolidation_learning_rate: float = 3e-3,
+        settle: bool = True,
         validation_fraction: float = 0.1,
         dtype: str = "float32",
         device: str = "auto",
@@ -166,8 +167,7 @@ class VMM(FittedArrays):
         self.freeze_after = freeze_after
         self.reuse_draws = reuse_draws
         self.monitor = monitor
-        self.consolidation_steps = consolidation_steps
-        self.consolidation_learning_rate = consolidation_learning_rate
+        self.settle = settle
         self.validation_fraction = validation_fraction
         self.dtype = dtype
         self.device = device
@@ -197,7 +197,7 @@ class VMM(FittedArrays):
             checkpoint: a file to keep for :meth:`fit` to resume from, written every ``checkpoint_every`` epochs, at the
                 end and on interrupt.
             resume: such a file; X and the parameters must be those of the run that wrote it, but for how long to train,
-                where, consolidation, and ``random_state=None``, which takes the run's. Where that run diverged the
+                where, ``settle``, and ``random_state=None``, which takes the run's. Where that run diverged the
                 learning rates may differ too.
 
         Raises:

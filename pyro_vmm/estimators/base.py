@@ -1,7 +1,6 @@
 """What the estimators share: parameters, the fit around a trainer, numbering of clusters, batched inference."""
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -20,6 +19,7 @@ from torch import Tensor
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.inference import Trainer, TrainingConfig, TrainingDiverged
+from pyro_vmm.inference.settling import settle
 from pyro_vmm.inference.state import check_rates
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
 from pyro_vmm.models import LatentVariableModel
@@ -27,7 +27,7 @@ from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
 from pyro_vmm.priors import Prior, prior_class
 from pyro_vmm.priors.hyperpriors import as_hyperprior
 from pyro_vmm.runtime import files
-from pyro_vmm.runtime.checks import check_choice, check_positive, check_whole, described
+from pyro_vmm.runtime.checks import check_choice, check_whole, described
 from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.ranks import Ranks
@@ -78,9 +78,7 @@ class Estimator(BaseEstimator):
             raise ValueError(f"hidden={self.hidden!r} should hold at least one width")
         for width in self.hidden:
             check_whole("a width of hidden", width)
-        if not (isinstance(self.consolidation_steps, Integral) and self.consolidation_steps >= 0):
-            raise ValueError(f"consolidation_steps={self.consolidation_steps!r} should be a whole number, at least 0")
-        check_positive("consolidation_learning_rate", self.consolidation_learning_rate)
+        check_choice("settle", self.settle, (True, False))
         if not (isinstance(self.validation_fraction, Real) and 0 <= self.validation_fraction < 1):
             raise ValueError(f"validation_fraction={self.validation_fraction!r} should be at least 0 and below 1")
         building.choose_device(self.device)
@@ -195,27 +193,49 @@ class Estimator(BaseEstimator):
             trainer.fit(x, x_val, labels_val, callbacks=callbacks, checkpoint=checkpoint, progress=self.progress)
         except TrainingDiverged as error:
             raise TrainingDiverged(f"{error}. The estimator is not fitted") from error
-        # What is hardly trained has no clusters yet that the mixture could settle on.
-        trained = len(trainer.history) * math.ceil(len(x) / self.batch_size)
-        try:
-            trainer.consolidate(x, min(self.consolidation_steps, trained), self.consolidation_learning_rate)
-        except TrainingDiverged as error:
-            warnings.warn(f"{error}. The model is what training came to, not consolidated", stacklevel=4)
+        self._settle(x)
         self.history_ = pd.DataFrame(trainer.history)
         self.n_iter_, self.best_epoch_ = len(trainer.history), trainer.best["epoch"]
         self.learning_rates_ = trainer.rates
 
+    def _settle(self, x: Rows) -> None:
+        """Say which cluster each component is of: after training the components are split, merged and grouped."""
+        k = self.vae_.prior.n_components
+        self.cluster_of_component_ = settle(self.vae_, x, self.seed_).numpy() if self.settle else np.arange(k)
+
     def _number_clusters(self, x: Rows) -> None:
-        """Reorder the components, largest first and those without a row last, and assign the rows."""
+        """Reorder clusters and their components, largest first and those without a row last, and assign the rows."""
         with torch.no_grad(), exclusive():
             weights = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
-        counts = np.bincount(self._clusters(x), minlength=len(weights))
-        by_size = {"weight": (-counts, -weights), "share": (-weights, -counts)}[self.numbered_by]
-        order = np.lexsort((*by_size, counts == 0))
+        counts = np.bincount(self._components(x), minlength=len(weights))
+        cluster = self.cluster_of_component_
+        sizes = {"weight": (counts, weights), "share": (weights, counts)}[self.numbered_by]
+        ranks = [-size for size in sizes] + [cluster]
+        whole = [-np.bincount(cluster, size, minlength=len(size))[cluster] for size in sizes]
+        empty = np.bincount(cluster, counts)[cluster] == 0
+        order = np.lexsort((*ranks, *whole, empty))
         self.vae_.reorder(torch.as_tensor(order, device=self._own_device()))
-        self.weights_ = weights[order]
+        _, first, number = np.unique(cluster[order], return_index=True, return_inverse=True)
+        self.cluster_of_component_ = np.argsort(np.argsort(first))[number]
+        self.component_weights_ = weights[order]
+        self.weights_ = self._by_cluster(self.component_weights_)
+        self.components_ = self._components(x)
         self.labels_ = self._clusters(x)
-        self.n_clusters_ = len(np.unique(self.labels_))
+        self._count_clusters()
+
+    def _count_clusters(self) -> None:
+        """Clusters of fewer rows than D + 2 are strays: too few to fill a covariance."""
+        sizes = np.bincount(self.labels_)
+        found = np.flatnonzero(sizes)
+        strays = sizes[found] < self.latent_dim + 2
+        self.strays_ = found[strays] if not strays.all() else found[:0]
+        self.n_clusters_ = len(found) - len(self.strays_)
+
+    def _by_cluster(self, weights: np.ndarray) -> np.ndarray:
+        """What components have (K,), added up by cluster, (K,): zero from the number of clusters on."""
+        found = np.zeros_like(weights)
+        np.add.at(found, self.cluster_of_component_, weights)
+        return found
 
     # Inference, some rows at a time
 
@@ -253,13 +273,28 @@ class Estimator(BaseEstimator):
         return self._batched(lambda rows: self.vae_.encoder(rows).mean, x)
 
     def _probabilities(self, x: Rows, function: Callable[[Tensor], Tensor] = lambda q_c: q_c) -> np.ndarray:
-        """q(c | x), (N, K), or what the function makes of each (M, K), for memory not to hold all of them."""
+        """q(c | x) of clusters, (N, K), or what the function makes of each (M, K), for memory not to hold all of them.
+
+        A cluster's is the sum of its components'; from the number of clusters on it is zero.
+        """
+        cluster = torch.as_tensor(self.cluster_of_component_, device=self._own_device())
+
+        def by_cluster(q_c: Tensor) -> Tensor:
+            return function(torch.zeros_like(q_c).index_add_(-1, cluster, q_c))
+
+        return self._responsibilities(x, by_cluster)
+
+    def _responsibilities(self, x: Rows, function: Callable[[Tensor], Tensor]) -> np.ndarray:
+        """What the function makes of q(c | x) of components, (M, K)."""
         with torch.no_grad(), exclusive():
             clustering = self.vae_.prior.clustering(self.vae_.encoder)
         return self._batched(lambda rows: function(clustering.responsibilities(self.vae_.encoder(rows).mean)), x)
 
     def _clusters(self, x: Rows) -> np.ndarray:
         return self._probabilities(x, lambda q_c: q_c.argmax(-1))
+
+    def _components(self, x: Rows) -> np.ndarray:
+        return self._responsibilities(x, lambda q_c: q_c.argmax(-1))
 
     def _log_p_x(self, z: Tensor, rows: Tensor) -> Tensor:
         """log p(x | z), (S, M), of rows (M, ...) at z (S, M, D)."""
@@ -281,22 +316,22 @@ class Estimator(BaseEstimator):
         log_weights = self._log_p_x(z, rows) + p_z.log_prob(z) - q_z.log_prob(z)
         return log_weights.logsumexp(0) - np.log(len(noise))
 
-    def _draw_components(self, n_samples: int, component: int | None) -> tuple[Tensor, Tensor]:
-        """z (n_samples, D) and c (n_samples,) from the prior, or from one component of it."""
+    def _draw_clusters(self, n_samples: int, cluster: int | None) -> tuple[Tensor, Tensor]:
+        """z (n_samples, D) and clusters (n_samples,) from the prior, or from one cluster of it."""
         p_z = self.vae_.prior(self.vae_.encoder)
-        if component is None:
-            c = torch.multinomial(p_z.weights, n_samples, replacement=True)
-        else:
-            c = torch.full((n_samples,), component, device=self._own_device())
-        return p_z.component(c).sample(), c
+        clusters = torch.as_tensor(self.cluster_of_component_, device=self._own_device())
+        weights = p_z.weights if cluster is None else p_z.weights * (clusters == cluster)
+        # One component is all that there is to draw, and takes no random number.
+        c = torch.multinomial(weights, n_samples, replacement=True) if (weights > 0).sum() > 1 else weights.argmax()
+        c = c.expand(n_samples)
+        return p_z.component(c).sample(), clusters[c]
 
     def _check_draw(self, n_samples: int, component: int | None) -> None:
         check_whole("n_samples", n_samples)
         whole = isinstance(component, Integral) and not isinstance(component, bool)
-        if component is not None and not (whole and 0 <= component < self.n_components_):
-            raise ValueError(
-                f"component={component!r} should be a whole number between 0 and {self.n_components_ - 1}, or None"
-            )
+        last = int(self.cluster_of_component_.max())
+        if component is not None and not (whole and 0 <= component <= last):
+            raise ValueError(f"component={component!r} should be a whole number between 0 and {last}, or None")
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "labels_")
@@ -311,7 +346,9 @@ class Estimator(BaseEstimator):
         """Write the parameters, the networks and what the fit found; ``fitted`` is what this estimator has besides."""
         found = {
             "n_components": int(self.n_components_),
-            "weights": torch.as_tensor(self.weights_),
+            "weights": torch.as_tensor(self.component_weights_),
+            "clusters": torch.as_tensor(self.cluster_of_component_),
+            "components": torch.as_tensor(self.components_),
             "labels": torch.as_tensor(self.labels_),
             "history": self.history_.to_dict("list"),
             "n_iter": self.n_iter_,
@@ -334,7 +371,10 @@ class Estimator(BaseEstimator):
         entries = Entries(files.load(path, "model"), str(path))
         if "estimator" in entries and (name := entries.get("estimator", str)) != cls.__name__:
             raise ValueError(f"{path} is a model of {name!r}, not of {cls.__name__}")
-        entries.plain("params")
+        saved = entries.plain("params")
+        if "settle" not in saved and "settle" in cls().get_params(deep=False):
+            # From before components were grouped.
+            entries.content["params"] = {**{k: v for k, v in saved.items() if k not in storing.GONE}, "settle": False}
         params = entries.names("params", cls().get_params(deep=False)).content
         with storing.restoring(path):  # what is wrong may be a name that is not registered here
             model = cls(**{**storing.parameters(params, custom, path), "device": device})
@@ -344,9 +384,15 @@ class Estimator(BaseEstimator):
         model.n_components_, model.seed_ = fitted.whole("n_components", 1), fitted.whole("seed", 0, storing.MOST_SEED)
         with storing.restoring(path):
             model._training_config(anywhere=True)
-        model.weights_ = fitted.floats("weights", (model.n_components_,)).numpy()
+        model.component_weights_ = fitted.floats("weights", (model.n_components_,)).numpy()
         model.labels_ = fitted.positions("labels", model.n_components_).numpy()
-        model.n_clusters_ = len(np.unique(model.labels_))
+        # In a file from before components were grouped each is a cluster.
+        model.cluster_of_component_, model.components_ = np.arange(model.n_components_), model.labels_
+        if "clusters" in fitted:
+            model.cluster_of_component_ = fitted.positions("clusters", model.n_components_).numpy()
+            model.components_ = fitted.positions("components", model.n_components_).numpy()
+        model.weights_ = model._by_cluster(model.component_weights_)
+        model._count_clusters()
         model.history_ = storing.history(fitted)
         model.n_iter_ = fitted.whole("n_iter", len(model.history_), len(model.history_))
         model.best_epoch_ = fitted.whole("best_epoch", 0, model.n_iter_)

@@ -69,16 +69,14 @@ class SingleCellVMM(FittedCells):
             that of the authors' code, with which it was measured.
         batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, freeze_after, reuse_draws: see
             :class:`~pyro_vmm.inference.TrainingConfig`.
-        consolidation_steps, consolidation_learning_rate: MAP steps after training, with the networks at rest; see
-            :meth:`~pyro_vmm.inference.Trainer.consolidate`. More of either leaves fewer clusters; steps are at most as
-            many as training took.
+        settle: as of :class:`~pyro_vmm.VMM`.
         validation_fraction: share of the cells held back for early stopping; 0 for none.
         dtype, device, capture, precision, checkpoint_every, progress, random_state: as of :class:`~pyro_vmm.VMM`.
 
     Attributes:
         labels_: the cluster of each cell, (N,); clusters are numbered by their number of cells, largest first.
-        weights_: pi, (K,).
-        n_clusters_: clusters that win at least one cell.
+        weights_: the weight of each cluster, (K,).
+        n_clusters_, strays_, components_, component_weights_, cluster_of_component_: as of :class:`~pyro_vmm.VMM`.
         batch_shares_: a DataFrame, clusters x batches: the shares of a cluster's cells. A cluster of one batch alone is
             either a cell type that the others lack, or an effect of the batch.
         genes_: the names of the genes, (G,); ``batches_`` those of the batches, (B,).
@@ -125,8 +123,7 @@ class SingleCellVMM(FittedCells):
         patience: int | None = 45,
         freeze_after: int | None = 10,
         reuse_draws: bool = False,
-        consolidation_steps: int = 1000,
-        consolidation_learning_rate: float = 1e-2,
+        settle: bool = True,
         validation_fraction: float = 0.1,
         dtype: str = "float32",
         device: str = "auto",
@@ -166,8 +163,7 @@ class SingleCellVMM(FittedCells):
         self.patience = patience
         self.freeze_after = freeze_after
         self.reuse_draws = reuse_draws
-        self.consolidation_steps = consolidation_steps
-        self.consolidation_learning_rate = consolidation_learning_rate
+        self.settle = settle
         self.validation_fraction = validation_fraction
         self.dtype = dtype
         self.device = device
@@ -235,7 +231,7 @@ class SingleCellVMM(FittedCells):
         self._train(subset(x, train), x_val, callbacks=callbacks, checkpoint=writer, state=state)
         self._number_clusters(x)
         batch = self.layout_.batch(design).argmax(1).numpy()
-        self.batch_shares_ = annotation.batch_shares(self.labels_, batch, self.n_clusters_, self.batches_)
+        self.batch_shares_ = annotation.batch_shares(self.labels_, batch, self.labels_.max() + 1, self.batches_)
         return self
 
     def fit_predict(self, adata: "AnnData", y=None, **arguments) -> np.ndarray:
@@ -364,7 +360,7 @@ class SingleCellVMM(FittedCells):
             model.covariates_ = storing.covariates(fitted, keys)
         model.layout_ = model.covariates_.layout(len(model.genes_))
         model.library_size_ = fitted.positive("library_size")
-        shares = fitted.floats("batch_shares", (model.n_clusters_ + 1, model.layout_.n_batches))
+        shares = fitted.floats("batch_shares", (int(model.labels_.max()) + 2, model.layout_.n_batches))
         model.batch_shares_ = annotation.table(shares.numpy(), model.batches_)
         with storing.restoring(path), building.random_start(model.seed_):
             likelihood, unknown = model._build_likelihood(), torch.zeros(model.layout_.n_batches)

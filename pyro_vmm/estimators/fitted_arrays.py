@@ -79,7 +79,7 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
         self._check_draw(n_samples, component)
         seed = check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
         with seeded(seed, self._own_device()), torch.no_grad(), inference_mode(self.vae_):
-            z, c = self._draw_components(n_samples, component)
+            z, c = self._draw_clusters(n_samples, component)
             p_x = self.vae_.p_x(z)
             x = typical(p_x) if mean else p_x.sample()
         return x.cpu().numpy() * self.scale_ + self.shift_, c.cpu().numpy()

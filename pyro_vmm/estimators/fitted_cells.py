@@ -161,7 +161,7 @@ class FittedCells(Estimator):
         code = 0 if batch is None else self._batch_code(batch)
         seed = check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
         with seeded(seed, self._own_device()), torch.no_grad(), inference_mode(self.vae_):
-            z, c = self._draw_components(n_samples, component)
+            z, c = self._draw_clusters(n_samples, component)
             middle = [z.new_full((n_samples, size), 1 / size) for size in self.layout_.n_categories]
             covariates = torch.cat([*middle, z.new_zeros(n_samples, self.layout_.n_continuous)], -1)
             covariates = self._as_of(covariates, code)

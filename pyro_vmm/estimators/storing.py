@@ -32,9 +32,11 @@ MOST_SEED = 2**31 - 1
 CUSTOM = ("encoder", "decoder", "likelihood", "prior")
 #: Modules whose settings a file keeps, to tell another one from that which a model was made with.
 OWN = (Prior, Likelihood, CellLikelihood)
-#: What may differ besides between an interrupted run and the one that continues it. Consolidation comes after the last
+#: What may differ besides between an interrupted run and the one that continues it. Settling comes after the last
 #: checkpoint. A seed may not, which of a trainer comes with its state; but ``random_state=None`` takes the run's.
-FREE = {*RESUMABLE, "progress", "device", "consolidation_steps", "consolidation_learning_rate"} - {"seed"}
+FREE = {*RESUMABLE, "progress", "device", "settle"} - {"seed"}
+#: Parameters of earlier versions that the fitted model does not depend on.
+GONE = ("consolidation_steps", "consolidation_learning_rate")
 #: And where that run diverged, in training or in a rival's pre-training.
 FREE_IF_DIVERGED = {"training": set(RATES), "pretraining": {*RATES, "pretraining_learning_rate"}}
 

@@ -2,7 +2,18 @@
 
 from pyro_vmm.inference.config import MONITORS, RATES, RESUMABLE, TrainingConfig
 from pyro_vmm.inference.elimination import Elimination
+from pyro_vmm.inference.settling import settle
 from pyro_vmm.inference.steps import Steps
 from pyro_vmm.inference.trainer import Trainer, TrainingDiverged
 
-__all__ = ["MONITORS", "RATES", "RESUMABLE", "Elimination", "Steps", "Trainer", "TrainingConfig", "TrainingDiverged"]
+__all__ = [
+    "MONITORS",
+    "RATES",
+    "RESUMABLE",
+    "Elimination",
+    "Steps",
+    "Trainer",
+    "TrainingConfig",
+    "TrainingDiverged",
+    "settle",
+]

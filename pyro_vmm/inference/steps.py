@@ -92,12 +92,11 @@ class Steps:
         self._step(self.network_optimizer, loss, self.networks)
         return -loss.detach(), self._mean(self.elbo.log_likelihood, x), p_z
 
-    def map_step(self, x: Tensor, balanced: bool = True, z: Tensor | None = None) -> Tensor:
+    def map_step(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         """Ascend the MAP objective of a minibatch (M, ...) by the prior's parameters; returns it.
 
         Arguments:
             x: the minibatch.
-            balanced: whether the mixture's weights may differ between rows, where the model says so.
             z: draws from q(z; x), (M, D); None for new ones from the encoder as it is now.
         """
         prior, encoder = self.vae.prior, self.vae.encoder
@@ -105,7 +104,7 @@ class Steps:
             with torch.no_grad(), inference_mode(encoder):
                 z = draw(encoder(x), self.ranks)  # of a diagonal normal, sample() makes the host wait for the device
         centres = prior.centres(encoder) if prior.expectation == "analytic" else None
-        pair, log_factors = (prior.model, prior.guide), self.vae.log_factors(x) if balanced else None
+        pair, log_factors = (prior.model, prior.guide), self.vae.log_factors(x)
         rows = self.ranks.total(x)
         loss = self._mean(self.elbo.differentiable_loss(*pair, z, encoder, centres, rows, log_factors), x)
         self._step(self.prior_optimizer, loss, self.prior)

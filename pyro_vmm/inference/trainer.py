@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import NoReturn
 
 import torch
@@ -188,56 +188,6 @@ class Trainer:
         self._ended = good
         self.restore_best()
         return self.history
-
-    def consolidate(self, x: Rows, steps: int, learning_rate: float = 3e-3) -> None:
-        """MAP steps alone, at a learning rate of their own: the mixture settles on what the trained encoder makes of x.
-
-        The weights of components that the data do not need fall by at most a learning rate a step, so that training
-        ends with more clusters than the prior wants. With the networks at rest nothing is lost by going faster, and a
-        step costs a third. The mixture's weights are those of p(z), the same in every row.
-
-        Arguments:
-            x: training rows, (N, ...).
-            steps: how many.
-            learning_rate: of Adam, whose moments start anew.
-
-        Raises:
-            TrainingDiverged: a number was not finite; the parameters from before are restored.
-        """
-        if not self.steps.prior or steps < 1:
-            return
-        config = replace(self.config, prior_learning_rate=learning_rate, decay_fraction=0.0)
-        alone = Steps(self.vae, config, self.steps.graphs, self.ranks)
-        order = torch.Generator().manual_seed(self.config.seed)
-        step = alone.captured(lambda rows: (alone.map_step(rows, balanced=False),))
-        self._align(x)
-        before = _copy(self.vae.prior.state_dict())
-        finite = torch.ones((), dtype=torch.bool, device=self.device)
-        numbers = RandomNumbers(self.config.seed, self.device)
-        try:
-            with without_warnings_of_nan:
-                while steps:
-                    batches = shuffled(x, self.config.batch_size, order)[:steps]
-                    with closing(self._read(x, batches)) as stream:
-                        for batch in stream:
-                            with self._turn(numbers):
-                                finite &= step(batch)[0].isfinite()
-                    steps -= len(batches)
-                finite &= self._density(batch).isfinite().all()
-        finally:
-            step.reset()
-        if self.ranks.any(not finite):
-            self.vae.prior.load_state_dict(before)
-            raise TrainingDiverged(
-                "consolidation diverged; the parameters are those before it. A smaller consolidation_learning_rate may "
-                "help"
-            )
-
-    @torch.no_grad()
-    def _density(self, x: Tensor) -> Tensor:
-        """log p(z) at the means of q(z; x) of rows (M, ...), (M,)."""
-        with exclusive(), inference_mode(self.vae):
-            return self.vae.prior(self.vae.encoder).log_prob(self.vae.encoder(x).mean)
 
     def _check_rows(self, **named: Rows | None) -> None:
         for name, rows in named.items():

@@ -2,7 +2,13 @@
 
 from pyro_vmm.networks.decoders import CellDecoder, Decoder, conv_decoder
 from pyro_vmm.networks.encoders import COVARIANCE_STARTS, COVARIANCES, CellFeatures, GaussianEncoder, conv_encoder
-from pyro_vmm.networks.factors import DIAGONAL_FLOOR, inverse_softplus, lower_cholesky, scale_tril
+from pyro_vmm.networks.factors import (
+    DIAGONAL_FLOOR,
+    inverse_lower_cholesky,
+    inverse_softplus,
+    lower_cholesky,
+    scale_tril,
+)
 from pyro_vmm.networks.layers import Asinh, SoftOneHot, cell_mlp, inference_mode, linear, mlp, output_width
 
 __all__ = [
@@ -19,6 +25,7 @@ __all__ = [
     "conv_decoder",
     "conv_encoder",
     "inference_mode",
+    "inverse_lower_cholesky",
     "inverse_softplus",
     "linear",
     "lower_cholesky",

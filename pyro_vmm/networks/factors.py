@@ -17,6 +17,12 @@ def lower_cholesky(raw: Tensor) -> Tensor:
     return raw.tril(-1) + torch.diag_embed(diagonal)
 
 
+def inverse_lower_cholesky(tril: Tensor) -> Tensor:
+    """What :func:`lower_cholesky` makes these factors (..., D, D) of; diagonals below the floor come out at it."""
+    diagonal = (tril.diagonal(dim1=-2, dim2=-1) - DIAGONAL_FLOOR).clamp(min=DIAGONAL_FLOOR)
+    return tril.tril(-1) + torch.diag_embed(inverse_softplus(diagonal))
+
+
 def inverse_softplus(value: float | Tensor) -> float | Tensor:
     """What has the softplus ``value``, a positive number or a tensor of any shape."""
     if isinstance(value, Tensor):

@@ -13,7 +13,7 @@ The sites are ``alpha``, ``log_pi`` (and ``pi``), ``mu``, ``precision_tril`` (an
 What a prior of one's own has to define is said in :class:`Prior`.
 """
 
-from pyro_vmm.priors.base import EXPECTATIONS, Prior, latent
+from pyro_vmm.priors.base import EXPECTATIONS, Places, Prior, latent
 from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.mixtures import RESPONSIBILITIES, GaussianMixture, VampMixture
 from pyro_vmm.priors.pseudo_inputs import Centres
@@ -27,6 +27,7 @@ __all__ = [
     "Centres",
     "GaussianMixture",
     "HyperPrior",
+    "Places",
     "Prior",
     "StandardNormal",
     "VampMixture",

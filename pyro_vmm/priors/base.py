@@ -3,6 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -24,6 +25,22 @@ def latent(p_z: MixtureOfGaussians, obs: Tensor | None = None) -> Tensor:
     return pyro.sample("z", p_z.component(c), obs=obs)
 
 
+class Places(NamedTuple):
+    """Where n components should be: what some rows of data, encoded, look like.
+
+    Arguments:
+        count: how many rows each explains, (n,).
+        loc: their means, (n, D).
+        covariance: the covariances of draws from their q(z; x), (n, D, D).
+        rows: rows of data near each mean, (n, c, ...).
+    """
+
+    count: Tensor
+    loc: Tensor
+    covariance: Tensor
+    rows: Tensor
+
+
 class Prior(nn.Module, ABC):
     """The protocol of a prior: what the two steps, elimination, numbering, files and estimators need of it.
 
@@ -38,7 +55,8 @@ class Prior(nn.Module, ABC):
     - sets those of the class attributes below that differ;
     - defines :meth:`hierarchy` and :meth:`hierarchy_guide` if it has sites above the plate of data, and :meth:`centres`
       if the MAP step can take expectations over q(mu) in closed form;
-    - defines :meth:`subset` if components can leave training, with :meth:`rows_of`.
+    - defines :meth:`subset` if components can leave training, with :meth:`rows_of`;
+    - defines :meth:`place` if components can be moved to where the rows need them after training.
 
     A subclass of one of the package's priors has all of this from there. A name in :data:`PRIORS` makes it known to the
     estimators and to the command line: ``PRIORS["tied"] = Tied``.
@@ -57,6 +75,8 @@ class Prior(nn.Module, ABC):
     has_granularity = False
     #: Whether there are several components; else ``n_components`` is 1 whatever an estimator asks for.
     has_clusters = True
+    #: Whether components can be moved to where encoded rows need them, see :meth:`place`.
+    can_place = False
     #: Whether the centres are a parameter ``mu`` (K, D), which may start at encoded rows.
     free_centres = False
     #: How the training steps take the expectation over q(mu), one of ``EXPECTATIONS``.
@@ -189,6 +209,10 @@ class Prior(nn.Module, ABC):
         for name, tensor in (*self.named_parameters(), *self.named_buffers()):
             if name in kept_in_files and id(tensor) not in per_component:
                 tensor.copy_(kept_in_files[name])
+
+    def place(self, places: Places, slots: Tensor, encoder: nn.Module) -> None:
+        """Move components ``slots`` (n,) to n places, and take all weight from the others."""
+        raise NotImplementedError(f"{type(self).__name__} does not define place")
 
     # The Pyro pair
 

@@ -1,5 +1,6 @@
 """The Bayesian mixtures: equations (4) to (8), their centres points or guided by the encoder."""
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.networks import inverse_softplus, lower_cholesky
-from pyro_vmm.priors.base import EXPECTATIONS, Prior
+from pyro_vmm.networks import inverse_lower_cholesky, inverse_softplus, lower_cholesky
+from pyro_vmm.priors.base import EXPECTATIONS, Places, Prior
 from pyro_vmm.priors.hyperpriors import HyperPrior, as_hyperprior
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
 from pyro_vmm.runtime.checks import check_choice
 
 RESPONSIBILITIES = ("held", "differentiated")
+# log pi of a component that is not needed, below the largest: no row is ever its.
+UNUSED = -30.0
 
 
 class _BayesianMixture(Prior):
@@ -39,6 +42,7 @@ class _BayesianMixture(Prior):
 
     trained_by_map = True
     can_eliminate = True
+    can_place = True
     has_granularity = True
     per_component = ("pi_logits", "precision_raw")
 
@@ -96,6 +100,31 @@ class _BayesianMixture(Prior):
         frozen[kept] = False
         subset.frozen_logits = torch.cat([self.pi_logits.detach()[frozen], self.frozen_logits])
         return subset
+
+    @torch.no_grad()
+    def place(self, places: Places, slots: Tensor, encoder: nn.Module) -> None:
+        """Move components ``slots`` (n,) to n places, and take all weight from the others.
+
+        The precisions are the MAP points of (8) given rows and centres, the hyper-priors counted once:
+
+        .. math:: \\Lambda_k^{-1} = \frac{n_k (C_k + S_k) + V^{-1}}{n_k + \nu - D - 1}
+        """
+        self.pi_logits.fill_(UNUSED)
+        self.pi_logits[slots] = (places.count / places.count.max()).log()
+        self._place_centres(places, slots, encoder)
+        tril = self.centres(encoder).tril
+        spread = places.covariance if tril is None else places.covariance + (tril @ tril.mT)[slots]
+        wishart = self.hyperprior.precision_tril(self.latent_dim, self.n_components, self.origin)
+        count, scale = places.count[:, None, None], torch.eye(self.latent_dim).to(spread) / wishart.scale
+        if not any(tensor is self.precision_raw for tensor in self.component_tensors().values()):
+            spread, count = (count * spread).sum(0) / count.sum(), count.sum()
+        covariance = (count * spread + scale) / (count + wishart.df - self.latent_dim - 1)
+        raw = inverse_lower_cholesky(torch.linalg.cholesky(torch.linalg.inv(covariance)))
+        self.precision_raw[slots if raw.dim() == 3 else ...] = raw
+
+    @abstractmethod
+    def _place_centres(self, places: Places, slots: Tensor, encoder: nn.Module) -> None:
+        """Bring the centres of components ``slots`` (n,) as near to n places as they can be."""
 
     @abstractmethod
     def centres(self, encoder: nn.Module | None) -> Centres:
@@ -194,6 +223,9 @@ class GaussianMixture(_BayesianMixture):
     def centres(self, encoder: nn.Module | None = None) -> Centres:
         return Centres(self.mu, None)
 
+    def _place_centres(self, places: Places, slots: Tensor, encoder: nn.Module) -> None:
+        self.mu[slots] = places.loc
+
 
 class VampMixture(_BayesianMixture):
     r"""The VampPrior Mixture Model: the centres guided by the encoder on pseudo-inputs, equation (10).
@@ -218,6 +250,25 @@ class VampMixture(_BayesianMixture):
 
     def centres(self, encoder: nn.Module) -> Centres:
         return self.pseudo_inputs.encode(encoder)
+
+    def _place_centres(self, places: Places, slots: Tensor, encoder: nn.Module) -> None:
+        """Take the pseudo-input of those at hand, its own or a row of data, that is encoded nearest to the place."""
+        own = self.centres(encoder).loc[slots]
+        candidates = self.pseudo_inputs.like(places.rows.flatten(0, 1))
+        encoded = self._with(candidates).centres(encoder).loc.unflatten(0, places.rows.shape[:2])
+        step = torch.cat([own.unsqueeze(1), encoded], 1) - places.loc.unsqueeze(1)  # (n, 1 + c, D)
+        distance = torch.einsum("kci,kij,kcj->kc", step, torch.linalg.inv(places.covariance), step)
+        nearest = distance.argmin(1) - 1
+        moved = (nearest >= 0).nonzero().squeeze(1)
+        chosen = moved * places.rows.shape[1] + nearest[moved]
+        for name, tensor in self.pseudo_inputs.named_parameters():
+            tensor[slots[moved]] = candidates.get_parameter(name)[chosen]
+
+    def _with(self, pseudo_inputs: PseudoInputs) -> "VampMixture":
+        """This prior with other pseudo-inputs; the rest is shared."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "pseudo_inputs": pseudo_inputs}
+        return other
 
 
 def _m_prior(value: float | str) -> float | str:

@@ -45,6 +45,10 @@ class PseudoInputs(nn.Module):
     def forward(self) -> Tensor:
         return self.u
 
+    def like(self, rows: Tensor) -> "PseudoInputs":
+        """Pseudo-inputs of this kind that start at other rows, (n, ...)."""
+        return type(self)(rows)
+
     def encode(self, encoder: nn.Module) -> Centres:
         """q(.; u), always in inference mode: no dropout, running statistics only."""
         # Copies: a training pass before the backward one would move BatchNorm's statistics under it.
@@ -90,6 +94,9 @@ class CellPseudoInputs(PseudoInputs):
         self.layout, self.batch, self.counts = layout, batch, counts
         raw = nn.Parameter(values.new_zeros(len(values), layout.n_covariates)) if batch == "trained" else None
         self.register_parameter("covariates_raw", raw)
+
+    def like(self, rows: Tensor) -> "CellPseudoInputs":
+        return type(self)(self.layout, rows, self.batch, self.counts)
 
     @property
     def covariates(self) -> Tensor:

@@ -40,7 +40,7 @@ class Rival(VMM):
 
     # What a VMM leaves to its user, and a rival has no use for.
     prior, init, train_pseudo_inputs, init_centres, prior_learning_rate = "gmm", "random", True, "normal", None
-    hyperprior, consolidation_steps, consolidation_learning_rate = "paper", 0, 1.0
+    hyperprior, settle = "paper", False
     freeze_after, reuse_draws, capture, precision = None, False, False, "float32"
     #: The GMVAE and the DLGMM are defined for it alone.
     covariance, covariance_start = "diagonal", "diagonal"
@@ -276,9 +276,9 @@ class DLGMM(Rival):
 
     def _number_clusters(self, x: Rows) -> None:
         with torch.no_grad(), exclusive():
-            self.weights_ = self.vae_.prior().weights.cpu().numpy()
-        self.labels_ = self._probabilities(x).argmax(1)
-        self.n_clusters_ = len(np.unique(self.labels_))
+            self.component_weights_ = self.weights_ = self.vae_.prior().weights.cpu().numpy()
+        self.components_ = self.labels_ = self._probabilities(x).argmax(1)
+        self._count_clusters()
 
 
 def log_evidence(vae: LatentVariableModel, x: Tensor, n_draws: int) -> Tensor:

@@ -47,8 +47,8 @@ def _doubts(table: pd.DataFrame, chosen: pd.Series) -> list[str]:
     if chosen["stability"] < LOW_STABILITY:
         doubts.append(
             f"Even so, two clusterings agree with an adjusted Rand index of {chosen['stability']:.2f} only: single "
-            "clusters may not be found again, and the recommendation means little. Longer training, a larger "
-            "prior_learning_rate or consolidation_steps may help."
+            "clusters may not be found again, and the recommendation means little. Longer training or a "
+            "larger prior_learning_rate may help."
         )
     if sound["stable"].all() and len(sound) > 1:
         doubts.append("All candidates are about as stable: stability does not tell them apart. More seeds may.")

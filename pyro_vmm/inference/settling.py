@@ -1,0 +1,119 @@
+"""After training: the components that the encoded rows need, and the clusters that they make up."""
+
+from contextlib import closing
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vmm.models import LatentVariableModel
+from pyro_vmm.networks import inference_mode, scale_tril
+from pyro_vmm.priors import Places, Prior
+from pyro_vmm.priors.evidence import Encoded, Moments
+from pyro_vmm.priors.groups import find_groups
+from pyro_vmm.priors.moves import find_components, vague
+from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.rows import Rows, read
+
+#: The moves look at so many rows at most: a random part of more tells as much of what clusters there are, and the
+#: evidence for each does not grow without bound.
+MOST_ROWS = 20_000
+# Rows of data near the middle of a component, of which one becomes its pseudo-input.
+CANDIDATES = 16
+ROWS_AT_ONCE = 1024
+
+
+def can_settle(prior: Prior) -> bool:
+    """Whether components may be moved: the prior can, and nothing that it would move is held fixed."""
+    return prior.can_place and all(
+        tensor.requires_grad or not tensor.is_floating_point() for tensor in prior.component_tensors().values()
+    )
+
+
+def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
+    """Move the prior's components to where the rows need them; the cluster of each component, (K,), numbered from 0.
+
+    The networks are at rest. Components split and merge until the evidence of the encoded rows rises no more
+    (:mod:`pyro_vmm.priors.moves`), and those that nothing sets apart make up one cluster
+    (:mod:`pyro_vmm.priors.groups`).
+
+    Arguments:
+        vae: a trained model.
+        x: the rows that it was trained on, (N, ...).
+        seed: of which rows are looked at, where there are more than ``MOST_ROWS``.
+    """
+    prior = vae.prior
+    if not can_settle(prior):
+        return torch.arange(prior.n_components)
+    rows = torch.arange(len(x))
+    if len(x) > MOST_ROWS:
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST_ROWS].sort().values
+    encoded, before = encode(vae, x, rows)
+    found = find_components(encoded, before, prior.n_components)
+    with exclusive(), inference_mode(vae):
+        prior.place(_places(vae, x, rows, encoded, found), _slots(found, before, prior.n_components), vae.encoder)
+    labels = assign(vae, encoded)
+    used, present = np.unique(labels, return_inverse=True)
+    groups = np.full(prior.n_components, -1)
+    groups[used] = find_groups(encoded, present, vague(encoded))
+    # A component without rows is a cluster without rows.
+    unused = groups < 0
+    groups[unused] = groups.max() + 1 + np.arange(unused.sum())
+    return torch.as_tensor(groups)
+
+
+@torch.no_grad()
+def encode(vae: LatentVariableModel, x: Rows, rows: Tensor) -> tuple[Encoded, np.ndarray]:
+    """q(z; x) of some rows, and the component of each by q(c | x), (n,)."""
+    means, spreads, labels = [], [], []
+    with inference_mode(vae), closing(read(x, rows.split(ROWS_AT_ONCE))) as stream:
+        with exclusive():
+            clustering = vae.prior.clustering(vae.encoder)
+        for batch in stream:
+            with exclusive():
+                q = vae.encoder(batch)
+                tril = scale_tril(q)
+                diagonal = not tril.tril(-1).any()
+                spread = q.variance if diagonal else tril @ tril.mT
+                labels.append(clustering.responsibilities(q.mean).argmax(-1).cpu())
+            means.append(q.mean.double().cpu())
+            spreads.append(spread.cpu())
+    return Encoded(torch.cat(means).numpy(), torch.cat(spreads).numpy()), torch.cat(labels).numpy()
+
+
+@torch.no_grad()
+def assign(vae: LatentVariableModel, encoded: Encoded) -> np.ndarray:
+    """The most responsible component for the mean of each encoded row, (n,)."""
+    origin = vae.prior.origin
+    with inference_mode(vae), exclusive():
+        clustering = vae.prior.clustering(vae.encoder)
+    parts = torch.as_tensor(encoded.mean).split(ROWS_AT_ONCE)
+    return torch.cat([clustering.responsibilities(part.to(origin)).argmax(-1).cpu() for part in parts]).numpy()
+
+
+def _places(vae: LatentVariableModel, x: Rows, rows: Tensor, encoded: Encoded, labels: np.ndarray) -> Places:
+    moments = Moments.of(encoded, labels, labels.max() + 1)
+    # The few rows of a small component may lie in a plane: its covariance has the encoder's uncertainty besides.
+    covariance = moments.covariance
+    near = np.empty((len(moments), CANDIDATES), dtype=int)
+    for k in range(len(moments)):
+        members = np.flatnonzero(labels == k)
+        step = encoded.mean[members] - moments.mean[k]
+        distance = np.einsum("ni,ij,nj->n", step, np.linalg.inv(covariance[k]), step)
+        near[k] = np.resize(members[np.argsort(distance, kind="stable")[:CANDIDATES]], CANDIDATES)
+    origin = vae.prior.origin
+    numbers = (torch.as_tensor(each).to(origin) for each in (moments.count, moments.mean, covariance))
+    candidates = x[rows[torch.as_tensor(near.ravel())]].to(origin)
+    return Places(*numbers, candidates.unflatten(0, near.shape))
+
+
+def _slots(found: np.ndarray, before: np.ndarray, n: int) -> Tensor:
+    """Which of n components goes to each place: the one that most of its rows were of, if it is free."""
+    counts = np.zeros((found.max() + 1, n), dtype=int)
+    np.add.at(counts, (found, before), 1)
+    slots, free = np.full(len(counts), -1), np.ones(n, bool)
+    for k, old in zip(*np.unravel_index(np.argsort(-counts, axis=None, kind="stable"), counts.shape), strict=True):
+        if counts[k, old] and slots[k] < 0 and free[old]:
+            slots[k], free[old] = old, False
+    slots[slots < 0] = np.flatnonzero(free)[: (slots < 0).sum()]
+    return torch.as_tensor(slots)

@@ -1,0 +1,181 @@
+"""How many normals the encoded rows need: components split and merge until the evidence rises no more.
+
+Gradient steps move components but make none: two that have merged before the encoder tells their rows apart stay one.
+The moves here do, and the evidence says which to make. Of two ways to part the same rows between normals the one with
+the larger evidence
+
+    sum over components of  log Gamma(n_k) + log p(rows of k under one normal)
+
+is better, by the Dirichlet process's prior on partitions and the normals' parameters integrated out. It is the ratio
+that decides on splits and merges in Ronen et al., DeepDPM, CVPR 2022, equation 6 (Chang & Fisher, NeurIPS 2013), and an
+exact integrated complete-data likelihood (Biernacki et al., 2010): two normals have to be set apart to be worth more
+than one.
+"""
+
+import numpy as np
+from scipy.special import gammaln
+from sklearn.cluster import KMeans
+
+from pyro_vmm.priors.evidence import Encoded, Moments, NormalWishart
+
+# A component of fewer rows than twice this number is not split.
+LEAST_ROWS = 3
+# The rows of a component are parted in so many ways to find its best split.
+PARTS_TRIED = 3
+# What the degrees of freedom of the fitted prior may exceed D + 1 by, in multiples of D.
+EXCESS_DF = (0.5, 1, 2, 4, 8, 16)
+# Each loop ends when nothing changes any more; these bounds only guard against cycles.
+ROUNDS, REFITS, PASSES = 20, 6, 15
+
+
+def vague(encoded: Encoded) -> NormalWishart:
+    """A prior that knows the encoder's uncertainty alone: its average covariance, worth the fewest rows."""
+    d = encoded.mean.shape[1]
+    return NormalWishart(encoded.mean.mean(0), encoded.average_covariance, d + 2)
+
+
+def fitted(moments: Moments, loc: np.ndarray) -> NormalWishart:
+    """The prior from which components like these come: their covariance, for as many rows as the evidence favours.
+
+    Small clusters are found by what all of them have in common: a vague prior lets each pay for D (D + 3) / 2
+    parameters of its own.
+    """
+    d, within = len(loc), moments.within
+    priors = [NormalWishart(loc, excess * d * within, d + 1 + excess * d) for excess in EXCESS_DF]
+    return max(priors, key=lambda prior: prior.log_evidence(moments).sum())
+
+
+def find_components(encoded: Encoded, labels: np.ndarray, most: int) -> np.ndarray:
+    """The component of each row, (N,), numbered from 0.
+
+    First by a vague prior, which merges what training has left in pieces; then by priors fitted to the components
+    found, until they stay the same.
+
+    Arguments:
+        encoded: N rows.
+        labels: where to start from, (N,).
+        most: components there may be.
+    """
+    prior, before = vague(encoded), None
+    labels = settle(encoded, labels, prior, most)
+    for _ in range(REFITS):
+        moments = Moments.of(encoded, labels, labels.max() + 1)
+        labels = settle(encoded, labels, fitted(moments, prior.loc), most)
+        if before is not None and np.array_equal(labels, before):
+            break
+        before = labels
+    return labels
+
+
+def settle(encoded: Encoded, labels: np.ndarray, prior: NormalWishart, most: int) -> np.ndarray:
+    """Merge and split components until no move has a larger evidence; labels (N,), numbered from 0."""
+    labels = compact(labels)
+    for _ in range(ROUNDS):
+        labels = reassign(encoded, labels, prior)
+        merged = merge(encoded, labels, prior)
+        parted = split(encoded, merged, prior, most)
+        if parted.max() == merged.max() == labels.max():
+            return labels
+        labels = parted
+    return labels
+
+
+def reassign(encoded: Encoded, labels: np.ndarray, prior: NormalWishart, passes: int = PASSES) -> np.ndarray:
+    """Give each row to the normal that explains it best, and fit the normals anew, until rows stay (hard EM)."""
+    for _ in range(passes):
+        moments = Moments.of(encoded, labels, labels.max() + 1)
+        new = log_density(encoded, np.log(moments.count), *prior.mode(moments)).argmax(1)
+        changed, labels = (new != labels).mean(), compact(new)
+        if changed < 1e-3:
+            break
+    return labels
+
+
+def log_density(encoded: Encoded, log_weights: np.ndarray, loc: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """E_q(z; x) log w_k Normal(z; m_k, C_k), up to a constant, (N, K), in one matrix product."""
+    precision = np.linalg.inv(covariance)
+    root = np.linalg.cholesky(precision)  # (K, D, D), lower
+    k, d = loc.shape
+    whitened = encoded.mean @ root.transpose(1, 0, 2).reshape(d, k * d) - np.einsum("kij,ki->kj", root, loc).ravel()
+    squares = np.square(whitened).reshape(-1, k, d).sum(-1) + encoded.expected_squares(precision)
+    return log_weights + np.log(root.diagonal(axis1=1, axis2=2)).sum(1) - 0.5 * squares
+
+
+def merge(encoded: Encoded, labels: np.ndarray, prior: NormalWishart) -> np.ndarray:
+    """Join the pair that gains most evidence by it, then look again, until no pair gains any."""
+    moments = Moments.of(encoded, labels, labels.max() + 1)
+    gains, own = np.full((len(moments),) * 2, -np.inf), prior.log_evidence(moments)
+    alive, target = np.ones(len(moments), bool), np.arange(len(moments))
+
+    def update(k: int) -> None:
+        others = np.flatnonzero(alive & (np.arange(len(alive)) != k))
+        gains[k] = gains[:, k] = -np.inf
+        gains[k, others] = gains[others, k] = merge_gain(
+            moments[[k] * len(others)], moments[others], own[k], own[others], prior
+        )
+
+    for k in range(len(moments)):
+        update(k)
+    while gains.max() > 0:
+        a, b = np.unravel_index(gains.argmax(), gains.shape)
+        moments.count[a] += moments.count[b]
+        moments.total[a] += moments.total[b]
+        moments.square[a] += moments.square[b]
+        own[a] = prior.log_evidence(moments[[a]])[0]
+        alive[b], target[target == b] = False, a
+        gains[b] = gains[:, b] = -np.inf
+        update(a)
+    return compact(target[labels])
+
+
+def merge_gain(a: Moments, b: Moments, log_a: np.ndarray, log_b: np.ndarray, prior: NormalWishart) -> np.ndarray:
+    """By how much the evidence rises if each pair of groups becomes one, (n,); their own evidence is given."""
+    sizes = gammaln(a.count + b.count) - gammaln(a.count) - gammaln(b.count)
+    return sizes + prior.log_evidence(a + b) - log_a - log_b
+
+
+def split(encoded: Encoded, labels: np.ndarray, prior: NormalWishart, most: int) -> np.ndarray:
+    """Part each component in two where that gains evidence, those that gain most first."""
+    found = []
+    for k in range(labels.max() + 1):
+        rows = np.flatnonzero(labels == k)
+        if len(rows) >= 2 * LEAST_ROWS:
+            gain, side = best_split(encoded[rows], prior)
+            if gain > 0:
+                found.append((gain, rows[side]))
+    labels, n = labels.copy(), labels.max() + 1
+    for _, rows in sorted(found, key=lambda each: -each[0])[: most - n]:
+        labels[rows] = n
+        n += 1
+    return labels
+
+
+def best_split(encoded: Encoded, prior: NormalWishart) -> tuple[float, np.ndarray]:
+    """The evidence gained by the best of a few ways to part rows in two, and which rows leave, (N,) bool."""
+    best, whole = (-np.inf, np.zeros(len(encoded), bool)), np.zeros(len(encoded), int)
+    one = prior.log_evidence(Moments.of(encoded, whole, 1))[0]
+    for start in _starts(encoded):
+        labels = reassign(encoded, start, prior)
+        moments = Moments.of(encoded, labels, labels.max() + 1)
+        if len(moments) < 2 or moments.count.min() < LEAST_ROWS:
+            continue
+        gain = prior.log_evidence(moments).sum() - one + gammaln(moments.count).sum() - gammaln(len(encoded))
+        if gain > best[0]:
+            best = gain, labels == 1
+    return best
+
+
+def _starts(encoded: Encoded) -> list[np.ndarray]:
+    """Two halves along the longest axis, and by k-means as they are and whitened."""
+    centred = encoded.mean - encoded.mean.mean(0)
+    longest = np.linalg.eigh(centred.T @ centred)[1][:, -1]
+    side = (centred @ longest > 0).astype(int)
+    whitener = np.linalg.cholesky(np.linalg.inv(centred.T @ centred / len(centred) + encoded.average_covariance))
+    views = [centred @ whitener, centred, centred @ whitener][: PARTS_TRIED - 1]
+    starts = [KMeans(2, n_init=1, random_state=seed).fit_predict(view) for seed, view in enumerate(views)]
+    return [start for start in (side, *starts) if 0 < start.sum() < len(start)]
+
+
+def compact(labels: np.ndarray) -> np.ndarray:
+    """The same groups, numbered from 0 without gaps."""
+    return np.unique(labels, return_inverse=True)[1]

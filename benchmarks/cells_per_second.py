@@ -62,7 +62,7 @@ def our_epochs(adata: AnnData, epochs: int, validation: bool, prior: str) -> tup
         epochs=epochs,
         patience=None,
         validation_fraction=held_back,
-        consolidation_steps=0,  # they follow the epochs and are not timed
+        settle=False,  # they follow the epochs and are not timed
         device="cpu",
         random_state=0,
     )

@@ -19,7 +19,7 @@ from damage_options import json_lie, options_lie, torch_lie
 
 Numbers = dict[str, np.ndarray]
 #: Options of a model that is trained in no time.
-TINY = {"hidden": [8], "components": 4, "latent_dim": 2, "epochs": 1, "consolidation_steps": 0}
+TINY = {"hidden": [8], "components": 4, "latent_dim": 2, "epochs": 1, "settle": False}
 
 
 @dataclass(frozen=True)

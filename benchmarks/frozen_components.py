@@ -67,7 +67,7 @@ def rates_table(found: dict[str, list[dict]], epochs: int) -> list[str]:
 
 def steps_table(adata: AnnData, clock: str, repeats: int = 30) -> list[str]:
     """Milliseconds of an iteration with fewer and fewer components, in alternation on the same minibatches."""
-    read, model = CLOCKS[clock], SingleCellVMM("batch", epochs=1, consolidation_steps=0, device="cpu", random_state=0)
+    read, model = CLOCKS[clock], SingleCellVMM("batch", epochs=1, settle=False, device="cpu", random_state=0)
     model.fit(adata)
     batches = model.to_tensor(adata[: 8 * BATCH_SIZE]).split(BATCH_SIZE)
     vae = model.vae_.train()

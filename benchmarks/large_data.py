@@ -73,7 +73,7 @@ def fit(path: Path, way: str, epochs: int, batch_size: int) -> dict:
         epochs=epochs,
         patience=None,
         batch_size=batch_size,
-        consolidation_steps=0,
+        settle=False,
         device="cpu",
         random_state=0,
     )

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TINY = ["--epochs", "2", "--hidden", "32", "--components", "30", "--consolidation-steps", "5", "--quiet"]
+TINY = ["--epochs", "2", "--hidden", "32", "--components", "30", "--quiet"]
 BY_BATCH = ["--batch-key", "batch", "--label-key", "cell_type"]
 SEED = 0
 #: Cells simulated at a time.

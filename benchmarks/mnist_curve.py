@@ -119,8 +119,6 @@ def main() -> None:
     parser.add_argument("--m-prior", type=float, default=256)
     parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--decay-fraction", type=float, default=0.0)
-    parser.add_argument("--consolidation-steps", type=int, default=0, help="MAP steps alone, after training")
-    parser.add_argument("--consolidation-learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -146,7 +144,6 @@ def main() -> None:
         checkpoint=lambda state: files.save({"trainer": state}, checkpoint, "checkpoint"),
         progress=False,
     )
-    trainer.consolidate(train, args.consolidation_steps, args.consolidation_learning_rate)
     found = probabilities(vae, x)
     scores = {name: round(float(value), 4) for name, value in clustering_scores(data.labels, found).items()}
     print(f"epoch {trainer.best['epoch']} of {len(trainer.history)}, all 70,000 images: {scores}")

@@ -4,7 +4,7 @@
 
 Well-separated normals in ``latent`` dimensions (centres at least ``separation`` standard deviations apart) go through a
 random two-layer network into ``features`` dimensions, with a little noise. The settings are the defaults but for the
-networks' widths, the rates and the consolidation. They are the same for every case, and no label is used; a case is
+networks' widths and the rates. They are the same for every case, and no label is used; a case is
 right with the right number of clusters and NMI above 0.95. A cluster counts if it holds at least 0.5 % of the rows.
 """
 
@@ -28,13 +28,10 @@ CASES = [
     (4000, 20, 10, 100, 10.0),
     (2000, 10, 5, 50, 4.0),
 ]
-#: Slow in training, so that neighbouring clusters do not merge before the encoder tells them apart; settled afterwards.
 SETTINGS = {
     "hidden": (128, 128),
     "learning_rate": 1e-3,
     "prior_learning_rate": 1e-4,
-    "consolidation_steps": 2000,
-    "consolidation_learning_rate": 6e-3,
 }
 #: A cluster counts from this share of the rows on.
 SMALLEST = 0.005

@@ -17,7 +17,7 @@ import numpy as np
 from pyro_vmm import VMM, SingleCellVMM
 
 SEEDS = 10
-TINY = {"latent_dim": 2, "hidden": (8,), "epochs": 4, "batch_size": 30, "consolidation_steps": 5}
+TINY = {"latent_dim": 2, "hidden": (8,), "epochs": 4, "batch_size": 30, "settle": True}
 X = np.random.default_rng(0).normal(size=(90, 5)) + np.repeat([0, 5, 10], 30)[:, None]
 CELLS = anndata.AnnData(
     np.random.default_rng(1).poisson(3.0, (60, 6)).astype(np.float32) + 1, obs={"batch": np.tile(["a", "b"], 30)}

@@ -39,8 +39,6 @@ def tabular(
             "epochs": epochs,
             "steps": steps,
             "fall": 2.0,
-            "consolidation_steps": 2000,
-            "consolidation_fall": 6.0,
             "m_prior": 256,
         },
     }
@@ -107,7 +105,13 @@ SCALES = {
             "likelihood_options": {"initial_scale": 1.0},
         },
         # The hyper-prior and the start of the authors' code, which the published numbers come from.
-        ours={"n_components": 100, "m_prior": 256, "hyperprior": "reference", "covariance_start": "random"},
+        ours={
+            "n_components": 100,
+            "m_prior": 256,
+            "hyperprior": "reference",
+            "covariance_start": "random",
+            "settle": False,
+        },
         vade={
             "covariance": "full",
             "covariance_start": "random",
@@ -135,7 +139,7 @@ SCALES = {
             "validation_fraction": 0.1,
             "likelihood_options": {"initial_scale": 1.0},
         },
-        ours={"n_components": 100, "m_prior": 256, "hyperprior": "reference"},
+        ours={"n_components": 100, "m_prior": 256, "hyperprior": "reference", "settle": False},
         # The iterations of the pre-training are those at full scale, some 3,000.
         vade={"covariance": "full", "pretraining_epochs": 85, "pretraining_learning_rate": 2e-3},
         configurations={"label-free": LABEL_FREE},
@@ -155,7 +159,7 @@ SCALES = {
             "validation_fraction": 0.2,
             "checkpoint_every": 1,
         },
-        ours={"n_components": 12, "m_prior": 100},
+        ours={"n_components": 12, "m_prior": 100, "settle": False},
         vade={"covariance": "full", "pretraining_epochs": 1},
         configurations={"labels": LABELS, "label-free": LABEL_FREE},
         surgery=LABEL_FREE,

@@ -10,8 +10,6 @@ rules:
 - the prior's learning rate lets weights fall by ``fall`` nats in so many steps, however few they are: fast enough for
   a small table, whose networks learn it by heart, slow enough for neighbouring clusters not to merge before the encoder
   tells them apart;
-- afterwards the prior settles, with the networks at rest: weights can fall by ``consolidation_fall`` nats more, in at
-  most ``consolidation_steps`` steps;
 - ``m_prior`` is 256 as everywhere, but at most the number of rows: hyper-priors count at least once;
 - no component leaves training early, as ten epochs of a small table are ten steps.
 
@@ -130,15 +128,12 @@ def estimator_settings(settings: dict, rows: int, columns: int) -> dict:
     batches = math.ceil((rows - int(estimator["validation_fraction"] * rows)) / estimator["batch_size"])
     epochs = min(settings["epochs"], math.ceil(settings["steps"] / batches))
     steps = epochs * batches
-    consolidation_steps = min(settings["consolidation_steps"], steps)
     return {
         **estimator,
         "latent_dim": min(estimator["latent_dim"], columns),
         "m_prior": min(settings["m_prior"], rows),
         "epochs": epochs,
         "prior_learning_rate": settings["fall"] / steps,
-        "consolidation_steps": consolidation_steps,
-        "consolidation_learning_rate": settings["consolidation_fall"] / consolidation_steps,
         "checkpoint_every": max(1, epochs // 20),
     }
 

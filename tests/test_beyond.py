@@ -253,8 +253,6 @@ def test_steps_and_dimensions_follow_from_the_table():
         assert found["epochs"] <= 500 and steps < settings["steps"] + batches
         assert found["epochs"] == 500 or steps >= settings["steps"]
         assert found["prior_learning_rate"] * steps == pytest.approx(2)
-        assert found["consolidation_steps"] == min(2000, steps)
-        assert found["consolidation_learning_rate"] * found["consolidation_steps"] == pytest.approx(6)
         assert found["latent_dim"] == dim and found["m_prior"] == m_prior
 
 

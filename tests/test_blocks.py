@@ -30,7 +30,7 @@ TINY = {
     "hidden": (8,),
     "epochs": 1,
     "batch_size": 16,
-    "consolidation_steps": 3,
+    "settle": True,
     "random_state": 3,
     "device": "cpu",
 }

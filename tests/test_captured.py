@@ -86,13 +86,11 @@ def test_training_gives_the_numbers_of_eager_steps(prior, networks, device):
     for graphs in (None, graphs_on(device)):
         found = trainer(build(prior, networks, device), graphs)
         found.fit(x, x[:20], progress=False)
-        found.consolidate(x, 12)
         runs.append(everything(found))
     assert_alike(*runs)
     if device == "cpu":
-        # Full and short minibatches; those of consolidation besides, unless there is no prior to settle.
-        expected = 4 if prior in ("gmm", "vmm") else 2
-        assert (graphs.rehearsals, graphs.recordings) == (expected, expected)
+        # Full and short minibatches.
+        assert (graphs.rehearsals, graphs.recordings) == (2, 2)
 
 
 @every_device

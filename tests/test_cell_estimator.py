@@ -27,7 +27,7 @@ from pyro_vmm.inference import Trainer
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import PRIORS
 
-TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 3, "random_state": 0}
+TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "settle": False, "random_state": 0}
 G = 12
 few_cells = pytest.mark.filterwarnings("ignore:batch_key=.*fewer than 10 cells:UserWarning")
 
@@ -67,7 +67,7 @@ def test_finds_planted_types_across_batches(pseudo_batch):
     adata = planted(240)
     # Of six random cells it is likely enough that none is of one type.
     settings = {"n_components": 6, "init": "k-means++", "hidden": (32,), "batch_size": 64, "patience": None}
-    rates = {"epochs": 30, "learning_rate": 1e-2, "prior_learning_rate": 2e-2, "consolidation_steps": 100}
+    rates = {"epochs": 30, "learning_rate": 1e-2, "prior_learning_rate": 2e-2, "settle": False}
     model = fit(adata, **settings, **rates, pseudo_batch=pseudo_batch)
     assert normalized_mutual_info_score(adata.obs["type"], model.labels_) > 0.9
     large = model.batch_shares_.iloc[:3]
@@ -677,7 +677,7 @@ def starts(model: SingleCellVMM) -> np.ndarray:
 def test_pseudo_inputs_start_at_the_cells_named(container, tmp_path):
     """Whether or not those are held back for validation."""
     adata, names = planted(), [f"cell{i}" for i in range(0, 90, 10)]
-    still = {"epochs": 1, "prior_learning_rate": 1e-9, "consolidation_steps": 0, "n_components": 9}
+    still = {"epochs": 1, "prior_learning_rate": 1e-9, "settle": False, "n_components": 9}
     model = fit(adata, init=container(names), **still, validation_fraction=0.5)
     expected = adata[names].X.toarray()
     np.testing.assert_allclose(starts(model), expected[np.lexsort(expected.T)], atol=1e-3)
@@ -691,7 +691,7 @@ def test_pseudo_inputs_start_at_the_cells_named(container, tmp_path):
 
 def test_k_means_start_spreads_over_the_types():
     adata = planted()
-    model = fit(adata, init="k-means++", epochs=1, consolidation_steps=0, n_components=3)
+    model = fit(adata, init="k-means++", epochs=1, settle=False, n_components=3)
     cells = [np.abs(adata.X.toarray() - row).max(1).argmin() for row in starts(model)]
     assert set(adata.obs["type"].iloc[cells]) == {"t0", "t1", "t2"}
 

@@ -29,7 +29,7 @@ FAST = [
     "2",
     "--epochs",
     "2",
-    "--consolidation-steps",
+    "--settle",
     "3",
     "--quiet",
 ]

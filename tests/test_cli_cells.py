@@ -24,7 +24,7 @@ from pyro_vmm.report import cells
 N, G = 120, 60
 EMBED = cells.embed
 FAST = ["--hidden", "8", "--components", "4", "--latent-dim", "2", "--epochs", "2", "--quiet"]
-FAST += ["--consolidation-steps", "3"]
+FAST += ["--no-settle"]
 KEYS = ["--batch-key", "batch", "--label-key", "cell_type"]
 # Both are told of on stderr; here every warning is an error.
 pytestmark = pytest.mark.filterwarnings("ignore:left out:UserWarning", "ignore:select_genes dropped:UserWarning")
@@ -599,7 +599,7 @@ def test_clusters_of_a_single_batch():
 def test_many_batches_are_abridged():
     adata = simulated()
     adata.obs["batch"] = [f"batch number {i % 12}" for i in range(N)]
-    model = SingleCellVMM("batch", n_components=3, hidden=(4,), latent_dim=2, epochs=1, consolidation_steps=0)
+    model = SingleCellVMM("batch", n_components=3, hidden=(4,), latent_dim=2, epochs=1, settle=False)
     model.fit(adata[:, :-1])
     text = cells.CellResults(model, cells.CellData(adata, adata[:, :-1], N)).closing_table()
     assert "and 4 more" in text and "12 of 12" in text and max(map(len, text.splitlines())) < 200

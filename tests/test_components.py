@@ -15,7 +15,7 @@ from pyro_vmm.priors import PRIORS, StandardNormal, VampMixture
 from pyro_vmm.rivals.vade import TrainedMixture
 
 N, G = 60, 4
-TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 2, "random_state": 0, "consolidation_steps": 0}
+TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 2, "random_state": 0, "settle": False}
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(N, G)) * 100
 

@@ -44,30 +44,6 @@ def same(left, right) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True))
 
 
-# --- consolidation ---
-
-
-@pytest.mark.parametrize("rate", [1e3, 1e30])
-def test_a_consolidation_that_diverges_leaves_the_trained_model(rate, tmp_path):
-    trained = VMM(**TINY, consolidation_steps=0).fit(X)
-    model = VMM(**TINY, consolidation_steps=9, consolidation_learning_rate=rate)
-    with pytest.warns(UserWarning, match="consolidation diverged.* smaller consolidation_learning_rate .* not consol"):
-        model.fit(X, checkpoint=tmp_path / "checkpoint.pt")
-    assert same(model.vae_, trained.vae_)
-    np.testing.assert_array_equal(model.predict_proba(X), trained.predict_proba(X))
-    model.save(tmp_path / "model.pt")
-    assert same(VMM.load(tmp_path / "model.pt").vae_, trained.vae_)
-
-
-def test_another_consolidation_may_follow_a_finished_training(tmp_path):
-    """It comes after all that a checkpoint holds, so that the result is that of a run with it from the start."""
-    path, other = tmp_path / "checkpoint.pt", {"consolidation_steps": 7, "consolidation_learning_rate": 1e-2}
-    VMM(**TINY, consolidation_steps=3).fit(X, checkpoint=path)
-    resumed, whole = VMM(**TINY, **other).fit(X, resume=path), VMM(**TINY, **other).fit(X)
-    assert same(resumed.vae_, whole.vae_)
-    assert not same(whole.vae_, VMM(**TINY, consolidation_steps=3).fit(X).vae_)
-
-
 # --- training ---
 
 
@@ -143,18 +119,6 @@ def table(tmp_path):
 
 def run(*arguments) -> int:
     return main([str(argument) for argument in arguments])
-
-
-@pytest.mark.filterwarnings("default:consolidation diverged")
-def test_a_finished_run_survives_its_consolidation(table, tmp_path, capsys):
-    out = tmp_path / "run"
-    steps = ["--consolidation-steps", 4]
-    assert run("--dataset", table, "--out", out, *FAST, *steps, "--consolidation-learning-rate", 1e9) == 0
-    assert "warning: consolidation diverged" in capsys.readouterr().err
-    assert (out / "model.pt").exists() and (out / "assignments.csv").exists()
-    assert run("--resume", out, "--quiet", "--consolidation-learning-rate", 1e-3) == 0
-    assert "warning" not in capsys.readouterr().err
-    assert json.loads((out / "config.json").read_text())["options"]["consolidation_learning_rate"] == 1e-3
 
 
 def test_a_diverged_run_resumes_at_another_rate(table, tmp_path, capsys, break_at):

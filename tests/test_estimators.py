@@ -24,7 +24,7 @@ from pyro_vmm.priors import PRIORS
 from pyro_vmm.priors.hyperpriors import HYPERPRIORS
 from pyro_vmm.runtime import files
 
-TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "consolidation_steps": 0, "random_state": 0}
+TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "settle": False, "random_state": 0}
 #: Long enough for scikit-learn's three blobs to be found.
 LEARNING = {**TINY, "epochs": 40, "learning_rate": 1e-2}
 
@@ -430,17 +430,9 @@ def test_files_that_are_no_models(fitted, tmp_path):
         VMM.load(path)
 
 
-def test_consolidation_takes_no_more_steps_than_training_did(X, monkeypatch):
-    asked = []
-    monkeypatch.setattr("pyro_vmm.inference.Trainer.consolidate", lambda self, x, *how: asked.append(how))
-    for steps in (1000, 3):
-        VMM(**{**TINY, "epochs": 3, "batch_size": 64, "consolidation_steps": steps}).fit(X)
-    assert asked == [(3 * 3, 3e-3), (3, 3e-3)], "180 rows are three minibatches"
-
-
 @pytest.mark.parametrize("prior", PRIORS)
 def test_resume_is_bit_identical(prior, X, tmp_path):
-    settings = {**TINY, "consolidation_steps": 3, "prior": prior, "epochs": 6, "checkpoint_every": 1, "patience": None}
+    settings = {**TINY, "settle": True, "prior": prior, "epochs": 6, "checkpoint_every": 1, "patience": None}
     whole = VMM(**settings).fit(X)
     VMM(**{**settings, "epochs": 3}).fit(X, checkpoint=tmp_path / "checkpoint.pt")
     torch.rand(5)
@@ -469,7 +461,7 @@ def start_of(model: VMM, X) -> torch.nn.Module:
 @pytest.mark.parametrize("init", ["random", "k-means++"])
 @pytest.mark.parametrize("prior", ["vamp", "vmm"])
 def test_pseudo_inputs_that_are_not_trained_stay_at_their_rows(prior, init, X, tmp_path):
-    settings = {**TINY, "prior": prior, "init": init, "train_pseudo_inputs": False, "consolidation_steps": 3}
+    settings = {**TINY, "prior": prior, "init": init, "train_pseudo_inputs": False, "settle": True}
     start = start_of(VMM(**settings), X).prior.pseudo_inputs.u
     model = VMM(**{**settings, "epochs": 6}).fit(X)
     u = model.vae_.prior.pseudo_inputs.u

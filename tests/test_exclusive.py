@@ -37,9 +37,9 @@ def eager_switches():
 
 def make(kind, seed: int):
     if kind is SingleCellVMM:
-        return SingleCellVMM("batch", n_components=4, consolidation_steps=3, random_state=seed, **TINY)
+        return SingleCellVMM("batch", n_components=4, random_state=seed, **TINY)
     if kind is VMM:
-        return VMM(4, consolidation_steps=3, random_state=seed, **TINY)
+        return VMM(4, random_state=seed, **TINY)
     options = {"pretraining_epochs": 2} if kind is VaDE else {}
     return kind(3, random_state=seed, **TINY, **options)
 

@@ -31,7 +31,7 @@ from repro import images
 from repro.scales import SCALES
 
 N, G = 60, 4
-TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 2, "random_state": 0, "consolidation_steps": 0}
+TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 2, "random_state": 0, "settle": False}
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(N, G)) * 100
 

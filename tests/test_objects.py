@@ -30,7 +30,7 @@ from pyro_vmm.priors import PRIORS, GaussianMixture, VampMixture, prior_class
 from pyro_vmm.runtime.cell_layout import CellLayout
 
 N, G = 60, 4
-TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 2, "random_state": 0, "consolidation_steps": 0}
+TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 2, "random_state": 0, "settle": False}
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(N, G)) * 100
 COUNTS = RANDOM.poisson(3.0, (N, G)).astype(float)

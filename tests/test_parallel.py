@@ -279,9 +279,9 @@ def test_a_network_that_draws_by_itself_is_refused(two):
 
 
 def fit_cells() -> dict:
-    """All that an estimator of cells has: BatchNorm, dropout, library sizes, batch balance, consolidation."""
+    """All that an estimator of cells has: BatchNorm, dropout, library sizes, batch balance, settling."""
     settings = {"latent_dim": 2, "hidden": (8,), "n_components": 5, "batch_size": 16, "epochs": 5, "dtype": "float64"}
-    model = SingleCellVMM("batch", library="inferred", **settings, consolidation_steps=7, random_state=0, device="cpu")
+    model = SingleCellVMM("batch", library="inferred", **settings, random_state=0, device="cpu")
     model.fit(planted())
     found = {"labels": model.labels_, "weights": model.weights_, "history": model.history_.to_dict("list")}
     return {**found, "state": dict(model.vae_.state_dict())}
@@ -297,7 +297,7 @@ def test_cells(two):
 def fit_unseeded() -> tuple:
     np.random.seed(Ranks.present().rank)  # noqa: NPY002 - the global stream is the point
     X = data().numpy()
-    model = VMM(4, 2, hidden=(8,), batch_size=16, epochs=3, consolidation_steps=3, monitor="val_nmi", device="cpu")
+    model = VMM(4, 2, hidden=(8,), batch_size=16, epochs=3, monitor="val_nmi", device="cpu")
     model.fit(X, np.arange(len(X)) % 2)
     return model.seed_, model.labels_, model.history_["val_nmi"].tolist()
 
@@ -518,7 +518,7 @@ def torchrun(script: Path, *arguments) -> subprocess.CompletedProcess:
 def options(tmp_path) -> list[str]:
     np.save(tmp_path / "x.npy", data().numpy())
     settings = {"hidden": 8, "components": 4, "latent-dim": 2, "epochs": 5, "batch-size": 16, "checkpoint-every": 1}
-    settings |= {"consolidation-steps": 3, "device": "cpu", "dtype": "float64", "dataset": tmp_path / "x.npy"}
+    settings |= {"device": "cpu", "dtype": "float64", "dataset": tmp_path / "x.npy"}
     return [str(word) for name, value in settings.items() for word in (f"--{name}", value)] + ["--quiet"]
 
 

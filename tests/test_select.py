@@ -378,7 +378,7 @@ def test_a_category_of_a_single_cell_wherever_it_falls(rare, settings, tmp_path)
     """Held out, or in one of two halves: every fit knows the categories of all cells."""
     adata, row = few_cells(donor=[f"d{i % 3}" for i in range(40)]), 7 * rare
     adata.obs.iloc[row] = ["rare", "alone"]
-    model = SingleCellVMM("batch", **TINY, **settings, categorical_covariate_keys=["donor"], consolidation_steps=0)
+    model = SingleCellVMM("batch", **TINY, **settings, categorical_covariate_keys=["donor"], settle=False)
     with pytest.warns(UserWarning, match="fewer than 10 cells in 1 of") as caught:
         selection = pyro_vmm.select(model, adata, (64, 256), seeds=1, folder=tmp_path)
     assert [str(warning.message).split("=")[0] for warning in caught] == ["batch_key", "categorical_covariate_keys"]
@@ -389,7 +389,7 @@ def test_a_category_of_a_single_cell_wherever_it_falls(rare, settings, tmp_path)
 
 @pytest.mark.filterwarnings("ignore:batch_key=.*fewer than 10 cells:UserWarning")  # a part has few
 def test_without_rare_categories_the_fits_are_those_of_the_parts_alone(monkeypatch):
-    adata, model = few_cells(), SingleCellVMM("batch", **TINY, consolidation_steps=0)
+    adata, model = few_cells(), SingleCellVMM("batch", **TINY, settle=False)
     found, real = pyro_vmm.select(model, adata, (64, 256), seeds=1), SingleCellVMM.fit
     monkeypatch.setattr(SingleCellVMM, "fit", lambda self, X, part_of: real(self, X))
     same(found.table, pyro_vmm.select(model, adata, (64, 256), seeds=1).table)
@@ -398,7 +398,7 @@ def test_without_rare_categories_the_fits_are_those_of_the_parts_alone(monkeypat
 def test_pseudo_inputs_at_cells_of_which_a_part_has_some(monkeypatch):
     adata, seen, real = few_cells(), [], SingleCellVMM.fit
     monkeypatch.setattr(SingleCellVMM, "fit", lambda self, X, **of: seen.append((self.init, X)) or real(self, X, **of))
-    model = SingleCellVMM(None, **TINY, init=["c3", "c8", "c14", "c21"], consolidation_steps=0)
+    model = SingleCellVMM(None, **TINY, init=["c3", "c8", "c14", "c21"], settle=False)
     selection = pyro_vmm.select(model, adata, (64,), seeds=2)
     for init, part in seen:
         assert init == ([name for name in model.init if name in part.obs_names] or "random")
@@ -411,7 +411,7 @@ def test_a_cell_whose_only_gene_the_other_cells_lack():
     adata = few_cells()
     adata.X[:, -1] = 0
     adata.X[7] = [0, 0, 0, 0, 0, 5]
-    selection = pyro_vmm.select(SingleCellVMM(None, **TINY, consolidation_steps=0), adata, (64, 256), seeds=2)
+    selection = pyro_vmm.select(SingleCellVMM(None, **TINY, settle=False), adata, (64, 256), seeds=2)
     assert np.isfinite(selection.table["log_px"]).all()
     parts = [np.setdiff1d(np.arange(40), [7]), np.arange(20)]
     model = SingleCellVMM(None, **TINY)
@@ -451,7 +451,7 @@ def test_cells(tmp_path):
     counts[7, -1] = 5  # a gene of one cell
     obs = pd.DataFrame({"batch": np.where(np.arange(60) < 6, "small", "large")}, index=[f"c{i}" for i in range(60)])
     adata = ad.AnnData(sparse.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(12)]))
-    model = SingleCellVMM("batch", **TINY, consolidation_steps=1)
+    model = SingleCellVMM("batch", **TINY, settle=False)
     selection = pyro_vmm.select(model, adata, (64, 256), seeds=1, folder=tmp_path)
     assert selection.best_estimator_.labels_.shape == (60,)
     assert all(fit.clusters.shape == (60,) for fit in selection.fits.values())
@@ -460,7 +460,7 @@ def test_cells(tmp_path):
     with pytest.raises(ValueError, match="likelihood='zip' should be one of"):
         pyro_vmm.select(SingleCellVMM("batch", **TINY, likelihood="zip"), adata, (64,), seeds=1)
     # Numbers that are no counts may be 0 in all cells.
-    normal = SingleCellVMM("batch", **TINY, likelihood="normal", consolidation_steps=1)
+    normal = SingleCellVMM("batch", **TINY, likelihood="normal", settle=False)
     assert [take_to_train(each, adata, np.arange(8, 60)).n_vars for each in (model, normal)] == [11, 12]
     shifted = ad.AnnData(counts - 2, obs=obs, var=adata.var)
     for some in (shifted, adata):

@@ -27,7 +27,7 @@ TINY = {
     "latent_dim": 2,
     "hidden": (8,),
     "epochs": 1,
-    "consolidation_steps": 0,
+    "settle": False,
     "random_state": 0,
     "device": "cpu",
 }

@@ -20,7 +20,7 @@ from repro import cli as experiments
 
 ROOT = Path(__file__).parents[1]
 FAST = ["--hidden", "8", "--components", "3", "--latent-dim", "2", "--epochs", "1", "--quiet"]
-FAST += ["--consolidation-steps", "1"]
+FAST += ["--no-settle"]
 GREEK, CHINESE, SURROGATE = "παρτίδα", "细胞", "\udcff"
 
 

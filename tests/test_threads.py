@@ -12,7 +12,7 @@ import torch
 from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.runtime.threads import same_threads, threads_of_environment
 
-TINY = {"n_components": 3, "latent_dim": 2, "hidden": (8,), "epochs": 1, "consolidation_steps": 1, "random_state": 0}
+TINY = {"n_components": 3, "latent_dim": 2, "hidden": (8,), "epochs": 1, "random_state": 0}
 X = np.random.default_rng(0).poisson(3.0, (60, 5)).astype(np.float32) + 1
 
 

@@ -735,14 +735,3 @@ def test_rows_that_can_not_be_trained_on(name, spoil, message):
     rows[name] = spoil(rows[name])
     with pytest.raises(ValueError, match=message):
         Trainer(build(), config()).fit(**rows, progress=False)
-
-
-def test_consolidation_that_diverges_leaves_the_parameters_from_before():
-    trainer = Trainer(build(), config())
-    start, x = state(trainer.vae), data()
-    trainer.consolidate(x, -1)
-    assert_same(state(trainer.vae), start)
-    x[3] = float("nan")
-    with pytest.raises(TrainingDiverged, match="those before it"):
-        trainer.consolidate(x, 9)
-    assert_same(state(trainer.vae), start)

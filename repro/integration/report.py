@@ -21,8 +21,8 @@ NUMBERS = ("val_elbo", "best_val_elbo", "epochs", "n_train", "seconds", "trainin
 MARKS = (
     "Mean ± standard deviation over seeds. Bold: the best, and what is not significantly worse (one-sided Mann-Whitney "
     "U test, p >= 0.05; with three seeds or fewer it can't tell, and only the best is bold). The validation ELBO is in "
-    "nats a cell, at the epoch whose encoder made the embedding: scVI's last, our best, before the mixture's steps of "
-    "consolidation. Seconds are those of the whole fit, consolidation included; cells/s are of the epochs alone."
+    "nats a cell, at the epoch whose encoder made the embedding: scVI's last, our best. "
+    "Seconds are those of the whole fit; cells/s are of the epochs alone."
 )
 
 # --- tables ---

@@ -229,42 +229,6 @@ def test_time_to_nmi_counts_iterations_and_leaves_its_scoring_out(monkeypatch):
 # --- fewer steps ---
 
 
-def test_a_schedule_has_its_own_runs_wherever_it_stands(tmp_path, monkeypatch):
-    fewer_steps, made = load("fewer_steps"), []
-    monkeypatch.setattr(fewer_steps, "run", lambda schedule, seed: made.append(schedule) or {"nmi": len(made)})
-    schedules = {"1e-3, 9 epochs": {"epochs": 9}, "1e-3, 9 epochs, falling": {"epochs": 9, "decay_fraction": 1.0}}
-    monkeypatch.setattr(fewer_steps, "SCHEDULES", schedules)
-    kept = {(name, seed): fewer_steps.kept_run(name, seed, tmp_path) for name in schedules for seed in (0, 1)}
-    assert [run["nmi"] for run in kept.values()] == [1, 2, 3, 4]
-    more = {"1e-2, 9 epochs": {"epochs": 9, "learning_rate": 1e-2}, **dict(reversed(schedules.items()))}
-    monkeypatch.setattr(fewer_steps, "SCHEDULES", more)
-    assert all(fewer_steps.kept_run(*key, tmp_path) == run for key, run in kept.items())
-    assert fewer_steps.kept_run("1e-2, 9 epochs", 0, tmp_path)["nmi"] == 5 == len(made)
-
-
-@pytest.mark.parametrize("constant", ["BASE", "SCHEDULES"])
-def test_a_run_of_other_settings_is_refused(constant, tmp_path, monkeypatch):
-    fewer_steps = load("fewer_steps")
-    monkeypatch.setattr(fewer_steps, "run", lambda schedule, seed: {})
-    name = "1e-3, 100 epochs"
-    assert fewer_steps.kept_run(name, 0, tmp_path) == fewer_steps.kept_run(name, 0, tmp_path)
-    changed = {"hidden": (64,)} if constant == "BASE" else {name: {"epochs": 101}}
-    monkeypatch.setattr(fewer_steps, constant, {**getattr(fewer_steps, constant), **changed})
-    with pytest.raises(ValueError, match=r"1e-3-100-epochs-seed-0\.json was made with .*'epochs': 100"):
-        fewer_steps.kept_run(name, 0, tmp_path)
-
-
-def test_schedules_have_files_of_their_own(tmp_path, monkeypatch):
-    fewer_steps = load("fewer_steps")
-    monkeypatch.setattr(fewer_steps, "run", lambda schedule, seed: {})
-    for name in fewer_steps.SCHEDULES:
-        fewer_steps.kept_run(name, 0, tmp_path)
-    assert len([*tmp_path.iterdir()]) == len(fewer_steps.SCHEDULES)
-
-
-# --- granularity ---
-
-
 @pytest.mark.parametrize("name, folder, latent_dim", [("mnist", "MNIST", 10), ("fashion_mnist", "FashionMNIST", 30)])
 def test_granularity_of_images_is_that_of_table_1_at_small_scale(real_data, name, folder, latent_dim):
     real_data(folder)

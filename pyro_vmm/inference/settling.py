@@ -11,7 +11,7 @@ from pyro_vmm.networks import inference_mode, scale_tril
 from pyro_vmm.priors import Places, Prior
 from pyro_vmm.priors.evidence import Encoded, Moments
 from pyro_vmm.priors.groups import find_groups
-from pyro_vmm.priors.moves import find_components, vague
+from pyro_vmm.priors.moves import find_components
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.rows import Rows, read
 
@@ -55,7 +55,7 @@ def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
     labels = assign(vae, encoded)
     used, present = np.unique(labels, return_inverse=True)
     groups = np.full(prior.n_components, -1)
-    groups[used] = find_groups(encoded, present, vague(encoded))
+    groups[used] = find_groups(encoded, present)
     # A component without rows is a cluster without rows.
     unused = groups < 0
     groups[unused] = groups.max() + 1 + np.arange(unused.sum())

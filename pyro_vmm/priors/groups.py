@@ -11,9 +11,10 @@ in Hennig, Advances in Data Analysis and Classification 4:3, 2010, which looks a
 """
 
 import numpy as np
+from scipy.linalg import eigh
 
 from pyro_vmm.priors.evidence import Encoded, Moments, NormalWishart
-from pyro_vmm.priors.moves import compact, merge_gain
+from pyro_vmm.priors.moves import compact, merge_gain, vague
 
 # From this ratio on there is no dip: a kernel estimate of one flat cloud has such ripples.
 FLAT = 0.95
@@ -21,6 +22,9 @@ FLAT = 0.95
 DEEP = 0.25
 # Components further apart than so many standard deviations, along the axis that tells them apart, have a dip.
 FAR = 8.0
+# Components are compared in at most so many directions. A normal in all D has D (D + 3) / 2 parameters to pay for:
+# in twenty dimensions no cluster of a few hundred rows can.
+DIRECTIONS = 10
 # Points at which the density is looked at.
 POINTS = 128
 
@@ -46,7 +50,20 @@ def dip_ratio(positions: np.ndarray, second: np.ndarray) -> float:
     return float((density / peaks).min())
 
 
-def find_groups(encoded: Encoded, labels: np.ndarray, prior: NormalWishart) -> np.ndarray:
+def discriminants(encoded: Encoded, moments: Moments) -> Encoded:
+    """The rows in the ``DIRECTIONS`` that tell groups with these moments apart best (Fisher's discriminants)."""
+    within = moments.within
+    between = np.cov(moments.mean.T, fweights=moments.count.astype(int), bias=True)
+    axes = eigh(np.atleast_2d(between), within)[1][:, ::-1][:, :DIRECTIONS]
+    spread = encoded.covariance
+    if spread.ndim == 2:
+        spread = np.einsum("di,nd,dj->nij", axes, spread, axes, optimize=True)
+    else:
+        spread = axes.T @ spread @ axes
+    return Encoded(encoded.mean @ axes, spread)
+
+
+def find_groups(encoded: Encoded, labels: np.ndarray) -> np.ndarray:
     """The group of each component, (K,), numbered from 0.
 
     Pairs join one by one, those that the evidence prefers as one first, and each joint group is looked at again, so
@@ -55,9 +72,12 @@ def find_groups(encoded: Encoded, labels: np.ndarray, prior: NormalWishart) -> n
     Arguments:
         encoded: N rows.
         labels: the component of each, (N,), numbered from 0 without gaps.
-        prior: of a component, for the evidence; a vague one.
     """
     moments = Moments.of(encoded, labels, labels.max() + 1)
+    if encoded.mean.shape[1] > DIRECTIONS:
+        encoded = discriminants(encoded, moments)
+        moments = Moments.of(encoded, labels, len(moments))
+    prior = vague(encoded)
     members = [np.flatnonzero(labels == k) for k in range(len(moments))]
     group, pairs = np.arange(len(moments)), {}
 

@@ -1,0 +1,100 @@
+"""Which components are one cluster."""
+
+import numpy as np
+import pytest
+
+from pyro_vmm.priors.evidence import Encoded, Moments
+from pyro_vmm.priors.groups import DIRECTIONS, dip_ratio, discriminants, find_groups
+from pyro_vmm.priors.moves import find_components
+
+RANDOM = np.random.default_rng(0)
+
+
+def encoded(mean: np.ndarray, noise: float = 0.01) -> Encoded:
+    return Encoded(mean, np.full(mean.shape, noise**2))
+
+
+def two_normals(apart: float, rows: int = 4000, share: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    second = np.arange(rows) >= share * rows
+    return RANDOM.normal(size=rows) + apart * second, second
+
+
+@pytest.mark.parametrize(("apart", "share"), [(3, 0.5), (4, 0.5), (6, 0.5), (4, 0.3)])
+def test_the_dip_of_two_normals(apart, share):
+    line = np.linspace(-1, apart + 1, 1001)
+    density = share * np.exp(-0.5 * line**2) + (1 - share) * np.exp(-0.5 * (line - apart) ** 2)
+    inside = (line > 0) & (line < apart)
+    expected = density[inside].min() / min(density[line <= apart / 2].max(), density[line > apart / 2].max())
+    # The kernel, a third of a standard deviation wide or less, fills the dip a little.
+    assert dip_ratio(*two_normals(apart, 40_000, share)) == pytest.approx(expected, abs=0.06)
+
+
+def test_no_dip_in_one_cloud_cut_in_two():
+    cloud = RANDOM.normal(size=4000)
+    assert dip_ratio(cloud, cloud > np.median(cloud)) > 0.95
+
+
+def test_a_smaller_group_beside_a_larger_one_has_its_own_peak():
+    """The dip is measured against the lower peak: a twentieth of the rows, six deviations off, is set apart."""
+    assert dip_ratio(*two_normals(6, share=0.95)) < 0.25
+
+
+def test_positions_that_are_all_the_same_are_no_error():
+    assert dip_ratio(np.repeat([0.0, 1.0], 5), np.repeat([False, True], 5)) < 0.01
+
+
+def test_clusters_that_are_apart_stay_so():
+    labels = np.repeat(np.arange(5), 100)
+    mean = 10 * np.eye(5)[labels] + RANDOM.normal(size=(500, 5))
+    assert find_groups(encoded(mean), labels).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_pieces_of_one_cloud_are_one_cluster():
+    mean = RANDOM.normal(size=(900, 3))
+    labels = (mean[:, 0] > 0).astype(int) + (mean[:, 0] > 1)
+    assert find_groups(encoded(mean), labels).tolist() == [0, 0, 0]
+
+
+def test_a_bent_cloud_is_one_cluster_of_several_components():
+    """Two bananas: normals along the first axis, bent by its square."""
+    truth = np.arange(4000) % 2
+    long = RANDOM.normal(size=4000)
+    mean = np.column_stack([long, long**2 + 0.5 * RANDOM.normal(size=4000) + 12 * truth])
+    components = find_components(encoded(mean), truth, 50)
+    assert components.max() >= 3, "a banana is no normal"
+    groups = find_groups(encoded(mean), components)[components]
+    assert {*zip(groups, truth, strict=True)} == {(0, 0), (1, 1)}
+
+
+def test_a_chain_of_neighbours_does_not_hold_together_what_is_apart():
+    """Two clouds with a bridge of a few rows, a component of its own, are no one cluster."""
+    bridge = np.column_stack([RANDOM.uniform(2.5, 7.5, 15), RANDOM.normal(size=(15, 1))[:, 0] / 3])
+    mean = np.concatenate([RANDOM.normal(size=(1000, 2)), RANDOM.normal(size=(1000, 2)) + np.array([10, 0]), bridge])
+    labels = np.repeat([0, 1, 2], [1000, 1000, 15])
+    groups = find_groups(encoded(mean), labels)
+    assert groups[0] != groups[1]
+
+
+def test_many_dimensions_are_compared_in_those_that_matter():
+    """Clusters of 60 rows, in 30 dimensions of which 2 tell them apart, are found as in those two."""
+    labels = np.repeat(np.arange(4), 60)
+    mean = RANDOM.normal(size=(240, 30))
+    mean[:, 3:5] += 7 * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])[labels]
+    moments = Moments.of(encoded(mean), labels, 4)
+    leading = discriminants(encoded(mean), moments)
+    assert leading.mean.shape == (240, DIRECTIONS) and leading.covariance.shape == (240, DIRECTIONS, DIRECTIONS)
+    found = Moments.of(leading, labels, 4)
+    np.testing.assert_allclose(found.within, np.eye(DIRECTIONS), atol=1e-6)
+    spread = found.mean.std(0)
+    assert spread[0] > 2 and (spread[3:] < 1e-6).all(), "four centres span three directions"
+    assert find_groups(encoded(mean), labels).tolist() == [0, 1, 2, 3]
+
+
+def test_full_covariances_as_variances():
+    labels, variances = np.repeat(np.arange(3), 80), RANDOM.uniform(0.1, 1, (240, 12))
+    mean = RANDOM.normal(size=(240, 12)) + 3 * labels[:, None] * (np.arange(12) == 2)
+    full = Encoded(mean, np.stack([np.diag(each) for each in variances]))
+    for left, right in ((Encoded(mean, variances), full),):
+        moments = Moments.of(left, labels, 3)
+        np.testing.assert_allclose(discriminants(left, moments).covariance, discriminants(right, moments).covariance)
+        assert find_groups(left, labels).tolist() == find_groups(right, labels).tolist()

@@ -29,8 +29,7 @@ FAST = [
     "2",
     "--epochs",
     "2",
-    "--settle",
-    "3",
+    "--no-settle",
     "--quiet",
 ]
 

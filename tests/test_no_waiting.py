@@ -91,7 +91,7 @@ def run(vae: nn.Module, x: torch.Tensor, constants=nullcontext) -> None:
         for _ in range(2):
             steps.iteration(x)
             if steps.prior:
-                steps.map_step(x, balanced=False)
+                steps.map_step(x)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from pyro_vmm.priors import Prior
 from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
 from pyro_vmm.runtime import finite
-from pyro_vmm.runtime.checks import check_choice
+from pyro_vmm.runtime.checks import check_choice, described
 from pyro_vmm.runtime.device_rows import place, subset
 from pyro_vmm.runtime.entries import Entries
 
@@ -364,7 +364,7 @@ class VMM(FittedArrays):
         if "scaling" in fitted:
             self.scaling_ = fitted.content["scaling"]
             if self.scaling_ not in building.SCALINGS[1:]:
-                raise fitted.wrong(f"scaling is {self.scaling_!r}, expected one of {building.SCALINGS[1:]}")
+                raise fitted.wrong(f"scaling is {described(self.scaling_)}, expected one of {building.SCALINGS[1:]}")
         with storing.restoring(entries.place), building.random_start(self.seed_):
             rows = torch.zeros((max(self.n_components_, 2), *self.event_shape_))
             vae = self._build_vae(self._build_likelihood(), rows[:2])

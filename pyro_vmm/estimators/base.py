@@ -200,8 +200,8 @@ class Estimator(BaseEstimator):
 
     def _settle(self, x: Rows) -> None:
         """Say which cluster each component is of: after training the components are split, merged and grouped."""
-        k = self.vae_.prior.n_components
-        self.cluster_of_component_ = settle(self.vae_, x, self.seed_).numpy() if self.settle else np.arange(k)
+        each = np.arange(self.n_components_)
+        self.cluster_of_component_ = settle(self.vae_, x, self.seed_).numpy() if self.settle else each
 
     def _number_clusters(self, x: Rows) -> None:
         """Reorder clusters and their components, largest first and those without a row last, and assign the rows."""
@@ -224,11 +224,11 @@ class Estimator(BaseEstimator):
         self._count_clusters()
 
     def _count_clusters(self) -> None:
-        """Clusters of fewer rows than D + 2 are strays: too few to fill a covariance."""
+        """Settled clusters of fewer rows than D + 2 are strays: too few to fill a covariance."""
         sizes = np.bincount(self.labels_)
         found = np.flatnonzero(sizes)
         strays = sizes[found] < self.latent_dim + 2
-        self.strays_ = found[strays] if not strays.all() else found[:0]
+        self.strays_ = found[strays] if self.settle and not strays.all() else found[:0]
         self.n_clusters_ = len(found) - len(self.strays_)
 
     def _by_cluster(self, weights: np.ndarray) -> np.ndarray:

@@ -18,8 +18,8 @@ from pyro_vmm.priors.moves import compact, merge_gain, vague
 
 # From this ratio on there is no dip: a kernel estimate of one flat cloud has such ripples.
 FLAT = 0.95
-# Below this ratio two components stay apart whatever the evidence says: three quarters of the density is gone.
-DEEP = 0.25
+# Below this ratio two components stay apart whatever the evidence says.
+DEEP = 0.4
 # Components further apart than so many standard deviations, along the axis that tells them apart, have a dip.
 FAR = 8.0
 # Components are compared in at most so many directions. A normal in all D has D (D + 3) / 2 parameters to pay for:

@@ -48,23 +48,32 @@ def fitted(moments: Moments, loc: np.ndarray) -> NormalWishart:
 def find_components(encoded: Encoded, labels: np.ndarray, most: int) -> np.ndarray:
     """The component of each row, (N,), numbered from 0.
 
-    First by a vague prior, which merges what training has left in pieces; then by priors fitted to the components
-    found, until they stay the same.
+    The prior is fitted to the components found, and they are found anew, until they stay the same. This starts twice:
+    from the labels, and from what a vague prior makes of them, which merges what training has left in pieces but leaves
+    one component of a small table. The better end is kept.
 
     Arguments:
         encoded: N rows.
         labels: where to start from, (N,).
         most: components there may be.
     """
-    prior, before = vague(encoded), None
-    labels = settle(encoded, labels, prior, most)
+    starts = labels, settle(encoded, labels, vague(encoded), most)
+    ends = [_settle_and_fit(encoded, start, most) for start in starts]
+    return max(ends, key=lambda end: end[0])[1]
+
+
+def _settle_and_fit(encoded: Encoded, labels: np.ndarray, most: int) -> tuple[float, np.ndarray]:
+    """Components by priors fitted to them, and the evidence of all rows."""
+    labels, before = compact(labels), None
     for _ in range(REFITS):
         moments = Moments.of(encoded, labels, labels.max() + 1)
-        labels = settle(encoded, labels, fitted(moments, prior.loc), most)
         if before is not None and np.array_equal(labels, before):
             break
         before = labels
-    return labels
+        labels = settle(encoded, labels, fitted(moments, encoded.mean.mean(0)), most)
+    moments = Moments.of(encoded, labels, labels.max() + 1)
+    prior = fitted(moments, encoded.mean.mean(0))
+    return float(prior.log_evidence(moments).sum() + gammaln(moments.count).sum()), labels
 
 
 def settle(encoded: Encoded, labels: np.ndarray, prior: NormalWishart, most: int) -> np.ndarray:

@@ -103,7 +103,7 @@ class Rival(VMM):
         if self.n_components < 2:
             raise ValueError(f"n_components={self.n_components} should be at least 2")
 
-    def _probabilities(self, x: Rows, function: Callable[[Tensor], Tensor] = lambda q_c: q_c) -> np.ndarray:
+    def _responsibilities(self, x: Rows, function: Callable[[Tensor], Tensor]) -> np.ndarray:
         return self._batched(lambda rows: function(self.vae_.assignments(rows)), x)
 
     def _scores(self, x: Rows, n_importance_samples: int, rows_at_once: int) -> np.ndarray:
@@ -228,7 +228,7 @@ class GMVAE(Rival):
     def _build_prior(self, pseudo_inputs: Tensor) -> Prior:
         return ConditionalMixture(self.latent_dim, len(pseudo_inputs), self._w_dim, self.w_hidden)
 
-    def _draw_components(self, n_samples: int, component: int | None) -> tuple[Tensor, Tensor]:
+    def _draw_clusters(self, n_samples: int, component: int | None) -> tuple[Tensor, Tensor]:
         prior = self.vae_.prior
         w = prior.origin.new_empty(n_samples, prior.w_dim).normal_()
         if component is None:

@@ -1,8 +1,7 @@
 """The experiment on tables with known classes: the VMM beside k-means, a Bayesian mixture and HDBSCAN.
 
 Every method sees the same columns, brought to mean 0 and variance 1, and has one setting for all tables, in
-``scales.tabular``. The VMM's has the networks' rate and the hyper-prior of ``benchmarks/synthetic.py``, and these
-rules:
+``scales.tabular``. The VMM's has these rules:
 
 - no more latent dimensions than columns;
 - 500 epochs, but at most as many as ``steps`` come to: networks learn a small table by heart (the ELBO of the

@@ -31,24 +31,43 @@ load = importlib.import_module
 
 @pytest.mark.parametrize(("n", "dim"), [(3, 2), (10, 5), (20, 10)])
 def test_simulated_centres_are_as_far_apart_as_stated(n, dim):
-    points = load("synthetic").centres(n, dim, 7.0, np.random.RandomState(0))
+    points = load("battery").centres(n, dim, 7.0, np.random.RandomState(0))
     distances = np.linalg.norm(points[:, None] - points[None], axis=-1)[~np.eye(n, dtype=bool)]
     assert distances.min() == pytest.approx(7.0)
     assert np.median(distances) < 35, "one tight pair should not stretch the others"
 
 
 def test_simulation_depends_on_the_seed_alone():
-    synthetic = load("synthetic")
-    X, y = synthetic.simulate(50, 3, 2, 10, 10.0, seed=4)
-    again, _ = synthetic.simulate(50, 3, 2, 10, 10.0, seed=4)
+    simulated = load("battery").Simulated(400, 3, 2, 10, 10.0, smallest=0.1)
+    X, y = simulated(seed=4)
+    again, _ = simulated(seed=4)
     np.testing.assert_array_equal(X, again)
-    assert X.shape == (50, 10) and set(y) <= {0, 1, 2}
+    assert X.shape == (400, 10) and set(y) <= {0, 1, 2}
+    assert np.bincount(y).min() / 400 == pytest.approx(0.1, abs=0.04)
+    assert str(simulated) == "3 of 400 rows, 2 of 10 dimensions, separation 10, smallest 10%"
+
+
+def test_the_halves_of_the_battery_have_nothing_in_common():
+    tuned, kept = (set(half) for half in load("battery").SETS.values())
+    assert not tuned & kept and len(tuned) > 9 and len(kept) > 9
+
+
+def test_a_line_of_the_battery(monkeypatch):
+    battery = load("battery")
+    monkeypatch.setattr(
+        battery, "VMM", lambda random_state: VMM(3, 2, hidden=(8,), epochs=2, random_state=random_state)
+    )
+    line, runs = battery.lines("few", battery.Simulated(90, 2, 2, 6, 10), seeds=2)
+    assert line.startswith("| few | 2 | ") and len(runs) == 2
+    assert {"clusters", "right", "nmi", "ari", "elbo", "seconds", "parts"} <= {*runs}
 
 
 @pytest.mark.slow
-def test_finds_the_number_of_clusters():
-    synthetic = load("synthetic")
-    assert synthetic.measure(synthetic.CASES[0], 0, synthetic.SETTINGS)["passed"]
+@pytest.mark.parametrize("name", ["3 of 2,000 rows, 2 of 10 dimensions, separation 10", "one normal"])
+def test_the_defaults_find_the_number_of_clusters(name):
+    battery = load("battery")
+    X, y = battery.SETS["tuned"][name](0)
+    assert battery.measure(X, y, 0)["right"]
 
 
 # --- tables ---

@@ -1,0 +1,214 @@
+"""Does the VMM find the right number of clusters by its defaults alone?
+
+    python benchmarks/battery.py --out benchmarks/results/battery.md
+    python benchmarks/battery.py --half tuned --seeds 1
+
+No label is used and no setting is changed: ``VMM().fit(X)``. Labels score the clusters afterwards. The data sets are in
+two halves: on the first the rules of settling were tuned, the second was kept back. Simulated clusters are normals (or
+Student's t with three degrees of freedom) in a few dimensions, the closest centres ``separation`` standard deviations
+apart, seen through a fixed random network with noise; a run is right with the right number of clusters and NMI above
+0.95. Beside the VMM stand k-means, which is told the number, scikit-learn's Bayesian mixture and HDBSCAN on the
+columns themselves.
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn import datasets
+from sklearn.cluster import HDBSCAN, KMeans
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.mixture import BayesianGaussianMixture
+
+from pyro_vmm import VMM
+from repro import pages, tabular
+
+Data = tuple[np.ndarray, np.ndarray]
+
+# --- data ---
+
+
+def centres(n: int, dim: int, separation: float, random: np.random.RandomState) -> np.ndarray:
+    """n points (n, dim), the closest two ``separation`` apart."""
+    points = random.randn(n, dim)
+    if n == 1:
+        return points
+    for _ in range(200):  # push the closest pairs apart, so that one tight pair does not stretch all the others
+        difference = points[:, None] - points[None]
+        distance = np.linalg.norm(difference, axis=-1) + 10 * np.eye(n)
+        push = np.where(distance < 1.2, 1.2 - distance, 0.0) / distance
+        points += 0.25 * (difference * push[..., None]).sum(1)
+    difference = np.linalg.norm(points[:, None] - points[None], axis=-1) + 1e9 * np.eye(n)
+    return points * separation / difference.min()
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Clusters through a random network.
+
+    Arguments:
+        rows, clusters, latent, features, separation: of the data; separation in standard deviations.
+        smallest: the share of the smallest cluster, the others growing by a constant factor; None for equal sizes.
+        tails: degrees of freedom of Student's t; None for normals.
+    """
+
+    rows: int
+    clusters: int
+    latent: int
+    features: int
+    separation: float
+    smallest: float | None = None
+    tails: int | None = None
+
+    def __str__(self) -> str:
+        shape = f"{self.clusters} of {self.rows:,} rows, {self.latent} of {self.features} dimensions"
+        unequal = "" if self.smallest is None else f", smallest {self.smallest:.0%}"
+        return f"{shape}, separation {self.separation:g}{unequal}{'' if self.tails is None else ', Student-t'}"
+
+    def __call__(self, seed: int) -> Data:
+        random = np.random.RandomState(seed)
+        shares = np.full(self.clusters, 1 / self.clusters)
+        if self.smallest is not None:
+            shares = np.geomspace(self.smallest, 1, self.clusters)
+            shares[1:] *= (1 - self.smallest) / shares[1:].sum()
+        y = random.choice(self.clusters, self.rows, p=shares)
+        noise = random.randn(self.rows, self.latent)
+        if self.tails is not None:
+            noise = random.standard_t(self.tails, (self.rows, self.latent)) / np.sqrt(self.tails / (self.tails - 2))
+        z = centres(self.clusters, self.latent, self.separation, random)[y] + noise
+        hidden = np.tanh(z @ random.randn(self.latent, 64) / (2 * self.separation))
+        X = hidden @ random.randn(64, self.features) / 8
+        return X + 0.05 * X.std() * random.randn(self.rows, self.features), y
+
+
+def cloud(seed: int) -> Data:
+    """One normal: 1,500 rows, 10 columns."""
+    return np.random.RandomState(seed).randn(1500, 10), np.zeros(1500, int)
+
+
+def moons(seed: int) -> Data:
+    return datasets.make_moons(1500, noise=0.06, random_state=seed)
+
+
+def rings(seed: int) -> Data:
+    return datasets.make_circles(1500, factor=0.4, noise=0.05, random_state=seed)
+
+
+def table(name: str, seed: int) -> Data:
+    """A table of :mod:`repro.tabular`, the same for each seed."""
+    return tabular.load(name)
+
+
+SETS: dict[str, dict[str, Callable[[int], Data]]] = {
+    "tuned": {
+        **{str(each): each for each in (
+            Simulated(2000, 3, 2, 10, 10),
+            Simulated(2000, 10, 5, 50, 10),
+            Simulated(8000, 40, 10, 100, 10),
+            Simulated(2000, 10, 5, 50, 6),
+            Simulated(5000, 10, 5, 50, 10, smallest=0.01),
+        )},
+        "one normal": cloud,
+        "moons": moons,
+        **{name: partial(table, name) for name in ("digits", "iris", "breast_cancer", "anisotropic")},
+    },
+    "kept back": {
+        **{str(each): each for each in (
+            Simulated(500, 2, 2, 10, 10),
+            Simulated(1000, 5, 5, 50, 10),
+            Simulated(4000, 20, 10, 100, 10),
+            Simulated(2000, 5, 2, 20, 6),
+            Simulated(4000, 20, 10, 100, 6),
+            Simulated(2000, 5, 5, 50, 10, tails=3),
+        )},
+        "rings": rings,
+        **{name: partial(table, name) for name in ("wine", "blobs", "gaussians_50d")},
+    },
+}  # fmt: skip
+
+# --- runs ---
+
+OTHERS = ("k-means, told", "Bayesian mixture", "HDBSCAN")
+
+
+def scores(y: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """NMI and ARI."""
+    return normalized_mutual_info_score(y, labels), adjusted_rand_score(y, labels)
+
+
+def measure(X: np.ndarray, y: np.ndarray, seed: int) -> dict:
+    """A fit by the defaults, scored."""
+    start = time.perf_counter()
+    model = VMM(random_state=seed).fit(X)
+    seconds = time.perf_counter() - start
+    nmi, ari = scores(y, model.labels_)
+    truth = len(np.unique(y))
+    right = model.n_clusters_ == truth and (truth == 1 or nmi > 0.95)
+    elbo = model.history_["val_elbo"].max()
+    found = {"clusters": model.n_clusters_, "nmi": nmi, "ari": ari, "elbo": elbo, "seconds": seconds, "right": right}
+    return {**found, "parts": len(np.unique(model.components_)), "parts_nmi": scores(y, model.components_)[0]}
+
+
+def beside(X: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
+    """NMI of the others on the columns."""
+    X = (X - X.mean(0)) / np.where(X.std(0) > 0, X.std(0), 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mixture = BayesianGaussianMixture(50, max_iter=500, random_state=seed).fit_predict(X)
+    told = KMeans(len(np.unique(y)), n_init=10, random_state=seed).fit_predict(X)
+    hdbscan = HDBSCAN(min_cluster_size=max(5, len(X) // 256), copy=True).fit_predict(X)
+    return {name: scores(y, labels)[0] for name, labels in zip(OTHERS, (told, mixture, hdbscan), strict=True)}
+
+
+def lines(name: str, make: Callable[[int], Data], seeds: int) -> tuple[str, pd.DataFrame]:
+    """A row of the page, and what it was made of."""
+    runs, others = [], []
+    for seed in range(seeds):
+        X, y = make(seed)
+        runs.append(measure(X, y, seed))
+        others.append(beside(X, y, seed))
+    found, other = pd.DataFrame(runs), pd.DataFrame(others)
+    cells = [name, len(np.unique(y)), ", ".join(map(str, found["clusters"])), f"{found['right'].sum()} of {seeds}"]
+    cells += [f"{found['nmi'].mean():.3f}", f"{found['nmi'].min():.3f}", f"{found['ari'].mean():.3f}"]
+    cells += [f"{found['parts'].mean():.0f}", f"{found['elbo'].mean():.2f}", f"{found['seconds'].mean():.0f}"]
+    return pages.line([*cells, *(f"{value:.3f}" for value in other.mean())]), found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--half", choices=list(SETS), nargs="+", default=list(SETS))
+    parser.add_argument("--only", nargs="+", help="parts of names of data sets")
+    parser.add_argument("--out", type=Path, help="a Markdown file")
+    args = parser.parse_args()
+    columns = ["data", "true", "found, by seed", "right", "NMI: mean", "worst", "ARI", "components", "ELBO", "s"]
+    page = []
+    for half in args.half:
+        page += [
+            "",
+            f"## {half.capitalize()}",
+            "",
+            *pages.header([*columns, "k-means, told", "Bayesian mixture", "HDBSCAN"]),
+        ]
+        for name, make in SETS[half].items():
+            if args.only is None or any(part in name for part in args.only):
+                line, _ = lines(name, make, args.seeds)
+                page.append(line)
+                print(line, flush=True)
+    if args.out:
+        about = (
+            f"`VMM(random_state=seed).fit(X)`, {args.seeds} seeds from 0, {pages.machine()}. A run is right with the "
+            "right number of clusters and NMI above 0.95; strays are not counted. The last three columns are the NMI "
+            "of other methods on the standardised columns; k-means is told the number of clusters."
+        )
+        pages.write(args.out, "The battery: one default for everything", about, page)
+
+
+if __name__ == "__main__":
+    main()

@@ -160,7 +160,7 @@ def beside(X: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
     X = (X - X.mean(0)) / np.where(X.std(0) > 0, X.std(0), 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mixture = BayesianGaussianMixture(50, max_iter=500, random_state=seed).fit_predict(X)
+        mixture = BayesianGaussianMixture(n_components=50, max_iter=500, random_state=seed).fit_predict(X)
     told = KMeans(len(np.unique(y)), n_init=10, random_state=seed).fit_predict(X)
     hdbscan = HDBSCAN(min_cluster_size=max(5, len(X) // 256), copy=True).fit_predict(X)
     return {name: scores(y, labels)[0] for name, labels in zip(OTHERS, (told, mixture, hdbscan), strict=True)}

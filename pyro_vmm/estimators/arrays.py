@@ -7,175 +7,29 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import Self
 
 from pyro_vmm.estimators import building, inputs, storing
+from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
-from pyro_vmm.likelihoods import Given, Likelihood, likelihood_class
+from pyro_vmm.estimators.settings import ArraySettings
+from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import COVARIANCE_STARTS
 from pyro_vmm.priors import Prior
-from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
 from pyro_vmm.runtime import finite
-from pyro_vmm.runtime.checks import check_choice
 from pyro_vmm.runtime.device_rows import place, subset
 from pyro_vmm.runtime.entries import Entries
+from pyro_vmm.runtime.settings import settings
 
 
-class VMM(FittedArrays):
-    """Clustering, embedding and density estimation by a variational autoencoder with a mixture prior.
+class ArrayEstimator(FittedArrays):
+    """An estimator of arrays: fit, save and load; never used by itself.
 
-    Starts from ``n_components`` clusters and keeps those that the data need. Rows may be vectors, images or any arrays:
-    X has shape (N, G) or (N, ...). Labels are never used, unless ``monitor="val_nmi"`` asks for them.
-
-    Parameters:
-        n_components: K, the most clusters there can be; at most the number of rows.
-        latent_dim: D.
-        prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal"; see :mod:`pyro_vmm.priors`. Or a
-            class derived from :class:`~pyro_vmm.priors.Prior`; or an object of one, which is copied. An object keeps
-            its own settings and starting values (pseudo-inputs are rows as the model sees them, scaled), so that the
-            settings of priors below stay at their defaults.
-        likelihood: "normal", "bernoulli", "continuous_bernoulli", "student_t", "poisson", "categorical"; or a class
-            derived from :class:`~pyro_vmm.likelihoods.Likelihood`; or an object of one, which is copied; or any
-            callable from decoder output (N, ...) to a Pyro distribution over x. Class and object do as the name does.
-        likelihood_options: arguments of the likelihood, such as ``{"scale": "per_feature", "initial_scale": 0.5}``; an
-            object has its own. Where ``initial_scale`` is not given, the noise of "normal" and "student_t" starts at a
-            quarter of the data's spread. Categories are counted. Nothing is known of a callable but the options
-            ``outputs_per_feature``.
-        hidden: widths of the encoder's layers, mirrored in the decoder; the paper's images have (500, 500, 2000).
-        encoder: "mlp", "conv" for images (N, H, W) or (N, C, H, W), or a module from x (N, ...) to features (N, H).
-        decoder: "mlp", "conv", or a module from z (N, D) to features (N, H).
-        covariance: of q(z | x), "full" or "diagonal", which in twenty dimensions or more learns faster and clusters
-            better.
-        covariance_start: a full one starts "diagonal", or "random" as in the authors' code, which in many dimensions
-            merges clusters; see :class:`~pyro_vmm.networks.GaussianEncoder`.
-        scaling: "range" maps all features together to [-1, 1], right for images and features of one unit; "standard"
-            gives each feature mean 0 and variance 1, right for tables; None leaves X alone. With a likelihood of any
-            real values, such as "normal" and "student_t", "auto" is "standard" for a table (a DataFrame) and "range"
-            for an array; with other likelihoods it is None.
-        init: pseudo-inputs start from "random" or "k-means++" rows.
-        train_pseudo_inputs: whether they are trained; else they stay at these rows, and centres move with the encoder.
-        init_centres: a "gmm"'s centres start "normal", drawn from Normal(0, I), or "encoded", at the encoder's means of
-            the rows of ``init``, where those of a "vmm" start.
-        hyperprior: "paper", "reference" (the authors' code) or a :class:`~pyro_vmm.priors.HyperPrior`.
-        responsibilities: "differentiated" in the MAP step, as in the authors' code, or "held", as in the paper, which
-            merges small or neighbouring clusters more.
-        m_prior: granularity: a cluster survives if it explains more than about one row in ``m_prior``. "batch" for the
-            rows of the minibatch at hand.
-        expectation: over the centres, "analytic" or "sampled".
-        batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, monitor, freeze_after,
-            reuse_draws: see :class:`~pyro_vmm.inference.TrainingConfig`.
-        settle: after training, split and merge components until the evidence of the encoded rows rises no more, and
-            count those that nothing sets apart as one cluster; see :func:`~pyro_vmm.inference.settle`. False, as in the
-            paper, leaves the components as they are, each a cluster.
-        validation_fraction: share of the rows held back for early stopping; 0 for none.
-        dtype: "float32" or "float64".
-        device: "auto" (a GPU if there is one) or any torch device.
-        capture, precision: of the training step, experimental, see :class:`~pyro_vmm.inference.TrainingConfig`.
-        checkpoint_every: epochs between checkpoints, if ``fit`` is given a file for them.
-        progress: show a progress bar.
-        random_state: an int for the same numbers at every fit.
-
-    Attributes:
-        labels_: the cluster of each row, (N,); clusters are numbered by weight, largest first.
-        weights_: the weight of each cluster, (K,), falling; clusters that win no row come last, then zeros.
-        n_clusters_: clusters, without strays.
-        strays_: clusters of fewer rows than D + 2, too few to fill a covariance; their rows keep their label.
-        components_: the component of each row, (N,): the parts that clusters are made up of.
-        component_weights_: pi, (K,); ``cluster_of_component_`` is the cluster of each, (K,).
-        history_: a DataFrame, one row per epoch.
-        vae_: the trained :class:`~pyro_vmm.models.VAE`.
-        scaling_: what ``scaling`` came to, "range", "standard" or None; the model sees (X - ``shift_``) / ``scale_``.
-        n_iter_: epochs trained; ``best_epoch_`` is the one whose parameters were kept.
-        learning_rates_: the learning rates, and from which epoch on: several where a diverged run went on at others.
-        seed_: the seed that ``random_state`` gave.
-        validation_rows_: positions of the training data's rows that were held back for early stopping.
-
-    Examples:
-        >>> from sklearn.datasets import load_digits
-        >>> from pyro_vmm import VMM
-        >>> X, _ = load_digits(return_X_y=True)
-        >>> model = VMM(latent_dim=20, covariance="diagonal", hidden=(128, 128), learning_rate=2e-3, random_state=0)
-        >>> clusters = model.fit_predict(X)
+    A subclass has the settings of :class:`~pyro_vmm.estimators.settings.Arrays`, of training and of the machine, and
+    says in ``_n_components`` how many components there are and in ``_build_prior`` what the prior is.
     """
-
-    def __init__(
-        self,
-        n_components: int = 100,
-        latent_dim: int = 10,
-        *,
-        prior: str | type[Prior] | Prior = "vmm",
-        likelihood: Given = "normal",
-        likelihood_options: dict | None = None,
-        hidden: Sequence[int] = (500, 500, 2000),
-        encoder: str | nn.Module = "mlp",
-        decoder: str | nn.Module = "mlp",
-        covariance: str = "full",
-        covariance_start: str = "diagonal",
-        scaling: str | None = "auto",
-        init: str = "random",
-        train_pseudo_inputs: bool = True,
-        init_centres: str = "normal",
-        hyperprior: str | HyperPrior = "paper",
-        responsibilities: str = "differentiated",
-        m_prior: float | str = 256,
-        expectation: str = "analytic",
-        batch_size: int = 256,
-        learning_rate: float = 5e-4,
-        prior_learning_rate: float | None = None,
-        epochs: int = 300,
-        decay_fraction: float = 0.0,
-        patience: int | None = 50,
-        freeze_after: int | None = 10,
-        reuse_draws: bool = False,
-        monitor: str = "val_elbo",
-        settle: bool = True,
-        validation_fraction: float = 0.1,
-        dtype: str = "float32",
-        device: str = "auto",
-        capture: bool | str = False,
-        precision: str = "float32",
-        checkpoint_every: int = 10,
-        progress: bool = False,
-        random_state=None,
-    ):
-        self.n_components = n_components
-        self.latent_dim = latent_dim
-        self.prior = prior
-        self.likelihood = likelihood
-        self.likelihood_options = likelihood_options
-        self.hidden = hidden
-        self.encoder = encoder
-        self.decoder = decoder
-        self.covariance = covariance
-        self.covariance_start = covariance_start
-        self.scaling = scaling
-        self.init = init
-        self.train_pseudo_inputs = train_pseudo_inputs
-        self.init_centres = init_centres
-        self.hyperprior = hyperprior
-        self.responsibilities = responsibilities
-        self.m_prior = m_prior
-        self.expectation = expectation
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.prior_learning_rate = prior_learning_rate
-        self.epochs = epochs
-        self.decay_fraction = decay_fraction
-        self.patience = patience
-        self.freeze_after = freeze_after
-        self.reuse_draws = reuse_draws
-        self.monitor = monitor
-        self.settle = settle
-        self.validation_fraction = validation_fraction
-        self.dtype = dtype
-        self.device = device
-        self.capture = capture
-        self.precision = precision
-        self.checkpoint_every = checkpoint_every
-        self.progress = progress
-        self.random_state = random_state
 
     # Fitting
 
@@ -187,7 +41,7 @@ class VMM(FittedArrays):
         callbacks: Sequence[Callable[[dict, VAE], bool | None]] = (),
         checkpoint: str | Path | None = None,
         resume: str | Path | None = None,
-    ) -> "VMM":
+    ) -> Self:
         """Train on X.
 
         Arguments:
@@ -206,11 +60,12 @@ class VMM(FittedArrays):
         """
         X = self._validate(X, reset=True)
         self._forget()
-        state = None if resume is None else storing.read_checkpoint(resume, self._settings(), X)
+        state = None if resume is None else self._read_checkpoint(resume, self._settings(), X)
         self.seed_ = self._draw_seed() if state is None else state["seed"]
         self._training_config()  # which says what is wrong with the settings
         train, val = self._split(len(X))
-        labels_val = None if self.monitor != "val_nmi" else self._labels(y, len(X))[val]
+        by_labels = self._training_settings()["monitor"] == "val_nmi"
+        labels_val = self._labels(y, len(X))[val] if by_labels else None
         writer = None
         if checkpoint is not None:
             writer = storing.checkpoint_writer(checkpoint, self._settings(), self.seed_, X)
@@ -249,17 +104,6 @@ class VMM(FittedArrays):
             raise ValueError(f"X has rows of shape {X.shape[1:]}, the model was fitted to rows of {self.event_shape_}")
         return X
 
-    def _check_parameters(self) -> None:
-        """Whatever can be told to be wrong without looking at X."""
-        likelihood_class(self.likelihood)
-        self._check_shared_parameters()
-        check_choice("covariance_start", self.covariance_start, COVARIANCE_STARTS)
-        check_choice("scaling", self.scaling, building.SCALINGS)
-        check_choice("init", self.init, building.INITS)
-        check_choice("train_pseudo_inputs", self.train_pseudo_inputs, (True, False))
-        check_choice("init_centres", self.init_centres, building.INIT_CENTRES)
-        building.check_networks(encoder=self.encoder, decoder=self.decoder)
-
     def _settings(self) -> dict:
         """The configuration, in which "auto" of a table is another scaling than "auto" of an array."""
         config = self.configuration()
@@ -295,24 +139,35 @@ class VMM(FittedArrays):
         self.likelihood_options_ |= likelihood.start(x) or {}
         self._check_support(likelihood, all_rows.float())
         vae = self._build_vae(likelihood, x[:2])
-        rows = x[building.initial_rows(x, self.n_components_, self.init, self.seed_)]
+        rows = x[self._initial_rows(x)]
         vae.prior = self._build_prior(rows)
         building.try_prior(vae)
-        if vae.prior.free_centres and self.init_centres == "encoded":
-            building.encode_centres(vae, rows)
+        self._start_prior(vae, rows)
         self.vae_ = self._place(vae)
         return all_rows
 
     def _build_likelihood(self) -> Likelihood:
         return building.build_likelihood(self.likelihood, self.event_shape_, self.likelihood_options_)
 
+    def _initial_rows(self, x: Tensor) -> Tensor:
+        """Indices (K,) of the rows of x (N, ...) that the prior starts from."""
+        return building.initial_rows(x, self.n_components_, "random", self.seed_)
+
     def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> VAE:
-        networks = (self.encoder, self.decoder, self.hidden, self.latent_dim, self.covariance, self.covariance_start)
+        return self._networks(likelihood, rows)
+
+    def _networks(
+        self, likelihood: Likelihood, rows: Tensor, covariance: str = "diagonal", covariance_start: str = "diagonal"
+    ) -> VAE:
+        networks = (self.encoder, self.decoder, self.hidden, self.latent_dim, covariance, covariance_start)
         return building.build_vae(likelihood, rows, *networks)
 
     def _build_prior(self, rows: Tensor) -> Prior:
-        pseudo_inputs = PseudoInputs(rows).requires_grad_(bool(self.train_pseudo_inputs))
-        return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, self._prior_settings())
+        """A prior of ``n_components_`` components; rows (K, ...), as the model sees them, are those to start from."""
+        raise NotImplementedError
+
+    def _start_prior(self, vae: VAE, rows: Tensor) -> None:
+        """Change the start of the prior, once there is an encoder."""
 
     # Files
 
@@ -337,7 +192,7 @@ class VMM(FittedArrays):
     @classmethod
     def load(
         cls, path: str | Path, *, device: str = "auto", encoder=None, decoder=None, likelihood=None, prior=None
-    ) -> "VMM":
+    ) -> Self:
         """Read what :meth:`save` wrote.
 
         Arguments:
@@ -378,3 +233,97 @@ class VMM(FittedArrays):
         if (found.dim() and tuple(found.shape) != self.event_shape_) or (name == "scale" and (found <= 0).any()):
             raise fitted.wrong(f"{name} should hold a number for all features, or {self.event_shape_}; scales positive")
         return found.numpy()
+
+
+@settings
+class VMM(ChosenPrior, ArrayEstimator, ArraySettings):
+    """Clustering, embedding and density estimation by a variational autoencoder with a mixture prior.
+
+    Starts from ``n_components`` clusters and keeps those that the data need. Rows may be vectors, images or any arrays:
+    X has shape (N, G) or (N, ...). Labels are never used, unless ``monitor="val_nmi"`` asks for them.
+
+    Parameters:
+        n_components: K, the most clusters there can be; at most the number of rows.
+        latent_dim: D.
+        prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal"; see :mod:`pyro_vmm.priors`. Or a
+            class derived from :class:`~pyro_vmm.priors.Prior`; or an object of one, which is copied. An object keeps
+            its own settings and starting values (pseudo-inputs are rows as the model sees them, scaled), so that the
+            settings of priors below stay at their defaults.
+        likelihood: "normal", "bernoulli", "continuous_bernoulli", "student_t", "poisson", "categorical"; or a class
+            derived from :class:`~pyro_vmm.likelihoods.Likelihood`; or an object of one, which is copied; or any
+            callable from decoder output (N, ...) to a Pyro distribution over x. Class and object do as the name does.
+        likelihood_options: arguments of the likelihood, such as ``{"scale": "per_feature", "initial_scale": 0.5}``; an
+            object has its own. Where ``initial_scale`` is not given, the noise of "normal" and "student_t" starts at a
+            quarter of the data's spread. Categories are counted. Nothing is known of a callable but the options
+            ``outputs_per_feature``.
+        hidden: widths of the encoder's layers, mirrored in the decoder; the paper's images have (500, 500, 2000).
+        encoder: "mlp", "conv" for images (N, H, W) or (N, C, H, W), or a module from x (N, ...) to features (N, H); or
+            a callable that makes one of the shape of a row, (...).
+        decoder: "mlp", "conv", or a module from z (N, D) to features (N, H); or a callable that makes one of D.
+        covariance: of q(z | x), "full" or "diagonal", which in twenty dimensions or more learns faster and clusters
+            better.
+        covariance_start: a full one starts "diagonal", or "random" as in the authors' code, which in many dimensions
+            merges clusters; see :class:`~pyro_vmm.networks.GaussianEncoder`.
+        scaling: "range" maps all features together to [-1, 1], right for images and features of one unit; "standard"
+            gives each feature mean 0 and variance 1, right for tables; None leaves X alone. With a likelihood of any
+            real values, such as "normal" and "student_t", "auto" is "standard" for a table (a DataFrame) and "range"
+            for an array; with other likelihoods it is None.
+        init: pseudo-inputs start from "random" or "k-means++" rows.
+        train_pseudo_inputs: whether they are trained; else they stay at these rows, and centres move with the encoder.
+        init_centres: a "gmm"'s centres start "normal", drawn from Normal(0, I), or "encoded", at the encoder's means of
+            the rows of ``init``, where those of a "vmm" start.
+        hyperprior: "paper", "reference" (the authors' code) or a :class:`~pyro_vmm.priors.HyperPrior`.
+        responsibilities: "differentiated" in the MAP step, as in the authors' code, or "held", as in the paper, which
+            merges small or neighbouring clusters more.
+        m_prior: granularity: a cluster survives if it explains more than about one row in ``m_prior``. "batch" for the
+            rows of the minibatch at hand.
+        expectation: over the centres, "analytic" or "sampled".
+        batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, monitor, freeze_after,
+            reuse_draws: see :class:`~pyro_vmm.inference.TrainingConfig`.
+        training: a :class:`~pyro_vmm.inference.TrainingConfig` with all of these, in place of the single ones.
+        settle: after training, split and merge components until the evidence of the encoded rows rises no more, and
+            count those that nothing sets apart as one cluster; see :func:`~pyro_vmm.inference.settle`. False, as in the
+            paper, leaves the components as they are, each a cluster.
+        validation_fraction: share of the rows held back for early stopping; 0 for none.
+        dtype: "float32" or "float64".
+        device: "auto" (a GPU if there is one) or any torch device.
+        capture, precision: of the training step, experimental, see :class:`~pyro_vmm.inference.TrainingConfig`.
+        checkpoint_every: epochs between checkpoints, if ``fit`` is given a file for them.
+        progress: show a progress bar.
+        random_state: an int for the same numbers at every fit.
+
+    Attributes:
+        labels_: the cluster of each row, (N,); clusters are numbered by weight, largest first.
+        weights_: the weight of each cluster, (K,), falling; clusters that win no row come last, then zeros.
+        n_clusters_: clusters, without strays.
+        strays_: clusters of fewer rows than D + 2, too few to fill a covariance; their rows keep their label.
+        components_: the component of each row, (N,): the parts that clusters are made up of.
+        component_weights_: pi, (K,); ``cluster_of_component_`` is the cluster of each, (K,).
+        history_: a DataFrame, one row per epoch.
+        vae_: the trained :class:`~pyro_vmm.models.VAE`.
+        scaling_: what ``scaling`` came to, "range", "standard" or None; the model sees (X - ``shift_``) / ``scale_``.
+        n_iter_: epochs trained; ``best_epoch_`` is the one whose parameters were kept.
+        learning_rates_: the learning rates, and from which epoch on: several where a diverged run went on at others.
+        seed_: the seed that ``random_state`` gave.
+        validation_rows_: positions of the training data's rows that were held back for early stopping.
+
+    Examples:
+        >>> from sklearn.datasets import load_digits
+        >>> from pyro_vmm import VMM
+        >>> X, _ = load_digits(return_X_y=True)
+        >>> model = VMM(latent_dim=20, covariance="diagonal", hidden=(128, 128), learning_rate=2e-3, random_state=0)
+        >>> clusters = model.fit_predict(X)
+    """
+
+    def _initial_rows(self, x: Tensor) -> Tensor:
+        return building.initial_rows(x, self.n_components_, self.init, self.seed_)
+
+    def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> VAE:
+        return self._networks(likelihood, rows, self.covariance, self.covariance_start)
+
+    def _build_prior(self, rows: Tensor) -> Prior:
+        return self._make_prior(PseudoInputs(rows).requires_grad_(bool(self.train_pseudo_inputs)))
+
+    def _start_prior(self, vae: VAE, rows: Tensor) -> None:
+        if vae.prior.free_centres and self.init_centres == "encoded":
+            building.encode_centres(vae, rows)

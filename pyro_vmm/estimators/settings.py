@@ -282,7 +282,7 @@ class Arrays(Model):
 
 
 @settings
-class ArraySettings(Machine, Data, Training, Monitored, NamedArrayPrior, ArrayPosterior, PriorChoice, Arrays):
+class ArraySettings(Machine, Data, Training, Monitored, NamedArrayPrior, ArrayPosterior, Arrays, PriorChoice):
     """The settings of :class:`~pyro_vmm.VMM`."""
 
 
@@ -378,7 +378,7 @@ class NamedCellPrior(NamedPrior):
 
 
 @settings
-class CellSettings(Machine, Data, Training, NamedCellPrior, Posterior, PriorChoice, CellModel, CellData):
+class CellSettings(Machine, Data, Training, NamedCellPrior, Posterior, CellModel, PriorChoice, CellData):
     """The settings of :class:`~pyro_vmm.SingleCellVMM`: those of arrays, but for these."""
 
     likelihood: Given = changed(Model, "likelihood", default="zinb", values=Values(_of_value(cell_likelihood_class)))

@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vmm.estimators import storing
-from pyro_vmm.estimators.arrays import ArrayEstimator
+from pyro_vmm.estimators.array_estimator import ArrayEstimator
 from pyro_vmm.estimators.settings import ArrayPosterior, RivalSettings, check_count, check_not_negative
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import LatentVariableModel

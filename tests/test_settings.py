@@ -69,13 +69,8 @@ def test_every_setting_is_stated_once():
         for name, each in settings_of(estimator).items():
             stated.setdefault(name, set()).add(id(each))
             assert each.help and "\n" not in each.help
-    # Of these the values differ between arrays and cells, or the default between the VMM and VaDE.
-    assert {name for name, found in stated.items() if len(found) > 1} == {
-        "likelihood",
-        "init",
-        "covariance",
-        "covariance_start",
-    }
+    # Of these the values differ between arrays and cells.
+    assert {name for name, found in stated.items() if len(found) > 1} == {"likelihood", "init"}
     assert "monitor" not in settings_of(SingleCellVMM) and "freeze_after" not in settings_of(VaDE)
 
 

@@ -107,7 +107,7 @@ class Alternation(Optimisation):
 @suggesting
 @dataclass(kw_only=True, unsafe_hash=True)
 class TrainingConfig(Alternation, Monitored):
-    """How to train; as it is made, it stays.
+    """How to train. A configuration does not change once it is made.
 
     Arguments:
         epochs: at most so many passes over the data.

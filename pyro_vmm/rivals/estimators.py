@@ -21,7 +21,7 @@ from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.randomness import RandomNumbers
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.rows import Rows
-from pyro_vmm.runtime.settings import POSITIVE, WHOLE, Values, changed, or_none, setting, settings
+from pyro_vmm.runtime.settings import POSITIVE, WHOLE, Values, or_none, setting, settings
 
 
 @settings
@@ -67,12 +67,14 @@ class Rival(ArrayEstimator, RivalSettings):
 
 
 @settings
-class VaDE(Rival):
+class VaDE(Rival, ArrayPosterior):
     """Variational deep embedding (Jiang et al. 2017, arXiv:1611.05148): a Gaussian mixture prior, trained by the ELBO.
 
     First the networks are trained without a prior, and a mixture is fitted to their codes; then all parameters are
     trained together. See :func:`~pyro_vmm.rivals.vade.pretrain` and
     :class:`~pyro_vmm.rivals.vade.VariationalDeepEmbedding`.
+
+    Besides these parameters it has those of :class:`Rival`.
 
     Parameters:
         n_components: K, the number of clusters; at least 2.
@@ -83,11 +85,9 @@ class VaDE(Rival):
         pretraining_epochs: without the prior; with 0 the mixture is fitted to the codes of an untrained encoder. A
             checkpoint is written after each.
         pretraining_learning_rate: of Adam.
-        settings: see :class:`Rival`.
     """
 
-    covariance: str = changed(ArrayPosterior, "covariance", default="diagonal")
-    covariance_start: str = changed(ArrayPosterior, "covariance_start")
+    covariance: str = "diagonal"
     pretraining_epochs: int = setting(
         default=50, option=None, help="epochs without the prior", values=Values(check_count, int)
     )
@@ -123,6 +123,8 @@ class GMVAE(Rival):
     The components of every row are drawn through a network from noise w. See
     :class:`~pyro_vmm.rivals.gmvae.GaussianMixtureVAE`.
 
+    Besides these parameters it has those of :class:`Rival`.
+
     Parameters:
         n_components: K, the number of clusters; at least 2.
         latent_dim: D.
@@ -130,7 +132,6 @@ class GMVAE(Rival):
         w_hidden: the width of the network from w to the components.
         information_floor: nats per row of KL(p(c | z, w) || p(c)) that cost nothing: the paper's "minimum information
             constraint", which keeps clusters from merging; 0 for none.
-        settings: see :class:`Rival`.
     """
 
     w_dim: int | None = setting(default=None, option=None, help="dimensions of w", values=or_none(WHOLE))
@@ -169,12 +170,13 @@ class DLGMM(Rival):
     another model. All K components of a row are decoded, so that a step costs K times the VMM's. See
     :class:`~pyro_vmm.rivals.dlgmm.DeepLatentGaussianMixture`.
 
+    Besides these parameters it has those of :class:`Rival`.
+
     Parameters:
         n_components: K, the number of clusters; at least 2.
         latent_dim: D.
         concentration: alpha of the fractions' prior, Beta(1, alpha), positive; the larger, the more components share
             the weight.
-        settings: see :class:`Rival`.
     """
 
     concentration: float = setting(default=5.0, option=None, help="alpha of Beta(1, alpha)", values=POSITIVE)

@@ -7,16 +7,8 @@ from typing import Any
 
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.report import Results
+from pyro_vmm.runtime.settings import Setting, defaults, settings_of
 
-# Options that are parameters of an estimator under another name.
-RENAMED = {
-    "components": "n_components",
-    "seed": "random_state",
-    "categorical_covariates": "categorical_covariate_keys",
-    "continuous_covariates": "continuous_covariate_keys",
-}
-# Parameters that are no options.
-HIDDEN = {"encoder", "decoder", "progress"}
 # Options of a selection, for every kind of data.
 SELECTION = ("select", "select_learning_rates", "select_seeds")
 
@@ -41,11 +33,16 @@ class Kind(ABC):
         return tuple(self.registry)
 
     @property
+    def settings(self) -> dict[str, tuple[str, Setting]]:
+        """By option, the estimator's parameter and what is known of it."""
+        known = settings_of(self.estimator).items()
+        return {each.option or name: (name, each) for name, each in known if each.option is not None}
+
+    @property
     def defaults(self) -> dict:
         """The estimator's defaults by option."""
-        option = {parameter: name for name, parameter in RENAMED.items()}
-        params = self.estimator().get_params()
-        return {option.get(name, name): value for name, value in params.items() if name not in HIDDEN}
+        found = defaults(self.estimator)
+        return {option: found[name] for option, (name, _) in self.settings.items()}
 
     @property
     def options(self) -> frozenset[str]:
@@ -58,10 +55,13 @@ class Kind(ABC):
 
     def parameters(self, config: dict) -> dict:
         """The estimator's parameters of resolved options."""
-        params = {RENAMED.get(name, name): value for name, value in config.items() if name in self.defaults}
-        for name in ("patience", "freeze_after"):
-            if params.get(name) == 0:
-                params[name] = None
+        params = {}
+        for option, (name, each) in self.settings.items():
+            if option in config:
+                value = config[option]
+                # A whole number is at least 1, so that 0 stands for none.
+                none = value == 0 and each.values.or_none and each.values.type is int
+                params[name] = None if none else value
         return params
 
     @abstractmethod

@@ -13,6 +13,7 @@ from pyro_vmm.data.reading import reason
 from pyro_vmm.data.root import data_root
 from pyro_vmm.data.user_files import ending_of
 from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.runtime.settings import nearest
 
 # Of a.b.c, which means names within names. The time that it takes to read grows with the square of its length.
 DEEP_KEY = re.compile(r"""(?:[\w"'-]{1,50}\s{0,9}\.\s{0,9}){100}""")
@@ -90,7 +91,8 @@ def read_config(path: Path) -> dict:
     known = frozenset().union(*(kind.options for kind in KINDS))
     unknown = sorted(config.keys() - known)
     if unknown:
-        raise ValueError(f"--config: {path} has unknown options {unknown}; expected some of {sorted(known)}")
+        told = f"{path} has unknown options {unknown}{nearest(str(unknown[0]), known)}"
+        raise ValueError(f"--config: {told}; expected some of {sorted(known)}")
     return config
 
 

@@ -4,10 +4,8 @@ import sys
 from collections.abc import Callable
 
 from pyro_vmm.cli.kinds import KINDS
-from pyro_vmm.cli.parser import GROUPS, granularity, json_value
-
-#: Options that may be None although their default is another value.
-OR_NONE = ("patience", "freeze_after")
+from pyro_vmm.cli.parser import GROUPS
+from pyro_vmm.estimators.settings import granularity
 
 
 def _is_whole(value) -> bool:
@@ -28,7 +26,7 @@ TYPES: dict[Callable, tuple[Callable, str]] = {
     float: (_is_number, "a finite number"),
     bool: (lambda value: isinstance(value, bool), "true or false"),
     str: (lambda value: isinstance(value, str), "text"),
-    json_value: (lambda value: isinstance(value, dict), "a dict of names and values"),
+    dict: (lambda value: isinstance(value, dict), "a dict of names and values"),
     granularity: (lambda value: _is_number(value) or value == "batch", "a finite number or 'batch'"),
 }
 
@@ -36,10 +34,10 @@ TYPES: dict[Callable, tuple[Callable, str]] = {
 class Types(dict):
     """Takes options as a group of the parser does, and keeps of each its type and whether it is a list."""
 
-    def add(self, name: str, help: str, **settings) -> None:
-        if "choices" not in settings:  # whether it is one of them is told where it is used
-            type_ = bool if "action" in settings else settings.get("type", str)
-            self[name] = type_, "nargs" in settings
+    def add(self, name: str, help: str, common: bool = False, **about) -> None:
+        if "choices" not in about:  # whether it is one of them is told where it is used
+            type_ = bool if "action" in about else about.get("type", str)
+            self[name] = type_, "nargs" in about
 
 
 def check_types(config: dict) -> None:
@@ -50,7 +48,8 @@ def check_types(config: dict) -> None:
     defaults = [kind.defaults for kind in KINDS]
     for name in config.keys() & types.keys():
         value, (type_, is_list) = config[name], types[name]
-        if (name in OR_NONE and value is None) or any(_is_same(value, known.get(name, ...)) for known in defaults):
+        none = value is None and any(name in kind.settings and kind.settings[name][1].values.or_none for kind in KINDS)
+        if none or any(_is_same(value, known.get(name, ...)) for known in defaults):
             continue
         fits, words = TYPES[type_]
         if is_list and not isinstance(value, list | tuple):

@@ -1,29 +1,20 @@
 """The estimator of arrays: vectors, images, anything of shape (N, ...)."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from torch import Tensor
 
-import numpy as np
-import pandas as pd
-import torch
-from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor, nn
-
-from pyro_vmm.estimators import building, inputs, storing
-from pyro_vmm.estimators.fitted_arrays import FittedArrays
-from pyro_vmm.likelihoods import Given, Likelihood, likelihood_class
+from pyro_vmm.estimators import building
+from pyro_vmm.estimators.array_estimator import ArrayEstimator
+from pyro_vmm.estimators.chosen_prior import ChosenPrior
+from pyro_vmm.estimators.settings import ArraySettings
+from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import COVARIANCE_STARTS
 from pyro_vmm.priors import Prior
-from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
-from pyro_vmm.runtime import finite
-from pyro_vmm.runtime.checks import check_choice, described
-from pyro_vmm.runtime.device_rows import place, subset
-from pyro_vmm.runtime.entries import Entries
+from pyro_vmm.runtime.settings import settings
 
 
-class VMM(FittedArrays):
+@settings
+class VMM(ChosenPrior, ArrayEstimator, ArraySettings):
     """Clustering, embedding and density estimation by a variational autoencoder with a mixture prior.
 
     Starts from ``n_components`` clusters and keeps those that the data need. Rows may be vectors, images or any arrays:
@@ -44,8 +35,9 @@ class VMM(FittedArrays):
             quarter of the data's spread. Categories are counted. Nothing is known of a callable but the options
             ``outputs_per_feature``.
         hidden: widths of the encoder's layers, mirrored in the decoder; the paper's images have (500, 500, 2000).
-        encoder: "mlp", "conv" for images (N, H, W) or (N, C, H, W), or a module from x (N, ...) to features (N, H).
-        decoder: "mlp", "conv", or a module from z (N, D) to features (N, H).
+        encoder: "mlp", "conv" for images (N, H, W) or (N, C, H, W), or a module from x (N, ...) to features (N, H); or
+            a callable that makes one of the shape of a row, (...).
+        decoder: "mlp", "conv", or a module from z (N, D) to features (N, H); or a callable that makes one of D.
         covariance: of q(z | x), "full" or "diagonal", which in twenty dimensions or more learns faster and clusters
             better.
         covariance_start: a full one starts "diagonal", or "random" as in the authors' code, which in many dimensions
@@ -66,6 +58,7 @@ class VMM(FittedArrays):
         expectation: over the centres, "analytic" or "sampled".
         batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, monitor, freeze_after,
             reuse_draws: see :class:`~pyro_vmm.inference.TrainingConfig`.
+        training: a :class:`~pyro_vmm.inference.TrainingConfig` with all of these, in place of the single ones.
         settle: after training, split and merge components until the evidence of the encoded rows rises no more, and
             count those that nothing sets apart as one cluster; see :func:`~pyro_vmm.inference.settle`. False, as in the
             paper, leaves the components as they are, each a cluster.
@@ -100,281 +93,15 @@ class VMM(FittedArrays):
         >>> clusters = model.fit_predict(X)
     """
 
-    def __init__(
-        self,
-        n_components: int = 100,
-        latent_dim: int = 10,
-        *,
-        prior: str | type[Prior] | Prior = "vmm",
-        likelihood: Given = "normal",
-        likelihood_options: dict | None = None,
-        hidden: Sequence[int] = (500, 500, 2000),
-        encoder: str | nn.Module = "mlp",
-        decoder: str | nn.Module = "mlp",
-        covariance: str = "full",
-        covariance_start: str = "diagonal",
-        scaling: str | None = "auto",
-        init: str = "random",
-        train_pseudo_inputs: bool = True,
-        init_centres: str = "normal",
-        hyperprior: str | HyperPrior = "paper",
-        responsibilities: str = "differentiated",
-        m_prior: float | str = 256,
-        expectation: str = "analytic",
-        batch_size: int = 256,
-        learning_rate: float = 5e-4,
-        prior_learning_rate: float | None = None,
-        epochs: int = 300,
-        decay_fraction: float = 0.0,
-        patience: int | None = 50,
-        freeze_after: int | None = 10,
-        reuse_draws: bool = False,
-        monitor: str = "val_elbo",
-        settle: bool = True,
-        validation_fraction: float = 0.1,
-        dtype: str = "float32",
-        device: str = "auto",
-        capture: bool | str = False,
-        precision: str = "float32",
-        checkpoint_every: int = 10,
-        progress: bool = False,
-        random_state=None,
-    ):
-        self.n_components = n_components
-        self.latent_dim = latent_dim
-        self.prior = prior
-        self.likelihood = likelihood
-        self.likelihood_options = likelihood_options
-        self.hidden = hidden
-        self.encoder = encoder
-        self.decoder = decoder
-        self.covariance = covariance
-        self.covariance_start = covariance_start
-        self.scaling = scaling
-        self.init = init
-        self.train_pseudo_inputs = train_pseudo_inputs
-        self.init_centres = init_centres
-        self.hyperprior = hyperprior
-        self.responsibilities = responsibilities
-        self.m_prior = m_prior
-        self.expectation = expectation
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.prior_learning_rate = prior_learning_rate
-        self.epochs = epochs
-        self.decay_fraction = decay_fraction
-        self.patience = patience
-        self.freeze_after = freeze_after
-        self.reuse_draws = reuse_draws
-        self.monitor = monitor
-        self.settle = settle
-        self.validation_fraction = validation_fraction
-        self.dtype = dtype
-        self.device = device
-        self.capture = capture
-        self.precision = precision
-        self.checkpoint_every = checkpoint_every
-        self.progress = progress
-        self.random_state = random_state
-
-    # Fitting
-
-    def fit(
-        self,
-        X,
-        y=None,
-        *,
-        callbacks: Sequence[Callable[[dict, VAE], bool | None]] = (),
-        checkpoint: str | Path | None = None,
-        resume: str | Path | None = None,
-    ) -> "VMM":
-        """Train on X.
-
-        Arguments:
-            X: the data, (N, G) or (N, ...), finite numbers.
-            y: labels (N,), ignored unless ``monitor="val_nmi"``.
-            callbacks: called after every epoch with its row of the history and the model; True stops training.
-            checkpoint: a file to keep for :meth:`fit` to resume from, written every ``checkpoint_every`` epochs, at the
-                end and on interrupt.
-            resume: such a file; X and the parameters must be those of the run that wrote it, but for how long to train,
-                where, ``settle``, and ``random_state=None``, which takes the run's. Where that run diverged the
-                learning rates may differ too.
-
-        Raises:
-            ValueError: what is wrong with X or a parameter, before any training.
-            TrainingDiverged: a number was not finite. The checkpoint is that of the last good epoch.
-        """
-        X = self._validate(X, reset=True)
-        self._forget()
-        state = None if resume is None else storing.read_checkpoint(resume, self._settings(), X)
-        self.seed_ = self._draw_seed() if state is None else state["seed"]
-        self._training_config()  # which says what is wrong with the settings
-        train, val = self._split(len(X))
-        labels_val = None if self.monitor != "val_nmi" else self._labels(y, len(X))[val]
-        writer = None
-        if checkpoint is not None:
-            writer = storing.checkpoint_writer(checkpoint, self._settings(), self.seed_, X)
-        with building.random_start(self.seed_):
-            x = self._build(X, train)
-        x = place(x, self._own_device())
-        x_val = subset(x, val) if len(val) else None
-        self._train(subset(x, train), x_val, labels_val, callbacks, writer, state)
-        self._number_clusters(x)
-        return self
-
-    def fit_predict(self, X, y=None, **arguments) -> np.ndarray:
-        """:meth:`fit`, then the cluster of each row, (N,); scikit-learn's own would keep y to itself."""
-        return self.fit(X, y, **arguments).labels_
-
-    def _validate(self, X, reset: bool) -> np.ndarray:
-        """Scikit-learn's checks of X, which know its messages, and ours of its shape and numbers."""
-        if reset:
-            self._check_parameters()
-        names = finite.names(X)
-        given, table, X = X, inputs.is_table(X), inputs.checked(X)
-        X = validate_data(
-            self,
-            X,
-            reset=reset,
-            dtype=inputs.float_type(X if table else given, self.dtype),
-            allow_nd=True,
-            ensure_all_finite=False,
-            ensure_min_samples=2 if reset else 1,
-        )
-        finite.check_finite(X, *names)
-        if reset:
-            self.event_shape_ = tuple(X.shape[1:])
-            self.scaling_ = building.choose_scaling(self.scaling, self.likelihood, table)
-        elif tuple(X.shape[1:]) != self.event_shape_:
-            raise ValueError(f"X has rows of shape {X.shape[1:]}, the model was fitted to rows of {self.event_shape_}")
-        return X
-
-    def _check_parameters(self) -> None:
-        """Whatever can be told to be wrong without looking at X."""
-        likelihood_class(self.likelihood)
-        self._check_shared_parameters()
-        check_choice("covariance_start", self.covariance_start, COVARIANCE_STARTS)
-        check_choice("scaling", self.scaling, building.SCALINGS)
-        check_choice("init", self.init, building.INITS)
-        check_choice("train_pseudo_inputs", self.train_pseudo_inputs, (True, False))
-        check_choice("init_centres", self.init_centres, building.INIT_CENTRES)
-        building.check_networks(encoder=self.encoder, decoder=self.decoder)
-
-    def _settings(self) -> dict:
-        """The configuration, in which "auto" of a table is another scaling than "auto" of an array."""
-        config = self.configuration()
-        return {**config, "scaling": "standard"} if self.scaling_ == "standard" else config
-
-    def _labels(self, y, n: int) -> np.ndarray:
-        if y is None:
-            raise ValueError("monitor='val_nmi' needs labels: y=None should be an array of one label per row")
-        if np.ma.is_masked(y):
-            y = np.where(np.ma.getmaskarray(y), None, np.ma.getdata(y).astype(object))
-        y = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
-        if y.shape != (n,):
-            raise ValueError(f"y has shape {y.shape}, expected ({n},)")
-        missing = pd.isna(y)
-        if missing.any():
-            raise ValueError(
-                f"y has no value in {missing.sum()} of {n} rows, the first of them row {missing.argmax()}; "
-                "monitor='val_nmi' needs a label of every row"
-            )
-        return y
-
-    def _build(self, X: np.ndarray, train: np.ndarray) -> Tensor:
-        """Make the model, on the device, with the scaling and the pseudo-inputs that the training rows give.
-
-        Returns what it sees of all rows, (N, ...), on the host: those held back have to be of the support too.
-        """
-        self.shift_, self.scale_ = building.shift_and_scale(X[train], self.scaling_, self._feature_names())
-        all_rows = self._scaled(X)
-        self.n_components_ = self._n_components(len(train))
-        x = all_rows[train].float()
-        self.likelihood_options_ = building.likelihood_options(self.likelihood, self.likelihood_options, all_rows)
-        likelihood = self._build_likelihood()
-        self.likelihood_options_ |= likelihood.start(x) or {}
-        self._check_support(likelihood, all_rows.float())
-        vae = self._build_vae(likelihood, x[:2])
-        rows = x[building.initial_rows(x, self.n_components_, self.init, self.seed_)]
-        vae.prior = self._build_prior(rows)
-        building.try_prior(vae)
-        if vae.prior.free_centres and self.init_centres == "encoded":
-            building.encode_centres(vae, rows)
-        self.vae_ = self._place(vae)
-        return all_rows
-
-    def _build_likelihood(self) -> Likelihood:
-        return building.build_likelihood(self.likelihood, self.event_shape_, self.likelihood_options_)
+    def _initial_rows(self, x: Tensor) -> Tensor:
+        return building.initial_rows(x, self.n_components_, self.init, self.seed_)
 
     def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> VAE:
-        networks = (self.encoder, self.decoder, self.hidden, self.latent_dim, self.covariance, self.covariance_start)
-        return building.build_vae(likelihood, rows, *networks)
+        return self._networks(likelihood, rows, self.covariance, self.covariance_start)
 
     def _build_prior(self, rows: Tensor) -> Prior:
-        pseudo_inputs = PseudoInputs(rows).requires_grad_(bool(self.train_pseudo_inputs))
-        return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, self._prior_settings())
+        return self._make_prior(PseudoInputs(rows).requires_grad_(bool(self.train_pseudo_inputs)))
 
-    # Files
-
-    def save(self, path: str | Path) -> None:
-        """Write the fitted model to one file, readable with ``torch.load(path, weights_only=True)``.
-
-        Of modules, classes and callables given as ``encoder``, ``decoder``, ``likelihood`` or ``prior`` only the
-        parameters are written: :meth:`load` has to be given them again. A name has to be registered there.
-        """
-        check_is_fitted(self)
-        fitted = {
-            "event_shape": list(self.event_shape_),
-            "n_features_in": int(self.n_features_in_),
-            "feature_names_in": [str(name) for name in getattr(self, "feature_names_in_", [])],
-            "shift": torch.as_tensor(self.shift_),
-            "scale": torch.as_tensor(self.scale_),
-            "scaling": self.scaling_,
-            "likelihood_options": storing.configuration(self.likelihood_options_),
-        }
-        self._save(path, fitted)
-
-    @classmethod
-    def load(
-        cls, path: str | Path, *, device: str = "auto", encoder=None, decoder=None, likelihood=None, prior=None
-    ) -> "VMM":
-        """Read what :meth:`save` wrote.
-
-        Arguments:
-            path: the file.
-            device: where to put the model.
-            encoder, decoder, likelihood, prior: the modules, classes or callables that the model was made with, if it
-                was.
-        """
-        custom = {"encoder": encoder, "decoder": decoder, "likelihood": likelihood, "prior": prior}
-        model, entries = cls._load(path, device, custom)
-        model._restore(entries)
-        return model
-
-    def _restore(self, entries: Entries) -> None:
-        fitted = entries.part("fitted")
-        self.event_shape_ = tuple(fitted.each("event_shape", int, "whole numbers", least=1))
-        self.n_features_in_ = fitted.whole("n_features_in", self.event_shape_[0], self.event_shape_[0])
-        if names := fitted.each("feature_names_in", str, "text"):
-            self.feature_names_in_ = np.asarray(names, dtype=object)
-        self.likelihood_options_ = fitted.plain("likelihood_options")
-        self.shift_, self.scale_ = (self._restored_scaling(fitted, name) for name in ("shift", "scale"))
-        # Files of earlier versions, whose "auto" is that of arrays, do not say it.
-        self.scaling_ = building.choose_scaling(self.scaling, self.likelihood, table=False)
-        if "scaling" in fitted:
-            self.scaling_ = fitted.content["scaling"]
-            if self.scaling_ not in building.SCALINGS[1:]:
-                raise fitted.wrong(f"scaling is {described(self.scaling_)}, expected one of {building.SCALINGS[1:]}")
-        with storing.restoring(entries.place), building.random_start(self.seed_):
-            rows = torch.zeros((max(self.n_components_, 2), *self.event_shape_))
-            vae = self._build_vae(self._build_likelihood(), rows[:2])
-            vae.prior = self._build_prior(rows[: self.n_components_])
-            self.vae_ = self._place(vae)
-        storing.load_state(self.vae_, entries)
-
-    def _restored_scaling(self, fitted: Entries, name: str) -> np.ndarray:
-        """The shift or the scale, of all features together or of each."""
-        found = fitted.floats(name)
-        if (found.dim() and tuple(found.shape) != self.event_shape_) or (name == "scale" and (found <= 0).any()):
-            raise fitted.wrong(f"{name} should hold a number for all features, or {self.event_shape_}; scales positive")
-        return found.numpy()
+    def _start_prior(self, vae: VAE, rows: Tensor) -> None:
+        if vae.prior.free_centres and self.init_centres == "encoded":
+            building.encode_centres(vae, rows)

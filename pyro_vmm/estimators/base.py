@@ -1,10 +1,9 @@
 """What the estimators share: parameters, the fit around a trainer, numbering of clusters, batched inference."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -18,33 +17,19 @@ from torch import Tensor
 
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.estimators import building, storing
+from pyro_vmm.estimators.settings import DTYPES
 from pyro_vmm.inference import Trainer, TrainingConfig, TrainingDiverged
-from pyro_vmm.inference.settling import settle
 from pyro_vmm.inference.state import check_rates
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
 from pyro_vmm.models import LatentVariableModel
-from pyro_vmm.networks import COVARIANCES, inference_mode, scale_tril
-from pyro_vmm.priors import Prior, prior_class
-from pyro_vmm.priors.hyperpriors import as_hyperprior
+from pyro_vmm.networks import inference_mode, scale_tril
 from pyro_vmm.runtime import files
-from pyro_vmm.runtime.checks import check_choice, check_whole, described
+from pyro_vmm.runtime.checks import check_whole, described
 from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.rows import Rows, read
-
-#: Parameters that say how a prior is made, and where it starts.
-OF_NAMED_PRIORS = (
-    "hyperprior",
-    "responsibilities",
-    "m_prior",
-    "expectation",
-    "init",
-    "train_pseudo_inputs",
-    "init_centres",
-    "pseudo_batch",
-)
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+from pyro_vmm.runtime.settings import check_settings, settings_of
 
 
 class Estimator(BaseEstimator):
@@ -54,74 +39,36 @@ class Estimator(BaseEstimator):
     trains, and says in ``_rows`` how the model reads the data and in ``_log_p_x`` how rows are scored.
     """
 
-    #: The monitor of an estimator that gives no choice.
-    monitor = "val_elbo"
     #: Whether clusters are numbered by their weight or by their share of the rows, largest first.
     numbered_by = "weight"
 
-    def _check_shared_parameters(self) -> None:
+    def _check_parameters(self) -> None:
         """Whatever can be told to be wrong without looking at the data."""
-        check_choice("covariance", self.covariance, COVARIANCES)
-        check_choice("dtype", self.dtype, tuple(DTYPES))
-        if not isinstance(self.likelihood_options, dict | None):
-            raise ValueError(f"likelihood_options={self.likelihood_options!r} should be a dict of arguments, or None")
+        check_settings(self)
         if self.likelihood_options and isinstance(self.likelihood, Likelihood | CellLikelihood):
             raise ValueError(
                 f"likelihood_options={self.likelihood_options!r} are for a name, a class or a function; "
                 f"likelihood={described(self.likelihood)} has its own"
             )
-        as_hyperprior(self.hyperprior)
-        check_choice("reuse_draws", self.reuse_draws, (True, False))
-        for name in ("n_components", "latent_dim"):
-            check_whole(name, getattr(self, name))
-        if np.ndim(self.hidden) != 1 or len(self.hidden) == 0:
-            raise ValueError(f"hidden={self.hidden!r} should hold at least one width")
-        for width in self.hidden:
-            check_whole("a width of hidden", width)
-        check_choice("settle", self.settle, (True, False))
-        if not (isinstance(self.validation_fraction, Real) and 0 <= self.validation_fraction < 1):
-            raise ValueError(f"validation_fraction={self.validation_fraction!r} should be at least 0 and below 1")
-        building.choose_device(self.device)
-        if self.precision != "float32" and self.dtype != "float32":
-            raise ValueError(f"precision={self.precision!r} needs dtype='float32', not {self.dtype!r}")
-        self._check_prior()
 
-    def _check_prior(self) -> None:
-        """Raise ``ValueError`` for a prior that is none, or an object that is for another estimator than this one."""
-        cls = prior_class(self.prior)
-        if not isinstance(self.prior, Prior):
-            return
-        self.prior.check()
-        for name in ("latent_dim", "n_components") if cls.has_clusters else ("latent_dim",):
-            if getattr(self.prior, name) != getattr(self, name):
-                told = f"{name}={getattr(self, name)} does not fit prior={described(self.prior)}"
-                raise ValueError(f"{told}, which has {name}={getattr(self.prior, name)}")
-        parameters = inspect.signature(type(self).__init__).parameters
-        for name in (each for each in OF_NAMED_PRIORS if each in parameters):
-            value, default = getattr(self, name), parameters[name].default
-            if np.any(value != default):
-                told = f"{name}={described(value)} is for a prior given by its name or class"
-                raise ValueError(f"{told}; prior={described(self.prior)} has its own: leave {name} at {default!r}")
+    def _single_settings(self) -> dict:
+        """The parameters, those of training one by one."""
+        return self.get_params(deep=False)
+
+    def _training_settings(self) -> dict:
+        """The parameters that say how to train, one by one."""
+        given = self._single_settings()
+        return {name: given[name] for name in settings_of(TrainingConfig) if name in given}
 
     def _training_config(self, anywhere: bool = False) -> TrainingConfig:
         """How to train; ``anywhere``: also where the device can't do that."""
-        if not anywhere and self.capture is True and building.choose_device(self.device).type != "cuda":
+        given = self._training_settings()
+        if not anywhere and given.get("capture") is True and building.choose_device(self.device).type != "cuda":
             raise ValueError(f"capture=True needs a CUDA device, expected 'auto' or False with device={self.device!r}")
-        return TrainingConfig(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            prior_learning_rate=self.prior_learning_rate,
-            decay_fraction=self.decay_fraction,
-            patience=self.patience,
-            freeze_after=self.freeze_after,
-            reuse_draws=self.reuse_draws,
-            monitor=self.monitor,
-            checkpoint_every=self.checkpoint_every,
-            seed=self.seed_,
-            capture=self.capture,
-            precision=self.precision,
-        )
+        return TrainingConfig(**given, seed=self.seed_)
+
+    def _read_checkpoint(self, path: str | Path, config: dict, X: np.ndarray) -> dict:
+        return storing.read_checkpoint(path, config, X, settings_of(type(self)))
 
     def _forget(self) -> None:
         """Be unfitted: what is left of an earlier fit does not go with the parts that another replaces one by one."""
@@ -149,23 +96,18 @@ class Estimator(BaseEstimator):
         return self._split(len(self.labels_))[1]
 
     def _n_components(self, n: int) -> int:
-        if isinstance(self.prior, Prior):
-            return self.prior.n_components
-        if not prior_class(self.prior).has_clusters:
-            return 1
+        """K, of n rows to train on."""
+        if (fixed := self._fixed_components()) is not None:
+            return fixed
         if self.n_components > n:
             warnings.warn(
                 f"n_components={self.n_components} is more than the {n} rows to train on; using {n}", stacklevel=4
             )
         return min(self.n_components, n)
 
-    def _prior_settings(self) -> dict:
-        return {
-            "hyperprior": self.hyperprior,
-            "m_prior": self.m_prior,
-            "expectation": self.expectation,
-            "responsibilities": self.responsibilities,
-        }
+    def _fixed_components(self) -> int | None:
+        """K, where ``n_components`` does not say it."""
+        return None
 
     def _place(self, vae: LatentVariableModel) -> LatentVariableModel:
         """The model on its device and in its dtype, not in training."""
@@ -185,9 +127,9 @@ class Estimator(BaseEstimator):
         if state is not None:
             with storing.resuming(state, ValueError):
                 trainer.load_state_dict(state["trainer"])
-            if len(trainer.history) > self.epochs:
+            if len(trainer.history) > (epochs := trainer.config.epochs):
                 raise ValueError(
-                    f"epochs={self.epochs} is fewer than the {len(trainer.history)} that the run to resume has trained"
+                    f"epochs={epochs} is fewer than the {len(trainer.history)} that the run to resume has trained"
                 )
         try:
             trainer.fit(x, x_val, labels_val, callbacks=callbacks, checkpoint=checkpoint, progress=self.progress)
@@ -199,9 +141,8 @@ class Estimator(BaseEstimator):
         self.learning_rates_ = trainer.rates
 
     def _settle(self, x: Rows) -> None:
-        """Say which cluster each component is of: after training the components are split, merged and grouped."""
-        each = np.arange(self.n_components_)
-        self.cluster_of_component_ = settle(self.vae_, x, self.seed_).numpy() if self.settle else each
+        """After training: say which cluster each component is of. Here each is one."""
+        self.cluster_of_component_ = np.arange(self.n_components_)
 
     def _number_clusters(self, x: Rows) -> None:
         """Reorder clusters and their components, largest first and those without a row last, and assign the rows."""
@@ -224,12 +165,16 @@ class Estimator(BaseEstimator):
         self._count_clusters()
 
     def _count_clusters(self) -> None:
-        """Settled clusters of fewer rows than D + 2 are strays: too few to fill a covariance."""
+        """Count those that win a row, strays apart."""
         sizes = np.bincount(self.labels_)
         found = np.flatnonzero(sizes)
-        strays = sizes[found] < self.latent_dim + 2
-        self.strays_ = found[strays] if self.settle and not strays.all() else found[:0]
+        strays = sizes[found] < self._least_rows()
+        self.strays_ = found[strays] if not strays.all() else found[:0]
         self.n_clusters_ = len(found) - len(self.strays_)
+
+    def _least_rows(self) -> int:
+        """Clusters of fewer rows are strays."""
+        return 1
 
     def _by_cluster(self, weights: np.ndarray) -> np.ndarray:
         """What components have (K,), added up by cluster, (K,): zero from the number of clusters on."""
@@ -340,7 +285,7 @@ class Estimator(BaseEstimator):
 
     def configuration(self) -> dict:
         """The parameters as plain values, for a file; a custom object, class or callable by its name only."""
-        return storing.configuration(self.get_params(deep=False))
+        return storing.configuration(self._single_settings())
 
     def _save(self, path: str | Path, fitted: dict) -> None:
         """Write the parameters, the networks and what the fit found; ``fitted`` is what this estimator has besides."""
@@ -375,7 +320,7 @@ class Estimator(BaseEstimator):
         if "settle" not in saved and "settle" in cls().get_params(deep=False):
             # From before components were grouped.
             entries.content["params"] = {**{k: v for k, v in saved.items() if k not in storing.GONE}, "settle": False}
-        params = entries.names("params", cls().get_params(deep=False)).content
+        params = entries.names("params", cls().configuration()).content
         with storing.restoring(path):  # what is wrong may be a name that is not registered here
             model = cls(**{**storing.parameters(params, custom, path), "device": device})
             model._check_parameters()

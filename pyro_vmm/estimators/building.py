@@ -237,19 +237,35 @@ def check_support(
 
 
 def check_networks(**networks: str | nn.Module) -> None:
-    """Raise ``ValueError`` unless each is a name of ``NETWORKS`` or a module."""
+    """Raise ``ValueError`` unless each is a name of ``NETWORKS``, a module or a callable, which may make one."""
     for name, given in networks.items():
-        if isinstance(given, nn.Module) or (isinstance(given, str) and given in NETWORKS):
-            continue
-        advice = "; an object of this class may be meant" if isinstance(given, type) else ""
-        raise ValueError(f"{name}={described(given)} should be one of {NETWORKS}, or a module{advice}")
+        if not (callable(given) or (isinstance(given, str) and given in NETWORKS)):
+            raise _no_network(name, given)
+
+
+def _no_network(name: str, given: object, found: str = "") -> ValueError:
+    expected = f"one of {NETWORKS}, or a module, or a callable that makes one of the shape of its input"
+    return ValueError(f"{name}={described(given)} should be {expected}{found}")
+
+
+def own_network(name: str, given: Callable, shape: tuple[int, ...] | int) -> nn.Module:
+    """A copy of a module, or what a callable makes of the shape of its input; ``ValueError`` if that is no module."""
+    if isinstance(given, nn.Module):
+        return _own(given)
+    try:
+        made = given(shape)
+    except Exception as error:  # whatever a function of the user's own may raise
+        raise _no_network(name, given, f"; of {shape} it fails: {one_line(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise _no_network(name, given, f"; of {shape} it makes {described(made)}")
+    return made.float()
 
 
 def build_vae(
     likelihood: Likelihood,
     rows: Tensor,  # (2, ...)
-    encoder: str | nn.Module,
-    decoder: str | nn.Module,
+    encoder: str | Callable,
+    decoder: str | Callable,
     hidden: Sequence[int],
     latent_dim: int,
     covariance: str,
@@ -260,23 +276,23 @@ def build_vae(
     Arguments:
         likelihood: what the decoder is for.
         rows: two rows of data, as the model sees them.
-        encoder, decoder: "mlp", "conv" or a module, which is copied.
+        encoder, decoder: "mlp", "conv", a module, which is copied, or what makes one, see :func:`own_network`.
         hidden: widths of an "mlp" encoder; the decoder has them in reverse.
         latent_dim: D.
         covariance, covariance_start: of q(z; x).
     """
     event_shape = rows.shape[1:]
     check_networks(encoder=encoder, decoder=decoder)
-    if isinstance(encoder, nn.Module):
-        body = _own(encoder)
+    if not isinstance(encoder, str):
+        body = own_network("encoder", encoder, tuple(event_shape))
     elif encoder == "conv":
         body = conv_encoder(event_shape)
     else:
         features = nn.Sequential(*likelihood.features())
         body = nn.Sequential(*features, mlp(features(rows)[0].numel(), hidden))
     qz = GaussianEncoder(body, output_width(body, rows, "encoder"), latent_dim, covariance, covariance_start)
-    if isinstance(decoder, nn.Module):
-        body = _own(decoder)
+    if not isinstance(decoder, str):
+        body = own_network("decoder", decoder, latent_dim)
     else:
         body = conv_decoder(latent_dim, event_shape) if decoder == "conv" else mlp(latent_dim, list(hidden)[::-1])
     width = output_width(body, rows.new_zeros(2, latent_dim), "decoder")

@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,24 +13,22 @@ from torch import Tensor
 from pyro_vmm.data.cell_rows import CellRows, Covariates
 from pyro_vmm.data.cells import CellBatches, check_cells, require_anndata
 from pyro_vmm.estimators import annotation, building, storing
-from pyro_vmm.estimators.base import DTYPES
+from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.fitted_cells import FittedCells
-from pyro_vmm.likelihoods import CellLikelihood, Given, cell_likelihood_class, of_counts
+from pyro_vmm.estimators.settings import DTYPES, CellSettings
+from pyro_vmm.likelihoods import CellLikelihood, of_counts
 from pyro_vmm.models import SingleCellVAE
-from pyro_vmm.priors import Prior
 from pyro_vmm.priors.balance import BatchBalance
-from pyro_vmm.priors.hyperpriors import HyperPrior
-from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
-from pyro_vmm.runtime.checks import check_choice
+from pyro_vmm.priors.pseudo_inputs import CellPseudoInputs
 from pyro_vmm.runtime.device_rows import resident, subset
+from pyro_vmm.runtime.settings import settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-LIBRARIES = ("observed", "inferred")
 
-
-class SingleCellVMM(FittedCells):
+@settings
+class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
     """Integrates, embeds and clusters single cells at once: scVI's model of counts with a mixture prior.
 
     Labels of cells are never used. Counts may be sparse or dense, in memory or in a file (``backed="r"``, Zarr) of more
@@ -69,7 +66,7 @@ class SingleCellVMM(FittedCells):
             that of the authors' code, with which it was measured.
         batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, freeze_after, reuse_draws: see
             :class:`~pyro_vmm.inference.TrainingConfig`.
-        settle: as of :class:`~pyro_vmm.VMM`.
+        settle, training: as of :class:`~pyro_vmm.VMM`; the defaults of a ``TrainingConfig`` are those of arrays.
         validation_fraction: share of the cells held back for early stopping; 0 for none.
         dtype, device, capture, precision, checkpoint_every, progress, random_state: as of :class:`~pyro_vmm.VMM`.
 
@@ -89,89 +86,6 @@ class SingleCellVMM(FittedCells):
     """
 
     numbered_by = "share"
-
-    def __init__(
-        self,
-        batch_key: str | None = None,
-        layer: str | None = None,
-        *,
-        categorical_covariate_keys: Sequence[str] = (),
-        continuous_covariate_keys: Sequence[str] = (),
-        size_factor_key: str | None = None,
-        n_components: int = 100,
-        latent_dim: int = 10,
-        prior: str | type[Prior] | Prior = "vmm",
-        likelihood: Given = "zinb",
-        likelihood_options: dict | None = None,
-        library: str = "observed",
-        hidden: Sequence[int] = (128,),
-        dropout: float = 0.1,
-        covariance: str = "diagonal",
-        encode_covariates: bool = True,
-        pseudo_batch: str = "uniform",
-        batch_balance: float = 2.0,
-        init: str | Sequence[str] = "random",
-        hyperprior: str | HyperPrior = "reference",
-        responsibilities: str = "differentiated",
-        m_prior: float | str = 256,
-        expectation: str = "analytic",
-        batch_size: int = 128,
-        learning_rate: float = 1e-3,
-        prior_learning_rate: float | None = None,
-        epochs: int = 400,
-        decay_fraction: float = 0.0,
-        patience: int | None = 45,
-        freeze_after: int | None = 10,
-        reuse_draws: bool = False,
-        settle: bool = True,
-        validation_fraction: float = 0.1,
-        dtype: str = "float32",
-        device: str = "auto",
-        capture: bool | str = False,
-        precision: str = "float32",
-        checkpoint_every: int = 10,
-        progress: bool = False,
-        random_state=None,
-    ):
-        self.batch_key = batch_key
-        self.layer = layer
-        self.categorical_covariate_keys = categorical_covariate_keys
-        self.continuous_covariate_keys = continuous_covariate_keys
-        self.size_factor_key = size_factor_key
-        self.n_components = n_components
-        self.latent_dim = latent_dim
-        self.prior = prior
-        self.likelihood = likelihood
-        self.likelihood_options = likelihood_options
-        self.library = library
-        self.hidden = hidden
-        self.dropout = dropout
-        self.covariance = covariance
-        self.encode_covariates = encode_covariates
-        self.pseudo_batch = pseudo_batch
-        self.batch_balance = batch_balance
-        self.init = init
-        self.hyperprior = hyperprior
-        self.responsibilities = responsibilities
-        self.m_prior = m_prior
-        self.expectation = expectation
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.prior_learning_rate = prior_learning_rate
-        self.epochs = epochs
-        self.decay_fraction = decay_fraction
-        self.patience = patience
-        self.freeze_after = freeze_after
-        self.reuse_draws = reuse_draws
-        self.settle = settle
-        self.validation_fraction = validation_fraction
-        self.dtype = dtype
-        self.device = device
-        self.capture = capture
-        self.precision = precision
-        self.checkpoint_every = checkpoint_every
-        self.progress = progress
-        self.random_state = random_state
 
     # Fitting
 
@@ -210,7 +124,7 @@ class SingleCellVMM(FittedCells):
         self.genes_ = counts.gene_names.to_numpy(dtype=object)
         genes = np.full(len(counts), zlib.crc32("\n".join(self.genes_).encode()), dtype=float)
         fingerprint = np.column_stack([design.numpy(), totals, genes])
-        state = None if resume is None else storing.read_checkpoint(resume, self.configuration(), fingerprint)
+        state = None if resume is None else self._read_checkpoint(resume, self.configuration(), fingerprint)
         self.seed_ = self._draw_seed() if state is None else state["seed"]
         self._training_config()  # which says what is wrong with the settings
         train, val = self._split(len(counts))
@@ -243,34 +157,13 @@ class SingleCellVMM(FittedCells):
         return self.fit(adata, **arguments).transform(adata)
 
     def _check_parameters(self) -> None:
-        cell_likelihood_class(self.likelihood)
-        self._check_shared_parameters()
-        check_choice("library", self.library, LIBRARIES)
-        check_choice("pseudo_batch", self.pseudo_batch, PSEUDO_BATCHES)
-        check_choice("encode_covariates", self.encode_covariates, (True, False))
-        if not (isinstance(self.batch_balance, Real) and 0 <= self.batch_balance < np.inf):
-            raise ValueError(f"batch_balance={self.batch_balance!r} should be a number, at least 0")
-        if isinstance(self.init, str):
-            check_choice("init", self.init, building.INITS)
-        elif not np.iterable(self.init) or not all(isinstance(name, str) for name in self.init):
-            raise ValueError(f"init={self.init!r} should be one of {building.INITS}, or a list of names of cells")
-        elif len(self.init) > self.n_components:
+        super()._check_parameters()
+        if not isinstance(self.init, str) and len(self.init) > self.n_components:
             raise ValueError(f"init names {len(self.init)} cells, more than n_components={self.n_components}")
-        elif len(set(self.init)) < len(self.init):
-            raise ValueError(f"init={list(self.init)} should name each cell once")
-        if not (isinstance(self.dropout, Real) and 0 <= self.dropout < 1):
-            raise ValueError(f"dropout={self.dropout!r} should be at least 0 and below 1")
-        if self.batch_size == 1:
+        if self._training_settings()["batch_size"] == 1:
             raise ValueError("batch_size=1 should be at least 2, for BatchNorm to have a variance")
         if self.library == "inferred" and not of_counts(self.likelihood, self.likelihood_options):
             raise ValueError("library='inferred' needs counts, expected library='observed' with this likelihood")
-        for name in ("batch_key", "layer", "size_factor_key"):
-            if not isinstance(getattr(self, name), str | None):
-                raise ValueError(f"{name}={getattr(self, name)!r} should be one name, or None")
-        for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
-            keys = getattr(self, name)
-            if isinstance(keys, str) or not (keys is None or np.iterable(keys)):
-                raise ValueError(f"{name}={keys!r} should be a list of column names")
 
     def _covariates(self, adata: "AnnData", totals: np.ndarray, part_of: "AnnData | None" = None) -> Covariates:
         return Covariates.of(
@@ -323,7 +216,7 @@ class SingleCellVMM(FittedCells):
 
     def _build_prior(self, initial: Tensor, counts: bool):
         pseudo_inputs = CellPseudoInputs(self.layout_, initial, self.pseudo_batch, counts)
-        return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, self._prior_settings())
+        return self._make_prior(pseudo_inputs)
 
     # Files
 

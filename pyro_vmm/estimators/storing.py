@@ -3,7 +3,7 @@
 import math
 import platform
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from pyro_vmm.data.cell_rows import Covariates
-from pyro_vmm.inference import RATES, RESUMABLE
 from pyro_vmm.inference.state import COLUMNS, check_model
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
 from pyro_vmm.priors import Prior
@@ -24,6 +23,7 @@ from pyro_vmm.runtime import files
 from pyro_vmm.runtime.checks import described, differences, one_line
 from pyro_vmm.runtime.entries import Damaged, Entries
 from pyro_vmm.runtime.ranks import Ranks
+from pyro_vmm.runtime.settings import Setting
 from pyro_vmm.version import __version__
 
 #: Of what ``random_state`` gives.
@@ -32,13 +32,8 @@ MOST_SEED = 2**31 - 1
 CUSTOM = ("encoder", "decoder", "likelihood", "prior")
 #: Modules whose settings a file keeps, to tell another one from that which a model was made with.
 OWN = (Prior, Likelihood, CellLikelihood)
-#: What may differ besides between an interrupted run and the one that continues it. Settling comes after the last
-#: checkpoint. A seed may not, which of a trainer comes with its state; but ``random_state=None`` takes the run's.
-FREE = {*RESUMABLE, "progress", "device", "settle"} - {"seed"}
 #: Parameters of earlier versions that the fitted model does not depend on.
 GONE = ("consolidation_steps", "consolidation_learning_rate")
-#: And where that run diverged, in training or in a rival's pre-training.
-FREE_IF_DIVERGED = {"training": set(RATES), "pretraining": {*RATES, "pretraining_learning_rate"}}
 
 
 def versions() -> dict[str, str]:
@@ -161,18 +156,27 @@ def checkpoint_writer(path: str | Path, config: dict, seed: int, X: np.ndarray) 
     return lambda state: files.save({**about, "trainer": state}, path, "checkpoint")
 
 
-def read_checkpoint(path: str | Path, config: dict, X: np.ndarray) -> dict:
-    """A checkpoint of a run with this configuration on this X; ``ValueError`` if it is another run's."""
+def read_checkpoint(path: str | Path, config: dict, X: np.ndarray, settings: Mapping[str, Setting]) -> dict:
+    """A checkpoint of a run with this configuration on this X; ``ValueError`` if it is another run's.
+
+    Arguments:
+        path: the file.
+        config: plain parameters. ``random_state=None`` takes the run's seed.
+        X: the data.
+        settings: of the parameters, which say what may differ.
+    """
     saved = files.load(path, "checkpoint")
     entries = Entries(saved, str(path))
     entries.whole("seed", 0, MOST_SEED)
     before, data, trainer = entries.plain("params"), entries.each("data", int, "whole numbers"), entries.part("trainer")
-    free = FREE | ({"random_state"} if config["random_state"] is None else set())
-    stage, state = "training", trainer
+    when, state = ["always"], trainer
     if trainer.content.get("pretraining") is not None:
-        stage, state = "pretraining", trainer.part("pretraining")
+        state = trainer.part("pretraining")
     if "diverged" in state and state.get("diverged", bool):
-        free |= FREE_IF_DIVERGED[stage]
+        when += ["if diverged"] + ["if pretraining diverged"] * (state is not trainer)
+    free = {name for name, setting in settings.items() if setting.resume in when}
+    if config["random_state"] is None:
+        free.add("random_state")
     fixed = {name: value for name, value in config.items() if name not in free}
     if other := differences(unmoved(fixed), unmoved(before)):
         raise ValueError(f"can't resume from {path} with other parameters: {other}")

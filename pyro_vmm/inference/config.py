@@ -1,23 +1,113 @@
 """How to train."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass
 from numbers import Real
+from typing import Any, ClassVar
 
-from pyro_vmm.runtime.checks import check_choice, check_positive, check_whole
+from pyro_vmm.runtime.checks import check_choice
 from pyro_vmm.runtime.precision import PRECISIONS
+from pyro_vmm.runtime.settings import (
+    POSITIVE,
+    TRUTH,
+    WHOLE,
+    Values,
+    check_settings,
+    one_of,
+    or_none,
+    resumable,
+    setting,
+    settings,
+    suggesting,
+)
 
 MONITORS = ("val_elbo", "val_nmi")
 CAPTURES = ("auto", True, False)
-#: What may differ between an interrupted run and the one that continues it.
-RESUMABLE = ("epochs", "patience", "checkpoint_every", "capture", "seed")
-#: What may differ besides where the interrupted run diverged.
-RATES = ("learning_rate", "prior_learning_rate")
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How to train.
+def _check_share(name: str, value: Any) -> None:
+    if not (isinstance(value, Real) and 0 <= value <= 1):
+        raise ValueError(f"{name}={value!r} should be between 0 and 1")
+
+
+@settings
+class Optimisation:
+    """How parameters are trained, whichever they are."""
+
+    title: ClassVar[str] = "training"
+
+    epochs: int = setting(default=300, help="at most", values=WHOLE, common=True, metavar="N", resume="always")
+    batch_size: int = setting(
+        default=256, help="rows in a minibatch, of all processes together", values=WHOLE, metavar="M"
+    )
+    learning_rate: float = setting(
+        default=5e-4, help="of the networks", values=POSITIVE, common=True, metavar="R", resume="if diverged"
+    )
+    decay_fraction: float = setting(
+        default=0.0,
+        help="share of the epochs, the last, over which the rates fall",
+        values=Values(_check_share, float),
+        metavar="F",
+    )
+    patience: int | None = setting(
+        default=50,
+        help="stop after N epochs without improvement; 0 for never",
+        values=or_none(WHOLE),
+        metavar="N",
+        resume="always",
+    )
+    checkpoint_every: int = setting(default=10, help="epochs", values=WHOLE, metavar="N", resume="always")
+
+
+@settings
+class Monitored:
+    """What early stopping goes by, where there is a choice."""
+
+    title: ClassVar[str] = "training"
+
+    monitor: str = setting(
+        default="val_elbo",
+        help="what improvement is measured by; arrays only, val_nmi uses labels",
+        values=one_of(MONITORS),
+    )
+
+
+@settings
+class Alternation(Optimisation):
+    """How SVI steps and MAP steps alternate."""
+
+    prior_learning_rate: float | None = setting(
+        default=None,
+        help="of the prior",
+        values=or_none(POSITIVE),
+        metavar="R",
+        unset="that of the networks",
+        resume="if diverged",
+    )
+    reuse_draws: bool = setting(default=False, help="encode rows once an iteration, not twice", values=TRUTH)
+    freeze_after: int | None = setting(
+        default=10,
+        help="components without rows leave training after N epochs; 0 for never",
+        values=or_none(WHOLE),
+        metavar="N",
+    )
+    capture: bool | str = setting(
+        default=False,
+        help="record steps as a CUDA graph (experimental)",
+        values=Values(lambda name, value: check_choice(name, value, CAPTURES), bool),
+        resume="always",
+    )
+    precision: str = setting(
+        default="float32",
+        help="of the networks' products; all but float32 are experimental",
+        values=one_of(PRECISIONS),
+    )
+
+
+@suggesting
+@dataclass(kw_only=True, unsafe_hash=True)
+class TrainingConfig(Alternation, Monitored):
+    """How to train. A configuration does not change once it is made.
 
     Arguments:
         epochs: at most so many passes over the data.
@@ -41,36 +131,27 @@ class TrainingConfig:
             never run on a GPU yet, see :mod:`pyro_vmm.runtime.precision`.
     """
 
-    epochs: int = 300
-    batch_size: int = 256
-    learning_rate: float = 5e-4
-    prior_learning_rate: float | None = None
-    decay_fraction: float = 0.0
-    patience: int | None = 50
-    monitor: str = "val_elbo"
-    reuse_draws: bool = False
-    freeze_after: int | None = 10
-    checkpoint_every: int = 10
-    seed: int = 0
-    capture: bool | str = False
-    precision: str = "float32"
+    seed: int = setting(default=0, help="of all draws", option=None, resume="always")
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "checkpoint_every"):
-            check_whole(name, getattr(self, name))
-        for name in ("patience", "freeze_after"):
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name))
-        if not (isinstance(self.decay_fraction, Real) and 0 <= self.decay_fraction <= 1):
-            raise ValueError(f"decay_fraction={self.decay_fraction!r} should be between 0 and 1")
-        check_positive("learning_rate", self.learning_rate)
-        if self.prior_learning_rate is not None:
-            check_positive("prior_learning_rate", self.prior_learning_rate)
-        for name, choices in (("monitor", MONITORS), ("capture", CAPTURES), ("precision", PRECISIONS)):
-            check_choice(name, getattr(self, name), choices)
+        check_settings(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self):
+            raise FrozenInstanceError(f"cannot assign to field {name!r}")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
 
     def learning_rates(self, epoch: int) -> tuple[float, float]:
         """Of the SVI step and of the MAP step in an epoch, counted from 0."""
         left, falling = self.epochs - epoch, round(self.decay_fraction * self.epochs)
         factor = 1.0 if left > falling else 0.5 - 0.5 * math.cos(math.pi * left / (falling + 1))
         return factor * self.learning_rate, factor * (self.prior_learning_rate or self.learning_rate)
+
+
+#: What may differ between an interrupted run and the one that continues it.
+RESUMABLE = resumable(TrainingConfig, "always")
+#: What may differ besides where the interrupted run diverged.
+RATES = resumable(TrainingConfig, "if diverged")

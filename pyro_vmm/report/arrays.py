@@ -94,6 +94,10 @@ class ArrayResults:
             *tables.training_lines(self.model, "row"),
         ]
         if self.data.labels is not None:
-            used = "used for early stopping" if self.model.monitor == "val_nmi" else "not used in training"
+            used = (
+                "used for early stopping"
+                if self.model._training_settings()["monitor"] == "val_nmi"
+                else "not used in training"
+            )
             lines += [(f"labels ({used})", ""), *tables.score_lines(self.data.labels, self.probabilities)]
         return tables.pairs(lines)

@@ -1,30 +1,31 @@
 """VaDE, GMVAE and DLGMM as estimators of arrays, on the networks of :class:`~pyro_vmm.VMM`."""
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_vmm.estimators import VMM, storing
-from pyro_vmm.likelihoods import Given, Likelihood
+from pyro_vmm.estimators import storing
+from pyro_vmm.estimators.array_estimator import ArrayEstimator
+from pyro_vmm.estimators.settings import ArrayPosterior, RivalSettings, check_count, check_not_negative
+from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.priors import Prior
 from pyro_vmm.rivals.dlgmm import DeepLatentGaussianMixture, MixtureEncoder, StickBreakingMixture
 from pyro_vmm.rivals.gmvae import ConditionalMixture, GaussianMixtureVAE, TwoHeadedEncoder
 from pyro_vmm.rivals.vade import TrainedMixture, VariationalDeepEmbedding, pretrain, start_from_mixture
-from pyro_vmm.runtime.checks import check_positive
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.randomness import RandomNumbers
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.rows import Rows
+from pyro_vmm.runtime.settings import POSITIVE, WHOLE, Values, or_none, setting, settings
 
 
-class Rival(VMM):
+@settings
+class Rival(ArrayEstimator, RivalSettings):
     """What the rivals share; never used by itself.
 
     The methods are those of :class:`~pyro_vmm.VMM`, and so are these parameters.
@@ -38,70 +39,14 @@ class Rival(VMM):
         validation_fraction, dtype, device, checkpoint_every, progress, random_state: see :class:`~pyro_vmm.VMM`.
     """
 
-    # What a VMM leaves to its user, and a rival has no use for.
-    prior, init, train_pseudo_inputs, init_centres, prior_learning_rate = "gmm", "random", True, "normal", None
-    hyperprior, settle = "paper", False
-    freeze_after, reuse_draws, capture, precision = None, False, False, "float32"
-    #: The GMVAE and the DLGMM are defined for it alone.
-    covariance, covariance_start = "diagonal", "diagonal"
-
-    def __init__(
-        self,
-        n_components: int = 10,
-        latent_dim: int = 10,
-        *,
-        likelihood: Given = "normal",
-        likelihood_options: dict | None = None,
-        hidden: Sequence[int] = (500, 500, 2000),
-        encoder: str | nn.Module = "mlp",
-        decoder: str | nn.Module = "mlp",
-        scaling: str | None = "auto",
-        batch_size: int = 256,
-        learning_rate: float = 5e-4,
-        epochs: int = 300,
-        decay_fraction: float = 0.0,
-        patience: int | None = 50,
-        monitor: str = "val_elbo",
-        validation_fraction: float = 0.1,
-        dtype: str = "float32",
-        device: str = "auto",
-        checkpoint_every: int = 10,
-        progress: bool = False,
-        random_state=None,
-    ):
-        self.n_components = n_components
-        self.latent_dim = latent_dim
-        self.likelihood = likelihood
-        self.likelihood_options = likelihood_options
-        self.hidden = hidden
-        self.encoder = encoder
-        self.decoder = decoder
-        self.scaling = scaling
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.epochs = epochs
-        self.decay_fraction = decay_fraction
-        self.patience = patience
-        self.monitor = monitor
-        self.validation_fraction = validation_fraction
-        self.dtype = dtype
-        self.device = device
-        self.checkpoint_every = checkpoint_every
-        self.progress = progress
-        self.random_state = random_state
-
-    def __init_subclass__(cls, **kwargs):
-        """Put what a rival takes as ``**settings`` into its signature, which tells scikit-learn the parameters."""
-        super().__init_subclass__(**kwargs)
-        own, shared = inspect.signature(cls.__init__), inspect.signature(Rival.__init__)
-        named = [parameter for parameter in own.parameters.values() if parameter.kind != parameter.VAR_KEYWORD]
-        named += [parameter for name, parameter in shared.parameters.items() if name not in own.parameters]
-        cls.__init__.__signature__ = own.replace(parameters=named)
-
     def _check_parameters(self) -> None:
         super()._check_parameters()
         if self.n_components < 2:
             raise ValueError(f"n_components={self.n_components} should be at least 2")
+
+    def _training_settings(self) -> dict:
+        """One step trains all parameters, and all components stay."""
+        return {**super()._training_settings(), "freeze_after": None}
 
     def _responsibilities(self, x: Rows, function: Callable[[Tensor], Tensor]) -> np.ndarray:
         return self._batched(lambda rows: function(self.vae_.assignments(rows)), x)
@@ -117,12 +62,15 @@ class Rival(VMM):
         return self._batched(score, x, rows_at_once)
 
 
-class VaDE(Rival):
+@settings
+class VaDE(Rival, ArrayPosterior):
     """Variational deep embedding (Jiang et al. 2017, arXiv:1611.05148): a Gaussian mixture prior, trained by the ELBO.
 
     First the networks are trained without a prior, and a mixture is fitted to their codes; then all parameters are
     trained together. See :func:`~pyro_vmm.rivals.vade.pretrain` and
     :class:`~pyro_vmm.rivals.vade.VariationalDeepEmbedding`.
+
+    Besides these parameters it has those of :class:`Rival`.
 
     Parameters:
         n_components: K, the number of clusters; at least 2.
@@ -133,34 +81,18 @@ class VaDE(Rival):
         pretraining_epochs: without the prior; with 0 the mixture is fitted to the codes of an untrained encoder. A
             checkpoint is written after each.
         pretraining_learning_rate: of Adam.
-        settings: see :class:`Rival`.
     """
 
-    def __init__(
-        self,
-        n_components: int = 10,
-        latent_dim: int = 10,
-        *,
-        covariance: str = "diagonal",
-        covariance_start: str = "diagonal",
-        pretraining_epochs: int = 50,
-        pretraining_learning_rate: float = 1e-3,
-        **settings,
-    ):
-        super().__init__(n_components, latent_dim, **settings)
-        self.covariance = covariance
-        self.covariance_start = covariance_start
-        self.pretraining_epochs = pretraining_epochs
-        self.pretraining_learning_rate = pretraining_learning_rate
-
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
-        if not (isinstance(self.pretraining_epochs, Integral) and self.pretraining_epochs >= 0):
-            raise ValueError(f"pretraining_epochs={self.pretraining_epochs!r} should be a whole number, at least 0")
-        check_positive("pretraining_learning_rate", self.pretraining_learning_rate)
+    covariance: str = "diagonal"
+    pretraining_epochs: int = setting(
+        default=50, option=None, help="epochs without the prior", values=Values(check_count, int)
+    )
+    pretraining_learning_rate: float = setting(
+        default=1e-3, option=None, help="of Adam", values=POSITIVE, resume="if pretraining diverged"
+    )
 
     def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> VariationalDeepEmbedding:
-        vae = super()._build_vae(likelihood, rows)
+        vae = self._networks(likelihood, rows, self.covariance, self.covariance_start)
         return VariationalDeepEmbedding(vae.encoder, vae.decoder, vae.likelihood, vae.prior)
 
     def _build_prior(self, pseudo_inputs: Tensor) -> Prior:
@@ -180,11 +112,14 @@ class VaDE(Rival):
         super()._train(x, x_val, labels_val, callbacks, checkpoint, state)
 
 
+@settings
 class GMVAE(Rival):
     """The Gaussian mixture VAE (Dilokthanakul et al. 2016, arXiv:1611.02648).
 
     The components of every row are drawn through a network from noise w. See
     :class:`~pyro_vmm.rivals.gmvae.GaussianMixtureVAE`.
+
+    Besides these parameters it has those of :class:`Rival`.
 
     Parameters:
         n_components: K, the number of clusters; at least 2.
@@ -193,32 +128,13 @@ class GMVAE(Rival):
         w_hidden: the width of the network from w to the components.
         information_floor: nats per row of KL(p(c | z, w) || p(c)) that cost nothing: the paper's "minimum information
             constraint", which keeps clusters from merging; 0 for none.
-        settings: see :class:`Rival`.
     """
 
-    def __init__(
-        self,
-        n_components: int = 10,
-        latent_dim: int = 10,
-        *,
-        w_dim: int | None = None,
-        w_hidden: int = 128,
-        information_floor: float = 0.0,
-        **settings,
-    ):
-        super().__init__(n_components, latent_dim, **settings)
-        self.w_dim = w_dim
-        self.w_hidden = w_hidden
-        self.information_floor = information_floor
-
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
-        for name in ("w_dim", "w_hidden"):
-            value = getattr(self, name)
-            if not (isinstance(value, Integral) and value >= 1) and not (name == "w_dim" and value is None):
-                raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
-        if not (isinstance(self.information_floor, Real) and 0 <= self.information_floor < math.inf):
-            raise ValueError(f"information_floor={self.information_floor!r} should be a number, at least 0")
+    w_dim: int | None = setting(default=None, option=None, help="dimensions of w", values=or_none(WHOLE))
+    w_hidden: int = setting(default=128, option=None, help="width of the network from w", values=WHOLE)
+    information_floor: float = setting(
+        default=0.0, option=None, help="nats per row that cost nothing", values=Values(check_not_negative, float)
+    )
 
     def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> GaussianMixtureVAE:
         vae = super()._build_vae(likelihood, rows)
@@ -242,6 +158,7 @@ class GMVAE(Rival):
         return self.latent_dim if self.w_dim is None else self.w_dim
 
 
+@settings
 class DLGMM(Rival):
     """The deep latent Gaussian mixture model (Nalisnick, Hertel & Smyth 2016), its weights by breaking a stick.
 
@@ -249,21 +166,16 @@ class DLGMM(Rival):
     another model. All K components of a row are decoded, so that a step costs K times the VMM's. See
     :class:`~pyro_vmm.rivals.dlgmm.DeepLatentGaussianMixture`.
 
+    Besides these parameters it has those of :class:`Rival`.
+
     Parameters:
         n_components: K, the number of clusters; at least 2.
         latent_dim: D.
         concentration: alpha of the fractions' prior, Beta(1, alpha), positive; the larger, the more components share
             the weight.
-        settings: see :class:`Rival`.
     """
 
-    def __init__(self, n_components: int = 10, latent_dim: int = 10, *, concentration: float = 5.0, **settings):
-        super().__init__(n_components, latent_dim, **settings)
-        self.concentration = concentration
-
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
-        check_positive("concentration", self.concentration)
+    concentration: float = setting(default=5.0, option=None, help="alpha of Beta(1, alpha)", values=POSITIVE)
 
     def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> DeepLatentGaussianMixture:
         vae = super()._build_vae(likelihood, rows)

@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from pyro_vmm.data.cells import CellBatches, check_cells
 from pyro_vmm.estimators import inputs
-from pyro_vmm.estimators.arrays import VMM
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.building import likelihood_options
 from pyro_vmm.estimators.cells import SingleCellVMM
@@ -68,11 +67,14 @@ def select(
     Raises:
         ValueError: what is wrong with an argument, the data or the folder.
     """
-    if not isinstance(estimator, VMM | SingleCellVMM):
+    if not isinstance(estimator, Estimator):
         raise ValueError(f"estimator={estimator!r} should be a VMM or a SingleCellVMM")
-    rates = (estimator.learning_rate,) if learning_rate is None else learning_rate
+    rates = (estimator._training_settings()["learning_rate"],) if learning_rate is None else learning_rate
     _check(estimator, m_prior, rates, seeds, held_out, n_importance_samples)
     X = _checked(estimator, X, refit)
+    if estimator.training is not None:
+        estimator._check_parameters()
+        estimator = estimator.with_single_settings()
     estimator = _knowing_categories(estimator, X)
     fits = _run(_tasks(m_prior, rates, seeds), estimator, X, held_out, seeds, n_importance_samples, folder)
     selection = Selection(evidence(fits), fits)
@@ -91,7 +93,7 @@ def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_imp
         raise ValueError(f"prior={described(prior)} has no granularity to select, expected one of {names}")
     if isinstance(prior, Prior):
         raise ValueError(f"prior={described(prior)} has an m_prior of its own, expected a name or a class")
-    if estimator.monitor == "val_nmi":
+    if estimator._training_settings().get("monitor") == "val_nmi":
         raise ValueError("monitor='val_nmi' uses labels, which a selection does without; expected 'val_elbo'")
     for name, values in (("m_prior", m_prior), ("learning_rate", learning_rate)):
         if np.ndim(values) != 1 or len(values) == 0 or len(set(values)) < len(values):

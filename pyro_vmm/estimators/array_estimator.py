@@ -1,0 +1,232 @@
+"""How an estimator of arrays is fitted, saved and loaded: what VMM and its rivals share."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+from typing_extensions import Self
+
+from pyro_vmm.estimators import building, inputs, storing
+from pyro_vmm.estimators.fitted_arrays import FittedArrays
+from pyro_vmm.likelihoods import Likelihood
+from pyro_vmm.models import VAE
+from pyro_vmm.priors import Prior
+from pyro_vmm.runtime import finite
+from pyro_vmm.runtime.checks import described
+from pyro_vmm.runtime.device_rows import place, subset
+from pyro_vmm.runtime.entries import Entries
+
+
+class ArrayEstimator(FittedArrays):
+    """An estimator of arrays: fit, save and load; never used by itself.
+
+    A subclass has the settings of :class:`~pyro_vmm.estimators.settings.Arrays`, of training and of the machine, and
+    says in ``_n_components`` how many components there are and in ``_build_prior`` what the prior is.
+    """
+
+    # Fitting
+
+    def fit(
+        self,
+        X,
+        y=None,
+        *,
+        callbacks: Sequence[Callable[[dict, VAE], bool | None]] = (),
+        checkpoint: str | Path | None = None,
+        resume: str | Path | None = None,
+    ) -> Self:
+        """Train on X.
+
+        Arguments:
+            X: the data, (N, G) or (N, ...), finite numbers.
+            y: labels (N,), ignored unless ``monitor="val_nmi"``.
+            callbacks: called after every epoch with its row of the history and the model; True stops training.
+            checkpoint: a file to keep for :meth:`fit` to resume from, written every ``checkpoint_every`` epochs, at the
+                end and on interrupt.
+            resume: such a file; X and the parameters must be those of the run that wrote it, but for how long to train,
+                where, ``settle``, and ``random_state=None``, which takes the run's. Where that run diverged the
+                learning rates may differ too.
+
+        Raises:
+            ValueError: what is wrong with X or a parameter, before any training.
+            TrainingDiverged: a number was not finite. The checkpoint is that of the last good epoch.
+        """
+        X = self._validate(X, reset=True)
+        self._forget()
+        state = None if resume is None else self._read_checkpoint(resume, self._settings(), X)
+        self.seed_ = self._draw_seed() if state is None else state["seed"]
+        self._training_config()  # which says what is wrong with the settings
+        train, val = self._split(len(X))
+        by_labels = self._training_settings()["monitor"] == "val_nmi"
+        labels_val = self._labels(y, len(X))[val] if by_labels else None
+        writer = None
+        if checkpoint is not None:
+            writer = storing.checkpoint_writer(checkpoint, self._settings(), self.seed_, X)
+        with building.random_start(self.seed_):
+            x = self._build(X, train)
+        x = place(x, self._own_device())
+        x_val = subset(x, val) if len(val) else None
+        self._train(subset(x, train), x_val, labels_val, callbacks, writer, state)
+        self._number_clusters(x)
+        return self
+
+    def fit_predict(self, X, y=None, **arguments) -> np.ndarray:
+        """:meth:`fit`, then the cluster of each row, (N,); scikit-learn's own would keep y to itself."""
+        return self.fit(X, y, **arguments).labels_
+
+    def _validate(self, X, reset: bool) -> np.ndarray:
+        """Scikit-learn's checks of X, which know its messages, and ours of its shape and numbers."""
+        if reset:
+            self._check_parameters()
+        names = finite.names(X)
+        given, table, X = X, inputs.is_table(X), inputs.checked(X)
+        X = validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=inputs.float_type(X if table else given, self.dtype),
+            allow_nd=True,
+            ensure_all_finite=False,
+            ensure_min_samples=2 if reset else 1,
+        )
+        finite.check_finite(X, *names)
+        if reset:
+            self.event_shape_ = tuple(X.shape[1:])
+            self.scaling_ = building.choose_scaling(self.scaling, self.likelihood, table)
+        elif tuple(X.shape[1:]) != self.event_shape_:
+            raise ValueError(f"X has rows of shape {X.shape[1:]}, the model was fitted to rows of {self.event_shape_}")
+        return X
+
+    def _settings(self) -> dict:
+        """The configuration, in which "auto" of a table is another scaling than "auto" of an array."""
+        config = self.configuration()
+        return {**config, "scaling": "standard"} if self.scaling_ == "standard" else config
+
+    def _labels(self, y, n: int) -> np.ndarray:
+        if y is None:
+            raise ValueError("monitor='val_nmi' needs labels: y=None should be an array of one label per row")
+        if np.ma.is_masked(y):
+            y = np.where(np.ma.getmaskarray(y), None, np.ma.getdata(y).astype(object))
+        y = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+        if y.shape != (n,):
+            raise ValueError(f"y has shape {y.shape}, expected ({n},)")
+        missing = pd.isna(y)
+        if missing.any():
+            raise ValueError(
+                f"y has no value in {missing.sum()} of {n} rows, the first of them row {missing.argmax()}; "
+                "monitor='val_nmi' needs a label of every row"
+            )
+        return y
+
+    def _build(self, X: np.ndarray, train: np.ndarray) -> Tensor:
+        """Make the model, on the device, with the scaling and the pseudo-inputs that the training rows give.
+
+        Returns what it sees of all rows, (N, ...), on the host: those held back have to be of the support too.
+        """
+        self.shift_, self.scale_ = building.shift_and_scale(X[train], self.scaling_, self._feature_names())
+        all_rows = self._scaled(X)
+        self.n_components_ = self._n_components(len(train))
+        x = all_rows[train].float()
+        self.likelihood_options_ = building.likelihood_options(self.likelihood, self.likelihood_options, all_rows)
+        likelihood = self._build_likelihood()
+        self.likelihood_options_ |= likelihood.start(x) or {}
+        self._check_support(likelihood, all_rows.float())
+        vae = self._build_vae(likelihood, x[:2])
+        rows = x[self._initial_rows(x)]
+        vae.prior = self._build_prior(rows)
+        building.try_prior(vae)
+        self._start_prior(vae, rows)
+        self.vae_ = self._place(vae)
+        return all_rows
+
+    def _build_likelihood(self) -> Likelihood:
+        return building.build_likelihood(self.likelihood, self.event_shape_, self.likelihood_options_)
+
+    def _initial_rows(self, x: Tensor) -> Tensor:
+        """Indices (K,) of the rows of x (N, ...) that the prior starts from."""
+        return building.initial_rows(x, self.n_components_, "random", self.seed_)
+
+    def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> VAE:
+        return self._networks(likelihood, rows)
+
+    def _networks(
+        self, likelihood: Likelihood, rows: Tensor, covariance: str = "diagonal", covariance_start: str = "diagonal"
+    ) -> VAE:
+        networks = (self.encoder, self.decoder, self.hidden, self.latent_dim, covariance, covariance_start)
+        return building.build_vae(likelihood, rows, *networks)
+
+    def _build_prior(self, rows: Tensor) -> Prior:
+        """A prior of ``n_components_`` components; rows (K, ...), as the model sees them, are those to start from."""
+        raise NotImplementedError
+
+    def _start_prior(self, vae: VAE, rows: Tensor) -> None:
+        """Change the start of the prior, once there is an encoder."""
+
+    # Files
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted model to one file, readable with ``torch.load(path, weights_only=True)``.
+
+        Of modules, classes and callables given as ``encoder``, ``decoder``, ``likelihood`` or ``prior`` only the
+        parameters are written: :meth:`load` has to be given them again. A name has to be registered there.
+        """
+        check_is_fitted(self)
+        fitted = {
+            "event_shape": list(self.event_shape_),
+            "n_features_in": int(self.n_features_in_),
+            "feature_names_in": [str(name) for name in getattr(self, "feature_names_in_", [])],
+            "shift": torch.as_tensor(self.shift_),
+            "scale": torch.as_tensor(self.scale_),
+            "scaling": self.scaling_,
+            "likelihood_options": storing.configuration(self.likelihood_options_),
+        }
+        self._save(path, fitted)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: str = "auto", encoder=None, decoder=None, likelihood=None, prior=None
+    ) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Arguments:
+            path: the file.
+            device: where to put the model.
+            encoder, decoder, likelihood, prior: the modules, classes or callables that the model was made with, if it
+                was.
+        """
+        custom = {"encoder": encoder, "decoder": decoder, "likelihood": likelihood, "prior": prior}
+        model, entries = cls._load(path, device, custom)
+        model._restore(entries)
+        return model
+
+    def _restore(self, entries: Entries) -> None:
+        fitted = entries.part("fitted")
+        self.event_shape_ = tuple(fitted.each("event_shape", int, "whole numbers", least=1))
+        self.n_features_in_ = fitted.whole("n_features_in", self.event_shape_[0], self.event_shape_[0])
+        if names := fitted.each("feature_names_in", str, "text"):
+            self.feature_names_in_ = np.asarray(names, dtype=object)
+        self.likelihood_options_ = fitted.plain("likelihood_options")
+        self.shift_, self.scale_ = (self._restored_scaling(fitted, name) for name in ("shift", "scale"))
+        # Files of earlier versions, whose "auto" is that of arrays, do not say it.
+        self.scaling_ = building.choose_scaling(self.scaling, self.likelihood, table=False)
+        if "scaling" in fitted:
+            self.scaling_ = fitted.content["scaling"]
+            if self.scaling_ not in building.SCALINGS[1:]:
+                raise fitted.wrong(f"scaling is {described(self.scaling_)}, expected one of {building.SCALINGS[1:]}")
+        with storing.restoring(entries.place), building.random_start(self.seed_):
+            rows = torch.zeros((max(self.n_components_, 2), *self.event_shape_))
+            vae = self._build_vae(self._build_likelihood(), rows[:2])
+            vae.prior = self._build_prior(rows[: self.n_components_])
+            self.vae_ = self._place(vae)
+        storing.load_state(self.vae_, entries)
+
+    def _restored_scaling(self, fitted: Entries, name: str) -> np.ndarray:
+        """The shift or the scale, of all features together or of each."""
+        found = fitted.floats(name)
+        if (found.dim() and tuple(found.shape) != self.event_shape_) or (name == "scale" and (found <= 0).any()):
+            raise fitted.wrong(f"{name} should hold a number for all features, or {self.event_shape_}; scales positive")
+        return found.numpy()

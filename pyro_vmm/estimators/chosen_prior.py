@@ -1,0 +1,94 @@
+"""What estimators share whose prior is chosen: its checks, its making, and how it is trained."""
+
+import numpy as np
+from sklearn.base import clone
+
+from pyro_vmm.estimators import building
+from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.estimators.settings import NamedPrior
+from pyro_vmm.inference import TrainingConfig, settle
+from pyro_vmm.priors import Prior, prior_class
+from pyro_vmm.priors.pseudo_inputs import PseudoInputs
+from pyro_vmm.runtime.checks import described
+from pyro_vmm.runtime.rows import Rows
+from pyro_vmm.runtime.settings import defaults, group_of, settings_of
+
+
+class ChosenPrior(Estimator):
+    """An estimator with ``prior``, the settings of a prior that is named, and ``training``; never used by itself."""
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        self._check_training()
+        precision = self._training_settings()["precision"]
+        if precision != "float32" and self.dtype != "float32":
+            raise ValueError(f"precision={precision!r} needs dtype='float32', not {self.dtype!r}")
+        self._check_prior()
+
+    def _check_training(self) -> None:
+        """Raise ``ValueError`` for an object of settings beside single ones, or with some that are not for this."""
+        if self.training is None:
+            return
+        if not isinstance(self.training, TrainingConfig):
+            raise ValueError(f"training={described(self.training)} should be a TrainingConfig, or None")
+        own, usual = defaults(type(self)), defaults(TrainingConfig)
+        both = [name for name in usual if name in own and np.any(getattr(self, name) != own[name])]
+        if both:
+            told = ", ".join(f"{name}={getattr(self, name)!r}" for name in both)
+            raise ValueError(f"{told} and training= are given: state {', '.join(both)} in the TrainingConfig alone")
+        for name in usual.keys() - own.keys():
+            if (value := getattr(self.training, name)) != usual[name]:
+                whose = "random_state gives it" if name == "seed" else f"{type(self).__name__} has no {name}"
+                raise ValueError(f"training has {name}={value!r}, but {whose}; leave it at {usual[name]!r}")
+
+    def _check_prior(self) -> None:
+        """Raise ``ValueError`` for a prior that is an object for another estimator than this one."""
+        cls = prior_class(self.prior)
+        if not isinstance(self.prior, Prior):
+            return
+        self.prior.check()
+        for name in ("latent_dim", "n_components") if cls.has_clusters else ("latent_dim",):
+            if getattr(self.prior, name) != getattr(self, name):
+                told = f"{name}={getattr(self, name)} does not fit prior={described(self.prior)}"
+                raise ValueError(f"{told}, which has {name}={getattr(self.prior, name)}")
+        for name, default in defaults(type(self)).items():
+            value = getattr(self, name)
+            if issubclass(group_of(type(self), name), NamedPrior) and np.any(value != default):
+                told = f"{name}={described(value)} is for a prior given by its name or class"
+                raise ValueError(f"{told}; prior={described(self.prior)} has its own: leave {name} at {default!r}")
+
+    def _single_settings(self) -> dict:
+        given = super()._single_settings()
+        training = given.pop("training", None)
+        names = settings_of(TrainingConfig) if isinstance(training, TrainingConfig) else ()
+        return {name: getattr(training, name) if name in names else value for name, value in given.items()}
+
+    def with_single_settings(self) -> "ChosenPrior":
+        """A clone without ``training``, whose settings are given one by one, to change some of them."""
+        return clone(self).set_params(training=None, **self._training_settings())
+
+    def _settle(self, x: Rows) -> None:
+        """Split and merge the components, and group them into clusters."""
+        super()._settle(x)
+        if self.settle:
+            self.cluster_of_component_ = settle(self.vae_, x, self.seed_).numpy()
+
+    def _least_rows(self) -> int:
+        """A settled cluster of fewer rows than D + 2 is a stray: too few to fill a covariance."""
+        return self.latent_dim + 2 if self.settle else super()._least_rows()
+
+    def _fixed_components(self) -> int | None:
+        if isinstance(self.prior, Prior):
+            return self.prior.n_components
+        return None if prior_class(self.prior).has_clusters else 1
+
+    def _make_prior(self, pseudo_inputs: PseudoInputs) -> Prior:
+        return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, self._prior_settings())
+
+    def _prior_settings(self) -> dict:
+        return {
+            "hyperprior": self.hyperprior,
+            "m_prior": self.m_prior,
+            "expectation": self.expectation,
+            "responsibilities": self.responsibilities,
+        }

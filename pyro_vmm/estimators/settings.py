@@ -1,0 +1,390 @@
+"""The settings of the estimators: each is stated once, in the group that it belongs to.
+
+Constructors, checks, ``config.json``, what may differ when a run is resumed, and options of the command line follow
+from the fields. A group has the title of its options there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import field
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from pyro_vmm.estimators import building
+from pyro_vmm.inference.config import Alternation, Monitored, Optimisation, TrainingConfig
+from pyro_vmm.likelihoods import Given, cell_likelihood_class, likelihood_class
+from pyro_vmm.networks import COVARIANCE_STARTS, COVARIANCES
+from pyro_vmm.priors import EXPECTATIONS, PRIORS, RESPONSIBILITIES, Prior, prior_class
+from pyro_vmm.priors.hyperpriors import HYPERPRIORS, HyperPrior, as_hyperprior
+from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES
+from pyro_vmm.runtime.checks import check_whole
+from pyro_vmm.runtime.settings import TRUTH, WHOLE, Values, changed, one_of, setting, settings
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+LIBRARIES = ("observed", "inferred")
+Network = str | nn.Module | Callable[..., nn.Module]
+
+
+def granularity(text: str) -> float | str:
+    """A number, or "batch"."""
+    return text if text == "batch" else float(text)
+
+
+def _below_one(name: str, value: Any) -> None:
+    if not (isinstance(value, Real) and 0 <= value < 1):
+        raise ValueError(f"{name}={value!r} should be at least 0 and below 1")
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless the value is a finite number, at least 0."""
+    if not (isinstance(value, Real) and 0 <= value < np.inf):
+        raise ValueError(f"{name}={value!r} should be a number, at least 0")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless the value is a whole number, at least 0."""
+    if not (isinstance(value, Integral) and value >= 0):
+        raise ValueError(f"{name}={value!r} should be a whole number, at least 0")
+
+
+def _widths(name: str, value: Any) -> None:
+    if np.ndim(value) != 1 or len(value) == 0:
+        raise ValueError(f"{name}={value!r} should hold at least one width")
+    for width in value:
+        check_whole(f"a width of {name}", width)
+
+
+def _options(name: str, value: Any) -> None:
+    if not isinstance(value, dict | None):
+        raise ValueError(f"{name}={value!r} should be a dict of arguments, or None")
+
+
+def _network(name: str, value: Any) -> None:
+    building.check_networks(**{name: value})
+
+
+def _cells_to_start_from(name: str, value: Any) -> None:
+    if isinstance(value, str):
+        one_of(building.INITS).check(name, value)
+    elif not np.iterable(value) or not all(isinstance(cell, str) for cell in value):
+        raise ValueError(f"{name}={value!r} should be one of {building.INITS}, or a list of names of cells")
+    elif len(set(value)) < len(value):
+        raise ValueError(f"{name}={list(value)} should name each cell once")
+
+
+def _column(name: str, value: Any) -> None:
+    if not isinstance(value, str | None):
+        raise ValueError(f"{name}={value!r} should be one name, or None")
+
+
+def _columns(name: str, value: Any) -> None:
+    if isinstance(value, str) or not (value is None or np.iterable(value)):
+        raise ValueError(f"{name}={value!r} should be a list of column names")
+
+
+def _of_value(check: Callable[[Any], object]) -> Callable[[str, Any], object]:
+    """A check that takes no name."""
+    return lambda name, value: check(value)
+
+
+# What all estimators have
+
+
+@settings
+class Data:
+    """What of the data is used."""
+
+    title: ClassVar[str] = "data"
+
+    validation_fraction: float = setting(
+        default=0.1,
+        help="share of rows or cells held back for early stopping",
+        values=Values(_below_one, float),
+        metavar="F",
+    )
+
+
+@settings
+class Model:
+    """The components, and the networks between z and x."""
+
+    title: ClassVar[str] = "model"
+
+    n_components: int = setting(
+        default=100,
+        positional=True,
+        option="components",
+        help="K, the most clusters there can be",
+        values=WHOLE,
+        common=True,
+        metavar="K",
+    )
+    latent_dim: int = setting(default=10, positional=True, help="D", values=WHOLE, common=True, metavar="D")
+    likelihood: Given = setting(
+        default="normal",
+        help="the distribution of x",
+        values=Values(_of_value(likelihood_class)),
+        common=True,
+        metavar="NAME",
+    )
+    likelihood_options: dict | None = setting(
+        default=None,
+        help='as JSON, such as \'{"scale": "per_feature"}\'',
+        values=Values(_options, dict, or_none=True),
+        metavar="JSON",
+    )
+    hidden: Sequence[int] = setting(
+        default=(500, 500, 2000),
+        help="widths of the encoder's layers, mirrored in the decoder",
+        values=Values(_widths, int, several=True),
+        metavar="H",
+    )
+
+
+@settings
+class Machine:
+    """Where and how the numbers are computed."""
+
+    title: ClassVar[str] = "training"
+
+    random_state: Any = setting(
+        default=None,
+        option="seed",
+        help="of everything random",
+        values=Values(type=int),
+        common=True,
+        metavar="SEED",
+        unset="0",
+    )
+    device: str = setting(
+        default="auto",
+        help="auto, cpu, cuda, ...",
+        values=Values(_of_value(building.choose_device)),
+        common=True,
+        metavar="NAME",
+        resume="always",
+    )
+    dtype: str = setting(default="float32", help="of all numbers", values=one_of(tuple(DTYPES)))
+    progress: bool = setting(default=False, option=None, help="show a progress bar", resume="always")
+
+
+# The mixture prior
+
+
+@settings
+class Posterior:
+    """The shape of q(z | x)."""
+
+    title: ClassVar[str] = "model"
+
+    covariance: str = setting(default="full", help="of q(z | x)", values=one_of(COVARIANCES))
+
+
+@settings
+class ArrayPosterior(Posterior):
+    """Where its covariance starts."""
+
+    covariance_start: str = setting(
+        default="diagonal",
+        help="a full one at first; random is the authors'; arrays only",
+        values=one_of(COVARIANCE_STARTS),
+    )
+
+
+@settings
+class PriorChoice:
+    """Which prior."""
+
+    title: ClassVar[str] = "model"
+
+    prior: str | type[Prior] | Prior = setting(
+        default="vmm",
+        help="the prior on the latent space",
+        values=Values(_of_value(prior_class), choices=PRIORS),
+        common=True,
+    )
+
+
+@settings
+class NamedPrior:
+    """How a prior that is given by its name or class is made, and where it starts; an object has its own."""
+
+    title: ClassVar[str] = "granularity and the prior's inference"
+
+    m_prior: float | str = setting(
+        default=256,
+        help="a cluster survives on more than about one row in M",
+        values=Values(type=granularity),  # the prior checks it
+        common=True,
+        metavar="M|batch",
+    )
+    hyperprior: str | HyperPrior = setting(
+        default="paper",
+        help="the paper's numbers or those of its authors' code",
+        values=Values(_of_value(as_hyperprior), choices=HYPERPRIORS),
+    )
+    responsibilities: str = setting(
+        default="differentiated",
+        help="in the MAP step; held is the paper's",
+        # The prior checks these two: one of the user's own may know others.
+        values=Values(choices=RESPONSIBILITIES),
+    )
+    expectation: str = setting(default="analytic", help="over the cluster centres", values=Values(choices=EXPECTATIONS))
+    init: str = setting(default="random", help="pseudo-inputs start from such rows", values=one_of(building.INITS))
+
+
+@settings
+class NamedArrayPrior(NamedPrior):
+    """Besides, of arrays."""
+
+    train_pseudo_inputs: bool = setting(
+        default=True, help="whether they leave these rows in training; arrays only", values=TRUTH
+    )
+    init_centres: str = setting(
+        default="normal", help="where a gmm's centres start; arrays only", values=one_of(building.INIT_CENTRES)
+    )
+
+
+@settings
+class Training(Alternation):
+    """What follows the alternation, and all of its settings in one object."""
+
+    settle: bool = setting(
+        default=True,
+        help="after training, split and merge components, and group them",
+        values=TRUTH,
+        resume="always",
+    )
+    training: TrainingConfig | None = setting(
+        default=None, option=None, help="the settings of training in one object, in place of the single ones"
+    )
+
+
+# Arrays
+
+
+@settings
+class Arrays(Model):
+    """How a model reads arrays."""
+
+    title: ClassVar[str] = "data of arrays and images"
+
+    scaling: str | None = setting(
+        default="auto",
+        help="how X is brought to the model's scale; tables: standard if normal or student_t",
+        values=one_of(building.SCALINGS),
+    )
+    encoder: Network = setting(default="mlp", option=None, help="network from x to features", values=Values(_network))
+    decoder: Network = setting(default="mlp", option=None, help="network from z to features", values=Values(_network))
+
+
+@settings
+class ArraySettings(Machine, Data, Training, Monitored, NamedArrayPrior, ArrayPosterior, Arrays, PriorChoice):
+    """The settings of :class:`~pyro_vmm.VMM`."""
+
+
+@settings
+class RivalSettings(Machine, Data, Optimisation, Monitored, Arrays):
+    """The settings that the rivals share."""
+
+    n_components: int = field(default=10, kw_only=False)
+
+
+# Cells: what differs
+
+
+@settings
+class CellData:
+    """The columns and layers that a model reads."""
+
+    title: ClassVar[str] = "data of single cells"
+
+    batch_key: str | None = setting(
+        default=None,
+        positional=True,
+        help="batches to integrate",
+        values=Values(_column, or_none=True),
+        common=True,
+        metavar="COLUMN",
+        unset="a single batch",
+    )
+    layer: str | None = setting(
+        default=None,
+        positional=True,
+        help="where the counts lie; raw is adata.raw, if no layer",
+        values=Values(_column, or_none=True),
+        common=True,
+        metavar="LAYER",
+        unset="X",
+    )
+    categorical_covariate_keys: Sequence[str] = setting(
+        default=(),
+        option="categorical_covariates",
+        help="further columns of categories to correct for",
+        values=Values(_columns, several=True),
+        metavar="COLUMN",
+    )
+    continuous_covariate_keys: Sequence[str] = setting(
+        default=(),
+        option="continuous_covariates",
+        help="columns of numbers to correct for",
+        values=Values(_columns, several=True),
+        metavar="COLUMN",
+    )
+    size_factor_key: str | None = setting(
+        default=None,
+        help="column of size factors",
+        values=Values(_column, or_none=True),
+        metavar="COLUMN",
+        unset="the cell's total counts",
+    )
+
+
+@settings
+class CellModel(Model):
+    """scVI's networks."""
+
+    title: ClassVar[str] = "model of single cells"
+
+    n_components: int = field(default=Model.n_components, kw_only=True)
+    latent_dim: int = field(default=Model.latent_dim, kw_only=True)
+    hidden: Sequence[int] = (128,)
+    library: str = setting(
+        default="observed",
+        help="library sizes: the total counts, or log-normal by batch",
+        values=one_of(LIBRARIES),
+    )
+    dropout: float = setting(default=0.1, help="in the encoder", values=Values(_below_one, float), metavar="F")
+    encode_covariates: bool = setting(default=True, help="whether the encoder sees batch and covariates", values=TRUTH)
+    batch_balance: float = setting(
+        default=2.0,
+        help="discourages clusters of one batch; 0 for the paper's model",
+        values=Values(check_not_negative, float),
+        metavar="T",
+    )
+
+
+@settings
+class NamedCellPrior(NamedPrior):
+    """Besides, of cells."""
+
+    title: ClassVar[str] = "model of single cells"
+
+    hyperprior: str | HyperPrior = "reference"
+    pseudo_batch: str = setting(default="uniform", help="the batch of the pseudo-inputs", values=one_of(PSEUDO_BATCHES))
+
+
+@settings
+class CellSettings(Machine, Data, Training, NamedCellPrior, Posterior, CellModel, PriorChoice, CellData):
+    """The settings of :class:`~pyro_vmm.SingleCellVMM`: those of arrays, but for these."""
+
+    likelihood: Given = changed(Model, "likelihood", default="zinb", values=Values(_of_value(cell_likelihood_class)))
+    covariance: str = "diagonal"
+    init: str | Sequence[str] = changed(NamedPrior, "init", values=Values(_cells_to_start_from, choices=building.INITS))
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    epochs: int = 400
+    patience: int | None = 45

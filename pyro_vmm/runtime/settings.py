@@ -1,0 +1,155 @@
+"""A setting is stated once, as a field of a dataclass: signatures, checks, files and options follow from it."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar
+
+from typing_extensions import dataclass_transform
+
+from pyro_vmm.runtime.checks import check_choice, check_positive, check_whole
+
+#: When the run that continues an interrupted one may have another value.
+Resume = Literal["never", "always", "if diverged", "if pretraining diverged"]
+T = TypeVar("T", bound=type)
+
+
+@dataclass(frozen=True)
+class Values:
+    """What values a setting has.
+
+    Arguments:
+        check: takes the name and the value, and raises ``ValueError`` for a wrong one.
+        type: of a value on the command line.
+        choices: a tuple or a registry of names, if there are no other values on the command line.
+        several: whether the value is a list of such.
+        or_none: whether None is a value besides.
+    """
+
+    check: Callable[[str, Any], object] = lambda name, value: None
+    type: Callable = str
+    choices: Iterable | None = None
+    several: bool = False
+    or_none: bool = False
+
+
+WHOLE = Values(check_whole, int)
+POSITIVE = Values(check_positive, float)
+TRUTH = Values(lambda name, value: check_choice(name, value, (True, False)), bool)
+
+
+def one_of(choices: tuple) -> Values:
+    """One of these."""
+    return Values(lambda name, value: check_choice(name, value, choices), str, choices)
+
+
+def or_none(values: Values) -> Values:
+    """One of these values, or None."""
+    return replace(values, check=lambda name, value: None if value is None else values.check(name, value), or_none=True)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a setting besides its name, type and default.
+
+    Arguments:
+        help: one line, for the command line.
+        values: what it may be.
+        option: its name on the command line; empty for that of the field, None for no option.
+        common: whether ``--help`` shows it, or ``--help-all`` alone.
+        metavar: what stands for a value in the help.
+        unset: in words, what a default of None comes to.
+        resume: whether it may be another one when a run is continued.
+    """
+
+    help: str
+    values: Values = Values()
+    option: str | None = ""
+    common: bool = False
+    metavar: str | None = None
+    unset: str = ""
+    resume: Resume = "never"
+
+
+def setting(*, default: Any, help: str, values: Values = Values(), positional: bool = False, **about: Any) -> Any:
+    """A field of a dataclass of settings; ``about`` are further arguments of :class:`Setting`."""
+    metadata = {"setting": Setting(help, values, **about)}
+    return field(default=default, kw_only=not positional, metadata=metadata)
+
+
+def changed(group: type, name: str, *, default: Any = dataclasses.MISSING, **changes: Any) -> Any:
+    """A setting of another group, with another default or other values."""
+    before = group.__dataclass_fields__[name]
+    about = replace(settings_of(group)[name], **changes)
+    kept = before.default if default is dataclasses.MISSING else default
+    return field(default=kept, kw_only=True, metadata={"setting": about})
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(setting, changed, field))
+def settings(cls: T) -> T:
+    """Make a dataclass of settings: a group of them, or an estimator, whose constructor takes them by name.
+
+    Fields of several bases come from the last base on. A field stated again may give its default alone.
+    """
+    return suggesting(dataclass(eq=False, repr=False, kw_only=True)(cls))
+
+
+def suggesting(cls: T) -> T:
+    """A dataclass whose constructor suggests the nearest name for one that it does not know."""
+    plain, names = cls.__init__, {each.name for each in fields(cls)}
+
+    @functools.wraps(plain)
+    def __init__(self, *args, **given):
+        for name in given:
+            if name not in names:
+                told = f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}"
+                raise TypeError(f"{told}{nearest(name, names)}")
+        plain(self, *args, **given)
+
+    cls.__init__ = __init__
+    return cls
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """ "; did you mean ...?" of the name most like another one, or nothing."""
+    found = get_close_matches(name, list(names), 1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def stated_in(cls: type, name: str) -> type:
+    """The class that states a setting of this dataclass, not another default of it alone."""
+    for base in cls.__mro__:
+        if name in inspect.get_annotations(base) and "setting" in base.__dataclass_fields__[name].metadata:
+            return base
+    raise TypeError(f"{cls.__name__} has no setting {name!r}")
+
+
+def group_of(cls: type, name: str) -> type:
+    """The class that states a setting of this dataclass first."""
+    return next(base for base in reversed(cls.__mro__) if name in inspect.get_annotations(base))
+
+
+def settings_of(cls: type) -> dict[str, Setting]:
+    """The settings of a dataclass by name, in the order of its fields."""
+    return {
+        each.name: stated_in(cls, each.name).__dataclass_fields__[each.name].metadata["setting"] for each in fields(cls)
+    }
+
+
+def defaults(cls: type) -> dict[str, Any]:
+    """The default of each setting."""
+    return {each.name: each.default for each in fields(cls)}
+
+
+def check_settings(given: Any) -> None:
+    """Raise ``ValueError`` for the first value of a dataclass that its setting does not take."""
+    for name, each in settings_of(type(given)).items():
+        each.values.check(name, getattr(given, name))
+
+
+def resumable(cls: type, *when: Resume) -> tuple[str, ...]:
+    """The names of settings that may differ in these cases between a run and the one that continues it."""
+    return tuple(name for name, each in settings_of(cls).items() if each.resume in when)

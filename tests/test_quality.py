@@ -10,11 +10,11 @@ from pyro_vmm.evaluation import clustering
 
 
 def test_the_digits_fall_into_clusters():
-    """The command's settings for two thirds of its epochs, which came to 0.861 to 0.884 over six seeds."""
+    """The command's settings for a third of its epochs."""
     torch.set_default_dtype(torch.float32)
     X, y = load_digits(return_X_y=True)
-    model = VMM(**{**ARRAY_PRESETS["digits"], "epochs": 88}, random_state=0).fit(X)
+    model = VMM(**{**ARRAY_PRESETS["digits"], "epochs": 100}, random_state=0).fit(X)
     told_k = KMeans(10, n_init=10, random_state=0).fit_predict(X)
     assert clustering.nmi(y, model.labels_) > 0.83 > clustering.nmi(y, told_k) + 0.07
-    assert 10 <= model.n_clusters_ <= 22
+    assert 9 <= model.n_clusters_ <= 18
     assert clustering.accuracy_by_majority(y, model.labels_) > 0.85

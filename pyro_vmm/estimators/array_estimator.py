@@ -156,7 +156,8 @@ class ArrayEstimator(FittedArrays):
     def _networks(
         self, likelihood: Likelihood, rows: Tensor, covariance: str = "diagonal", covariance_start: str = "diagonal"
     ) -> VAE:
-        networks = (self.encoder, self.decoder, self.hidden, self.latent_dim, covariance, covariance_start)
+        hidden = building.choose_hidden(self.hidden, rows[0].numel())
+        networks = (self.encoder, self.decoder, hidden, self.latent_dim, covariance, covariance_start)
         return building.build_vae(likelihood, rows, *networks)
 
     def _build_prior(self, rows: Tensor) -> Prior:

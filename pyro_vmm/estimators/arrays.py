@@ -34,7 +34,8 @@ class VMM(ChosenPrior, ArrayEstimator, ArraySettings):
             object has its own. Where ``initial_scale`` is not given, the noise of "normal" and "student_t" starts at a
             quarter of the data's spread. Categories are counted. Nothing is known of a callable but the options
             ``outputs_per_feature``.
-        hidden: widths of the encoder's layers, mirrored in the decoder; the paper's images have (500, 500, 2000).
+        hidden: widths of the encoder's layers, mirrored in the decoder. "auto" is (128, 128) for rows of fewer than 256
+            features, and (500, 500, 2000), the paper's for images, for others.
         encoder: "mlp", "conv" for images (N, H, W) or (N, C, H, W), or a module from x (N, ...) to features (N, H); or
             a callable that makes one of the shape of a row, (...).
         decoder: "mlp", "conv", or a module from z (N, D) to features (N, H); or a callable that makes one of D.
@@ -89,7 +90,7 @@ class VMM(ChosenPrior, ArrayEstimator, ArraySettings):
         >>> from sklearn.datasets import load_digits
         >>> from pyro_vmm import VMM
         >>> X, _ = load_digits(return_X_y=True)
-        >>> model = VMM(latent_dim=20, covariance="diagonal", hidden=(128, 128), learning_rate=2e-3, random_state=0)
+        >>> model = VMM(learning_rate=2e-3, random_state=0)
         >>> clusters = model.fit_predict(X)
     """
 

@@ -208,7 +208,8 @@ class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
         return building.build_cell_likelihood(self.likelihood, self.layout_, self.likelihood_options or {})
 
     def _build_vae(self, likelihood: CellLikelihood, library: tuple[Tensor, Tensor] | None) -> SingleCellVAE:
-        networks = (self.hidden, self.latent_dim, self.covariance, self.dropout, self.encode_covariates)
+        hidden = building.CELLS if isinstance(self.hidden, str) else self.hidden
+        networks = (hidden, self.latent_dim, self.covariance, self.dropout, self.encode_covariates)
         vae = building.build_cell_vae(likelihood, *networks, library)
         if self.batch_balance and self.layout_.n_batches > 1 and self.n_components_ > 1:
             vae.balance = BatchBalance(self.batch_balance, self.layout_.n_batches, self.n_components_)

@@ -51,6 +51,8 @@ def check_count(name: str, value: Any) -> None:
 
 
 def _widths(name: str, value: Any) -> None:
+    if isinstance(value, str) and value == "auto":
+        return
     if np.ndim(value) != 1 or len(value) == 0:
         raise ValueError(f"{name}={value!r} should hold at least one width")
     for width in value:
@@ -136,9 +138,9 @@ class Model:
         values=Values(_options, dict, or_none=True),
         metavar="JSON",
     )
-    hidden: Sequence[int] = setting(
-        default=(500, 500, 2000),
-        help="widths of the encoder's layers, mirrored in the decoder",
+    hidden: Sequence[int] | str = setting(
+        default="auto",
+        help="widths of the encoder's layers, mirrored in the decoder; by the size of a row if none are named",
         values=Values(_widths, int, several=True),
         metavar="H",
     )
@@ -285,6 +287,8 @@ class Arrays(Model):
 class ArraySettings(Machine, Data, Training, Monitored, NamedArrayPrior, ArrayPosterior, Arrays, PriorChoice):
     """The settings of :class:`~pyro_vmm.VMM`."""
 
+    learning_rate: float = 1e-3
+
 
 @settings
 class RivalSettings(Machine, Data, Optimisation, Monitored, Arrays):
@@ -351,7 +355,7 @@ class CellModel(Model):
 
     n_components: int = field(default=Model.n_components, kw_only=True)
     latent_dim: int = field(default=Model.latent_dim, kw_only=True)
-    hidden: Sequence[int] = (128,)
+    hidden: Sequence[int] | str = (128,)
     library: str = setting(
         default="observed",
         help="library sizes: the total counts, or log-normal by batch",

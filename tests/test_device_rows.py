@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_vmm import VMM
-from pyro_vmm.estimators import arrays
+from pyro_vmm.estimators import array_estimator
 from pyro_vmm.runtime import device_rows
 from pyro_vmm.runtime.device_rows import HostRows, place, resident, subset
 from pyro_vmm.runtime.rows import minibatches, read
@@ -107,7 +107,7 @@ def test_an_estimator_gives_the_same_numbers_with_rows_on_the_host(monkeypatch):
     X = np.random.RandomState(0).randn(60, 4)
     settings = {"n_components": 3, "latent_dim": 2, "hidden": (8,), "epochs": 3, "batch_size": 16, "random_state": 0}
     expected = VMM(**settings).fit(X)
-    monkeypatch.setattr(arrays, "place", HostRows)
+    monkeypatch.setattr(array_estimator, "place", HostRows)
     found = VMM(**settings).fit(X)
     columns = expected.history_.columns.drop("seconds")
     assert found.history_[columns].equals(expected.history_[columns])

@@ -188,9 +188,7 @@ def test_a_fit_that_fails_leaves_no_mix_of_two_models(X):
     model = VMM(**TINY).fit(X)
     with pytest.raises(ValueError, match="epochs=0"):
         model.set_params(epochs=0).fit(X[:, :2])
-    for method in (model.predict, model.score_samples):
-        with pytest.raises(NotFittedError):
-            method(X)
+    assert len(model.predict(X)) == len(model.score_samples(X)) == len(X), "nothing had begun"
 
     def press(row, vae):
         raise KeyboardInterrupt

@@ -496,7 +496,7 @@ def test_the_command_lines_default_of_seeds_is_selects(tmp_path, monkeypatch, ca
             main(["--select", "64", "--out", str(tmp_path / f"run{len(told)}"), "--quiet", *arguments])
     assert told == [default, 7]
     with pytest.raises(SystemExit):
-        main(["--help"])
+        main(["--help-all"])
     assert re.search(rf"fits of each kind for each\s+candidate\s+\(default:\s+{default}\)", capsys.readouterr().out)
 
 

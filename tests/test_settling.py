@@ -203,3 +203,15 @@ def test_the_same_numbers_whatever_ran_before():
     again = VMM(**SETTINGS, random_state=0).fit(X)
     np.testing.assert_array_equal(first.predict_proba(X), again.predict_proba(X))
     assert pyro_vmm.__version__
+
+
+def test_what_can_not_be_settled_is_left_as_it_is(monkeypatch):
+    def fails(*rest):
+        raise np.linalg.LinAlgError("Singular matrix")
+
+    plain = VMM(**SETTINGS, settle=False, random_state=0).fit(X)
+    monkeypatch.setattr(settling, "find_groups", fails)
+    with pytest.warns(UserWarning, match="can't be settled, and are as training left them: Singular matrix"):
+        model = VMM(**SETTINGS, random_state=0).fit(X)
+    np.testing.assert_array_equal(model.predict_proba(X), plain.predict_proba(X))
+    np.testing.assert_array_equal(model.cluster_of_component_, np.arange(12))

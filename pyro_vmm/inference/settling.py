@@ -1,5 +1,7 @@
 """After training: the components that the encoded rows need, and the clusters that they make up."""
 
+import copy
+import warnings
 from contextlib import closing
 
 import numpy as np
@@ -37,15 +39,27 @@ def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
     (:mod:`pyro_vmm.priors.moves`), and those that nothing sets apart make up one cluster
     (:mod:`pyro_vmm.priors.groups`).
 
+    A latent space so thin that a covariance has no inverse is a warning, and leaves the components as they are.
+
     Arguments:
         vae: a trained model.
         x: the rows that it was trained on, (N, ...).
         seed: of which rows are looked at, where there are more than ``MOST_ROWS``.
     """
-    prior = vae.prior
-    if not can_settle(prior):
-        return torch.arange(prior.n_components)
-    rows = torch.arange(len(x))
+    each = torch.arange(vae.prior.n_components)
+    if not can_settle(vae.prior):
+        return each
+    before = copy.deepcopy(vae.prior.state_dict())
+    try:
+        return _settle(vae, x, seed)
+    except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
+        vae.prior.load_state_dict(before)
+        warnings.warn(f"the components can't be settled, and are as training left them: {error}", stacklevel=2)
+        return each
+
+
+def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
+    prior, rows = vae.prior, torch.arange(len(x))
     if len(x) > MOST_ROWS:
         rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST_ROWS].sort().values
     encoded, before = encode(vae, x, rows)

@@ -20,8 +20,6 @@ from pyro_vmm.priors.evidence import Encoded, Moments, NormalWishart
 
 # A component of fewer rows than twice this number is not split.
 LEAST_ROWS = 3
-# The rows of a component are parted in so many ways to find its best split.
-PARTS_TRIED = 3
 # What the degrees of freedom of the fitted prior may exceed D + 1 by, in multiples of D.
 EXCESS_DF = (0.5, 1, 2, 4, 8, 16)
 # Each loop ends when nothing changes any more; these bounds only guard against cycles.
@@ -29,7 +27,7 @@ ROUNDS, REFITS, PASSES = 20, 6, 15
 
 
 def vague(encoded: Encoded) -> NormalWishart:
-    """A prior that knows the encoder's uncertainty alone: its average covariance, worth the fewest rows."""
+    """A weak prior: the encoder's average covariance, at the fewest degrees of freedom with a finite mean."""
     d = encoded.mean.shape[1]
     return NormalWishart(encoded.mean.mean(0), encoded.average_covariance, d + 2)
 
@@ -175,12 +173,12 @@ def best_split(encoded: Encoded, prior: NormalWishart) -> tuple[float, np.ndarra
 
 
 def _starts(encoded: Encoded) -> list[np.ndarray]:
-    """Two halves along the longest axis, and by k-means as they are and whitened."""
+    """Ways to part rows in two: halves along the longest axis, and k-means of the rows whitened and as they are."""
     centred = encoded.mean - encoded.mean.mean(0)
     longest = np.linalg.eigh(centred.T @ centred)[1][:, -1]
     side = (centred @ longest > 0).astype(int)
     whitener = np.linalg.cholesky(np.linalg.inv(centred.T @ centred / len(centred) + encoded.average_covariance))
-    views = [centred @ whitener, centred, centred @ whitener][: PARTS_TRIED - 1]
+    views = (centred @ whitener, centred)
     starts = [KMeans(2, n_init=1, random_state=seed).fit_predict(view) for seed, view in enumerate(views)]
     return [start for start in (side, *starts) if 0 < start.sum() < len(start)]
 

@@ -125,7 +125,11 @@ def flags(options: dict) -> list[str]:
     """Options as arguments."""
     arguments = ["--quiet"]
     for name, value in options.items():
-        arguments += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+            continue
+        arguments += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
     return arguments
 
 

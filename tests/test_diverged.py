@@ -61,7 +61,7 @@ def test_a_diverged_training_goes_on_at_another_rate(break_at, tmp_path):
     np.testing.assert_array_equal(model.history_[columns][:3], whole.history_[columns][:3])
     assert (model.history_["elbo"][3:] != whole.history_["elbo"][3:]).all()
     assert model.learning_rates_ == [
-        {"epoch": 1, "learning_rate": 5e-4, "prior_learning_rate": None},
+        {"epoch": 1, "learning_rate": 1e-3, "prior_learning_rate": None},
         {"epoch": 4, "learning_rate": 1e-5, "prior_learning_rate": 1e-6},
     ]
     model.save(tmp_path / "model.pt")

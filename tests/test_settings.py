@@ -119,7 +119,7 @@ class WarmVMM(VMM, Warm):
 
 def test_one_field_more_is_everywhere(monkeypatch, tmp_path):
     assert inspect.signature(WarmVMM).parameters["warmth"].default == 3
-    assert WarmVMM().learning_rate == 1e-2 and VMM().learning_rate == 5e-4
+    assert WarmVMM().learning_rate == 1e-2 and VMM().learning_rate == 1e-3
     assert "warmth=0 should be a whole number" in message_of(lambda: WarmVMM(warmth=0).fit(X))
     assert "warmth" in resumable(WarmVMM, "always") and "warmth" not in resumable(VMM, "always")
     before = build_parser(everything=True).format_help()
@@ -207,7 +207,7 @@ def test_cells_state_what_differs():
     differ = {name for name in one.keys() & other.keys() if one[name] != other[name]}
     assert differ == {
         *("likelihood", "hidden", "covariance", "hyperprior"),
-        *("batch_size", "learning_rate", "epochs", "patience"),
+        *("batch_size", "epochs", "patience"),
     }
     assert CELLS.settings["patience"][1] == ARRAYS.settings["patience"][1]
 
@@ -216,7 +216,7 @@ def test_cells_state_what_differs():
 
 
 def test_an_object_of_settings_is_the_same_as_single_ones(tmp_path):
-    singles = {"epochs": 2, "batch_size": 16}
+    singles = {"epochs": 2, "batch_size": 16, "learning_rate": ONCE.learning_rate}
     one, other = VMM(**TINY, training=ONCE).fit(X), VMM(**TINY, **singles).fit(X)
     np.testing.assert_array_equal(one.predict_proba(X), other.predict_proba(X))
     assert one.configuration() == other.configuration() and one.n_iter_ == 2
@@ -228,7 +228,7 @@ def test_an_object_of_settings_is_the_same_as_single_ones(tmp_path):
 
 
 def test_an_object_of_settings_may_resume_single_ones(tmp_path):
-    VMM(**TINY, epochs=1, batch_size=16).fit(X, checkpoint=tmp_path / "c.pt")
+    VMM(**TINY, epochs=1, batch_size=16, learning_rate=ONCE.learning_rate).fit(X, checkpoint=tmp_path / "c.pt")
     resumed = VMM(**TINY, training=ONCE).fit(X, resume=tmp_path / "c.pt")
     np.testing.assert_array_equal(resumed.predict_proba(X), VMM(**TINY, training=ONCE).fit(X).predict_proba(X))
     slower = VMM(**TINY, training=dataclasses.replace(ONCE, batch_size=8))

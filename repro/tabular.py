@@ -13,8 +13,8 @@ Every method sees the same columns, brought to mean 0 and variance 1, and has on
 - no component leaves training early, as ten epochs of a small table are ten steps.
 
 The rules for small tables were found on iris and wine, on which earlier settings, 3,000 steps for every table at one
-rate, had done badly; the two falls on trial 0 of all tables, where 6 nats in training and none after it merged clusters
-of the generated ones. Labels were in sight both times.
+rate, had done badly; the fall on trial 0 of all tables. Labels were in sight both times, and no components settled
+then.
 """
 
 import math

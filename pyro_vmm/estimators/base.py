@@ -152,8 +152,8 @@ class Estimator(BaseEstimator):
         cluster = self.cluster_of_component_
         sizes = {"weight": (counts, weights), "share": (weights, counts)}[self.numbered_by]
         ranks = [-size for size in sizes] + [cluster]
-        whole = [-np.bincount(cluster, size, minlength=len(size))[cluster] for size in sizes]
-        empty = np.bincount(cluster, counts)[cluster] == 0
+        whole = [-self._by_cluster(size)[cluster] for size in sizes]
+        empty = self._by_cluster(counts)[cluster] == 0
         order = np.lexsort((*ranks, *whole, empty))
         self.vae_.reorder(torch.as_tensor(order, device=self._own_device()))
         _, first, number = np.unique(cluster[order], return_index=True, return_inverse=True)

@@ -355,7 +355,7 @@ class CellModel(Model):
 
     n_components: int = field(default=Model.n_components, kw_only=True)
     latent_dim: int = field(default=Model.latent_dim, kw_only=True)
-    hidden: Sequence[int] | str = (128,)
+    hidden: Sequence[int] | str = building.CELLS
     library: str = setting(
         default="observed",
         help="library sizes: the total counts, or log-normal by batch",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmm.models import LatentVariableModel
-from pyro_vmm.networks import inference_mode, scale_tril
+from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import Places, Prior
 from pyro_vmm.priors.evidence import Encoded, Moments
 from pyro_vmm.priors.groups import find_groups
@@ -86,9 +86,7 @@ def encode(vae: LatentVariableModel, x: Rows, rows: Tensor) -> tuple[Encoded, np
         for batch in stream:
             with exclusive():
                 q = vae.encoder(batch)
-                tril = scale_tril(q)
-                diagonal = not tril.tril(-1).any()
-                spread = q.variance if diagonal else tril @ tril.mT
+                spread = q.scale_tril @ q.scale_tril.mT if hasattr(q, "scale_tril") else q.variance
                 labels.append(clustering.responsibilities(q.mean).argmax(-1).cpu())
             means.append(q.mean.double().cpu())
             spreads.append(spread.cpu())
@@ -107,16 +105,15 @@ def assign(vae: LatentVariableModel, encoded: Encoded) -> np.ndarray:
 
 def _places(vae: LatentVariableModel, x: Rows, rows: Tensor, encoded: Encoded, labels: np.ndarray) -> Places:
     moments = Moments.of(encoded, labels, labels.max() + 1)
-    # The few rows of a small component may lie in a plane: its covariance has the encoder's uncertainty besides.
-    covariance = moments.covariance
+    mean, covariance = moments.mean, moments.covariance
     near = np.empty((len(moments), CANDIDATES), dtype=int)
     for k in range(len(moments)):
         members = np.flatnonzero(labels == k)
-        step = encoded.mean[members] - moments.mean[k]
+        step = encoded.mean[members] - mean[k]
         distance = np.einsum("ni,ij,nj->n", step, np.linalg.inv(covariance[k]), step)
         near[k] = np.resize(members[np.argsort(distance, kind="stable")[:CANDIDATES]], CANDIDATES)
     origin = vae.prior.origin
-    numbers = (torch.as_tensor(each).to(origin) for each in (moments.count, moments.mean, covariance))
+    numbers = (torch.as_tensor(each).to(origin) for each in (moments.count, mean, covariance))
     candidates = x[rows[torch.as_tensor(near.ravel())]].to(origin)
     return Places(*numbers, candidates.unflatten(0, near.shape))
 

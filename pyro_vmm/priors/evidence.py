@@ -73,6 +73,11 @@ class Moments:
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.count + other.count, self.total + other.total, self.square + other.square)
 
+    def join(self, a: int, b: int) -> None:
+        """Add group b's to group a's, in place."""
+        for each in (self.count, self.total, self.square):
+            each[a] += each[b]
+
     @property
     def mean(self) -> np.ndarray:
         """(K, D)."""

@@ -90,8 +90,7 @@ def find_groups(encoded: Encoded, labels: np.ndarray) -> np.ndarray:
             look(a, b)
     while pairs:
         a, b = max(pairs, key=pairs.get)
-        for each in (moments.count, moments.total, moments.square):
-            each[a] += each[b]
+        moments.join(a, b)
         members[a] = np.concatenate([members[a], members[b]])
         group[group == b] = a
         pairs = {pair: wanted for pair, wanted in pairs.items() if not {a, b} & set(pair)}

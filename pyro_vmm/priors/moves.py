@@ -125,9 +125,7 @@ def merge(encoded: Encoded, labels: np.ndarray, prior: NormalWishart) -> np.ndar
         update(k)
     while gains.max() > 0:
         a, b = np.unravel_index(gains.argmax(), gains.shape)
-        moments.count[a] += moments.count[b]
-        moments.total[a] += moments.total[b]
-        moments.square[a] += moments.square[b]
+        moments.join(a, b)
         own[a] = prior.log_evidence(moments[[a]])[0]
         alive[b], target[target == b] = False, a
         gains[b] = gains[:, b] = -np.inf

@@ -16,9 +16,8 @@ from sklearn.mixture import BayesianGaussianMixture
 
 from pyro_vmm import VMM
 from pyro_vmm.cli import estimator, resolve
-from pyro_vmm.cli.arrays import ARRAY_PRESETS
 from pyro_vmm.data import Dataset, load_digits
-from pyro_vmm.estimators import building
+from pyro_vmm.estimators import choices
 from pyro_vmm.evaluation import clustering
 from pyro_vmm.rivals import DLGMM, GMVAE, VaDE
 from pyro_vmm.rivals.estimators import Rival
@@ -33,8 +32,8 @@ def vmm(x: np.ndarray, seed: int, prior: str = "vmm") -> np.ndarray:
 
 def rival(kind: type[Rival], x: np.ndarray, seed: int) -> np.ndarray:
     """Clusters (N,) by a method that is told that there are ten, on the networks of the default command."""
-    networks = {"hidden": building.choose_hidden("auto", x[0].size), "latent_dim": VMM().latent_dim}
-    return kind(10, **networks, **ARRAY_PRESETS["digits"], random_state=seed).fit(x).labels_
+    networks = {"hidden": choices.choose_hidden("auto", x[0].size), "latent_dim": VMM().latent_dim}
+    return kind(10, **networks, learning_rate=2e-3, random_state=seed).fit(x).labels_
 
 
 def k_means(x: np.ndarray, seed: int, k: int) -> np.ndarray:

@@ -15,7 +15,6 @@ from sklearn.datasets import load_digits
 
 import pyro_vmm
 from pyro_vmm import VMM, SingleCellVMM, plots
-from pyro_vmm.cli.arrays import ARRAY_PRESETS
 from pyro_vmm.evaluation import clustering
 from pyro_vmm.evaluation.selection.evidence import ALL
 from repro import images, pages, tabular
@@ -41,7 +40,7 @@ def load(name: str):
     small = SCALES["small"]
     if name == "digits":
         X, labels = load_digits(return_X_y=True)
-        return VMM(**ARRAY_PRESETS[name]), X, labels
+        return VMM(), X, labels
     if name == "breast_cancer":
         X, labels = tabular.load(name)
         return VMM(**tabular.estimator_settings(small.tabular["vmm"], *X.shape)), X, labels

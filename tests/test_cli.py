@@ -17,6 +17,7 @@ from pyro_vmm.cli import build_parser, estimator, kind_of, main, resolve, values
 from pyro_vmm.cli.kinds import KINDS
 from pyro_vmm.cli.options import check
 from pyro_vmm.cli.parser import GROUPS
+from pyro_vmm.estimators.presets import PRESETS
 from pyro_vmm.evaluation import clustering
 
 ROOT = Path(__file__).parents[1]
@@ -260,12 +261,12 @@ def test_a_csv_of_numbers_alone(header, rows, tmp_path, capsys):
 
 def test_command_line_wins_over_the_file_and_the_preset(tmp_path):
     config = tmp_path / "config.toml"
-    config.write_text('dataset = "mnist"\nepochs = 7\nlearning_rate = 0.5\n')
+    config.write_text('dataset = "mnist"\npreset = "paper"\nepochs = 7\nlearning_rate = 0.5\n')
     given = vars(build_parser().parse_args(["--config", str(config), "--epochs", "9"]))
     options = resolve(given)
     assert options["epochs"] == 9
     assert options["learning_rate"] == 0.5
-    assert options["decay_fraction"] == 0.5, "of the preset of mnist"
+    assert options["patience"] == 100, "of the preset"
     (tmp_path / "config.json").write_text('{"epochs": 3}')
     assert resolve({"config": tmp_path / "config.json"})["epochs"] == 3
 
@@ -283,8 +284,9 @@ def test_tables_are_scaled_only_where_the_likelihood_allows(likelihood, tmp_path
 
 
 def test_a_preset_of_the_noise_is_for_likelihoods_that_have_one():
-    assert "likelihood_options" in resolve({"dataset": "mnist"})
-    assert "likelihood_options" not in resolve({"dataset": "mnist", "likelihood": "continuous_bernoulli"})
+    mnist = {"dataset": "mnist", "preset": "paper"}
+    assert "likelihood_options" in resolve(mnist)
+    assert "likelihood_options" not in resolve({**mnist, "likelihood": "continuous_bernoulli"})
 
 
 def test_flags_of_the_centres_reach_the_estimator():
@@ -456,7 +458,8 @@ def test_types_are_those_of_every_option():
     for kind in KINDS:
         values.check_types({name: value for name, value in kind.defaults.items() if name != "m_prior"})
         for dataset in kind.names:
-            values.check_types(kind.preset({"dataset": dataset}))
+            for preset in PRESETS:
+                values.check_types(kind.preset({"dataset": dataset, "preset": preset}))
 
 
 def test_null_in_a_file_is_none_where_there_may_be_none(tmp_path):
@@ -640,7 +643,8 @@ def test_importing_is_light():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist"])
-def test_what_else_a_preset_says_goes_with_fewer_epochs(dataset):
-    model = estimator(resolve({"dataset": dataset, "epochs": 2, "components": 3, "hidden": [4]}), progress=False)
+@pytest.mark.parametrize("preset", [{}, {"preset": "paper"}])
+def test_what_else_a_preset_says_goes_with_fewer_epochs(preset):
+    small = {"epochs": 2, "components": 3, "hidden": [4]}
+    model = estimator(resolve({"dataset": "mnist", **preset, **small}), progress=False)
     assert model.fit(np.random.RandomState(0).rand(30, 4)).n_iter_ == 2

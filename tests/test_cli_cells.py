@@ -567,7 +567,10 @@ def test_presets_of_the_papers_sets():
         assert config["label_key"] == "cell_type"
         assert isinstance(estimator(config, progress=False), SingleCellVMM)
     assert resolve({"dataset": "lung_atlas"})["batch_key"] == "batch"
-    assert resolve({"dataset": "lung_atlas", "latent_dim": 5})["latent_dim"] == 5
+    assert "latent_dim" not in resolve({"dataset": "lung_atlas"})
+    paper = {"dataset": "lung_atlas", "preset": "paper"}
+    assert resolve(paper)["latent_dim"] == 30 and resolve(paper)["batch_balance"] == 0
+    assert resolve({**paper, "latent_dim": 5})["latent_dim"] == 5
     assert isinstance(estimator(resolve({}), progress=False), VMM)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vmm.cli.kind import SELECTION, Kind, flag
-from pyro_vmm.cli.kinds import PRESETS
 from pyro_vmm.cli.options import check, estimator, kind_of, read_config, resolve
 from pyro_vmm.cli.parser import PROG, build_parser
 from pyro_vmm.cli.terminal import any_text, say
@@ -20,7 +19,7 @@ from pyro_vmm.plots.ornaments import attempt
 from pyro_vmm.report import Results, RunFolder
 from pyro_vmm.runtime.ranks import launched_rank, process_group
 
-__all__ = ["PRESETS", "build_parser", "estimator", "kind_of", "main", "read_config", "resolve"]
+__all__ = ["build_parser", "estimator", "kind_of", "main", "read_config", "resolve"]
 
 
 @any_text()
@@ -133,7 +132,7 @@ def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool)
         except TrainingDiverged as error:
             if "select" in config:
                 raise
-            rate = f"--learning-rate {model.learning_rate / 10:g}"
+            rate = f"--learning-rate {model.training_.learning_rate / 10:g}"
             raise TrainingDiverged(f"{error.__cause__}; to go on: --resume {folder.path} {rate}") from error
         except Exception:  # in most cases told before any training; what training has written stays
             if owned:

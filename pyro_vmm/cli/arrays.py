@@ -8,31 +8,10 @@ from pyro_vmm.cli.kind import Kind
 from pyro_vmm.data import Dataset, images
 from pyro_vmm.data.user_files import OPTIONS, READERS, TABLES, ending_of
 from pyro_vmm.estimators import VMM
+from pyro_vmm.estimators.presets import PAPER
 from pyro_vmm.likelihoods import LIKELIHOODS
 from pyro_vmm.report import ArrayResults
 from pyro_vmm.runtime.finite import check_finite
-
-# 1/7 are as many rows as the official test sets have. The paper's rate, a fifth of this one, takes nine times the
-# epochs on MNIST to no better clusters (benchmarks/results).
-IMAGES = {
-    "latent_dim": 10,
-    "hyperprior": "reference",
-    "likelihood_options": {"initial_scale": 1.0},
-    "learning_rate": 5e-4,
-    "validation_fraction": 1 / 7,
-    "epochs": 40,
-    "decay_fraction": 0.5,
-    "patience": None,
-}
-#: By data set; "table" and "file" are for the user's own.
-ARRAY_PRESETS: dict[str, dict] = {
-    "digits": {"learning_rate": 2e-3},
-    "mnist": IMAGES,
-    # The paper's dimensions; a full covariance learns more slowly in so many of them, and clusters worse.
-    "fashion_mnist": {**IMAGES, "latent_dim": 30, "covariance": "diagonal"},
-    "table": {"scaling": "standard"},
-    "file": {},
-}
 
 
 class Arrays(Kind):
@@ -44,11 +23,14 @@ class Arrays(Kind):
     names = tuple(images.DATASETS)
     endings = tuple(READERS)
     own = frozenset({"label_column", "network", *OPTIONS})
+    paper = PAPER
+
+    def suited(self, config: dict) -> dict:
+        # The columns of a table have units of their own.
+        return {} if ending_of(str(config["dataset"]), TABLES) is None else {"scaling": "standard"}
 
     def preset(self, config: dict) -> dict:
-        dataset = str(config["dataset"])
-        kind = "file" if ending_of(dataset, TABLES) is None else "table"
-        preset = ARRAY_PRESETS[dataset if dataset in self.names else kind]
+        preset = super().preset(config)
         likelihood = LIKELIHOODS.get(str(config.get("likelihood", self.defaults["likelihood"])))
         # Values of a discrete or bounded support must stay as they are, and not every likelihood has a scale to start.
         suits = {

@@ -12,6 +12,7 @@ from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
 from pyro_vmm.data.categories import column, grouped
 from pyro_vmm.data.cells import CellBatches, nonzero
 from pyro_vmm.estimators import SingleCellVMM, annotation
+from pyro_vmm.estimators.presets import PAPER_CELLS
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, of_counts
 from pyro_vmm.report import CellData, CellResults
 from pyro_vmm.runtime.checks import check_choice
@@ -22,13 +23,9 @@ if TYPE_CHECKING:
 
 # The others have one batch.
 SEVERAL_BATCHES = ("pbmc", "lung_atlas", "split_seq")
-#: The settings of the paper's authors, and the columns that :func:`~pyro_vmm.data.load_cells` makes.
-NAMED_CELLS: dict[str, dict] = {
-    name: {
-        **({"batch_key": "batch"} if name in SEVERAL_BATCHES else {}),
-        "label_key": "cell_type",
-        **CELL_PRESETS.get(name, {}),
-    }
+#: The columns that :func:`~pyro_vmm.data.load_cells` makes.
+COLUMNS: dict[str, dict] = {
+    name: {**({"batch_key": "batch"} if name in SEVERAL_BATCHES else {}), "label_key": "cell_type"}
     for name in CELL_SETS
 }
 
@@ -42,9 +39,14 @@ class Cells(Kind):
     names = tuple(CELL_SETS)
     endings = (".h5ad",)
     own = frozenset({"backed", "label_key", "n_top_genes"})
+    paper = PAPER_CELLS
+
+    def suited(self, config: dict) -> dict:
+        return COLUMNS.get(str(config["dataset"]), {})
 
     def preset(self, config: dict) -> dict:
-        return NAMED_CELLS.get(str(config["dataset"]), {})
+        networks = CELL_PRESETS.get(str(config["dataset"]), {}) if "preset" in config else {}
+        return {**super().preset(config), **networks}
 
     def load(self, config: dict) -> CellData:
         backed = config.get("backed", False)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.estimators.presets import PRESETS
 from pyro_vmm.report import Results
+from pyro_vmm.runtime.checks import check_choice
 from pyro_vmm.runtime.settings import Setting, defaults, settings_of
 
 # Options of a selection, for every kind of data.
@@ -26,6 +28,8 @@ class Kind(ABC):
     endings: tuple[str, ...]
     #: Options that are not parameters of the estimator.
     own: frozenset[str]
+    #: The estimator's parameters in the paper.
+    paper: Mapping[str, Any]
 
     @property
     def likelihoods(self) -> tuple[str, ...]:
@@ -47,11 +51,18 @@ class Kind(ABC):
     @property
     def options(self) -> frozenset[str]:
         """The options that apply."""
-        return self.own | self.defaults.keys() | {"dataset", "data_dir", *SELECTION}
+        return self.own | self.defaults.keys() | {"dataset", "data_dir", "preset", *SELECTION}
+
+    def preset(self, config: dict) -> dict:
+        """What stands in the place of the estimator's defaults where these options leave it open."""
+        name = config.get("preset")
+        if name is not None:
+            check_choice("preset", name, PRESETS)
+        return {**self.suited(config), **({} if name is None else self.paper)}
 
     @abstractmethod
-    def preset(self, config: dict) -> dict:
-        """What suits the data set of these options better than the estimator's defaults."""
+    def suited(self, config: dict) -> dict:
+        """What suits this kind of file, or the columns that a data set is known to have."""
 
     def parameters(self, config: dict) -> dict:
         """The estimator's parameters of resolved options."""

@@ -3,14 +3,16 @@
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from pyro_vmm.cli.kind import flag
 from pyro_vmm.cli.kinds import KINDS
 from pyro_vmm.data.delimited import DECIMALS, HEADERS
+from pyro_vmm.estimators.presets import PRESETS
 from pyro_vmm.evaluation.selection import M_PRIOR, SEEDS
-from pyro_vmm.runtime.settings import Setting, group_of, nearest
+from pyro_vmm.runtime.settings import AUTO, Setting, group_of, nearest
 
 PROG = "fit.py"
 DESCRIPTION = "Cluster a data set with a VampPrior Mixture Model, without saying how many clusters there are."
@@ -31,6 +33,7 @@ UNSET = {
     "encoding": "utf-8",
     "network": "mlp",
     "n_top_genes": "all genes",
+    "preset": "none",
     "select_seeds": SEEDS,
     "out": "runs/DATASET-PRIOR-TIME",
 }
@@ -136,7 +139,18 @@ def _argument(setting: Setting) -> dict:
         return {"choices": ["none" if each is None else each for each in values.choices]}
     if values.several:
         about["nargs"] = "+"
-    return {"type": values.type, "metavar": setting.metavar, **about}
+    return {"type": auto_or(values.type) if values.auto else values.type, "metavar": setting.metavar, **about}
+
+
+@cache
+def auto_or(type_: Callable) -> Callable:
+    """A type of the parser: "auto", or a value of another type, its attribute ``other``."""
+
+    def read(text: str) -> Any:
+        return text if text == AUTO else type_(text)
+
+    read.__name__, read.other = type_.__name__, type_
+    return read
 
 
 def _names(option: str) -> str:
@@ -180,6 +194,7 @@ def _add_selection(group: Group) -> None:
 
 
 def _add_run(group: Group) -> None:
+    group.add("preset", "paper: the paper's settings in place of the defaults", choices=PRESETS)
     group.add("out", "the run folder, new or empty", common=True, type=Path, metavar="DIR")
     told = "continue this run, interrupted or finished"
     group.add("resume", told, common=True, type=Path, metavar="DIR")

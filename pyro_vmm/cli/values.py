@@ -37,7 +37,7 @@ class Types(dict):
     def add(self, name: str, help: str, common: bool = False, **about) -> None:
         if "choices" not in about:  # whether it is one of them is told where it is used
             type_ = bool if "action" in about else about.get("type", str)
-            self[name] = type_, "nargs" in about
+            self[name] = getattr(type_, "other", type_), "nargs" in about
 
 
 def check_types(config: dict) -> None:

@@ -1,5 +1,6 @@
 """How an estimator of arrays is fitted, saved and loaded: what VMM and its rivals share."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from typing_extensions import Self
 
-from pyro_vmm.estimators import building, inputs, storing
+from pyro_vmm.estimators import building, choices, inputs, storing
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import VAE
@@ -19,6 +20,7 @@ from pyro_vmm.runtime import finite
 from pyro_vmm.runtime.checks import described
 from pyro_vmm.runtime.device_rows import place, subset
 from pyro_vmm.runtime.entries import Entries
+from pyro_vmm.runtime.settings import AUTO
 
 
 class ArrayEstimator(FittedArrays):
@@ -59,7 +61,7 @@ class ArrayEstimator(FittedArrays):
         self._forget()
         state = None if resume is None else self._read_checkpoint(resume, self._settings(), X)
         self.seed_ = self._draw_seed() if state is None else state["seed"]
-        self._training_config()  # which says what is wrong with the settings
+        self._training_config(len(X))  # which says what is wrong with the settings
         train, val = self._split(len(X))
         by_labels = self._training_settings()["monitor"] == "val_nmi"
         labels_val = self._labels(y, len(X))[val] if by_labels else None
@@ -156,7 +158,7 @@ class ArrayEstimator(FittedArrays):
     def _networks(
         self, likelihood: Likelihood, rows: Tensor, covariance: str = "diagonal", covariance_start: str = "diagonal"
     ) -> VAE:
-        hidden = building.choose_hidden(self.hidden, rows[0].numel())
+        hidden = self._hidden(self.event_shape_)
         networks = (self.encoder, self.decoder, hidden, self.latent_dim, covariance, covariance_start)
         return building.build_vae(likelihood, rows, *networks)
 
@@ -166,6 +168,26 @@ class ArrayEstimator(FittedArrays):
 
     def _start_prior(self, vae: VAE, rows: Tensor) -> None:
         """Change the start of the prior, once there is an encoder."""
+
+    # What "auto" stands for
+
+    def _hidden(self, event_shape: Sequence[int]) -> Sequence[int]:
+        return choices.choose_hidden(self.hidden, math.prod(event_shape))
+
+    def _widths(self, event_shape: Sequence[int]) -> Sequence[int]:
+        """Of the encoder's layers; those of the paper where it is no "mlp", as then they are not known."""
+        return self._hidden(event_shape) if self.encoder == "mlp" else choices.WIDE
+
+    def _chosen_training(self, rows: int) -> dict:
+        given, widths = super()._chosen_training(rows), self._widths(self.event_shape_)
+        return choices.choose_training(given, rows, widths, choices.choose_epochs)
+
+    def _learning_rate(self, X) -> float:
+        rate = super()._learning_rate(X)
+        return choices.choose_learning_rate(self._widths(np.shape(X)[1:])) if rate == AUTO else rate
+
+    def _chosen(self) -> dict:
+        return {**super()._chosen(), "hidden": list(self._hidden(self.event_shape_)), "scaling": self.scaling_}
 
     # Files
 
@@ -218,6 +240,7 @@ class ArrayEstimator(FittedArrays):
             self.scaling_ = fitted.content["scaling"]
             if self.scaling_ not in building.SCALINGS[1:]:
                 raise fitted.wrong(f"scaling is {described(self.scaling_)}, expected one of {building.SCALINGS[1:]}")
+        self._restore_training(entries.place)
         with storing.restoring(entries.place), building.random_start(self.seed_):
             rows = torch.zeros((max(self.n_components_, 2), *self.event_shape_))
             vae = self._build_vae(self._build_likelihood(), rows[:2])

@@ -29,7 +29,7 @@ from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.rows import Rows, read
-from pyro_vmm.runtime.settings import check_settings, settings_of
+from pyro_vmm.runtime.settings import AUTO, check_settings, settings_of
 
 
 class Estimator(BaseEstimator):
@@ -60,12 +60,32 @@ class Estimator(BaseEstimator):
         given = self._single_settings()
         return {name: given[name] for name in settings_of(TrainingConfig) if name in given}
 
-    def _training_config(self, anywhere: bool = False) -> TrainingConfig:
-        """How to train; ``anywhere``: also where the device can't do that."""
-        given = self._training_settings()
+    def _training_config(self, rows: int, anywhere: bool = False) -> TrainingConfig:
+        """How to train on so many rows; ``anywhere``: also where the device can't do that."""
+        given = self._chosen_training(rows)
         if not anywhere and given.get("capture") is True and building.choose_device(self.device).type != "cuda":
             raise ValueError(f"capture=True needs a CUDA device, expected 'auto' or False with device={self.device!r}")
         return TrainingConfig(**given, seed=self.seed_)
+
+    def _chosen_training(self, rows: int) -> dict:
+        """:meth:`_training_settings`, with numbers in the place of "auto", for so many rows to train on."""
+        return self._training_settings()
+
+    def _learning_rate(self, X) -> float:
+        """Of the networks, in a fit to X."""
+        return self._training_settings()["learning_rate"]
+
+    def _chosen(self) -> dict:
+        """What parameters stand for, by name, that are "auto"."""
+        training = {name: getattr(self.training_, name) for name in settings_of(TrainingConfig)}
+        return {**training, "device": str(self._own_device())}
+
+    @property
+    def chosen_(self) -> dict:
+        """What each parameter that is "auto" came to, by name."""
+        check_is_fitted(self)
+        given, chosen = self._single_settings(), self._chosen()
+        return {name: chosen[name] for name, value in given.items() if isinstance(value, str) and value == AUTO}
 
     def _read_checkpoint(self, path: str | Path, config: dict, X: np.ndarray) -> dict:
         return storing.read_checkpoint(path, config, X, settings_of(type(self)))
@@ -123,7 +143,8 @@ class Estimator(BaseEstimator):
         state: dict | None = None,
     ) -> None:
         """Train ``vae_``, from a checkpoint's state on if there is one."""
-        trainer = Trainer(self.vae_, self._training_config())
+        self.training_ = self._training_config(len(x))
+        trainer = Trainer(self.vae_, self.training_)
         if state is not None:
             with storing.resuming(state, ValueError):
                 trainer.load_state_dict(state["trainer"])
@@ -327,8 +348,6 @@ class Estimator(BaseEstimator):
             check_random_state(model.random_state)
         fitted = entries.part("fitted")
         model.n_components_, model.seed_ = fitted.whole("n_components", 1), fitted.whole("seed", 0, storing.MOST_SEED)
-        with storing.restoring(path):
-            model._training_config(anywhere=True)
         model.component_weights_ = fitted.floats("weights", (model.n_components_,)).numpy()
         model.labels_ = fitted.positions("labels", model.n_components_).numpy()
         # In a file from before components were grouped each is a cluster.
@@ -344,6 +363,12 @@ class Estimator(BaseEstimator):
         # A file from before there was a record has none.
         model.learning_rates_ = check_rates(fitted, "learning_rates") if "learning_rates" in fitted else []
         return model, entries
+
+    def _restore_training(self, path: str | Path) -> None:
+        """How the model of a file was trained, once its rows' shape is known."""
+        rows = len(self._split(len(self.labels_))[0])
+        with storing.restoring(path):
+            self.training_ = self._training_config(rows, anywhere=True)
 
 
 def typical(p_x: TorchDistribution) -> Tensor:

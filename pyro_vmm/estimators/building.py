@@ -49,9 +49,8 @@ from pyro_vmm.runtime.rows import Rows, read
 ROWS_CHECKED = 1024
 # k-means++ looks at no more cells than these: memory must not grow with their number.
 KMEANS_CELLS = 10_000
-#: Widths of the layers for small rows, and the paper's for images of so many pixels or more; those of cells are scVI's.
-NARROW, WIDE, CELLS = (128, 128), (500, 500, 2000), (128,)
-FEATURES_OF_WIDE = 256
+#: Widths of scVI's layers.
+CELLS = (128,)
 SCALINGS = ("auto", "range", "standard", None)
 NETWORKS = ("mlp", "conv")
 INITS = ("random", "k-means++")
@@ -262,13 +261,6 @@ def own_network(name: str, given: Callable, shape: tuple[int, ...] | int) -> nn.
     if not isinstance(made, nn.Module):
         raise _no_network(name, given, f"; of {shape} it makes {described(made)}")
     return made.float()
-
-
-def choose_hidden(hidden: Sequence[int] | str, n_features: int) -> Sequence[int]:
-    """The widths that "auto" stands for with arrays of so many features; any others as they are."""
-    if not isinstance(hidden, str):
-        return hidden
-    return WIDE if n_features >= FEATURES_OF_WIDE else NARROW
 
 
 def build_vae(

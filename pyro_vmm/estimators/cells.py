@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vmm.data.cell_rows import CellRows, Covariates
 from pyro_vmm.data.cells import CellBatches, check_cells, require_anndata
-from pyro_vmm.estimators import annotation, building, storing
+from pyro_vmm.estimators import annotation, building, choices, storing
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.fitted_cells import FittedCells
 from pyro_vmm.estimators.settings import DTYPES, CellSettings
@@ -126,7 +126,7 @@ class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
         fingerprint = np.column_stack([design.numpy(), totals, genes])
         state = None if resume is None else self._read_checkpoint(resume, self.configuration(), fingerprint)
         self.seed_ = self._draw_seed() if state is None else state["seed"]
-        self._training_config()  # which says what is wrong with the settings
+        self._training_config(len(counts))  # which says what is wrong with the settings
         train, val = self._split(len(counts))
         if len(train) < 2:
             raise ValueError(
@@ -208,8 +208,7 @@ class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
         return building.build_cell_likelihood(self.likelihood, self.layout_, self.likelihood_options or {})
 
     def _build_vae(self, likelihood: CellLikelihood, library: tuple[Tensor, Tensor] | None) -> SingleCellVAE:
-        hidden = building.CELLS if isinstance(self.hidden, str) else self.hidden
-        networks = (hidden, self.latent_dim, self.covariance, self.dropout, self.encode_covariates)
+        networks = (self._hidden(), self.latent_dim, self.covariance, self.dropout, self.encode_covariates)
         vae = building.build_cell_vae(likelihood, *networks, library)
         if self.batch_balance and self.layout_.n_batches > 1 and self.n_components_ > 1:
             vae.balance = BatchBalance(self.batch_balance, self.layout_.n_batches, self.n_components_)
@@ -218,6 +217,18 @@ class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
     def _build_prior(self, initial: Tensor, counts: bool):
         pseudo_inputs = CellPseudoInputs(self.layout_, initial, self.pseudo_batch, counts)
         return self._make_prior(pseudo_inputs)
+
+    # What "auto" stands for
+
+    def _hidden(self) -> Sequence[int]:
+        return building.CELLS if isinstance(self.hidden, str) else self.hidden
+
+    def _chosen_training(self, rows: int) -> dict:
+        chosen = super()._chosen_training(rows)
+        return choices.choose_training(chosen, rows, self._hidden(), choices.choose_cell_epochs)
+
+    def _chosen(self) -> dict:
+        return {**super()._chosen(), "hidden": list(self._hidden())}
 
     # Files
 
@@ -256,6 +267,7 @@ class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
         model.library_size_ = fitted.positive("library_size")
         shares = fitted.floats("batch_shares", (int(model.labels_.max()) + 2, model.layout_.n_batches))
         model.batch_shares_ = annotation.table(shares.numpy(), model.batches_)
+        model._restore_training(path)
         with storing.restoring(path), building.random_start(model.seed_):
             likelihood, unknown = model._build_likelihood(), torch.zeros(model.layout_.n_batches)
             vae = model._build_vae(likelihood, (unknown, unknown) if model.library == "inferred" else None)

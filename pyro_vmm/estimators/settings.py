@@ -21,7 +21,18 @@ from pyro_vmm.priors import EXPECTATIONS, PRIORS, RESPONSIBILITIES, Prior, prior
 from pyro_vmm.priors.hyperpriors import HYPERPRIORS, HyperPrior, as_hyperprior
 from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES
 from pyro_vmm.runtime.checks import check_whole
-from pyro_vmm.runtime.settings import TRUTH, WHOLE, Values, changed, one_of, setting, settings
+from pyro_vmm.runtime.settings import (
+    POSITIVE,
+    TRUTH,
+    WHOLE,
+    Values,
+    changed,
+    one_of,
+    or_auto,
+    or_none,
+    setting,
+    settings,
+)
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 LIBRARIES = ("observed", "inferred")
@@ -287,7 +298,11 @@ class Arrays(Model):
 class ArraySettings(Machine, Data, Training, Monitored, NamedArrayPrior, ArrayPosterior, Arrays, PriorChoice):
     """The settings of :class:`~pyro_vmm.VMM`."""
 
-    learning_rate: float = 1e-3
+    epochs: int | str = changed(Optimisation, "epochs", default="auto", values=or_auto(WHOLE))
+    batch_size: int | str = changed(Optimisation, "batch_size", default="auto", values=or_auto(WHOLE))
+    learning_rate: float | str = changed(Optimisation, "learning_rate", default="auto", values=or_auto(POSITIVE))
+    decay_fraction: float = 0.5
+    patience: int | str | None = changed(Optimisation, "patience", default="auto", values=or_auto(or_none(WHOLE)))
 
 
 @settings
@@ -388,7 +403,7 @@ class CellSettings(Machine, Data, Training, NamedCellPrior, Posterior, CellModel
     likelihood: Given = changed(Model, "likelihood", default="zinb", values=Values(_of_value(cell_likelihood_class)))
     covariance: str = "diagonal"
     init: str | Sequence[str] = changed(NamedPrior, "init", values=Values(_cells_to_start_from, choices=building.INITS))
+    epochs: int | str = changed(Optimisation, "epochs", default="auto", values=or_auto(WHOLE))
     batch_size: int = 128
     learning_rate: float = 1e-3
-    epochs: int = 400
     patience: int | None = 45

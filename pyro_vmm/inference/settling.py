@@ -23,6 +23,10 @@ MOST_ROWS = 20_000
 # Rows of data near the middle of a component, of which one becomes its pseudo-input.
 CANDIDATES = 16
 ROWS_AT_ONCE = 1024
+# What of q(z; x)'s covariance counts where rows are told apart. The prior has to cover all of it, but clusters lie
+# where the encoder's means lie. Of means alone, a direction that the encoder does not use would count as much as any
+# other: they vary there, too, if by next to nothing.
+UNCERTAINTY = 0.1
 
 
 def can_settle(prior: Prior) -> bool:
@@ -63,13 +67,14 @@ def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
     if len(x) > MOST_ROWS:
         rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST_ROWS].sort().values
     encoded, before = encode(vae, x, rows)
-    found = find_components(encoded, before, prior.n_components)
+    sharp = Encoded(encoded.mean, UNCERTAINTY * encoded.covariance)
+    found = find_components(sharp, before, prior.n_components)
     with exclusive(), inference_mode(vae):
         prior.place(_places(vae, x, rows, encoded, found), _slots(found, before, prior.n_components), vae.encoder)
     labels = assign(vae, encoded)
     used, present = np.unique(labels, return_inverse=True)
     groups = np.full(prior.n_components, -1)
-    groups[used] = find_groups(encoded, present)
+    groups[used] = find_groups(sharp, present)
     # A component without rows is a cluster without rows.
     unused = groups < 0
     groups[unused] = groups.max() + 1 + np.arange(unused.sum())

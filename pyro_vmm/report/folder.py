@@ -118,8 +118,10 @@ class RunFolder:
         return options
 
     def write_config(self, options: dict, model: Estimator) -> None:
-        """``config.json``: the options, all parameters that they resolve to, and versions."""
+        """``config.json``: the options, all parameters that they resolve to, what "auto" came to, and versions."""
         content = {"options": options, "parameters": model.configuration(), "versions": versions()}
+        if hasattr(model, "labels_"):
+            content["chosen"] = model.chosen_
         if len(rates := getattr(model, "learning_rates_", ())) > 1:  # a diverged run went on at another
             content["learning_rates"] = rates
         files.write_json(self.path / "config.json", content, default=str)

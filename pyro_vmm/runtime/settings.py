@@ -15,6 +15,8 @@ from pyro_vmm.runtime.checks import check_choice, check_positive, check_whole
 #: When the run that continues an interrupted one may have another value.
 Resume = Literal["never", "always", "if diverged", "if pretraining diverged"]
 T = TypeVar("T", bound=type)
+#: The value of a setting that follows from the data.
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Values:
         choices: a tuple or a registry of names, if there are no other values on the command line.
         several: whether the value is a list of such.
         or_none: whether None is a value besides.
+        auto: whether "auto" is, which stands for what the data tell.
     """
 
     check: Callable[[str, Any], object] = lambda name, value: None
@@ -34,6 +37,7 @@ class Values:
     choices: Iterable | None = None
     several: bool = False
     or_none: bool = False
+    auto: bool = False
 
 
 WHOLE = Values(check_whole, int)
@@ -44,6 +48,16 @@ TRUTH = Values(lambda name, value: check_choice(name, value, (True, False)), boo
 def one_of(choices: tuple) -> Values:
     """One of these."""
     return Values(lambda name, value: check_choice(name, value, choices), str, choices)
+
+
+def or_auto(values: Values) -> Values:
+    """One of these values, or "auto"."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, str) or value != AUTO:
+            values.check(name, value)
+
+    return replace(values, check=check, auto=True)
 
 
 def or_none(values: Values) -> Values:

@@ -69,7 +69,7 @@ def select(
     """
     if not isinstance(estimator, Estimator):
         raise ValueError(f"estimator={estimator!r} should be a VMM or a SingleCellVMM")
-    rates = (estimator._training_settings()["learning_rate"],) if learning_rate is None else learning_rate
+    rates = (estimator._learning_rate(X),) if learning_rate is None else learning_rate
     _check(estimator, m_prior, rates, seeds, held_out, n_importance_samples)
     X = _checked(estimator, X, refit)
     if estimator.training is not None:

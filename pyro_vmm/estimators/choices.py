@@ -1,0 +1,79 @@
+"""What "auto" stands for: each rule from the data to a setting is stated here, and nowhere else."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from pyro_vmm.runtime.settings import AUTO
+
+#: Widths of the layers for small rows, and the paper's for images of so many pixels or more.
+NARROW, WIDE = (128, 128), (500, 500, 2000)
+FEATURES_OF_WIDE = 256
+# The learning rate of layers of NARROW's width.
+RATE = 2e-3
+# How far Adam can move a parameter in a fit: the number of steps times the learning rate. The weights of 100
+# components have to travel to where most of them are not needed.
+DISTANCE = 5.0
+LEAST_EPOCHS = 10
+LEAST_BATCH, MOST_BATCH = 32, 256
+# scVI's number of passes over 20,000 cells or fewer (scvi-tools' ``get_max_epochs_heuristic``).
+CELLS, CELL_EPOCHS = 20_000, 400
+
+#: The number of epochs from the rows to train on, the minibatch and the learning rate.
+Length = Callable[[int, int, float], int]
+
+
+def choose_hidden(hidden: Sequence[int] | str, n_features: int) -> Sequence[int]:
+    """The widths for arrays of so many features."""
+    if not isinstance(hidden, str):
+        return hidden
+    return WIDE if n_features >= FEATURES_OF_WIDE else NARROW
+
+
+def choose_learning_rate(hidden: Sequence[int]) -> float:
+    """2e-3 for layers of up to 128 units; wider ones take smaller steps, by the root of their width."""
+    return RATE * min(1.0, math.sqrt(max(NARROW) / max(hidden)))
+
+
+def choose_batch_size(rows: int) -> int:
+    """An eighth of the rows, at least 32 and at most 256."""
+    return min(max(rows // 8, LEAST_BATCH), MOST_BATCH)
+
+
+def choose_epochs(rows: int, batch_size: int, learning_rate: float) -> int:
+    """Passes over the rows for ``5 / learning_rate`` steps: length is counted in steps, not in passes."""
+    steps = DISTANCE / learning_rate
+    return max(math.ceil(steps / math.ceil(rows / batch_size)), LEAST_EPOCHS)
+
+
+def choose_cell_epochs(rows: int, batch_size: int, learning_rate: float) -> int:
+    """scVI's rule: 400 for up to 20,000 cells, fewer for more, at least 10."""
+    return max(min(round(CELL_EPOCHS * CELLS / rows), CELL_EPOCHS), LEAST_EPOCHS)
+
+
+def choose_patience(epochs: int) -> int:
+    """A third of the epochs."""
+    return math.ceil(epochs / 3)
+
+
+def choose_training(given: Mapping[str, Any], rows: int, hidden: Sequence[int], length: Length) -> dict[str, Any]:
+    """Settings of training with numbers in the place of "auto".
+
+    Arguments:
+        given: settings by name.
+        rows: to train on.
+        hidden: widths of the encoder's layers.
+        length: the rule for the number of epochs.
+    """
+    chosen = dict(given)
+
+    def choose(name: str, rule: Callable[[], float]) -> None:
+        if isinstance(chosen[name], str) and chosen[name] == AUTO:
+            chosen[name] = rule()
+
+    choose("learning_rate", partial(choose_learning_rate, hidden))
+    choose("batch_size", partial(choose_batch_size, rows))
+    choose("epochs", lambda: length(rows, chosen["batch_size"], chosen["learning_rate"]))
+    choose("patience", lambda: choose_patience(chosen["epochs"]))
+    return chosen

@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.distributions import Mixture
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.estimators.settings import DTYPES
 from pyro_vmm.inference import Trainer, TrainingConfig, TrainingDiverged
@@ -254,7 +254,7 @@ class Estimator(BaseEstimator):
             p_z = self.vae_.prior(self.vae_.encoder)
         return self._batched(lambda rows: self._importance_weighted(rows, noise, p_z), x, rows_at_once)
 
-    def _importance_weighted(self, rows: Tensor, noise: Tensor, p_z: MixtureOfGaussians) -> Tensor:
+    def _importance_weighted(self, rows: Tensor, noise: Tensor, p_z: Mixture) -> Tensor:
         """log mean_s p(x | z_s) p(z_s) / q(z_s | x), (M,), for rows (M, ...) and noise (S, D)."""
         q_z = self.vae_.encoder(rows)
         z = q_z.mean + torch.einsum("mij,sj->smi", scale_tril(q_z), noise)

@@ -63,7 +63,8 @@ def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
     if len(x) > MOST_ROWS:
         rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST_ROWS].sort().values
     encoded, before = encode(vae, x, rows)
-    found = find_components(encoded, before, prior.n_components)
+    family = prior.covariance
+    found = find_components(encoded, before, prior.n_components, family.vague, family.fitted)
     with exclusive(), inference_mode(vae):
         prior.place(_places(vae, x, rows, encoded, found), _slots(found, before, prior.n_components), vae.encoder)
     labels = assign(vae, encoded)

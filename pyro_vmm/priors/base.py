@@ -10,14 +10,15 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.distributions import Mixture
+from pyro_vmm.priors.covariances import COVARIANCES, Covariance
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs
 from pyro_vmm.runtime.checks import check_choice
 
 EXPECTATIONS = ("analytic", "sampled")
 
 
-def latent(p_z: MixtureOfGaussians, obs: Tensor | None = None) -> Tensor:
+def latent(p_z: Mixture, obs: Tensor | None = None) -> Tensor:
     """The sites ``c`` (enumerated in parallel) and ``z``; a mixture of one component has no ``c``."""
     if p_z.n_components == 1:
         return pyro.sample("z", p_z, obs=obs)
@@ -44,7 +45,7 @@ class Places(NamedTuple):
 class Prior(nn.Module, ABC):
     """The protocol of a prior: what the two steps, elimination, numbering, files and estimators need of it.
 
-    ``forward(encoder)`` returns p(z), a :class:`~pyro_vmm.distributions.MixtureOfGaussians` with ``log_prob``,
+    ``forward(encoder)`` returns p(z), a :class:`~pyro_vmm.distributions.Mixture` with ``log_prob``,
     ``component_log_prob``, ``responsibilities``, ``component(c).sample()``, ``sample`` and ``weights``. The encoder is
     an argument because the prior does not own it: it is trained by another step.
 
@@ -77,6 +78,8 @@ class Prior(nn.Module, ABC):
     has_clusters = True
     #: Whether components can be moved to where encoded rows need them, see :meth:`place`.
     can_place = False
+    #: The family of the components' covariances, by whose evidence :func:`~pyro_vmm.inference.settle` moves components.
+    covariance: Covariance = COVARIANCES["full"]
     #: Whether the centres are a parameter ``mu`` (K, D), which may start at encoded rows.
     free_centres = False
     #: How the training steps take the expectation over q(mu), one of ``EXPECTATIONS``.
@@ -84,7 +87,8 @@ class Prior(nn.Module, ABC):
     #: The parameters and buffers with a row for each component, by name. Those that base classes state are so too. A
     #: submodule states its own in an attribute of this name; whatever is not stated is shared by all components.
     per_component: tuple[str, ...] = ()
-    #: What a base class states in ``per_component`` and this class shares between components.
+    #: What a base class states in ``per_component`` and this class shares between components. An object has another
+    #: value where that depends on what it is made with.
     shared: tuple[str, ...] = ()
 
     def __init__(self, latent_dim: int, n_components: int):
@@ -108,14 +112,14 @@ class Prior(nn.Module, ABC):
         raise NotImplementedError(f"{cls.__name__} does not define build")
 
     @abstractmethod
-    def forward(self, encoder: nn.Module) -> MixtureOfGaussians:
+    def forward(self, encoder: nn.Module) -> Mixture:
         """p(z), with the centres integrated out."""
 
-    def clustering(self, encoder: nn.Module) -> MixtureOfGaussians:
+    def clustering(self, encoder: nn.Module) -> Mixture:
         """The component log-densities that q(c | z) is made of; p(z) unless q(mu) has a say."""
         return self(encoder)
 
-    def sampled(self, encoder: nn.Module) -> MixtureOfGaussians:
+    def sampled(self, encoder: nn.Module) -> Mixture:
         """p(z) with the centres drawn from q(mu) instead of integrated out."""
         return self(encoder)
 
@@ -157,7 +161,8 @@ class Prior(nn.Module, ABC):
             for cls in reversed(type(module).__mro__):
                 names = {name: None for name in names if name not in vars(cls).get("shared", ())}
                 names |= dict.fromkeys(vars(cls).get("per_component", ()))
-            yield from (_joined(prefix, name) for name in names)
+            shared = vars(module).get("shared", ())
+            yield from (_joined(prefix, name) for name in names if name not in shared)
 
     def check(self) -> None:
         """Raise ``ValueError`` unless the prior has what its class attributes say it has."""
@@ -222,7 +227,7 @@ class Prior(nn.Module, ABC):
         encoder: nn.Module | None = None,
         centres: Centres | None = None,
         minibatch: int | None = None,
-    ) -> MixtureOfGaussians:
+    ) -> Mixture:
         """Declare the sites above the plate of data, for the model.
 
         ``rows`` is the size of that plate; ``minibatch`` is M of the minibatch that they are a part of, if so.
@@ -256,7 +261,7 @@ class Prior(nn.Module, ABC):
         with pyro.plate("data", held):
             return self.per_row(p_z, z)
 
-    def per_row(self, p_z: MixtureOfGaussians, z: Tensor | None) -> Tensor:
+    def per_row(self, p_z: Mixture, z: Tensor | None) -> Tensor:
         """The sites inside the plate of data, for the model: c and z (M, D), given or drawn."""
         return latent(p_z, obs=z)
 

@@ -1,7 +1,7 @@
 """The names of priors, and what a user may give in place of a name."""
 
 from pyro_vmm.priors.base import Prior
-from pyro_vmm.priors.mixtures import GaussianMixture, VampMixture
+from pyro_vmm.priors.mixtures import GaussianMixture, StudentMixture, VampMixture
 from pyro_vmm.priors.simple import StandardNormal, VampPrior
 from pyro_vmm.runtime.checks import described
 
@@ -11,6 +11,7 @@ PRIORS: dict[str, type[Prior]] = {
     "vamp": VampPrior,
     "gmm": GaussianMixture,
     "vmm": VampMixture,
+    "student_t": StudentMixture,
 }
 
 

@@ -320,7 +320,9 @@ class Estimator(BaseEstimator):
         if "settle" not in saved and "settle" in cls().get_params(deep=False):
             # From before components were grouped.
             entries.content["params"] = {**{k: v for k, v in saved.items() if k not in storing.GONE}, "settle": False}
-        params = entries.names("params", cls().configuration()).content
+        known = cls().configuration()
+        entries.content["params"] = storing.filled(entries.content["params"], known)
+        params = entries.names("params", known).content
         with storing.restoring(path):  # what is wrong may be a name that is not registered here
             model = cls(**{**storing.parameters(params, custom, path), "device": device})
             model._check_parameters()

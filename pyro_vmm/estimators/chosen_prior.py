@@ -8,6 +8,7 @@ from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.settings import NamedPrior
 from pyro_vmm.inference import TrainingConfig, settle
 from pyro_vmm.priors import Prior, prior_class
+from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
 from pyro_vmm.runtime.checks import described
 from pyro_vmm.runtime.rows import Rows
@@ -86,9 +87,15 @@ class ChosenPrior(Estimator):
         return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, self._prior_settings())
 
     def _prior_settings(self) -> dict:
-        return {
+        settings = {
             "hyperprior": self.hyperprior,
             "m_prior": self.m_prior,
             "expectation": self.expectation,
             "responsibilities": self.responsibilities,
         }
+        # Not every prior has these: one that lacks them is told of them only where they were asked for.
+        if as_covariance(self.component_covariance).name != "full":
+            settings["covariance"] = self.component_covariance
+        if self.component_df is not None:
+            settings["df"] = self.component_df
+        return settings

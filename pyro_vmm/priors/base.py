@@ -107,7 +107,8 @@ class Prior(nn.Module, ABC):
             latent_dim: D.
             pseudo_inputs: a module of :mod:`pyro_vmm.priors.pseudo_inputs` that starts at K rows of data. A prior
                 without pseudo-inputs takes K from it, ``len(pseudo_inputs)``.
-            settings: an estimator's ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities``.
+            settings: an estimator's ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities``; and, where
+                the user asked for them, ``covariance`` and ``df`` of the components.
         """
         raise NotImplementedError(f"{cls.__name__} does not define build")
 

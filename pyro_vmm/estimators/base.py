@@ -65,7 +65,11 @@ class Estimator(BaseEstimator):
         given = self._training_settings()
         if not anywhere and given.get("capture") is True and building.choose_device(self.device).type != "cuda":
             raise ValueError(f"capture=True needs a CUDA device, expected 'auto' or False with device={self.device!r}")
-        return TrainingConfig(**given, seed=self.seed_)
+        return self._configured(**given, seed=self.seed_)
+
+    def _configured(self, **settings) -> TrainingConfig:
+        """How to train, of these settings."""
+        return TrainingConfig(**settings)
 
     def _read_checkpoint(self, path: str | Path, config: dict, X: np.ndarray) -> dict:
         return storing.read_checkpoint(path, config, X, settings_of(type(self)))

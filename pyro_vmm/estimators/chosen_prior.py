@@ -1,5 +1,7 @@
 """What estimators share whose prior is chosen: its checks, its making, and how it is trained."""
 
+from dataclasses import replace
+
 import numpy as np
 from sklearn.base import clone
 
@@ -64,8 +66,18 @@ class ChosenPrior(Estimator):
         names = settings_of(TrainingConfig) if isinstance(training, TrainingConfig) else ()
         return {name: getattr(training, name) if name in names else value for name, value in given.items()}
 
+    def _configured(self, **settings) -> TrainingConfig:
+        """Of the class of ``training``, with what a subclass has besides."""
+        return super()._configured(**settings) if self.training is None else replace(self.training, **settings)
+
     def with_single_settings(self) -> "ChosenPrior":
-        """A clone without ``training``, whose settings are given one by one, to change some of them."""
+        """A clone without ``training``, whose settings are given one by one, to change some of them.
+
+        Raises:
+            ValueError: ``training`` is of a subclass, whose own settings there would be no place for.
+        """
+        if type(self.training) not in (TrainingConfig, type(None)):
+            raise ValueError(f"training={described(self.training)} should be a TrainingConfig itself here, or None")
         return clone(self).set_params(training=None, **self._training_settings())
 
     def _settle(self, x: Rows) -> None:

@@ -18,10 +18,11 @@ from pyro_vmm.inference.config import Alternation, Monitored, Optimisation, Trai
 from pyro_vmm.likelihoods import Given, cell_likelihood_class, likelihood_class
 from pyro_vmm.networks import COVARIANCE_STARTS, COVARIANCES
 from pyro_vmm.priors import COVARIANCES as FAMILIES
-from pyro_vmm.priors import EXPECTATIONS, PRIORS, RESPONSIBILITIES, Covariance, Prior, prior_class
+from pyro_vmm.priors import EXPECTATIONS, PRIORS, RESPONSIBILITIES, Covariance, prior_class
 from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.hyperpriors import HYPERPRIORS, HyperPrior, as_hyperprior
 from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES
+from pyro_vmm.priors.registry import Given as PriorGiven
 from pyro_vmm.runtime.checks import check_choice, check_whole
 from pyro_vmm.runtime.settings import POSITIVE, TRUTH, WHOLE, Values, changed, one_of, or_none, setting, settings
 
@@ -213,7 +214,7 @@ class PriorChoice:
 
     title: ClassVar[str] = "model"
 
-    prior: str | type[Prior] | Prior = setting(
+    prior: PriorGiven = setting(
         default="vmm",
         help="the prior on the latent space",
         values=Values(_of_value(prior_class), choices=PRIORS),

@@ -141,6 +141,7 @@ class Steps:
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=parameters)
         self.ranks.sum_gradients(parameters)
+        self.config.adjust_gradients(parameters)
         optimizer.step()
 
     def optimizer_states(self) -> dict:

@@ -1,10 +1,11 @@
 """Three changes that a newcomer makes in a package of their own, and how much they take.
 
-The package lies outside of the tree, and makes itself known by entry points alone: a prior with one precision for all
-components, a likelihood of heavy tails, and a limit of the gradients' norm.
+The package is that of ``docs/extending.md``. It lies outside of the tree, and makes itself known by entry points alone:
+a prior with one precision for all components, a likelihood of heavy tails, and a limit of the gradients' norm.
 """
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -21,49 +22,11 @@ from pyro_vmm.cli import main
 from pyro_vmm.likelihoods import LIKELIHOODS
 from pyro_vmm.priors import PRIORS, GaussianMixture, VampMixture
 
-PRIOR = """
-from torch import nn
-from pyro_vmm.networks import lower_cholesky
-from pyro_vmm.priors import VampMixture
-
-class Tied(VampMixture):
-    shared = ("precision_raw",)
-
-    def __init__(self, latent_dim, pseudo_inputs, **settings):
-        super().__init__(latent_dim, pseudo_inputs, **settings)
-        self.precision_raw = nn.Parameter(self.precision_raw[0].detach().clone())
-
-    @property
-    def precision_tril(self):
-        return lower_cholesky(self.precision_raw).expand(self.n_components, -1, -1)
-"""
-LIKELIHOOD = """
-import pyro.distributions as dist
-from pyro_vmm.likelihoods import LocationScale
-
-class Laplace(LocationScale):
-    def forward(self, h):
-        return self.independent(dist.Laplace(h, self.scale))
-"""
-TRAINING = """
-from dataclasses import dataclass
-from torch.nn.utils import clip_grad_norm_
-from pyro_vmm import TrainingConfig
-from pyro_vmm.runtime.settings import POSITIVE, setting
-
-@dataclass(kw_only=True)
-class Clipped(TrainingConfig):
-    max_norm: float = setting(default=1.0, help="of the gradient of a step", values=POSITIVE)
-
-    def adjust_gradients(self, parameters):
-        clip_grad_norm_(parameters, self.max_norm)
-"""
-ENTRY_POINTS = """
-[pyro_vmm.priors]
-their_tied = newcomer.prior:Tied
-[pyro_vmm.likelihoods]
-their_laplace = newcomer.likelihood:Laplace
-"""
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+MODULES = dict(re.findall(r"^```python\n# newcomer/(\w+)\.py\n(.*?)^```", PAGE, re.M | re.S))
+#: Of the package's ``pyproject.toml``, as an installer writes it.
+ENTRY_POINTS = re.search(r"^```toml\n(.*?)^```", PAGE, re.M | re.S).group(1)
+ENTRY_POINTS = ENTRY_POINTS.replace("project.entry-points.", "").replace('"', "")
 RANDOM = np.random.default_rng(0)
 TRUTH = np.arange(150) % 3
 X = 80 * RANDOM.normal(size=(3, 5))[TRUTH] + 10 * RANDOM.normal(size=(150, 5))
@@ -85,7 +48,7 @@ def install(folder: Path, name: str, entry_points: str, **modules: str) -> None:
 def newcomer(tmp_path, monkeypatch):
     """The package, installed where Python looks first."""
     folder = tmp_path / "site"
-    install(folder, "newcomer", ENTRY_POINTS, prior=PRIOR, likelihood=LIKELIHOOD, training=TRAINING)
+    install(folder, "newcomer", ENTRY_POINTS, **MODULES)
     monkeypatch.syspath_prepend(folder)
     importlib.invalidate_caches()
     yield folder
@@ -99,9 +62,10 @@ def lines(text: str) -> int:
 
 def test_how_much_they_take():
     """Besides the module of each there is its entry point, two lines of the package's metadata."""
-    assert lines(PRIOR) + 2 <= 40 and lines(LIKELIHOOD) <= 10
-    # A field and a method of one class.
-    assert lines(TRAINING) <= 10 and TRAINING.count("class ") == 1
+    assert MODULES.keys() == {"prior", "likelihood", "training"}
+    assert lines(MODULES["prior"]) + 2 <= 40 and lines(MODULES["likelihood"]) + 2 <= 10
+    # One place: a field and a method of one class.
+    assert lines(MODULES["training"]) <= 10 and MODULES["training"].count("class ") == 1
 
 
 # A prior

@@ -43,11 +43,24 @@ class Places(NamedTuple):
 
 
 class Prior(nn.Module, ABC):
-    """The protocol of a prior: what the two steps, elimination, numbering, files and estimators need of it.
+    """The protocol of a prior: what the two steps, elimination, settling, numbering, files and estimators need of it.
 
-    ``forward(encoder)`` returns p(z), a :class:`~pyro_vmm.distributions.Mixture` with ``log_prob``,
-    ``component_log_prob``, ``responsibilities``, ``component(c).sample()``, ``sample`` and ``weights``. The encoder is
-    an argument because the prior does not own it: it is trained by another step.
+    ``forward(encoder)`` returns p(z), a :class:`~pyro_vmm.distributions.Mixture`. The encoder is an argument because
+    the prior does not own it: it is trained by another step.
+
+    ============ ==================================================================================================
+    who          asks for
+    ============ ==================================================================================================
+    SVI step     ``trained_by_map``, ``expectation``; :meth:`forward`, :meth:`sampled`
+    MAP step     the same; :meth:`centres`, and :meth:`model` and :meth:`guide`, which :meth:`hierarchy`,
+                 :meth:`hierarchy_guide` and :meth:`per_row` make up
+    elimination  ``can_eliminate``, ``pi_logits``, ``m_prior``; :meth:`component_tensors`, :meth:`subset`,
+                 :meth:`absorb`
+    settling     ``can_place``, ``covariance``; :meth:`component_tensors`, :meth:`clustering`, :meth:`place`
+    numbering    :meth:`forward`, :meth:`clustering`, :meth:`reorder`
+    files        parameters and persistent buffers; of an object also its attributes that are numbers, names or shapes
+    estimators   ``has_clusters``, ``has_granularity``, ``free_centres``; :meth:`build`, :meth:`check`
+    ============ ==================================================================================================
 
     A prior of one's own
 
@@ -60,7 +73,8 @@ class Prior(nn.Module, ABC):
     - defines :meth:`place` if components can be moved to where the rows need them after training.
 
     A subclass of one of the package's priors has all of this from there. A name in :data:`PRIORS` makes it known to the
-    estimators and to the command line: ``PRIORS["tied"] = Tied``.
+    estimators and to the command line: ``PRIORS["tied"] = Tied``, or an entry point of the group ``pyro_vmm.priors``.
+    A class that lacks a part is an error with the list of what is missing, before any training.
 
     Arguments:
         latent_dim: D.

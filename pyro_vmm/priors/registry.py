@@ -32,7 +32,7 @@ def prior_class(prior: Given) -> type[Prior]:
     """
     expected = f"one of {tuple(PRIORS)}, a class derived from pyro_vmm.priors.Prior, or an object of one"
     if isinstance(prior, str) and prior not in PRIORS:
-        raise ValueError(f"prior={prior!r} should be {expected}; a class of your own is to be added to PRIORS first")
+        raise ValueError(f"prior={prior!r} should be {expected}; add a class of your own to PRIORS first")
     if isinstance(prior, str):
         cls = PRIORS[prior]
     elif isinstance(prior, partial):
@@ -60,4 +60,6 @@ def _missing(cls: type[Prior], built: bool) -> list[str]:
         lacks.append("build")
     if cls.can_eliminate and cls.subset is Prior.subset:
         lacks.append("subset")
+    if cls.can_place and cls.place is Prior.place:
+        lacks.append("place")
     return lacks

@@ -7,6 +7,7 @@ from common import message_of, planted
 from pyro import poutine
 from scipy import stats
 from scipy.integrate import trapezoid
+from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 
 from pyro_vmm import VMM, SingleCellVMM
@@ -15,6 +16,7 @@ from pyro_vmm.distributions import DiagonalWishartTril, MixtureOfStudents, Spher
 from pyro_vmm.inference.settling import can_settle
 from pyro_vmm.priors import COVARIANCES, GaussianMixture, HyperPrior, Places, StudentMixture
 from pyro_vmm.priors.conjugate import KnownCovariance, NormalGamma
+from pyro_vmm.priors.covariances import Spherical
 from pyro_vmm.priors.evidence import Encoded, Moments, NormalWishart
 
 D, DF, SCALE = 3, 5.5, 0.7
@@ -364,6 +366,30 @@ def test_an_outlier_widens_a_students_component_less():
 )
 def test_settings_that_do_not_fit(settings, expected):
     assert expected in message_of(lambda: VMM(**TINY, epochs=1, **settings).fit(X))
+
+
+class SharedSpherical(Spherical):
+    """A family of one's own: one variance for all components and directions."""
+
+    name, per_component = "shared_spherical", False
+
+    def start(self, latent_dim, n_components):
+        return super().start(latent_dim, 1)
+
+    def tril(self, raw, latent_dim, n_components):
+        return super().tril(raw, latent_dim, 1).expand(n_components, -1, -1)
+
+
+def test_a_family_of_ones_own(monkeypatch, tmp_path):
+    model = clone(VMM(**TINY, epochs=30, m_prior=32, component_covariance=SharedSpherical())).fit(X)
+    tril = model.vae_.prior.precision_tril
+    assert model.vae_.prior.precision_raw.shape == (1,) and (tril == tril[0, 0, 0] * torch.eye(2).to(tril)).all()
+    assert adjusted_rand_score(TRUTH, model.labels_) > 0.95
+    model.save(tmp_path / "model.pt")
+    assert "covariance='shared_spherical' should be one of" in message_of(lambda: VMM.load(tmp_path / "model.pt"))
+    monkeypatch.setitem(COVARIANCES, "shared_spherical", SharedSpherical())
+    again = VMM.load(tmp_path / "model.pt")
+    np.testing.assert_array_equal(again.score_samples(X, 5), model.score_samples(X, 5))
 
 
 def test_the_command_line_takes_them(tmp_path):

@@ -39,6 +39,7 @@ SITES = {
     "vamp": {"c", "z", "x"},
     "gmm": HIERARCHY | {"c", "z", "x"},
     "vmm": HIERARCHY | {"c", "z", "x"},
+    "student_t": HIERARCHY | {"c", "z", "x"},
 }
 every_prior = pytest.mark.parametrize("prior", PRIORS)
 

@@ -1,5 +1,7 @@
 """Priors and likelihoods of one's own, registered from outside or given as classes."""
 
+from functools import partial
+
 import anndata as ad
 import numpy as np
 import pyro.distributions as dist
@@ -74,6 +76,14 @@ def test_a_prior_is_trained_saved_and_loaded_as_itself(estimator, prior, registe
     np.testing.assert_array_equal(again.score_samples(rows, 10), model.score_samples(rows, 10))
 
 
+def test_a_partial_of_a_prior_has_these_settings():
+    settings = {"component_covariance": "diagonal", "m_prior": 32}
+    of_partial = VMM(**TINY, prior=partial(VampMixture, covariance="diagonal", m_prior=32)).fit(X)
+    assert_same_fits(of_partial, VMM(**TINY, prior="vmm", **settings).fit(X))
+    given = VMM(**TINY, prior=partial(VampMixture, m_prior=32))
+    assert "has an m_prior of its own" in message_of(lambda: pyro_vmm.select(given, X, (8, 16)))
+
+
 def test_a_name_that_is_not_registered_where_a_model_is_loaded(registered, monkeypatch, tmp_path):
     VMM(**TINY, prior="tied").fit(X).save(tmp_path / "model.pt")
     monkeypatch.delitem(PRIORS, "tied")
@@ -82,7 +92,7 @@ def test_a_name_that_is_not_registered_where_a_model_is_loaded(registered, monke
 
 
 class Unbuilt(Prior):
-    can_eliminate = True
+    can_eliminate = can_place = True
 
 
 class Undone(StandardNormal):
@@ -116,13 +126,16 @@ class Flat(StandardNormal):
 @pytest.mark.parametrize(
     ("prior", "expected"),
     [
-        ("zinb", "prior='zinb' should be one of ('standard_normal', 'vamp', 'gmm', 'vmm'), a class derived from"),
+        ("zinb", "prior='zinb' should be one of ('standard_normal', 'vamp', 'gmm', 'vmm', 'student_t'), a class"),
         (None, "prior=None should be one of"),
         (lambda *given: None, "should be one of"),
         (nn.Linear(2, 2), "prior=an object of Linear should be one of"),
         (dist.Normal, "prior=Normal should be one of"),
         (Prior, "prior=Prior: Prior does not define forward, build, see pyro_vmm.priors.Prior"),
-        (Unbuilt, "prior=Unbuilt: Unbuilt does not define forward, build, subset, see"),
+        (Unbuilt, "prior=Unbuilt: Unbuilt does not define forward, build, subset, place, see"),
+        (partial(VampMixture, 2), "has positional arguments, expected settings by name alone"),
+        (partial(len), "prior=an object of partial should be one of"),
+        (partial(VampMixture, width=3), "VampMixture.build fails: "),
         (Undone, "prior=Undone: Undone.build returned None, not a prior"),
         (Few, "prior=Few: Few.build made a prior of (latent_dim, n_components)=(2, 3), expected (2, 4)"),
         (WithoutSettings, "WithoutSettings.build fails: "),
@@ -137,7 +150,7 @@ def test_what_is_no_prior_is_refused_before_training(prior, expected):
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        (Unbuilt, "prior='mine': Unbuilt does not define forward, build, subset, see pyro_vmm.priors.Prior"),
+        (Unbuilt, "prior='mine': Unbuilt does not define forward, build, subset, place, see pyro_vmm.priors.Prior"),
         (nn.Linear, "prior='mine' is registered as Linear, expected a class derived from pyro_vmm.priors.Prior"),
         (len, "prior='mine' is registered as len, expected a class"),
     ],
@@ -175,7 +188,7 @@ def test_select_asks_the_class_for_granularity(registered):
     assert pyro_vmm.select(VMM(**settings, prior="tied"), X, (8, 16), seeds=1, refit=False).best["m_prior"] in (8, 16)
     for prior in ("vamp", VampPrior, StandardNormal(2)):
         told = message_of(lambda prior=prior: pyro_vmm.select(VMM(**settings, prior=prior), X, (8, 16)))
-        assert "has no granularity to select, expected one of ['gmm', 'vmm', 'tied']" in told
+        assert "has no granularity to select, expected one of ['gmm', 'vmm', 'student_t', 'tied']" in told
     model = VMM(**settings, prior=VampMixture(2, torch.zeros(4, G)))
     assert "has an m_prior of its own" in message_of(lambda: pyro_vmm.select(model, X, (8, 16)))
     assert "VaDE has no m_prior to select" in message_of(lambda: pyro_vmm.select(VaDE(3, 2), X, (8, 16)))

@@ -23,17 +23,27 @@ Cholesky factors. Equation numbers are those of Stirn & Knowles, "The VampPrior 
 (https://arxiv.org/abs/2402.04412).
 """
 
-from pyro_vmm.distributions.hyper import LogDirichlet, ReciprocalGamma, WishartTril
-from pyro_vmm.distributions.mixture import MixtureComponent, MixtureOfGaussians
+from pyro_vmm.distributions.hyper import (
+    DiagonalWishartTril,
+    LogDirichlet,
+    ReciprocalGamma,
+    SphericalWishartTril,
+    WishartTril,
+)
+from pyro_vmm.distributions.mixture import Mixture, MixtureComponent, MixtureOfGaussians, MixtureOfStudents
 from pyro_vmm.distributions.normal import LOG_TWO_PI, ExpectedNormal, TrilNormal
 
 __all__ = [
     "LOG_TWO_PI",
+    "DiagonalWishartTril",
     "ExpectedNormal",
     "LogDirichlet",
+    "Mixture",
     "MixtureComponent",
     "MixtureOfGaussians",
+    "MixtureOfStudents",
     "ReciprocalGamma",
+    "SphericalWishartTril",
     "TrilNormal",
     "WishartTril",
 ]

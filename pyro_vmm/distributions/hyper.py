@@ -1,4 +1,4 @@
-"""What alpha, pi and Lambda follow: equations (5), (6) and (8)."""
+"""What alpha, pi and Lambda follow: equations (5), (6) and (8), the last one for each family of precisions."""
 
 import math
 
@@ -99,7 +99,7 @@ class WishartTril(TorchDistribution):
         super().__init__(self.scale.shape, torch.Size((dim, dim)), validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
-        return WishartTril(self.df, self.scale.expand(batch_shape), self.dim)
+        return type(self)(self.df, self.scale.expand(batch_shape), self.dim)
 
     def sample(self, sample_shape=torch.Size()) -> Tensor:
         """Bartlett's decomposition, (*sample_shape, *batch_shape, D, D)."""
@@ -117,3 +117,59 @@ class WishartTril(TorchDistribution):
         log_gamma += sum(math.lgamma((self.df - j) / 2) for j in range(self.dim))
         log_normaliser = self.df * self.dim / 2 * (math.log(2.0) + self.scale.log()) + log_gamma
         return (self.df - self.dim - 1) * half_log_det - trace / 2 - log_normaliser
+
+
+class DiagonalWishartTril(WishartTril):
+    r""":class:`WishartTril` on diagonal matrices alone: a gamma density of each entry of the diagonal.
+
+    .. math:: \mathrm{Wishart}(\mathrm{diag}(\lambda);\ \nu, s I)
+              \propto \prod_j \lambda_j^{(\nu - D - 1) / 2} e^{-\lambda_j / (2 s)}
+              \propto \prod_j \mathrm{Gamma}(\lambda_j;\ (\nu - D + 1) / 2,\ 1 / (2 s))
+
+    The density is over :math:`\lambda`, (D,), in which it is normalised. Its mode is that of all matrices.
+
+    Arguments:
+        df, scale, dim: as of :class:`WishartTril`.
+    """
+
+    @property
+    def precision(self) -> torch.distributions.Gamma:
+        """The distribution of each entry of the diagonal, of the batch shape."""
+        return torch.distributions.Gamma((self.df - self.dim + 1) / 2 + 0 * self.scale, 0.5 / self.scale)
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        """Diagonal factors, (*sample_shape, *batch_shape, D, D)."""
+        draws = self.precision.sample(torch.Size((*sample_shape, self.dim)))
+        return torch.diag_embed(draws.movedim(len(sample_shape), -1).sqrt())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        squares = value.diagonal(dim1=-2, dim2=-1).square().movedim(-1, 0)
+        return self.precision.log_prob(squares).sum(0)
+
+
+class SphericalWishartTril(DiagonalWishartTril):
+    r""":class:`WishartTril` on multiples of the identity alone: a gamma density of the factor.
+
+    .. math:: \mathrm{Wishart}(\lambda I;\ \nu, s I) \propto \lambda^{D (\nu - D - 1) / 2} e^{-D \lambda / (2 s)}
+              \propto \mathrm{Gamma}(\lambda;\ D (\nu - D - 1) / 2 + 1,\ D / (2 s))
+
+    The density is over :math:`\lambda`, a number, in which it is normalised. Its mode is that of all matrices.
+
+    Arguments:
+        df: degrees of freedom nu, above D + 1 - 2 / D, where the density has an integral.
+        scale, dim: as of :class:`WishartTril`.
+    """
+
+    @property
+    def precision(self) -> torch.distributions.Gamma:
+        """The distribution of the factor, of the batch shape."""
+        shape = self.dim * (self.df - self.dim - 1) / 2 + 1
+        return torch.distributions.Gamma(shape + 0 * self.scale, 0.5 * self.dim / self.scale)
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        """Multiples of the identity, (*sample_shape, *batch_shape, D, D)."""
+        root = self.precision.sample(torch.Size(sample_shape)).sqrt()
+        return torch.diag_embed(root.unsqueeze(-1).expand(*root.shape, self.dim))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.precision.log_prob(value[..., 0, 0].square())

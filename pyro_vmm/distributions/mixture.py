@@ -1,4 +1,7 @@
-"""Mixtures of normals over z: equations (4) and (11)."""
+"""Mixtures over z, of normals, equations (4) and (11), or of Student's t distributions."""
+
+import math
+from abc import abstractmethod
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -7,18 +10,19 @@ from torch import Tensor
 from pyro_vmm.distributions.normal import log_density_at_mean, log_determinant
 
 
-class MixtureOfGaussians(TorchDistribution):
-    r"""A mixture of K normals over z, all component densities from one matrix product.
+class Mixture(TorchDistribution):
+    r"""A mixture of K elliptical densities over z, all component densities from one matrix product.
 
-    .. math:: p(z) = \sum_k \pi_k\, \mathcal{N}(z;\ m_k, (W_k W_k^\top)^{-1})
+    .. math:: p(z) = \sum_k \pi_k\, p_k(\| W_k^\top (z - m_k) \|^2)
 
-    Build it with :meth:`from_precision` or :meth:`from_covariance`.
+    A subclass says what density of the squared distance a component has, and how it is drawn from.
 
     Arguments:
         log_weights: log pi, (K,), normalised; (M, K) where they differ between rows.
-        loc: component means m, (K, D).
-        whitener: W, (K, D, D), any square root of the precisions; :math:`W_k^\top (z - m_k)` is standard normal.
-        log_norm: (K,), the component log-densities at their means.
+        loc: component centres m, (K, D).
+        whitener: W, (K, D, D), any square root of the components' precisions.
+        log_norm: (K,), the component log-densities at their centres.
+        batch_shape: () or, where weights differ between rows, (M,).
     """
 
     arg_constraints = {}
@@ -28,6 +32,80 @@ class MixtureOfGaussians(TorchDistribution):
         self.log_weights, self.loc, self.whitener, self.log_norm = log_weights, loc, whitener, log_norm
         self._remembered = None, None
         super().__init__(torch.Size(batch_shape), loc.shape[-1:], validate_args=False)
+
+    @abstractmethod
+    def log_density(self, squares: Tensor) -> Tensor:
+        """Log-densities of the components at squared distances (..., K), (..., K)."""
+
+    @abstractmethod
+    def noise(self, shape: torch.Size) -> Tensor:
+        """Draws (*shape) from a component of centre 0 and precision I; the last dimension is D."""
+
+    @abstractmethod
+    def with_weights(self, log_weights: Tensor, batch_shape) -> "Mixture":
+        """The same components with other weights, (K,) or (M, K)."""
+
+    def reweighted(self, log_factors: Tensor) -> "Mixture":
+        """A mixture for each row, its weights multiplied by exp of ``log_factors`` (M, K): batch shape (M,)."""
+        return self.with_weights((self.log_weights + log_factors).log_softmax(-1), log_factors.shape[:-1])
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return self.loc.shape[0]
+
+    @property
+    def weights(self) -> Tensor:
+        """The mixture's weights pi, (K,)."""
+        return self.log_weights.exp()
+
+    def remember(self, z: Tensor) -> None:
+        """Work out :meth:`component_log_prob` of z (..., D) once, where it will be asked for several times."""
+        self._remembered = z, self.component_log_prob(z)
+
+    def component_log_prob(self, z: Tensor) -> Tensor:
+        """Log-densities of z (..., D) under every component, (..., K)."""
+        remembered, log_probs = self._remembered
+        if z is remembered:
+            return log_probs
+        stacked = self.whitener.permute(1, 0, 2).flatten(1)
+        means = (self.loc.unsqueeze(-2) @ self.whitener).flatten()
+        white = torch.addmm(-means, z.reshape(-1, z.shape[-1]), stacked)
+        return self.log_density(white.unflatten(-1, self.loc.shape).square().sum(-1).view(*z.shape[:-1], -1))
+
+    def joint_log_prob(self, z: Tensor) -> Tensor:
+        """log p(z, c) of z (..., D) for every c, (..., K)."""
+        return self.component_log_prob(z) + self.log_weights
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_prob = self.joint_log_prob(value).logsumexp(-1)
+        return log_prob.expand(torch.broadcast_shapes(self.batch_shape, log_prob.shape))
+
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """p(c | z) of z (..., D), (..., K)."""
+        return self.joint_log_prob(z).softmax(-1)
+
+    def component(self, c: Tensor) -> "MixtureComponent":
+        """The component that the indicator c (...,) selects: batch shape ``c.shape``, event shape (D,)."""
+        return MixtureComponent(self, c)
+
+    def expand(self, batch_shape, _instance=None):
+        return self.with_weights(self.log_weights, batch_shape)
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        logits = self.log_weights.expand(self.batch_shape + self.log_weights.shape[-1:])
+        c = torch.distributions.Categorical(logits=logits, validate_args=False).sample(torch.Size(sample_shape))
+        return self.component(c).sample()
+
+
+class MixtureOfGaussians(Mixture):
+    r"""A mixture of K normals over z.
+
+    .. math:: p(z) = \sum_k \pi_k\, \mathcal{N}(z;\ m_k, (W_k W_k^\top)^{-1})
+
+    Build it with :meth:`from_precision` or :meth:`from_covariance`. Arguments are those of :class:`Mixture`;
+    :math:`W_k^\top (z - m_k)` is standard normal.
+    """
 
     @classmethod
     def from_precision(
@@ -80,68 +158,65 @@ class MixtureOfGaussians(TorchDistribution):
         whitener = torch.linalg.solve_triangular(scale_tril, identity, upper=False).mT
         return cls(log_weights, loc, whitener, log_density_at_mean(-log_determinant(scale_tril), loc))
 
-    def reweighted(self, log_factors: Tensor) -> "MixtureOfGaussians":
-        """A mixture for each row, its weights multiplied by exp of ``log_factors`` (M, K): batch shape (M,)."""
-        log_weights = (self.log_weights + log_factors).log_softmax(-1)
-        return MixtureOfGaussians(log_weights, self.loc, self.whitener, self.log_norm, log_factors.shape[:-1])
-
-    @property
-    def n_components(self) -> int:
-        """K."""
-        return self.loc.shape[0]
-
-    @property
-    def weights(self) -> Tensor:
-        """The mixture's weights pi, (K,)."""
-        return self.log_weights.exp()
-
     @property
     def covariance(self) -> Tensor:
         """Covariances of the components, (K, D, D)."""
         return torch.linalg.inv(self.whitener @ self.whitener.mT)
 
-    def remember(self, z: Tensor) -> None:
-        """Work out :meth:`component_log_prob` of z (..., D) once, where it will be asked for several times."""
-        self._remembered = z, self.component_log_prob(z)
-
-    def component_log_prob(self, z: Tensor) -> Tensor:
-        """Log-densities of z (..., D) under every component, (..., K)."""
-        remembered, log_probs = self._remembered
-        if z is remembered:
-            return log_probs
-        stacked = self.whitener.permute(1, 0, 2).flatten(1)
-        means = (self.loc.unsqueeze(-2) @ self.whitener).flatten()
-        white = torch.addmm(-means, z.reshape(-1, z.shape[-1]), stacked)
-        squares = white.unflatten(-1, self.loc.shape).square().sum(-1).view(*z.shape[:-1], -1)
+    def log_density(self, squares: Tensor) -> Tensor:
         return self.log_norm - 0.5 * squares
 
-    def joint_log_prob(self, z: Tensor) -> Tensor:
-        """log p(z, c) of z (..., D) for every c, (..., K)."""
-        return self.component_log_prob(z) + self.log_weights
+    def noise(self, shape: torch.Size) -> Tensor:
+        return self.loc.new_empty(shape).normal_()
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        log_prob = self.joint_log_prob(value).logsumexp(-1)
-        return log_prob.expand(torch.broadcast_shapes(self.batch_shape, log_prob.shape))
+    def with_weights(self, log_weights: Tensor, batch_shape) -> "MixtureOfGaussians":
+        return MixtureOfGaussians(log_weights, self.loc, self.whitener, self.log_norm, batch_shape)
 
-    def responsibilities(self, z: Tensor) -> Tensor:
-        """p(c | z) of z (..., D), (..., K)."""
-        return self.joint_log_prob(z).softmax(-1)
 
-    def component(self, c: Tensor) -> "MixtureComponent":
-        """The normal that the indicator c (...,) selects: batch shape ``c.shape``, event shape (D,)."""
-        return MixtureComponent(self, c)
+class MixtureOfStudents(Mixture):
+    r"""A mixture of K multivariate Student's t distributions over z, all of the same degrees of freedom.
 
-    def expand(self, batch_shape, _instance=None):
-        return MixtureOfGaussians(self.log_weights, self.loc, self.whitener, self.log_norm, batch_shape)
+    .. math:: p(z) = \sum_k \pi_k\, \frac{\Gamma((\nu + D) / 2)\, |\Lambda_k|^{1/2}}{\Gamma(\nu / 2)\, (\nu \pi)^{D/2}}
+              \left( 1 + \frac{\| L_k^\top (z - m_k) \|^2}{\nu} \right)^{-(\nu + D) / 2}
 
-    def sample(self, sample_shape=torch.Size()) -> Tensor:
-        logits = self.log_weights.expand(self.batch_shape + self.log_weights.shape[-1:])
-        c = torch.distributions.Categorical(logits=logits, validate_args=False).sample(torch.Size(sample_shape))
-        return self.component(c).sample()
+    A component is a normal whose precision :math:`\Lambda_k = L_k L_k^\top` is multiplied by a gamma variable of shape
+    and rate :math:`\nu / 2`, which is summed out. Its covariance is :math:`\nu / (\nu - 2) \Lambda_k^{-1}`.
+
+    Arguments:
+        log_weights: log pi, (K,), normalised; (M, K) where they differ between rows.
+        loc: component centres m, (K, D).
+        precision_tril: L, (K, D, D).
+        df: nu, positive; the larger, the nearer to normals.
+        batch_shape: as of :class:`Mixture`.
+
+    Source: Peel & McLachlan, Robust mixture modelling using the t distribution, Statistics and Computing 10:339, 2000.
+    """
+
+    def __init__(self, log_weights: Tensor, loc: Tensor, precision_tril: Tensor, df: float, batch_shape=()):
+        self.df, dim = df, loc.shape[-1]
+        at_centre = math.lgamma((df + dim) / 2) - math.lgamma(df / 2) - dim / 2 * math.log(df * math.pi)
+        log_norm = log_determinant(precision_tril) + at_centre
+        super().__init__(log_weights, loc, precision_tril, log_norm, batch_shape)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariances of the components, (K, D, D); infinite where df is 2 or less."""
+        factor = self.df / (self.df - 2) if self.df > 2 else math.inf
+        return factor * torch.linalg.inv(self.whitener @ self.whitener.mT)
+
+    def log_density(self, squares: Tensor) -> Tensor:
+        return self.log_norm - 0.5 * (self.df + self.loc.shape[-1]) * (squares / self.df).log1p()
+
+    def noise(self, shape: torch.Size) -> Tensor:
+        normal, half = self.loc.new_empty(shape).normal_(), self.loc.new_tensor(self.df / 2)
+        return normal * torch.distributions.Gamma(half, half).sample(torch.Size(shape[:-1])).rsqrt().unsqueeze(-1)
+
+    def with_weights(self, log_weights: Tensor, batch_shape) -> "MixtureOfStudents":
+        return MixtureOfStudents(log_weights, self.loc, self.whitener, self.df, batch_shape)
 
 
 class MixtureComponent(TorchDistribution):
-    r"""The component of a mixture that an indicator selects: :math:`\mathcal{N}(z;\ m_c, (W_c W_c^\top)^{-1})`.
+    r"""The component of a mixture that an indicator selects, such as :math:`\mathcal{N}(z;\ m_c, (W_c W_c^\top)^{-1})`.
 
     Under parallel enumeration c has the shape (K, 1, ...): the log-densities of all components are then computed once,
     as one matrix product, and read by c.
@@ -154,7 +229,7 @@ class MixtureComponent(TorchDistribution):
     arg_constraints = {}
     support = constraints.real_vector
 
-    def __init__(self, mixture: MixtureOfGaussians, c: Tensor, batch_shape=None):
+    def __init__(self, mixture: Mixture, c: Tensor, batch_shape=None):
         self.mixture, self.c = mixture, c
         batch_shape = c.shape if batch_shape is None else torch.Size(batch_shape)
         super().__init__(batch_shape, mixture.event_shape, validate_args=False)
@@ -170,7 +245,7 @@ class MixtureComponent(TorchDistribution):
     def sample(self, sample_shape=torch.Size()) -> Tensor:
         c = self.c.expand(self.batch_shape)
         loc, whitener = self.mixture.loc[c], self.mixture.whitener[c]
-        noise = loc.new_empty(self._extended_shape(sample_shape)).normal_()
+        noise = self.mixture.noise(self._extended_shape(sample_shape))
         return loc + torch.linalg.solve(whitener.mT, noise.unsqueeze(-1)).squeeze(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:

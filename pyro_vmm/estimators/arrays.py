@@ -23,9 +23,10 @@ class VMM(ChosenPrior, ArrayEstimator, ArraySettings):
     Parameters:
         n_components: K, the most clusters there can be; at most the number of rows.
         latent_dim: D.
-        prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal"; see :mod:`pyro_vmm.priors`. Or a
-            class derived from :class:`~pyro_vmm.priors.Prior`; or an object of one, which is copied. An object keeps
-            its own settings and starting values (pseudo-inputs are rows as the model sees them, scaled), so that the
+        prior: "vmm" (the VampPrior Mixture Model), "gmm", "student_t" (a "gmm" of heavy tails), "vamp" or
+            "standard_normal"; see :mod:`pyro_vmm.priors`. Or a class derived from :class:`~pyro_vmm.priors.Prior`, or
+            ``functools.partial`` of one with some of its settings; or an object, which is copied. An object keeps its
+            own settings and starting values (pseudo-inputs are rows as the model sees them, scaled), so that the
             settings of priors below stay at their defaults.
         likelihood: "normal", "bernoulli", "continuous_bernoulli", "student_t", "poisson", "categorical"; or a class
             derived from :class:`~pyro_vmm.likelihoods.Likelihood`; or an object of one, which is copied; or any
@@ -57,6 +58,9 @@ class VMM(ChosenPrior, ArrayEstimator, ArraySettings):
         m_prior: granularity: a cluster survives if it explains more than about one row in ``m_prior``. "batch" for the
             rows of the minibatch at hand.
         expectation: over the centres, "analytic" or "sampled".
+        component_covariance: of the components of a mixture, "full", "diagonal", "tied" (one for all components) or
+            "spherical"; see :mod:`pyro_vmm.priors.covariances`. The covariance of q(z | x) is ``covariance``.
+        component_df: degrees of freedom of a "student_t"'s components; None for 5.
         batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, monitor, freeze_after,
             reuse_draws: see :class:`~pyro_vmm.inference.TrainingConfig`.
         training: a :class:`~pyro_vmm.inference.TrainingConfig` with all of these, in place of the single ones.

@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.distributions import Mixture
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.estimators.settings import DTYPES
 from pyro_vmm.inference import Trainer, TrainingConfig, TrainingDiverged
@@ -65,7 +65,11 @@ class Estimator(BaseEstimator):
         given = self._chosen_training(rows)
         if not anywhere and given.get("capture") is True and building.choose_device(self.device).type != "cuda":
             raise ValueError(f"capture=True needs a CUDA device, expected 'auto' or False with device={self.device!r}")
-        return TrainingConfig(**given, seed=self.seed_)
+        return self._configured(**given, seed=self.seed_)
+
+    def _configured(self, **settings) -> TrainingConfig:
+        """How to train, of these settings."""
+        return TrainingConfig(**settings)
 
     def _chosen_training(self, rows: int) -> dict:
         """:meth:`_training_settings`, with numbers in the place of "auto", for so many rows to train on."""
@@ -275,7 +279,7 @@ class Estimator(BaseEstimator):
             p_z = self.vae_.prior(self.vae_.encoder)
         return self._batched(lambda rows: self._importance_weighted(rows, noise, p_z), x, rows_at_once)
 
-    def _importance_weighted(self, rows: Tensor, noise: Tensor, p_z: MixtureOfGaussians) -> Tensor:
+    def _importance_weighted(self, rows: Tensor, noise: Tensor, p_z: Mixture) -> Tensor:
         """log mean_s p(x | z_s) p(z_s) / q(z_s | x), (M,), for rows (M, ...) and noise (S, D)."""
         q_z = self.vae_.encoder(rows)
         z = q_z.mean + torch.einsum("mij,sj->smi", scale_tril(q_z), noise)
@@ -341,7 +345,9 @@ class Estimator(BaseEstimator):
         if "settle" not in saved and "settle" in cls().get_params(deep=False):
             # From before components were grouped.
             entries.content["params"] = {**{k: v for k, v in saved.items() if k not in storing.GONE}, "settle": False}
-        params = entries.names("params", cls().configuration()).content
+        known = cls().configuration()
+        entries.content["params"] = storing.filled(entries.content["params"], known)
+        params = entries.names("params", known).content
         with storing.restoring(path):  # what is wrong may be a name that is not registered here
             model = cls(**{**storing.parameters(params, custom, path), "device": device})
             model._check_parameters()

@@ -40,6 +40,7 @@ from pyro_vmm.networks import (
 )
 from pyro_vmm.priors import Prior, StandardNormal, prior_class
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs, as_pseudo_inputs
+from pyro_vmm.priors.registry import Given as PriorGiven
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_choice, described, one_line
 from pyro_vmm.runtime.randomness import seeded
@@ -347,13 +348,11 @@ def build_cell_vae(
     return SingleCellVAE(layout, encoder, decoder, likelihood, StandardNormal(latent_dim), library)
 
 
-def build_prior(
-    prior: str | type[Prior] | Prior, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs, settings: Mapping
-) -> Prior:
+def build_prior(prior: PriorGiven, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs, settings: Mapping) -> Prior:
     """A prior that its class builds, or a copy of the one given.
 
     Arguments:
-        prior: a key of :data:`pyro_vmm.priors.PRIORS`, a class or an object.
+        prior: a key of :data:`pyro_vmm.priors.PRIORS`, a class, a partial of one, whose settings win, or an object.
         latent_dim: D.
         pseudo_inputs: initial u, (K, ...), or the module.
         settings: an estimator's settings of priors; an object has its own.
@@ -363,7 +362,7 @@ def build_prior(
         built = _own(prior)
     else:
         try:
-            built = cls.build(latent_dim, pseudo_inputs, settings)
+            built = cls.build(latent_dim, pseudo_inputs, {**settings, **getattr(prior, "keywords", {})})
         except (TypeError, NotImplementedError) as error:
             raise ValueError(f"prior={described(prior)}: {cls.__name__}.build fails: {one_line(error)}") from error
         if not isinstance(built, Prior):

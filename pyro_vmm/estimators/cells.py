@@ -43,8 +43,8 @@ class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
         size_factor_key: a column of size factors, to replace the total counts as library sizes; scaled to their mean.
         n_components: K, the most clusters there can be; at most the number of cells.
         latent_dim: D.
-        prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal" (scVI's own); or a class or an
-            object, as of :class:`~pyro_vmm.VMM`.
+        prior: "vmm" (the VampPrior Mixture Model), "gmm", "student_t", "vamp" or "standard_normal" (scVI's own); or a
+            class or an object, as of :class:`~pyro_vmm.VMM`.
         likelihood: "zinb", "nb" or "poisson" for UMI counts; "poisson" (fragments) or "bernoulli" (0 and 1) for peaks;
             "normal" for proteins or normalised data; or a class derived from
             :class:`~pyro_vmm.likelihoods.CellLikelihood`, or an object of one for the layout of these cells, which is
@@ -62,8 +62,8 @@ class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
         batch_balance: how strongly clusters of a single batch are discouraged, see
             :class:`~pyro_vmm.priors.balance.BatchBalance`; 0 for not at all, as in the paper.
         init: pseudo-inputs start from "random" or "k-means++" cells, or from cells of these names, then random ones.
-        hyperprior, responsibilities, m_prior, expectation: as of :class:`~pyro_vmm.VMM`; the default hyper-prior is
-            that of the authors' code, with which it was measured.
+        hyperprior, responsibilities, m_prior, expectation, component_covariance, component_df: as of
+            :class:`~pyro_vmm.VMM`; the default hyper-prior is that of the authors' code, with which it was measured.
         batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, freeze_after, reuse_draws: see
             :class:`~pyro_vmm.inference.TrainingConfig`.
         settle, training: as of :class:`~pyro_vmm.VMM`; the defaults of a ``TrainingConfig`` are those of arrays.

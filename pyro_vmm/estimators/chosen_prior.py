@@ -1,5 +1,7 @@
 """What estimators share whose prior is chosen: its checks, its making, and how it is trained."""
 
+from dataclasses import replace
+
 import numpy as np
 from sklearn.base import clone
 
@@ -8,6 +10,7 @@ from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.settings import NamedPrior
 from pyro_vmm.inference import TrainingConfig, settle
 from pyro_vmm.priors import Prior, prior_class
+from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
 from pyro_vmm.runtime.checks import described
 from pyro_vmm.runtime.rows import Rows
@@ -63,8 +66,18 @@ class ChosenPrior(Estimator):
         names = settings_of(TrainingConfig) if isinstance(training, TrainingConfig) else ()
         return {name: getattr(training, name) if name in names else value for name, value in given.items()}
 
+    def _configured(self, **settings) -> TrainingConfig:
+        """Of the class of ``training``, with what a subclass has besides."""
+        return super()._configured(**settings) if self.training is None else replace(self.training, **settings)
+
     def with_single_settings(self) -> "ChosenPrior":
-        """A clone without ``training``, whose settings are given one by one, to change some of them."""
+        """A clone without ``training``, whose settings are given one by one, to change some of them.
+
+        Raises:
+            ValueError: ``training`` is of a subclass, whose own settings there would be no place for.
+        """
+        if type(self.training) not in (TrainingConfig, type(None)):
+            raise ValueError(f"training={described(self.training)} should be a TrainingConfig itself here, or None")
         return clone(self).set_params(training=None, **self._training_settings())
 
     def _settle(self, x: Rows) -> None:
@@ -86,9 +99,15 @@ class ChosenPrior(Estimator):
         return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, self._prior_settings())
 
     def _prior_settings(self) -> dict:
-        return {
+        settings = {
             "hyperprior": self.hyperprior,
             "m_prior": self.m_prior,
             "expectation": self.expectation,
             "responsibilities": self.responsibilities,
         }
+        # Not every prior has these: one that lacks them is told of them only where they were asked for.
+        if as_covariance(self.component_covariance).name != "full":
+            settings["covariance"] = self.component_covariance
+        if self.component_df is not None:
+            settings["df"] = self.component_df
+        return settings

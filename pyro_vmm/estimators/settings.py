@@ -17,10 +17,13 @@ from pyro_vmm.estimators import building
 from pyro_vmm.inference.config import Alternation, Monitored, Optimisation, TrainingConfig
 from pyro_vmm.likelihoods import Given, cell_likelihood_class, likelihood_class
 from pyro_vmm.networks import COVARIANCE_STARTS, COVARIANCES
-from pyro_vmm.priors import EXPECTATIONS, PRIORS, RESPONSIBILITIES, Prior, prior_class
+from pyro_vmm.priors import COVARIANCES as FAMILIES
+from pyro_vmm.priors import EXPECTATIONS, PRIORS, RESPONSIBILITIES, Covariance, prior_class
+from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.hyperpriors import HYPERPRIORS, HyperPrior, as_hyperprior
 from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES
-from pyro_vmm.runtime.checks import check_whole
+from pyro_vmm.priors.registry import Given as PriorGiven
+from pyro_vmm.runtime.checks import check_choice, check_whole
 from pyro_vmm.runtime.settings import (
     POSITIVE,
     TRUTH,
@@ -96,6 +99,13 @@ def _column(name: str, value: Any) -> None:
 def _columns(name: str, value: Any) -> None:
     if isinstance(value, str) or not (value is None or np.iterable(value)):
         raise ValueError(f"{name}={value!r} should be a list of column names")
+
+
+def _posterior_covariance(name: str, value: Any) -> None:
+    if isinstance(value, str) and value in FAMILIES and value not in COVARIANCES:
+        told = f"{name}={value!r} should be one of {COVARIANCES}, being that of q(z | x)"
+        raise ValueError(f"{told}; that of the prior's components is component_{name}")
+    check_choice(name, value, COVARIANCES)
 
 
 def _of_value(check: Callable[[Any], object]) -> Callable[[str, Any], object]:
@@ -193,7 +203,9 @@ class Posterior:
 
     title: ClassVar[str] = "model"
 
-    covariance: str = setting(default="full", help="of q(z | x)", values=one_of(COVARIANCES))
+    covariance: str = setting(
+        default="full", help="of q(z | x)", values=Values(_posterior_covariance, choices=COVARIANCES)
+    )
 
 
 @settings
@@ -213,7 +225,7 @@ class PriorChoice:
 
     title: ClassVar[str] = "model"
 
-    prior: str | type[Prior] | Prior = setting(
+    prior: PriorGiven = setting(
         default="vmm",
         help="the prior on the latent space",
         values=Values(_of_value(prior_class), choices=PRIORS),
@@ -246,6 +258,18 @@ class NamedPrior:
         values=Values(choices=RESPONSIBILITIES),
     )
     expectation: str = setting(default="analytic", help="over the cluster centres", values=Values(choices=EXPECTATIONS))
+    component_covariance: str | Covariance = setting(
+        default="full",
+        help="of a component of the prior; a tied one is that of all components",
+        values=Values(_of_value(as_covariance), choices=FAMILIES),
+    )
+    component_df: float | None = setting(
+        default=None,
+        help="degrees of freedom of a student_t's components",
+        values=or_none(POSITIVE),
+        metavar="NU",
+        unset="5",
+    )
     init: str = setting(default="random", help="pseudo-inputs start from such rows", values=one_of(building.INITS))
 
 

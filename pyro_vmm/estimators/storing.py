@@ -3,7 +3,7 @@
 import math
 import platform
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 from pyro_vmm.data.cell_rows import Covariates
 from pyro_vmm.inference.state import COLUMNS, check_model
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
-from pyro_vmm.priors import Prior
+from pyro_vmm.priors import Covariance, Prior
 from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.runtime import files
 from pyro_vmm.runtime.checks import described, differences, one_line
@@ -34,6 +34,10 @@ CUSTOM = ("encoder", "decoder", "likelihood", "prior")
 OWN = (Prior, Likelihood, CellLikelihood)
 #: Parameters of earlier versions that the fitted model does not depend on.
 GONE = ("consolidation_steps", "consolidation_learning_rate")
+#: Parameters that files of earlier versions lack, and what they were.
+SINCE = {"component_covariance": "full", "component_df": None}
+#: The same of the settings of a mixture that was given as an object.
+MIXTURES_SINCE = {"covariance": "full"}
 
 
 def versions() -> dict[str, str]:
@@ -50,6 +54,20 @@ def versions() -> dict[str, str]:
 def configuration(params: dict) -> dict:
     """An estimator's parameters as plain values; a custom module, class or callable by its name only."""
     return {name: _plain(value) for name, value in params.items()}
+
+
+def filled(params: dict, known: Iterable[str]) -> dict:
+    """Plain parameters of a file, with those that earlier versions lack.
+
+    Arguments:
+        params: as the file has them.
+        known: the names that the estimator has.
+    """
+    params = {**{name: value for name, value in SINCE.items() if name in known}, **params}
+    prior = params.get("prior")
+    if isinstance(prior, dict) and isinstance(settings := prior.get("settings"), dict) and "m_prior" in settings:
+        params["prior"] = {**prior, "settings": {**MIXTURES_SINCE, **settings}}
+    return params
 
 
 def parameters(config: dict, custom: dict, path: str | Path) -> dict:
@@ -178,7 +196,7 @@ def read_checkpoint(path: str | Path, config: dict, X: np.ndarray, settings: Map
     if config["random_state"] is None:
         free.add("random_state")
     fixed = {name: value for name, value in config.items() if name not in free}
-    if other := differences(unmoved(fixed), unmoved(before)):
+    if other := differences(unmoved(fixed), unmoved(filled(before, config))):
         raise ValueError(f"can't resume from {path} with other parameters: {other}")
     if data != _fingerprint(X):
         raise ValueError(f"can't resume from {path}: these are not the data of that run")
@@ -213,6 +231,8 @@ def _plain(value):
     """What ``weights_only`` files and JSON can hold."""
     if isinstance(value, HyperPrior):
         return asdict(value)
+    if isinstance(value, Covariance):
+        return value.name
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | np.ndarray | pd.Index):
@@ -231,5 +251,5 @@ def _plain(value):
 def _settings(module: nn.Module) -> dict:
     """What a module was made with, as far as its attributes tell: numbers, names and shapes."""
     kept = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
-    plain = (bool, int, float, str, HyperPrior, torch.Size)
+    plain = (bool, int, float, str, HyperPrior, Covariance, torch.Size)
     return {name: _plain(value) for name, value in kept.items() if value is None or isinstance(value, plain)}

@@ -1,9 +1,12 @@
 """How to train."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, dataclass
 from numbers import Real
 from typing import Any, ClassVar
+
+from torch import nn
 
 from pyro_vmm.runtime.checks import check_choice
 from pyro_vmm.runtime.precision import PRECISIONS
@@ -109,6 +112,9 @@ class Alternation(Optimisation):
 class TrainingConfig(Alternation, Monitored):
     """How to train. A configuration does not change once it is made.
 
+    A subclass adds settings as fields, see :func:`~pyro_vmm.runtime.settings.setting`, and overrides
+    :meth:`learning_rates` or :meth:`adjust_gradients`; estimators take an object of it as ``training``.
+
     Arguments:
         epochs: at most so many passes over the data.
         batch_size: rows in a minibatch, of all processes together; the last one of an epoch may be shorter.
@@ -149,6 +155,15 @@ class TrainingConfig(Alternation, Monitored):
         left, falling = self.epochs - epoch, round(self.decay_fraction * self.epochs)
         factor = 1.0 if left > falling else 0.5 - 0.5 * math.cos(math.pi * left / (falling + 1))
         return factor * self.learning_rate, factor * (self.prior_learning_rate or self.learning_rate)
+
+    def adjust_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Change the gradients of an SVI or MAP step in place, before Adam takes them; here they stay as they are.
+
+        A subclass may limit their norm or add noise to them. Of several processes each has the whole gradient.
+
+        Arguments:
+            parameters: those of the step, with their gradients; one that the loss does not depend on has None.
+        """
 
 
 #: What may differ between an interrupted run and the one that continues it.

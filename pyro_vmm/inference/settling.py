@@ -67,8 +67,8 @@ def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
     if len(x) > MOST_ROWS:
         rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST_ROWS].sort().values
     encoded, before = encode(vae, x, rows)
-    sharp = Encoded(encoded.mean, UNCERTAINTY * encoded.covariance)
-    found = find_components(sharp, before, prior.n_components)
+    sharp, family = Encoded(encoded.mean, UNCERTAINTY * encoded.covariance), prior.covariance
+    found = find_components(sharp, before, prior.n_components, family.vague, family.fitted)
     with exclusive(), inference_mode(vae):
         prior.place(_places(vae, x, rows, encoded, found), _slots(found, before, prior.n_components), vae.encoder)
     labels = assign(vae, encoded)

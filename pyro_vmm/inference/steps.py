@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.distributions import Mixture
 from pyro_vmm.inference.config import TrainingConfig
 from pyro_vmm.inference.state import PLACE, check_optimizer
 from pyro_vmm.models import LatentVariableModel
@@ -84,7 +84,7 @@ class Steps:
         self.vae.observe_clusters(x, responsibilities, self.ranks)
         return torch.stack([elbo, log_likelihood, map_objective]), responsibilities
 
-    def svi_step(self, x: Tensor) -> tuple[Tensor, Tensor, MixtureOfGaussians]:
+    def svi_step(self, x: Tensor) -> tuple[Tensor, Tensor, Mixture]:
         """Ascend the ELBO of a minibatch (M, ...) by the networks; returns its mean, that of log p(x | z), and p(z)."""
         p_z = self.p_z()
         with whole_batch(self.ranks, self.vae):
@@ -110,7 +110,7 @@ class Steps:
         self._step(self.prior_optimizer, loss, self.prior)
         return -loss.detach()
 
-    def p_z(self) -> MixtureOfGaussians:
+    def p_z(self) -> Mixture:
         """The prior as the SVI step sees it: centres integrated out, or drawn."""
         sampled = self.vae.prior.trained_by_map and self.vae.prior.expectation == "sampled"
         return self.vae.prior.sampled(self.vae.encoder) if sampled else self.vae.prior(self.vae.encoder)
@@ -141,6 +141,7 @@ class Steps:
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=parameters)
         self.ranks.sum_gradients(parameters)
+        self.config.adjust_gradients(parameters)
         optimizer.step()
 
     def optimizer_states(self) -> dict:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from pyro_vmm.distributions import LOG_TWO_PI
 from pyro_vmm.networks import Asinh, SoftOneHot, inverse_softplus
 from pyro_vmm.runtime.checks import one_line
+from pyro_vmm.runtime.registry import Registry
 
 # Keeps scales and rates away from zero, where log-densities of float32 data overflow.
 FLOOR = 1e-5
@@ -235,15 +236,18 @@ class Categorical(Likelihood):
         return [SoftOneHot(self.outputs_per_feature)]
 
 
-#: Classes by name; another one is as good as these.
-LIKELIHOODS: dict[str, type[Likelihood]] = {
-    "normal": Normal,
-    "bernoulli": Bernoulli,
-    "continuous_bernoulli": ContinuousBernoulli,
-    "student_t": StudentT,
-    "poisson": Poisson,
-    "categorical": Categorical,
-}
+#: Classes by name; another one is as good as these. Other packages add theirs by entry points of this group.
+LIKELIHOODS = Registry(
+    "pyro_vmm.likelihoods",
+    {
+        "normal": Normal,
+        "bernoulli": Bernoulli,
+        "continuous_bernoulli": ContinuousBernoulli,
+        "student_t": StudentT,
+        "poisson": Poisson,
+        "categorical": Categorical,
+    },
+)
 
 
 class CustomLikelihood(Likelihood):

@@ -22,6 +22,7 @@ from pyro_vmm.likelihoods.arrays import FLOOR, SharedScaleNormal, declare_events
 from pyro_vmm.networks import inverse_softplus
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_choice, one_line
+from pyro_vmm.runtime.registry import Registry
 
 DISPERSIONS = ("gene", "gene-batch", "gene-cell")
 # Where the inverse dispersion is as good as zero or infinite, and the densities still exact.
@@ -158,14 +159,17 @@ class NormalExpression(CellLikelihood):
         return h
 
 
-#: Classes by name; another one is as good as these.
-CELL_LIKELIHOODS: dict[str, type[CellLikelihood]] = {
-    "zinb": ZeroInflatedNegativeBinomialCounts,
-    "nb": NegativeBinomialCounts,
-    "poisson": PoissonCounts,
-    "bernoulli": BinaryPeaks,
-    "normal": NormalExpression,
-}
+#: Classes by name; another one is as good as these. Other packages add theirs by entry points of this group.
+CELL_LIKELIHOODS = Registry(
+    "pyro_vmm.cell_likelihoods",
+    {
+        "zinb": ZeroInflatedNegativeBinomialCounts,
+        "nb": NegativeBinomialCounts,
+        "poisson": PoissonCounts,
+        "bernoulli": BinaryPeaks,
+        "normal": NormalExpression,
+    },
+)
 
 
 class CustomCellLikelihood(CellLikelihood):

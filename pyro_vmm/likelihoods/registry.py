@@ -1,6 +1,6 @@
 """What a user may give as a likelihood: a name, a class or an object of the package's kind, or a function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import nn
@@ -40,7 +40,7 @@ def of_counts(likelihood: Given, options: dict | None = None) -> bool:
     return (options or {}).get("counts", cls is None or cls.counts)
 
 
-def _class(given: Given, registry: dict[str, type], base: type[nn.Module]) -> type[nn.Module] | None:
+def _class(given: Given, registry: Mapping[str, type], base: type[nn.Module]) -> type[nn.Module] | None:
     cls = registry.get(given) if isinstance(given, str) else _class_itself(given)
     if isinstance(cls, type) and issubclass(cls, base):
         if cls.__abstractmethods__:

@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from pyro_vmm.distributions import MixtureComponent, MixtureOfGaussians
+from pyro_vmm.distributions import Mixture, MixtureComponent
 
 
 class Elbo(TraceEnum_ELBO):
@@ -50,7 +50,7 @@ class Elbo(TraceEnum_ELBO):
         """Minus the ELBO, a sum over rows, as a number."""
         return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
-    def responsibilities(self, p_z: MixtureOfGaussians) -> Tensor:
+    def responsibilities(self, p_z: Mixture) -> Tensor:
         """p(c | z) of the last draws, (M, K)."""
         if self.log_components is None:
             return p_z.responsibilities(self.z)

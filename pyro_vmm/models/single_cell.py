@@ -6,7 +6,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.distributions import Mixture
 from pyro_vmm.models.base import LatentVariableModel, show_parameters
 from pyro_vmm.networks import DIAGONAL_FLOOR
 from pyro_vmm.priors import Prior, latent
@@ -48,7 +48,7 @@ class SingleCellVAE(LatentVariableModel):
         super().__init__(encoder, decoder, likelihood, prior)
         self.layout, self.library, self.balance = layout, library, balance
 
-    def model(self, cells: Tensor, p_z: MixtureOfGaussians | None = None, observe: bool = True) -> Tensor:
+    def model(self, cells: Tensor, p_z: Mixture | None = None, observe: bool = True) -> Tensor:
         """p(alpha, pi, mu, Lambda) and, for each cell, p(c | pi) p(z | c, mu, Lambda) p(library) p(x | z, library).
 
         Arguments:
@@ -69,7 +69,7 @@ class SingleCellVAE(LatentVariableModel):
             h = self.decoder(z, covariates)
             return pyro.sample("x", self.likelihood(h, library, covariates), obs=counts if observe else None)
 
-    def guide(self, cells: Tensor, p_z: MixtureOfGaussians | None = None, observe: bool = True) -> None:
+    def guide(self, cells: Tensor, p_z: Mixture | None = None, observe: bool = True) -> None:
         """q(alpha) q(pi) q(mu; u) q(Lambda) and, for each cell, q(z; x) q(library; x); the signature is the model's."""
         if p_z is None:
             show_parameters(self)

@@ -4,7 +4,7 @@ import pyro
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.distributions import Mixture
 from pyro_vmm.models.base import LatentVariableModel, show_parameters
 from pyro_vmm.priors import latent
 
@@ -23,7 +23,7 @@ class VAE(LatentVariableModel):
         prior: one of :mod:`pyro_vmm.priors`.
     """
 
-    def model(self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1) -> Tensor:
+    def model(self, x: Tensor | None = None, p_z: Mixture | None = None, rows: int = 1) -> Tensor:
         """p(alpha, pi, mu, Lambda) and, for each row, p(c | pi) p(z | c, mu, Lambda) p(x | z).
 
         Arguments:
@@ -39,7 +39,7 @@ class VAE(LatentVariableModel):
             z = latent(p_z)
             return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
 
-    def guide(self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1) -> None:
+    def guide(self, x: Tensor | None = None, p_z: Mixture | None = None, rows: int = 1) -> None:
         """q(alpha) q(pi) q(mu; u) q(Lambda) and, for each row, q(z; x); the signature is the model's."""
         if p_z is None:
             show_parameters(self)

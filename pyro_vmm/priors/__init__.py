@@ -7,6 +7,7 @@ prior                     p(z)                                              para
 :class:`VampPrior`        :math:`K^{-1} \sum_k q(z; u_k)`                   u, SVI
 :class:`GaussianMixture`  :math:`\sum_k \pi_k N(z; \mu_k, \Lambda_k^{-1})`  alpha, pi, mu, Lambda, MAP
 :class:`VampMixture`      the same, :math:`\mu_k \sim q(\mu; u_k)`          alpha, pi, u, Lambda, MAP
+:class:`StudentMixture`   :math:`\sum_k \pi_k t_\nu(z; \mu_k, \Lambda_k)`     alpha, pi, mu, Lambda, MAP
 ========================  ================================================  =========================================
 
 The sites are ``alpha``, ``log_pi`` (and ``pi``), ``mu``, ``precision_tril`` (and ``precision``), ``c`` and ``z``.
@@ -14,22 +15,26 @@ What a prior of one's own has to define is said in :class:`Prior`.
 """
 
 from pyro_vmm.priors.base import EXPECTATIONS, Places, Prior, latent
+from pyro_vmm.priors.covariances import COVARIANCES, Covariance
 from pyro_vmm.priors.hyperpriors import HyperPrior
-from pyro_vmm.priors.mixtures import RESPONSIBILITIES, GaussianMixture, VampMixture
+from pyro_vmm.priors.mixtures import RESPONSIBILITIES, GaussianMixture, StudentMixture, VampMixture
 from pyro_vmm.priors.pseudo_inputs import Centres
 from pyro_vmm.priors.registry import PRIORS, prior_class
 from pyro_vmm.priors.simple import StandardNormal, VampPrior
 
 __all__ = [
+    "COVARIANCES",
     "EXPECTATIONS",
     "PRIORS",
     "RESPONSIBILITIES",
     "Centres",
+    "Covariance",
     "GaussianMixture",
     "HyperPrior",
     "Places",
     "Prior",
     "StandardNormal",
+    "StudentMixture",
     "VampMixture",
     "VampPrior",
     "latent",

@@ -10,14 +10,15 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.distributions import Mixture
+from pyro_vmm.priors.covariances import COVARIANCES, Covariance
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs
 from pyro_vmm.runtime.checks import check_choice
 
 EXPECTATIONS = ("analytic", "sampled")
 
 
-def latent(p_z: MixtureOfGaussians, obs: Tensor | None = None) -> Tensor:
+def latent(p_z: Mixture, obs: Tensor | None = None) -> Tensor:
     """The sites ``c`` (enumerated in parallel) and ``z``; a mixture of one component has no ``c``."""
     if p_z.n_components == 1:
         return pyro.sample("z", p_z, obs=obs)
@@ -42,11 +43,24 @@ class Places(NamedTuple):
 
 
 class Prior(nn.Module, ABC):
-    """The protocol of a prior: what the two steps, elimination, numbering, files and estimators need of it.
+    """The protocol of a prior: what the two steps, elimination, settling, numbering, files and estimators need of it.
 
-    ``forward(encoder)`` returns p(z), a :class:`~pyro_vmm.distributions.MixtureOfGaussians` with ``log_prob``,
-    ``component_log_prob``, ``responsibilities``, ``component(c).sample()``, ``sample`` and ``weights``. The encoder is
-    an argument because the prior does not own it: it is trained by another step.
+    ``forward(encoder)`` returns p(z), a :class:`~pyro_vmm.distributions.Mixture`. The encoder is an argument because
+    the prior does not own it: it is trained by another step.
+
+    ============ ==================================================================================================
+    who          asks for
+    ============ ==================================================================================================
+    SVI step     ``trained_by_map``, ``expectation``; :meth:`forward`, :meth:`sampled`
+    MAP step     the same; :meth:`centres`, and :meth:`model` and :meth:`guide`, which :meth:`hierarchy`,
+                 :meth:`hierarchy_guide` and :meth:`per_row` make up
+    elimination  ``can_eliminate``, ``pi_logits``, ``m_prior``; :meth:`component_tensors`, :meth:`subset`,
+                 :meth:`absorb`
+    settling     ``can_place``, ``covariance``; :meth:`component_tensors`, :meth:`clustering`, :meth:`place`
+    numbering    :meth:`forward`, :meth:`clustering`, :meth:`reorder`
+    files        parameters and persistent buffers; of an object also its attributes that are numbers, names or shapes
+    estimators   ``has_clusters``, ``has_granularity``, ``free_centres``; :meth:`build`, :meth:`check`
+    ============ ==================================================================================================
 
     A prior of one's own
 
@@ -59,7 +73,8 @@ class Prior(nn.Module, ABC):
     - defines :meth:`place` if components can be moved to where the rows need them after training.
 
     A subclass of one of the package's priors has all of this from there. A name in :data:`PRIORS` makes it known to the
-    estimators and to the command line: ``PRIORS["tied"] = Tied``.
+    estimators and to the command line: ``PRIORS["tied"] = Tied``, or an entry point of the group ``pyro_vmm.priors``.
+    A class that lacks a part is an error with the list of what is missing, before any training.
 
     Arguments:
         latent_dim: D.
@@ -77,6 +92,8 @@ class Prior(nn.Module, ABC):
     has_clusters = True
     #: Whether components can be moved to where encoded rows need them, see :meth:`place`.
     can_place = False
+    #: The family of the components' covariances, by whose evidence :func:`~pyro_vmm.inference.settle` moves components.
+    covariance: Covariance = COVARIANCES["full"]
     #: Whether the centres are a parameter ``mu`` (K, D), which may start at encoded rows.
     free_centres = False
     #: How the training steps take the expectation over q(mu), one of ``EXPECTATIONS``.
@@ -84,7 +101,8 @@ class Prior(nn.Module, ABC):
     #: The parameters and buffers with a row for each component, by name. Those that base classes state are so too. A
     #: submodule states its own in an attribute of this name; whatever is not stated is shared by all components.
     per_component: tuple[str, ...] = ()
-    #: What a base class states in ``per_component`` and this class shares between components.
+    #: What a base class states in ``per_component`` and this class shares between components. An object has another
+    #: value where that depends on what it is made with.
     shared: tuple[str, ...] = ()
 
     def __init__(self, latent_dim: int, n_components: int):
@@ -103,19 +121,20 @@ class Prior(nn.Module, ABC):
             latent_dim: D.
             pseudo_inputs: a module of :mod:`pyro_vmm.priors.pseudo_inputs` that starts at K rows of data. A prior
                 without pseudo-inputs takes K from it, ``len(pseudo_inputs)``.
-            settings: an estimator's ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities``.
+            settings: an estimator's ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities``; and, where
+                the user asked for them, ``covariance`` and ``df`` of the components.
         """
         raise NotImplementedError(f"{cls.__name__} does not define build")
 
     @abstractmethod
-    def forward(self, encoder: nn.Module) -> MixtureOfGaussians:
+    def forward(self, encoder: nn.Module) -> Mixture:
         """p(z), with the centres integrated out."""
 
-    def clustering(self, encoder: nn.Module) -> MixtureOfGaussians:
+    def clustering(self, encoder: nn.Module) -> Mixture:
         """The component log-densities that q(c | z) is made of; p(z) unless q(mu) has a say."""
         return self(encoder)
 
-    def sampled(self, encoder: nn.Module) -> MixtureOfGaussians:
+    def sampled(self, encoder: nn.Module) -> Mixture:
         """p(z) with the centres drawn from q(mu) instead of integrated out."""
         return self(encoder)
 
@@ -157,7 +176,8 @@ class Prior(nn.Module, ABC):
             for cls in reversed(type(module).__mro__):
                 names = {name: None for name in names if name not in vars(cls).get("shared", ())}
                 names |= dict.fromkeys(vars(cls).get("per_component", ()))
-            yield from (_joined(prefix, name) for name in names)
+            shared = vars(module).get("shared", ())
+            yield from (_joined(prefix, name) for name in names if name not in shared)
 
     def check(self) -> None:
         """Raise ``ValueError`` unless the prior has what its class attributes say it has."""
@@ -222,7 +242,7 @@ class Prior(nn.Module, ABC):
         encoder: nn.Module | None = None,
         centres: Centres | None = None,
         minibatch: int | None = None,
-    ) -> MixtureOfGaussians:
+    ) -> Mixture:
         """Declare the sites above the plate of data, for the model.
 
         ``rows`` is the size of that plate; ``minibatch`` is M of the minibatch that they are a part of, if so.
@@ -256,7 +276,7 @@ class Prior(nn.Module, ABC):
         with pyro.plate("data", held):
             return self.per_row(p_z, z)
 
-    def per_row(self, p_z: MixtureOfGaussians, z: Tensor | None) -> Tensor:
+    def per_row(self, p_z: Mixture, z: Tensor | None) -> Tensor:
         """The sites inside the plate of data, for the model: c and z (M, D), given or drawn."""
         return latent(p_z, obs=z)
 

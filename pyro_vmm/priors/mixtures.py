@@ -4,6 +4,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from numbers import Real
 
 import pyro
@@ -13,12 +14,13 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.networks import inverse_lower_cholesky, inverse_softplus, lower_cholesky
+from pyro_vmm.distributions import Mixture, MixtureOfGaussians, MixtureOfStudents
+from pyro_vmm.networks import inverse_softplus
 from pyro_vmm.priors.base import EXPECTATIONS, Places, Prior
+from pyro_vmm.priors.covariances import Covariance, as_covariance
 from pyro_vmm.priors.hyperpriors import HyperPrior, as_hyperprior
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
-from pyro_vmm.runtime.checks import check_choice
+from pyro_vmm.runtime.checks import check_choice, check_positive
 
 RESPONSIBILITIES = ("held", "differentiated")
 # log pi of a component that is not needed, below the largest: no row is ever its.
@@ -38,6 +40,8 @@ class _BayesianMixture(Prior):
         expectation: over q(mu) in the training steps, "analytic" or "sampled".
         responsibilities: q(c | z) "held" fixed in the MAP step (the paper's EM), or "differentiated" through as in the
             authors' code, which then maximises log p(z) minus the entropy of q(c | z) and keeps neighbours apart.
+        covariance: the family of the components' covariances: "full", "diagonal", "tied", "spherical", or a
+            :class:`~pyro_vmm.priors.Covariance`.
     """
 
     trained_by_map = True
@@ -54,6 +58,7 @@ class _BayesianMixture(Prior):
         m_prior: float | str = 256,
         expectation: str = "analytic",
         responsibilities: str = "held",
+        covariance: Covariance | str = "full",
     ):
         super().__init__(latent_dim, n_components)
         self.hyperprior = as_hyperprior(hyperprior)
@@ -64,8 +69,11 @@ class _BayesianMixture(Prior):
         # The authors' coordinates: Adam takes the same path in them. Their alpha is our 1 / alpha.
         self.reciprocal_alpha_raw = nn.Parameter(torch.tensor(inverse_softplus(1.0)))
         self.pi_logits = nn.Parameter(torch.zeros(n_components))
-        raw = torch.eye(latent_dim) * inverse_softplus(1.0)
-        self.precision_raw = nn.Parameter(raw.repeat(n_components, 1, 1))
+        self.covariance = as_covariance(covariance)
+        if not self.covariance.per_component:
+            self.shared = ("precision_raw",)
+        self.precision_raw = nn.Parameter(self.covariance.start(latent_dim, n_components))
+        self._precision_hyperprior()  # which may refuse these numbers
         # Of the components that a subset leaves out.
         self.register_buffer("frozen_logits", torch.empty(0), persistent=False)
 
@@ -87,7 +95,7 @@ class _BayesianMixture(Prior):
     @property
     def precision_tril(self) -> Tensor:
         """Cholesky factors of the components' precisions, (K, D, D)."""
-        return lower_cholesky(self.precision_raw)
+        return self.covariance.tril(self.precision_raw, self.latent_dim, self.n_components)
 
     def subset(self, kept: Tensor) -> "_BayesianMixture":
         """A prior of components ``kept`` (n,) alone, with parameters of its own, to train in place of this one.
@@ -105,7 +113,8 @@ class _BayesianMixture(Prior):
     def place(self, places: Places, slots: Tensor, encoder: nn.Module) -> None:
         """Move components ``slots`` (n,) to n places, and take all weight from the others.
 
-        The precisions are the MAP points of (8) given rows and centres, the hyper-priors counted once:
+        The precisions are the MAP points of (8) given rows and centres, the hyper-priors counted once; those of full
+        covariances are below, those of other families in :mod:`pyro_vmm.priors.covariances`.
 
         .. math:: \\Lambda_k^{-1} = \frac{n_k (C_k + S_k) + V^{-1}}{n_k + \nu - D - 1}
         """
@@ -116,11 +125,11 @@ class _BayesianMixture(Prior):
         spread = places.covariance if tril is None else places.covariance + (tril @ tril.mT)[slots]
         wishart = self.hyperprior.precision_tril(self.latent_dim, self.n_components, self.origin)
         count, scale = places.count[:, None, None], torch.eye(self.latent_dim).to(spread) / wishart.scale
-        if not any(tensor is self.precision_raw for tensor in self.component_tensors().values()):
+        shared = not any(tensor is self.precision_raw for tensor in self.component_tensors().values())
+        if shared:
             spread, count = (count * spread).sum(0) / count.sum(), count.sum()
         covariance = (count * spread + scale) / (count + wishart.df - self.latent_dim - 1)
-        raw = inverse_lower_cholesky(torch.linalg.cholesky(torch.linalg.inv(covariance)))
-        self.precision_raw[slots if raw.dim() == 3 else ...] = raw
+        self.precision_raw[... if shared else slots] = self.covariance.raw(covariance)
 
     @abstractmethod
     def _place_centres(self, places: Places, slots: Tensor, encoder: nn.Module) -> None:
@@ -130,17 +139,23 @@ class _BayesianMixture(Prior):
     def centres(self, encoder: nn.Module | None) -> Centres:
         """q(mu)."""
 
-    def forward(self, encoder: nn.Module | None = None) -> MixtureOfGaussians:
-        loc, tril = self.centres(encoder)
-        return MixtureOfGaussians.from_precision(self.log_pi, loc, self.precision_tril, tril)
+    def forward(self, encoder: nn.Module | None = None) -> Mixture:
+        return self.marginal(self.log_pi, self.centres(encoder), self.precision_tril)
 
-    def clustering(self, encoder: nn.Module | None = None) -> MixtureOfGaussians:
-        loc, tril = self.centres(encoder)
-        return MixtureOfGaussians.expected(self.log_pi, loc, self.precision_tril, tril)
+    def clustering(self, encoder: nn.Module | None = None) -> Mixture:
+        return self.expected(self.log_pi, self.centres(encoder), self.precision_tril)
 
-    def sampled(self, encoder: nn.Module | None = None) -> MixtureOfGaussians:
+    def sampled(self, encoder: nn.Module | None = None) -> Mixture:
         loc = self.q_mu(self.centres(encoder)).rsample()
-        return MixtureOfGaussians.from_precision(self.log_pi, loc, self.precision_tril)
+        return self.marginal(self.log_pi, Centres(loc, None), self.precision_tril)
+
+    def marginal(self, log_pi: Tensor, centres: Centres, precision_tril: Tensor) -> Mixture:
+        """The mixture with the centres integrated out; log_pi (K,), precision_tril (K, D, D)."""
+        return MixtureOfGaussians.from_precision(log_pi, centres.loc, precision_tril, centres.tril)
+
+    def expected(self, log_pi: Tensor, centres: Centres, precision_tril: Tensor) -> Mixture:
+        """The mixture of log-densities in expectation over q(mu); log_pi (K,), precision_tril (K, D, D)."""
+        return MixtureOfGaussians.expected(log_pi, centres.loc, precision_tril, centres.tril)
 
     @staticmethod
     def q_mu(centres: Centres) -> dist.TorchDistribution:
@@ -155,7 +170,7 @@ class _BayesianMixture(Prior):
         encoder: nn.Module | None = None,
         centres: Centres | None = None,
         minibatch: int | None = None,
-    ) -> MixtureOfGaussians:
+    ) -> Mixture:
         """alpha, pi, mu and Lambda, equations (5) to (8), weighed by ``rows / m_prior``.
 
         With ``centres`` the expectations over q(mu) are in closed form, and the site ``mu`` holds its mean. The sites
@@ -166,15 +181,25 @@ class _BayesianMixture(Prior):
         with poutine.scale(scale=rows / ((minibatch or rows) if self.m_prior == "batch" else self.m_prior)):
             alpha = pyro.sample("alpha", self.hyperprior.alpha(self.origin))
             log_pi = pyro.sample("log_pi", self.hyperprior.log_pi(alpha, n))
-            with pyro.plate("components", trained):
+            components = pyro.plate("components", trained)
+            with components:
                 mu = pyro.sample("mu", self.hyperprior.mu(d, self.origin, tril))
-                precision_tril = pyro.sample("precision_tril", self.hyperprior.precision_tril(d, n, self.origin))
+            own = self.covariance.per_component
+            with components if own else nullcontext():
+                precision_tril = pyro.sample("precision_tril", self._precision_hyperprior(n))
+        if not own:
+            precision_tril = precision_tril.expand(trained, d, d)
         if mu.dim() != 2:
             raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (K, D): Predictive needs parallel=False")
         if centres is None:
             pyro.deterministic("pi", log_pi.exp())
             pyro.deterministic("precision", precision_tril @ precision_tril.mT)
-        return MixtureOfGaussians.expected(log_pi[..., :trained], mu, precision_tril, tril)
+        return self.expected(log_pi[..., :trained], Centres(mu, tril), precision_tril)
+
+    def _precision_hyperprior(self, n: int | None = None) -> dist.TorchDistribution:
+        """Equation (8) on the family of covariances, of a mixture of n components."""
+        of_all = self.hyperprior.precision_tril(self.latent_dim, n or self.n_components, self.origin)
+        return self.covariance.hyperprior(of_all)
 
     def hierarchy_guide(self, encoder: nn.Module | None = None, centres: Centres | None = None) -> None:
         """Points for alpha, pi and Lambda; q(mu) for mu, or its mean where ``centres`` are given.
@@ -184,12 +209,15 @@ class _BayesianMixture(Prior):
         with poutine.mask(mask=False):
             pyro.sample("alpha", dist.Delta(self.alpha))
             pyro.sample("log_pi", dist.Delta(self._all_log_pi, event_dim=1))
-            with pyro.plate("components", self.n_components):
+            components = pyro.plate("components", self.n_components)
+            with components:
                 q_mu = self.q_mu(self.centres(encoder)) if centres is None else dist.Delta(centres.loc, event_dim=1)
                 pyro.sample("mu", q_mu)
-                pyro.sample("precision_tril", dist.Delta(self.precision_tril, event_dim=2))
+            own, tril = self.covariance.per_component, self.precision_tril
+            with components if own else nullcontext():
+                pyro.sample("precision_tril", dist.Delta(tril if own else tril[0], event_dim=2))
 
-    def per_row(self, p_z: MixtureOfGaussians, z: Tensor | None) -> Tensor:
+    def per_row(self, p_z: Mixture, z: Tensor | None) -> Tensor:
         """c and z; differentiated responsibilities take their entropy off what the MAP step maximises."""
         if z is not None and self.responsibilities == "differentiated":
             p_z.remember(z)
@@ -203,7 +231,8 @@ class GaussianMixture(_BayesianMixture):
 
     Arguments:
         mu: initial centres, (K, D), such as draws from Normal(0, I) or an encoder's means of some rows.
-        settings: ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities`` as for :class:`VampMixture`.
+        settings: ``hyperprior``, ``m_prior``, ``expectation``, ``responsibilities`` and ``covariance`` as for
+            :class:`VampMixture`.
     """
 
     free_centres = True
@@ -227,6 +256,33 @@ class GaussianMixture(_BayesianMixture):
         self.mu[slots] = places.loc
 
 
+class StudentMixture(GaussianMixture):
+    r"""The same with Student's t distributions in place of normals: outliers don't widen a component.
+
+    A precision :math:`\Lambda_k` is that of the normal whose scale the t mixes, see
+    :class:`~pyro_vmm.distributions.MixtureOfStudents`, and has the hyper-prior (8). Training is as of normals, with c
+    enumerated. Its components are not settled: the evidence of a Student's t with unknown parameters has no closed
+    form.
+
+    Arguments:
+        mu: initial centres, (K, D).
+        df: nu, the degrees of freedom of all components, positive; held fixed.
+        settings: as of :class:`GaussianMixture`.
+    """
+
+    can_place = False
+
+    def __init__(self, mu: Tensor, df: float = 5.0, **settings):
+        check_positive("df", df)
+        super().__init__(mu, **settings)
+        self.df = float(df)
+
+    def marginal(self, log_pi: Tensor, centres: Centres, precision_tril: Tensor) -> Mixture:
+        return MixtureOfStudents(log_pi, centres.loc, precision_tril, self.df)
+
+    expected = marginal  # the centres are points
+
+
 class VampMixture(_BayesianMixture):
     r"""The VampPrior Mixture Model: the centres guided by the encoder on pseudo-inputs, equation (10).
 
@@ -237,7 +293,8 @@ class VampMixture(_BayesianMixture):
         latent_dim: D.
         pseudo_inputs: initial u, (K, *event_shape), or a module of :mod:`pyro_vmm.priors.pseudo_inputs`.
         settings: ``hyperprior`` ("paper", "reference" or a :class:`HyperPrior`), ``m_prior``, ``expectation``
-            ("analytic" or "sampled"), ``responsibilities`` ("held" or "differentiated").
+            ("analytic" or "sampled"), ``responsibilities`` ("held" or "differentiated"), ``covariance`` ("full",
+            "diagonal", "tied" or "spherical").
     """
 
     def __init__(self, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs, **settings):

@@ -12,10 +12,14 @@ exact integrated complete-data likelihood (Biernacki et al., 2010): two normals 
 than one.
 """
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 import numpy as np
 from scipy.special import gammaln
 from sklearn.cluster import KMeans
 
+from pyro_vmm.priors.conjugate import Conjugate
 from pyro_vmm.priors.evidence import Encoded, Moments, NormalWishart
 
 # A component of fewer rows than twice this number is not split.
@@ -24,6 +28,9 @@ LEAST_ROWS = 3
 EXCESS_DF = (0.5, 1, 2, 4, 8, 16)
 # Each loop ends when nothing changes any more; these bounds only guard against cycles.
 ROUNDS, REFITS, PASSES = 20, 6, 15
+P = TypeVar("P", bound=Conjugate)
+Vague = Callable[[Encoded], Conjugate]
+Fitted = Callable[[Moments, np.ndarray], Conjugate]
 
 
 def vague(encoded: Encoded) -> NormalWishart:
@@ -39,11 +46,17 @@ def fitted(moments: Moments, loc: np.ndarray) -> NormalWishart:
     parameters of its own.
     """
     d, within = len(loc), moments.within
-    priors = [NormalWishart(loc, excess * d * within, d + 1 + excess * d) for excess in EXCESS_DF]
+    return most_likely([NormalWishart(loc, excess * d * within, d + 1 + excess * d) for excess in EXCESS_DF], moments)
+
+
+def most_likely(priors: Sequence[P], moments: Moments) -> P:
+    """Of these priors the one by which components with these moments have the largest evidence."""
     return max(priors, key=lambda prior: prior.log_evidence(moments).sum())
 
 
-def find_components(encoded: Encoded, labels: np.ndarray, most: int) -> np.ndarray:
+def find_components(
+    encoded: Encoded, labels: np.ndarray, most: int, vague: Vague = vague, fitted: Fitted = fitted
+) -> np.ndarray:
     """The component of each row, (N,), numbered from 0.
 
     The prior is fitted to the components found, and they are found anew, until they stay the same. This starts twice:
@@ -54,13 +67,15 @@ def find_components(encoded: Encoded, labels: np.ndarray, most: int) -> np.ndarr
         encoded: N rows.
         labels: where to start from, (N,).
         most: components there may be.
+        vague, fitted: what gives the two priors, those of normals with any covariance unless
+            :class:`~pyro_vmm.priors.Covariance` says otherwise.
     """
     starts = labels, settle(encoded, labels, vague(encoded), most)
-    ends = [_settle_and_fit(encoded, start, most) for start in starts]
+    ends = [_settle_and_fit(encoded, start, most, fitted) for start in starts]
     return max(ends, key=lambda end: end[0])[1]
 
 
-def _settle_and_fit(encoded: Encoded, labels: np.ndarray, most: int) -> tuple[float, np.ndarray]:
+def _settle_and_fit(encoded: Encoded, labels: np.ndarray, most: int, fitted: Fitted) -> tuple[float, np.ndarray]:
     """Components by priors fitted to them, and the evidence of all rows."""
     labels, before = compact(labels), None
     for _ in range(REFITS):
@@ -74,7 +89,7 @@ def _settle_and_fit(encoded: Encoded, labels: np.ndarray, most: int) -> tuple[fl
     return float(prior.log_evidence(moments).sum() + gammaln(moments.count).sum()), labels
 
 
-def settle(encoded: Encoded, labels: np.ndarray, prior: NormalWishart, most: int) -> np.ndarray:
+def settle(encoded: Encoded, labels: np.ndarray, prior: Conjugate, most: int) -> np.ndarray:
     """Merge and split components until no move has a larger evidence; labels (N,), numbered from 0."""
     labels = compact(labels)
     for _ in range(ROUNDS):
@@ -87,7 +102,7 @@ def settle(encoded: Encoded, labels: np.ndarray, prior: NormalWishart, most: int
     return labels
 
 
-def reassign(encoded: Encoded, labels: np.ndarray, prior: NormalWishart, passes: int = PASSES) -> np.ndarray:
+def reassign(encoded: Encoded, labels: np.ndarray, prior: Conjugate, passes: int = PASSES) -> np.ndarray:
     """Give each row to the normal that explains it best, and fit the normals anew, until rows stay (hard EM)."""
     for _ in range(passes):
         moments = Moments.of(encoded, labels, labels.max() + 1)
@@ -108,7 +123,7 @@ def log_density(encoded: Encoded, log_weights: np.ndarray, loc: np.ndarray, cova
     return log_weights + np.log(root.diagonal(axis1=1, axis2=2)).sum(1) - 0.5 * squares
 
 
-def merge(encoded: Encoded, labels: np.ndarray, prior: NormalWishart) -> np.ndarray:
+def merge(encoded: Encoded, labels: np.ndarray, prior: Conjugate) -> np.ndarray:
     """Join the pair that gains most evidence by it, then look again, until no pair gains any."""
     moments = Moments.of(encoded, labels, labels.max() + 1)
     gains, own = np.full((len(moments),) * 2, -np.inf), prior.log_evidence(moments)
@@ -133,13 +148,13 @@ def merge(encoded: Encoded, labels: np.ndarray, prior: NormalWishart) -> np.ndar
     return compact(target[labels])
 
 
-def merge_gain(a: Moments, b: Moments, log_a: np.ndarray, log_b: np.ndarray, prior: NormalWishart) -> np.ndarray:
+def merge_gain(a: Moments, b: Moments, log_a: np.ndarray, log_b: np.ndarray, prior: Conjugate) -> np.ndarray:
     """By how much the evidence rises if each pair of groups becomes one, (n,); their own evidence is given."""
     sizes = gammaln(a.count + b.count) - gammaln(a.count) - gammaln(b.count)
     return sizes + prior.log_evidence(a + b) - log_a - log_b
 
 
-def split(encoded: Encoded, labels: np.ndarray, prior: NormalWishart, most: int) -> np.ndarray:
+def split(encoded: Encoded, labels: np.ndarray, prior: Conjugate, most: int) -> np.ndarray:
     """Part each component in two where that gains evidence, those that gain most first."""
     found = []
     for k in range(labels.max() + 1):
@@ -155,7 +170,7 @@ def split(encoded: Encoded, labels: np.ndarray, prior: NormalWishart, most: int)
     return labels
 
 
-def best_split(encoded: Encoded, prior: NormalWishart) -> tuple[float, np.ndarray]:
+def best_split(encoded: Encoded, prior: Conjugate) -> tuple[float, np.ndarray]:
     """The evidence gained by the best of a few ways to part rows in two, and which rows leave, (N,) bool."""
     best, whole = (-np.inf, np.zeros(len(encoded), bool)), np.zeros(len(encoded), int)
     one = prior.log_evidence(Moments.of(encoded, whole, 1))[0]

@@ -1,29 +1,46 @@
 """The names of priors, and what a user may give in place of a name."""
 
+from functools import partial
+
 from pyro_vmm.priors.base import Prior
-from pyro_vmm.priors.mixtures import GaussianMixture, VampMixture
+from pyro_vmm.priors.mixtures import GaussianMixture, StudentMixture, VampMixture
 from pyro_vmm.priors.simple import StandardNormal, VampPrior
 from pyro_vmm.runtime.checks import described
+from pyro_vmm.runtime.registry import Registry
 
-#: Classes by name. Another one is as good as these: each knows how to build itself, see :meth:`Prior.build`.
-PRIORS: dict[str, type[Prior]] = {
-    "standard_normal": StandardNormal,
-    "vamp": VampPrior,
-    "gmm": GaussianMixture,
-    "vmm": VampMixture,
-}
+Given = str | type[Prior] | partial | Prior
+
+#: Classes by name. Another one is as good as these: each knows how to build itself, see :meth:`Prior.build`. Other
+#: packages add theirs by entry points of the group ``pyro_vmm.priors``.
+PRIORS = Registry(
+    "pyro_vmm.priors",
+    {
+        "standard_normal": StandardNormal,
+        "vamp": VampPrior,
+        "gmm": GaussianMixture,
+        "vmm": VampMixture,
+        "student_t": StudentMixture,
+    },
+)
 
 
-def prior_class(prior: str | type[Prior] | Prior) -> type[Prior]:
-    """The class of a prior that is given by its name, as a class, or as an object.
+def prior_class(prior: Given) -> type[Prior]:
+    """The class of a prior that is given by its name, as a class or a ``functools.partial`` of one, or as an object.
 
     Raises:
         ValueError: it is none of these, or a class that lacks a part of the protocol.
     """
     expected = f"one of {tuple(PRIORS)}, a class derived from pyro_vmm.priors.Prior, or an object of one"
     if isinstance(prior, str) and prior not in PRIORS:
-        raise ValueError(f"prior={prior!r} should be {expected}; a class of your own is to be added to PRIORS first")
-    cls = PRIORS[prior] if isinstance(prior, str) else prior if isinstance(prior, type) else type(prior)
+        raise ValueError(f"prior={prior!r} should be {expected}; add a class of your own to PRIORS first")
+    if isinstance(prior, str):
+        cls = PRIORS[prior]
+    elif isinstance(prior, partial):
+        if prior.args:
+            raise ValueError(f"prior={described(prior)} has positional arguments, expected settings by name alone")
+        cls = prior.func
+    else:
+        cls = prior if isinstance(prior, type) else type(prior)
     if not (isinstance(cls, type) and issubclass(cls, Prior)):
         if isinstance(prior, str):
             told = f"prior={prior!r} is registered as {described(cls)}"
@@ -43,4 +60,6 @@ def _missing(cls: type[Prior], built: bool) -> list[str]:
         lacks.append("build")
     if cls.can_eliminate and cls.subset is Prior.subset:
         lacks.append("subset")
+    if cls.can_place and cls.place is Prior.place:
+        lacks.append("place")
     return lacks

@@ -11,15 +11,15 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as SklearnMixture
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.inference import TrainingDiverged
 from pyro_vmm.inference.state import PLACE, check_model, check_optimizer, check_random_numbers
 from pyro_vmm.inference.steps import quiet_pyro
 from pyro_vmm.models import VAE, show_parameters
-from pyro_vmm.networks import COVARIANCES, DIAGONAL_FLOOR, inference_mode, inverse_softplus, lower_cholesky
+from pyro_vmm.networks import COVARIANCES, DIAGONAL_FLOOR, inference_mode, inverse_softplus
 from pyro_vmm.priors import Prior
+from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.rivals.elbo import MeanFieldElbo
 from pyro_vmm.runtime.checks import check_choice
 from pyro_vmm.runtime.entries import Entries
@@ -48,12 +48,10 @@ class TrainedMixture(Prior):
             raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (K, D)")
         check_choice("covariance", covariance, COVARIANCES)
         super().__init__(mu.shape[1], len(mu))
-        self.covariance = covariance
+        self.covariance = as_covariance(covariance)
         self.pi_logits = nn.Parameter(torch.zeros(len(mu)))
         self.mu = nn.Parameter(mu.detach().clone())
-        one = torch.full((self.latent_dim,), inverse_softplus(1.0))
-        raw = torch.diag(one) if covariance == "full" else one
-        self.precision_raw = nn.Parameter(raw.repeat(len(mu), *(1,) * raw.dim()))
+        self.precision_raw = nn.Parameter(self.covariance.start(self.latent_dim, len(mu)))
 
     @property
     def log_pi(self) -> Tensor:
@@ -63,9 +61,7 @@ class TrainedMixture(Prior):
     @property
     def precision_tril(self) -> Tensor:
         """L, (K, D, D)."""
-        if self.covariance == "full":
-            return lower_cholesky(self.precision_raw)
-        return torch.diag_embed(F.softplus(self.precision_raw) + DIAGONAL_FLOOR)
+        return self.covariance.tril(self.precision_raw, self.latent_dim, self.n_components)
 
     def forward(self, encoder: nn.Module | None = None) -> MixtureOfGaussians:
         return MixtureOfGaussians.from_precision(self.log_pi, self.mu, self.precision_tril)
@@ -76,7 +72,8 @@ class TrainedMixture(Prior):
         raw = inverse_softplus(precision_tril.diagonal(dim1=-2, dim2=-1) - DIAGONAL_FLOOR)
         self.pi_logits.copy_(log_pi)
         self.mu.copy_(mu)
-        self.precision_raw.copy_(precision_tril.tril(-1) + torch.diag_embed(raw) if self.covariance == "full" else raw)
+        full = self.precision_raw.dim() == 3
+        self.precision_raw.copy_(precision_tril.tril(-1) + torch.diag_embed(raw) if full else raw)
 
 
 class VariationalDeepEmbedding(VAE):
@@ -202,7 +199,7 @@ def start_from_mixture(vae: VAE, x: Rows, seed: int, n_init: int = 1) -> None:
     """
     with inference_mode(vae), closing(read(x, torch.arange(len(x)).split(1024))) as stream:
         z = torch.cat([_means(vae, rows) for rows in stream])
-    kind = {"full": "full", "diagonal": "diag"}[vae.prior.covariance]
+    kind = {"full": "full", "diagonal": "diag"}[vae.prior.covariance.name]
     mixture = SklearnMixture(
         vae.prior.n_components, covariance_type=kind, reg_covar=LEAST_VARIANCE, n_init=n_init, random_state=seed
     )

@@ -167,6 +167,7 @@ def pyro_vmm(adata: AnnData, seed: int, prior: str = "vmm", checkpoint: str | No
     With a ``checkpoint`` it continues from that file, if it is there; time and memory are then those of the rest.
     """
     from pyro_vmm import SingleCellVMM
+    from pyro_vmm.priors import prior_class
 
     model = SingleCellVMM("batch", prior=prior, random_state=seed, **{"device": "cpu", **options})
     with Measured() as fit:
@@ -174,7 +175,7 @@ def pyro_vmm(adata: AnnData, seed: int, prior: str = "vmm", checkpoint: str | No
     kept = model.history_.set_index("epoch")["val_elbo"].get(model.best_epoch_, NAN)
     return Result(
         model.transform(adata),
-        None if prior == "standard_normal" else model.labels_,
+        model.labels_ if prior_class(prior).has_clusters else None,
         **fit.costs(),
         epochs=model.n_iter_,
         n_train=adata.n_obs - int(model.validation_fraction * adata.n_obs),

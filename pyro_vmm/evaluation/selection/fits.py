@@ -16,7 +16,7 @@ from sklearn.utils import check_array
 from pyro_vmm.data.cells import CellBatches, check_cells
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.cells import SingleCellVMM
-from pyro_vmm.estimators.storing import unmoved
+from pyro_vmm.estimators.storing import filled, unmoved
 from pyro_vmm.evaluation.selection.parts import Parts, take, take_to_train
 from pyro_vmm.inference import TrainingDiverged
 from pyro_vmm.likelihoods import of_counts
@@ -113,7 +113,7 @@ class FitFolder:
     def _check(self) -> bool:
         """Whether this selection has begun to fill the folder; ``ValueError`` if another one has."""
         saved = self._saved(self.path)
-        if saved and (other := differences(unmoved(self.about), unmoved(saved))):
+        if saved and (other := differences(unmoved(self.about), unmoved(filled(saved, self.about)))):
             raise ValueError(f"folder={str(self.path)!r} holds the fits of another selection: {other}")
         return bool(saved)
 

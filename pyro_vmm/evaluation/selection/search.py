@@ -88,10 +88,11 @@ def select(
 def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_importance_samples: int) -> None:
     if "m_prior" not in estimator.get_params():
         raise ValueError(f"{type(estimator).__name__} has no m_prior to select, expected a VMM or a SingleCellVMM")
-    prior, names = estimator.prior, [name for name in PRIORS if getattr(PRIORS[name], "has_granularity", False)]
+    prior = estimator.prior
     if not prior_class(prior).has_granularity:
+        names = [name for name in PRIORS if getattr(PRIORS[name], "has_granularity", False)]
         raise ValueError(f"prior={described(prior)} has no granularity to select, expected one of {names}")
-    if isinstance(prior, Prior):
+    if isinstance(prior, Prior) or "m_prior" in getattr(prior, "keywords", {}):
         raise ValueError(f"prior={described(prior)} has an m_prior of its own, expected a name or a class")
     if estimator._training_settings().get("monitor") == "val_nmi":
         raise ValueError("monitor='val_nmi' uses labels, which a selection does without; expected 'val_elbo'")

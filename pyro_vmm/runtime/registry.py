@@ -1,0 +1,69 @@
+"""Classes by name: the package's own, those that are added, and those of other packages' entry points."""
+
+import sys
+from collections import UserDict
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pyro_vmm.runtime.checks import one_line
+
+
+class Registry(UserDict[str, Any]):
+    """Classes by name; a name that is not here is looked for in a group of entry points.
+
+    Another package makes a class known by stating it in its ``pyproject.toml``::
+
+        [project.entry-points."pyro_vmm.priors"]
+        tied = "their_package.tied:Tied"
+
+    Its module is imported where the class is asked for. Names are listed without that.
+
+    Arguments:
+        group: of the entry points.
+        own: the package's own classes by name.
+
+    Raises:
+        ValueError: where a name is asked for that an entry point and this package have, or several entry points; and
+            where an entry point can't be loaded.
+    """
+
+    def __init__(self, group: str, own: dict[str, type]):
+        self.group = group
+        super().__init__(own)
+
+    def __getitem__(self, name: str) -> Any:
+        found = _installed(self.group, tuple(sys.path)).get(name, ())
+        if not found:
+            return super().__getitem__(name)
+        packages = ["pyro_vmm"] * (name in self.data) + [_package(each) for each in found]
+        if len(packages) > 1:
+            told = f"{name!r} is a name in {' and in '.join(packages)}"
+            raise ValueError(f"{told}; the entry point {found[-1].value!r} of {self.group} should have another one")
+        try:
+            return found[0].load()
+        except Exception as error:  # whatever another package may raise
+            told = f"{name!r} is {found[0].value!r} of {packages[0]}, which can't be loaded"
+            raise ValueError(f"{told}: {type(error).__name__}: {one_line(error)}") from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.data or name in _installed(self.group, tuple(sys.path))
+
+    def __iter__(self):
+        return iter({**self.data, **_installed(self.group, tuple(sys.path))})
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+@lru_cache(maxsize=16)
+def _installed(group: str, path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
+    """The entry points of a group by name, of all packages in this path."""
+    found: dict[str, list[EntryPoint]] = {}
+    for each in entry_points(group=group):
+        found.setdefault(each.name, []).append(each)
+    return found
+
+
+def _package(entry_point: EntryPoint) -> str:
+    return entry_point.dist.name if entry_point.dist is not None else "an unnamed package"

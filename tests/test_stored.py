@@ -1,0 +1,58 @@
+"""Models and checkpoints that an earlier version wrote, before components had families of covariances (0.1.0)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from common import message_of, planted
+
+from pyro_vmm import VMM, SingleCellVMM
+from pyro_vmm.estimators import storing
+from pyro_vmm.priors import VampMixture
+
+STORED = Path(__file__).parent / "stored"
+X = np.random.default_rng(0).normal(size=(60, 4))
+#: log p(x) of three rows, by the version that wrote the files.
+SCORES = {
+    "named": [-10.167110272652042, -26.88695652127875, -12.040908166176212],
+    "object": [-10.167189427620304, -26.886960335976017, -12.040826150185001],
+    "cells": [-56.464202880859375, -54.46942901611328, -52.128196716308594],
+}
+
+
+def mixture(**settings) -> VampMixture:
+    return VampMixture(2, torch.zeros(4, 4), m_prior=32, **settings)
+
+
+@pytest.mark.parametrize(("name", "prior"), [("named", None), ("object", mixture())])
+def test_a_model_of_arrays(name, prior):
+    model = VMM.load(STORED / f"{name}.pt", prior=prior)
+    np.testing.assert_allclose(model.score_samples(X[:3], 5), SCORES[name], rtol=1e-4)
+    assert model.component_covariance == "full" and model.component_df is None
+
+
+def test_a_model_of_cells():
+    model = SingleCellVMM.load(STORED / "cells.pt")
+    np.testing.assert_allclose(model.score_samples(planted(60)[:3], 5), SCORES["cells"], rtol=1e-4)
+
+
+def test_a_mixture_with_another_covariance_is_another_one():
+    told = message_of(lambda: VMM.load(STORED / "object.pt", prior=mixture(covariance="tied")))
+    assert "another prior than this VampMixture: covariance='tied' (was 'full')" in told
+
+
+@pytest.mark.parametrize(("name", "prior"), [("checkpoint", None), ("checkpoint_of_object", mixture())])
+def test_a_checkpoint_is_resumed(name, prior):
+    saved = torch.load(STORED / f"{name}.pt", weights_only=True)
+    params = {name: value for name, value in saved["params"].items() if name not in storing.GONE}
+    model = VMM(**{**params, "epochs": 3, **({} if prior is None else {"prior": prior})})
+    model.fit(X, resume=STORED / f"{name}.pt")
+    assert model.n_iter_ == 3 and model.history_["elbo"].tolist()[:2] == [
+        row["elbo"] for row in saved["trainer"]["history"]
+    ]
+    other = model.set_params(
+        **({"component_covariance": "tied"} if prior is None else {"prior": mixture(covariance="tied")})
+    )
+    expected = "component_covariance='tied' (was 'full')" if prior is None else "with other parameters: prior="
+    assert expected in message_of(lambda: other.fit(X, resume=STORED / f"{name}.pt"))

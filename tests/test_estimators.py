@@ -266,10 +266,10 @@ def test_a_category_that_only_a_row_held_back_has():
 
 
 @pytest.mark.parametrize("likelihood", ["normal", "student_t"])
-def test_noise_starts_at_a_quarter_of_the_spread(likelihood, X):
+def test_noise_starts_where_a_row_is_worth_200_nats(likelihood, X):
     model = VMM(**TINY, likelihood=likelihood, learning_rate=1e-12).fit(X)
     x = model.to_tensor(np.delete(X, model.validation_rows_, axis=0)).numpy()
-    assert model.vae_.likelihood.scale.item() == pytest.approx(np.sqrt(x.var(0).mean()) / 4, rel=1e-3)
+    assert model.vae_.likelihood.scale.item() == pytest.approx(np.sqrt(x.var(0).sum() / 400), rel=1e-3)
     own = VMM(**TINY, likelihood=likelihood, learning_rate=1e-12, likelihood_options={"initial_scale": 2.0}).fit(X)
     assert own.vae_.likelihood.scale.item() == pytest.approx(2.0, rel=1e-3)
 

@@ -32,9 +32,9 @@ class VMM(ChosenPrior, ArrayEstimator, ArraySettings):
             derived from :class:`~pyro_vmm.likelihoods.Likelihood`; or an object of one, which is copied; or any
             callable from decoder output (N, ...) to a Pyro distribution over x. Class and object do as the name does.
         likelihood_options: arguments of the likelihood, such as ``{"scale": "per_feature", "initial_scale": 0.5}``; an
-            object has its own. Where ``initial_scale`` is not given, the noise of "normal" and "student_t" starts at a
-            quarter of the data's spread. Categories are counted. Nothing is known of a callable but the options
-            ``outputs_per_feature``.
+            object has its own. Where ``initial_scale`` is not given, the noise of "normal" and "student_t" starts
+            where the variance of a row is worth 200 nats. Categories are counted. Nothing is known of a callable but
+            the option ``outputs_per_feature``.
         hidden: widths of the encoder's layers, mirrored in the decoder. "auto" is (128, 128) for rows of fewer than 256
             features, and (500, 500, 2000), the paper's for images, for others.
         encoder: "mlp", "conv" for images (N, H, W) or (N, C, H, W), or a module from x (N, ...) to features (N, H); or

@@ -5,6 +5,7 @@ Those below are modules with two things more: ``outputs_per_feature``, where the
 (h is then (N, *event_shape, P)), and ``check(x)``, which tells before any training that data lie outside their support.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,8 @@ from pyro_vmm.runtime.registry import Registry
 FLOOR = 1e-5
 # Where a noise scale starts that neither a user nor data have told.
 UNTOLD_SCALE = 1.0
+# What the variance of a row is worth at the start, in nats.
+NATS = 200.0
 
 
 class Likelihood(nn.Module, ABC):
@@ -100,15 +103,18 @@ class LocationScale(Likelihood):
 
     @torch.no_grad()
     def start(self, x: Tensor) -> dict:
-        """Start the noise at a quarter of that of a model that knows the mean and nothing else.
+        r"""Start the noise where what varies in a row is worth ``NATS`` nats, however many features it has.
 
-        From that noise itself, clusters merge before the likelihood is sharp enough to tell them apart; from far above
-        it, the posterior collapses. A scale that the user has set, or that has been trained, stays.
+        .. math:: \sum_g \mathrm{Var}(x_g) / (2 \sigma^2) = \mathrm{NATS}
+
+        The KL to the prior is worth some ten nats. Where rows are worth no more than it, components merge before the
+        likelihood tells clusters apart; where they are worth far more, the prior does not shape the latent space. A
+        scale that the user has set, or that has been trained, stays.
         """
         if self.initial_scale is not None or (self.scale_raw != inverse_softplus(UNTOLD_SCALE)).any():
             return {}
-        spread = float(x.var(dim=0, correction=0).mean().sqrt())
-        initial_scale = spread / 4 if spread > 0 else 1.0
+        variance = float(x.var(dim=0, correction=0).sum())
+        initial_scale = math.sqrt(variance / (2 * NATS)) if variance > 0 else 1.0
         self.scale_raw.fill_(inverse_softplus(initial_scale))
         return {"initial_scale": initial_scale}
 

@@ -5,6 +5,7 @@ import json
 import re
 
 import anndata as ad
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -243,6 +244,16 @@ def test_deterministic_and_resumable(X, tmp_path, count_fits, monkeypatch):
     same(resumed.table, whole.table)
     more = pyro_vmm.select(model, X, m_prior=(64, 256, 512), seeds=2, refit=False, folder=tmp_path / "fits")
     assert len(count_fits) == 30 and len(more.table) == 3
+
+
+@pytest.mark.parametrize("backend", ["threading", pytest.param("loky", marks=pytest.mark.slow)])
+def test_fits_side_by_side_are_those_one_by_one(backend, X, tmp_path):
+    arguments = {"m_prior": (64, 256), "seeds": 1, "refit": False}
+    one_by_one = pyro_vmm.select(VMM(**TINY), X, **arguments)
+    with joblib.parallel_config(backend):
+        together = pyro_vmm.select(VMM(**TINY), X, **arguments, n_jobs=4, folder=tmp_path)
+    same(together.table, one_by_one.table)
+    assert len(list(tmp_path.glob("*.npz"))) == 6
 
 
 def test_a_folder_keeps_a_random_seed(X, tmp_path, count_fits):

@@ -105,8 +105,8 @@ def _continued(folder: RunFolder, given: dict) -> dict:
     Once there is a checkpoint, the selection has chosen what that was trained with.
     """
     options = folder.read_config()
-    selected = (*SELECTION, *RATES) if "select" in options else SELECTION
-    changed = [name for name in selected if name in given and given[name] != options.get(name)]
+    selected = {*SELECTION, *(RATES if "select" in options else ())} - {"select_jobs"}
+    changed = [name for name in sorted(selected) if name in given and given[name] != options.get(name)]
     if changed and folder.checkpoint.exists():
         told = ", ".join(f"{flag(name)} {given[name]} (was {options.get(name)})" for name in changed)
         raise ValueError(f"{folder.path} holds a model trained with what was selected before: {told}")
@@ -149,6 +149,7 @@ def _select(kind: Kind, config: dict, model: Estimator, data: Any, folder: RunFo
         config["select"] or M_PRIOR,
         config.get("select_learning_rates"),
         seeds=config.get("select_seeds", SEEDS),
+        n_jobs=config.get("select_jobs"),
         folder=folder.path / "selection",
         refit=False,
     )

@@ -12,7 +12,7 @@ from pyro_vmm.runtime.checks import check_choice
 from pyro_vmm.runtime.settings import Setting, defaults, settings_of
 
 # Options of a selection, for every kind of data.
-SELECTION = ("select", "select_learning_rates", "select_seeds")
+SELECTION = ("select", "select_learning_rates", "select_seeds", "select_jobs")
 
 
 class Kind(ABC):

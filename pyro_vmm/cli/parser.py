@@ -35,6 +35,7 @@ UNSET = {
     "n_top_genes": "all genes",
     "preset": "none",
     "select_seeds": SEEDS,
+    "select_jobs": 1,
     "out": "runs/DATASET-PRIOR-TIME",
 }
 
@@ -191,6 +192,7 @@ def _add_selection(group: Group) -> None:
     group.add("select", told, common=True, type=float, nargs="*", metavar="M")
     group.add("select_learning_rates", "choose among these too", type=float, nargs="+", metavar="R")
     group.add("select_seeds", "fits of each kind for each candidate", type=int, metavar="N")
+    group.add("select_jobs", "fits side by side; -1 for one on each core", type=int, metavar="N")
 
 
 def _add_run(group: Group) -> None:

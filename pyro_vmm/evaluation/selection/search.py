@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.base import clone
 from sklearn.utils import check_array, check_random_state
 from tqdm.auto import tqdm
@@ -43,6 +44,7 @@ def select(
     n_importance_samples: int = 100,
     folder: str | Path | None = None,
     refit: bool = True,
+    n_jobs: int | None = None,
 ) -> Selection:
     """Choose the granularity of a clustering without labels.
 
@@ -63,6 +65,8 @@ def select(
         folder: keeps what was found of each finished fit; another call, with more candidates or seeds or the same,
             goes on from there.
         refit: whether to fit the recommended model to all of X, as ``best_estimator_``.
+        n_jobs: fits side by side, by joblib: None for one, or what ``joblib.parallel_config`` says, such as a Dask or
+            Ray cluster; -1 for one on each core. The fits are the same however many run at once.
 
     Raises:
         ValueError: what is wrong with an argument, the data or the folder.
@@ -76,7 +80,7 @@ def select(
         estimator._check_parameters()
         estimator = estimator.with_single_settings()
     estimator = _knowing_categories(estimator, X)
-    fits = _run(_tasks(m_prior, rates, seeds), estimator, X, held_out, seeds, n_importance_samples, folder)
+    fits = _run(_tasks(m_prior, rates, seeds), estimator, X, held_out, seeds, n_importance_samples, folder, n_jobs)
     selection = Selection(evidence(fits), fits)
     if refit:
         # Of the whole of X, so that what it was warned of is not said again.
@@ -151,9 +155,13 @@ def _run(
     seeds: int,
     n_importance_samples: int,
     folder: str | Path | None,
+    n_jobs: int | None,
 ) -> dict[Task, Fit]:
     """All fits in the order of the tasks, those in the folder without training again."""
     ranks = Ranks.present()
+    at_once = effective_n_jobs(n_jobs)
+    if ranks.size > 1 and at_once > 1:
+        raise ValueError(f"n_jobs={n_jobs} should be 1 where {ranks.size} processes train each model together")
     seed = FitFolder.seed(folder) if folder is not None and estimator.random_state is None else None
     if seed is None:
         seed = check_random_state(estimator.random_state).randint(2**31)
@@ -168,12 +176,15 @@ def _run(
     ranks.check_same(finished_fits=sorted(task.name for task in fits))
     bar = tqdm(total=len(tasks), initial=len(fits), unit="fit", disable=not estimator.progress or ranks.rank > 0)
     with bar:
-        for task in tasks:
-            if task in fits:
-                continue
-            bar.set_postfix_str(f"m_prior {task.m_prior:g}, seed {task.seed}, {task.part}")
-            fits[task] = do(task, estimator, X, parts, int(fit_seeds[task.seed]), n_importance_samples)
-            if store is not None and ranks.rank == 0:
-                store.save(task, fits[task])
-            bar.update()
+        left = [task for task in tasks if task not in fits]
+        for some in (left[i : i + at_once] for i in range(0, len(left), at_once)):
+            bar.set_postfix_str(f"m_prior {some[0].m_prior:g}, seed {some[0].seed}, {some[0].part}")
+            about = [(task, estimator, X, parts, int(fit_seeds[task.seed]), n_importance_samples) for task in some]
+            # As many as run at once, then their files: an interrupted selection loses no more than these.
+            done = Parallel(n_jobs)(delayed(do)(*each) for each in about)
+            for task, fit in zip(some, done, strict=True):
+                fits[task] = fit
+                if store is not None and ranks.rank == 0:
+                    store.save(task, fit)
+            bar.update(len(some))
     return {task: fits[task] for task in tasks}

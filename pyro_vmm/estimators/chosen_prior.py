@@ -9,6 +9,7 @@ from pyro_vmm.estimators import building
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.settings import NamedPrior
 from pyro_vmm.inference import TrainingConfig, settle
+from pyro_vmm.inference.confidence import measure
 from pyro_vmm.priors import Prior, prior_class
 from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
@@ -85,6 +86,10 @@ class ChosenPrior(Estimator):
         super()._settle(x)
         if self.settle:
             self.cluster_of_component_ = settle(self.vae_, x, self.seed_).numpy()
+
+    def _number_clusters(self, x: Rows) -> None:
+        super()._number_clusters(x)
+        self.confidence_ = measure(self.vae_, x, self.cluster_of_component_, self.history_, self.seed_)
 
     def _least_rows(self) -> int:
         """A settled cluster of fewer rows than D + 2 is a stray: too few to fill a covariance."""

@@ -63,11 +63,9 @@ def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
 
 
 def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
-    prior, rows = vae.prior, torch.arange(len(x))
-    if len(x) > MOST_ROWS:
-        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST_ROWS].sort().values
+    prior, rows = vae.prior, some_rows(len(x), seed)
     encoded, before = encode(vae, x, rows)
-    sharp, family = Encoded(encoded.mean, UNCERTAINTY * encoded.covariance), prior.covariance
+    sharp, family = sharpened(encoded), prior.covariance
     found = find_components(sharp, before, prior.n_components, family.vague, family.fitted)
     with exclusive(), inference_mode(vae):
         prior.place(_places(vae, x, rows, encoded, found), _slots(found, before, prior.n_components), vae.encoder)
@@ -79,6 +77,18 @@ def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
     unused = groups < 0
     groups[unused] = groups.max() + 1 + np.arange(unused.sum())
     return torch.as_tensor(groups)
+
+
+def some_rows(n: int, seed: int) -> Tensor:
+    """Positions of all of n rows, or of ``MOST_ROWS`` random ones, in the order of the data."""
+    if n <= MOST_ROWS:
+        return torch.arange(n)
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:MOST_ROWS].sort().values
+
+
+def sharpened(encoded: Encoded) -> Encoded:
+    """The encoded rows as they are told apart: with little of their uncertainty."""
+    return Encoded(encoded.mean, UNCERTAINTY * encoded.covariance)
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ discriminant), by a normal kernel. Its dip is the lowest density between the two
 in Hennig, Advances in Data Analysis and Classification 4:3, 2010, which looks at the normals instead of the rows.
 """
 
+from itertools import combinations
+
 import numpy as np
 from scipy.linalg import eigh
 
@@ -104,16 +106,43 @@ def _wish_to_join(
     encoded: Encoded, moments: Moments, members: list[np.ndarray], prior: NormalWishart, a: int, b: int
 ) -> tuple[bool, float] | None:
     """Whether the evidence is for one normal, and by how much, or how flat the density is; None if they stay apart."""
-    pair = moments[[a, b]]
-    within, step = pair.within, pair.mean[1] - pair.mean[0]
-    axis = np.linalg.solve(within, step)
-    # Squared distance of the centres in standard deviations: `step` in the metric of the covariance within.
-    if step @ axis > FAR**2:
+    ratio, pair = _dip_between(encoded, moments, members, a, b), moments[[a, b]]
+    if ratio is None:
         return None
-    rows = np.concatenate([members[a], members[b]])
-    ratio = dip_ratio(encoded.mean[rows] @ axis, np.arange(len(rows)) >= len(members[a]))
     own = prior.log_evidence(pair)
     gain = float(merge_gain(pair[[0]], pair[[1]], own[:1], own[1:], prior)[0])
     if gain > 0 and ratio > DEEP:
         return True, gain
     return (False, ratio) if ratio > FLAT else None
+
+
+def _dip_between(encoded: Encoded, moments: Moments, members: list[np.ndarray], a: int, b: int) -> float | None:
+    """The dip between two groups along the axis that tells them apart best; None if they are far apart."""
+    pair = moments[[a, b]]
+    step = pair.mean[1] - pair.mean[0]
+    axis = np.linalg.solve(pair.within, step)
+    # Squared distance of the centres in standard deviations: `step` in the metric of the covariance within.
+    if step @ axis > FAR**2:
+        return None
+    rows = np.concatenate([members[a], members[b]])
+    return dip_ratio(encoded.mean[rows] @ axis, np.arange(len(rows)) >= len(members[a]))
+
+
+def closest(encoded: Encoded, labels: np.ndarray) -> tuple[float, tuple[int, int] | None]:
+    """The two groups with the shallowest dip between them, and its ratio; 0 and None if there are no two.
+
+    Groups of fewer rows than D + 2 are left out: they have no covariance.
+
+    Arguments:
+        encoded: N rows.
+        labels: the group of each, (N,), numbered from 0 without gaps.
+    """
+    moments = Moments.of(encoded, labels, labels.max() + 1)
+    members = [np.flatnonzero(labels == k) for k in range(len(moments))]
+    large = np.flatnonzero(moments.count >= encoded.mean.shape[1] + 2)
+    pairs = [(int(a), int(b)) for a, b in combinations(large, 2)]
+    ratios = [_dip_between(encoded, moments, members, *pair) or 0.0 for pair in pairs]
+    if not pairs:
+        return 0.0, None
+    best = int(np.argmax(ratios))
+    return ratios[best], pairs[best]

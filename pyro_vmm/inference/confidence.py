@@ -1,0 +1,102 @@
+"""How far the clusters of a fit can be trusted, without a label."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyro_vmm.inference.settling import encode, sharpened, some_rows
+from pyro_vmm.models import LatentVariableModel
+from pyro_vmm.networks import inference_mode
+from pyro_vmm.priors.groups import closest
+from pyro_vmm.priors.moves import compact
+from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.rows import Rows
+
+# A row hesitates whose most probable cluster has less than this.
+SURE = 0.9
+# From these on the answer is doubtful: how flat the density between two clusters is, shares of rows and of components,
+# and how much the ELBO rose from one tenth of the training to the last one, in nats.
+FLAT, HESITATING, LARGEST, SATURATED, RISE = 0.8, 0.1, 0.9, 0.9, 1.0
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """What speaks for and against the clusters of a fit.
+
+    Arguments:
+        closest: of the two clusters that are least apart, the lowest density between them over the lower of their
+            peaks: 0 for a gap, 1 for none. 0 of one cluster.
+        pair: their numbers; None of one cluster.
+        hesitating: the share of rows whose most probable cluster has less than 90 %.
+        largest: the share of rows in the largest cluster.
+        used: the share of components that have rows.
+        rise: by how many nats the ELBO rose from the last tenth but one of the training to the last one.
+    """
+
+    closest: float
+    pair: tuple[int, int] | None
+    hesitating: float
+    largest: float
+    used: float
+    rise: float
+
+    @property
+    def doubts(self) -> list[str]:
+        """A sentence for each reason to look again, to train on, or to use :func:`~pyro_vmm.select`."""
+        found = []
+        if self.closest > FLAT:
+            found.append(f"clusters {self.pair[0]} and {self.pair[1]} are hardly apart")
+        if self.hesitating > HESITATING:
+            found.append(f"{self.hesitating:.0%} of the rows lie between clusters")
+        if self.largest > LARGEST:
+            found.append(f"one cluster holds {self.largest:.0%} of the rows")
+        if self.used > SATURATED:
+            found.append(f"{self.used:.0%} of the components are in use: more n_components may find more clusters")
+        if self.rise > RISE:
+            found.append(f"the ELBO still rose by {self.rise:.1f} nats: more epochs may help")
+        return found
+
+    def __str__(self) -> str:
+        apart = "" if self.pair is None else f"; the closest two have {self.closest:.0%} of their peaks between them"
+        return f"{self.hesitating:.1%} of rows hesitate{apart}"
+
+
+@torch.no_grad()
+def measure(
+    vae: LatentVariableModel, x: Rows, cluster_of_component: np.ndarray, history: pd.DataFrame, seed: int
+) -> Confidence:
+    """The confidence in the clusters of a trained model.
+
+    Arguments:
+        vae: the model.
+        x: the rows that it was fitted to, (N, ...).
+        cluster_of_component: (K,).
+        history: of its training, a row for each epoch.
+        seed: of which rows are looked at, where there are many.
+    """
+    encoded, _ = encode(vae, x, some_rows(len(x), seed))
+    with inference_mode(vae), exclusive():
+        clustering = vae.prior.clustering(vae.encoder)
+        q = clustering.responsibilities(torch.as_tensor(encoded.mean).to(vae.prior.origin)).cpu().numpy()
+    by_cluster = np.zeros((len(q), cluster_of_component.max() + 1))
+    np.add.at(by_cluster.T, cluster_of_component, q.T)
+    labels = by_cluster.argmax(1)
+    present = np.unique(labels)
+    ratio, pair = closest(sharpened(encoded), compact(labels))
+    return Confidence(
+        closest=ratio,
+        pair=None if pair is None else (int(present[pair[0]]), int(present[pair[1]])),
+        hesitating=float((by_cluster.max(1) < SURE).mean()),
+        largest=float(np.bincount(labels).max() / len(labels)),
+        used=float(len(np.unique(q.argmax(1))) / q.shape[1]),
+        rise=_rise(history),
+    )
+
+
+def _rise(history: pd.DataFrame) -> float:
+    """By how much the mean ELBO of the last tenth of the epochs exceeds that of the tenth before."""
+    tenth = max(len(history) // 10, 1)
+    elbo = history["elbo"].to_numpy()
+    return float(elbo[-tenth:].mean() - elbo[-2 * tenth : -tenth].mean()) if len(elbo) >= 2 * tenth else 0.0

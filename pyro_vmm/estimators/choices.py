@@ -37,8 +37,8 @@ def choose_learning_rate(hidden: Sequence[int]) -> float:
 
 
 def choose_batch_size(rows: int) -> int:
-    """An eighth of the rows, at least 32 and at most 256."""
-    return min(max(rows // 8, LEAST_BATCH), MOST_BATCH)
+    """A quarter of the rows, at least 32 and at most 256."""
+    return min(max(rows // 4, LEAST_BATCH), MOST_BATCH)
 
 
 def choose_epochs(rows: int, batch_size: int, learning_rate: float) -> int:

@@ -325,7 +325,6 @@ class ArraySettings(Machine, Data, Training, Monitored, NamedArrayPrior, ArrayPo
     epochs: int | str = changed(Optimisation, "epochs", default="auto", values=or_auto(WHOLE))
     batch_size: int | str = changed(Optimisation, "batch_size", default="auto", values=or_auto(WHOLE))
     learning_rate: float | str = changed(Optimisation, "learning_rate", default="auto", values=or_auto(POSITIVE))
-    decay_fraction: float = 0.5
     patience: int | str | None = changed(Optimisation, "patience", default="auto", values=or_auto(or_none(WHOLE)))
 
 

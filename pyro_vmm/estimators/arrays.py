@@ -61,8 +61,13 @@ class VMM(ChosenPrior, ArrayEstimator, ArraySettings):
         component_covariance: of the components of a mixture, "full", "diagonal", "tied" (one for all components) or
             "spherical"; see :mod:`pyro_vmm.priors.covariances`. The covariance of q(z | x) is ``covariance``.
         component_df: degrees of freedom of a "student_t"'s components; None for 5.
-        batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, monitor, freeze_after,
-            reuse_draws: see :class:`~pyro_vmm.inference.TrainingConfig`.
+        epochs: at most so many passes over the data. "auto" makes 5 / ``learning_rate`` steps, and 10 passes at least.
+        batch_size: rows in a minibatch. "auto" is a quarter of the rows, from 32 to 256.
+        learning_rate: of the networks. "auto" is 2e-3, and less for layers of more than 128 units, by the root of their
+            width.
+        patience: stop after so many epochs without a better ``monitor``; None for never, "auto" for a third of them.
+        prior_learning_rate, decay_fraction, monitor, freeze_after, reuse_draws: see
+            :class:`~pyro_vmm.inference.TrainingConfig`.
         training: a :class:`~pyro_vmm.inference.TrainingConfig` with all of these, in place of the single ones.
         settle: after training, split and merge components until the evidence of the encoded rows rises no more, and
             count those that nothing sets apart as one cluster; see :func:`~pyro_vmm.inference.settle`. False, as in the
@@ -82,6 +87,9 @@ class VMM(ChosenPrior, ArrayEstimator, ArraySettings):
         strays_: clusters of fewer rows than D + 2, too few to fill a covariance; their rows keep their label.
         components_: the component of each row, (N,): the parts that clusters are made up of.
         component_weights_: pi, (K,); ``cluster_of_component_`` is the cluster of each, (K,).
+        confidence_: how far the clusters can be trusted, and ``confidence_.doubts`` in words; see
+            :class:`~pyro_vmm.inference.confidence.Confidence`. A loaded model has none.
+        chosen_: what each parameter that is "auto" came to; ``training_`` is the whole ``TrainingConfig``.
         history_: a DataFrame, one row per epoch.
         vae_: the trained :class:`~pyro_vmm.models.VAE`.
         scaling_: what ``scaling`` came to, "range", "standard" or None; the model sees (X - ``shift_``) / ``scale_``.
@@ -94,7 +102,7 @@ class VMM(ChosenPrior, ArrayEstimator, ArraySettings):
         >>> from sklearn.datasets import load_digits
         >>> from pyro_vmm import VMM
         >>> X, _ = load_digits(return_X_y=True)
-        >>> model = VMM(learning_rate=2e-3, random_state=0)
+        >>> model = VMM(random_state=0)
         >>> clusters = model.fit_predict(X)
     """
 

@@ -64,7 +64,9 @@ class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
         init: pseudo-inputs start from "random" or "k-means++" cells, or from cells of these names, then random ones.
         hyperprior, responsibilities, m_prior, expectation, component_covariance, component_df: as of
             :class:`~pyro_vmm.VMM`; the default hyper-prior is that of the authors' code, with which it was measured.
-        batch_size, learning_rate, prior_learning_rate, epochs, decay_fraction, patience, freeze_after, reuse_draws: see
+        epochs: at most so many passes over the cells. "auto" is scVI's rule, 400 for up to 20,000 cells and fewer for
+            more.
+        batch_size, learning_rate, prior_learning_rate, decay_fraction, patience, freeze_after, reuse_draws: see
             :class:`~pyro_vmm.inference.TrainingConfig`.
         settle, training: as of :class:`~pyro_vmm.VMM`; the defaults of a ``TrainingConfig`` are those of arrays.
         validation_fraction: share of the cells held back for early stopping; 0 for none.
@@ -73,7 +75,8 @@ class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
     Attributes:
         labels_: the cluster of each cell, (N,); clusters are numbered by their number of cells, largest first.
         weights_: the weight of each cluster, (K,).
-        n_clusters_, strays_, components_, component_weights_, cluster_of_component_: as of :class:`~pyro_vmm.VMM`.
+        n_clusters_, strays_, components_, component_weights_, cluster_of_component_, confidence_, chosen_, training_:
+            as of :class:`~pyro_vmm.VMM`.
         batch_shares_: a DataFrame, clusters x batches: the shares of a cluster's cells. A cluster of one batch alone is
             either a cell type that the others lack, or an effect of the batch.
         genes_: the names of the genes, (G,); ``batches_`` those of the batches, (B,).

@@ -22,7 +22,7 @@ from scipy import sparse
 
 for name in ("lightning.pytorch", "lightning.fabric", "scvi"):
     logging.getLogger(name).setLevel(logging.ERROR)
-TRAIN = {"accelerator": "cpu", "enable_progress_bar": False, "batch_size": 50}
+TRAIN = {"accelerator": "cpu", "enable_progress_bar": False, "batch_size": 50, "log_every_n_steps": 1}
 GENES, PROTEINS, PEAKS, KINDS = 30, 6, 24, 3
 
 

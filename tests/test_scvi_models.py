@@ -30,7 +30,7 @@ def fit(model, epochs: int = 2, **settings):
 @pytest.fixture(scope="module")
 def model():
     torch.set_default_dtype(torch.float32)
-    return fit(make(SCVI, n_components=20), 60)
+    return fit(make(SCVI, n_components=20, m_prior=32), 40, plan_kwargs={"lr": 1e-2})
 
 
 # Clusters
@@ -46,14 +46,13 @@ def test_finds_the_kinds_of_cells(model):
 
 
 def test_history_has_the_components_in_use(model):
-    active = model.history["n_active"]["n_active"]
-    assert len(active) == len(model.history["elbo_train"]) == 60
-    assert 1 <= active.iloc[-1] <= active.iloc[0] <= 20
-    assert (model.history["n_trained"]["n_trained"].diff().dropna() <= 0).all()
-    assert (
-        model.history["map_objective"]["map_objective"].is_monotonic_increasing
-        or np.isfinite(model.history["map_objective"]["map_objective"]).all()
+    active, trained, objective = (
+        model.history[name][name].astype(float) for name in ("n_active", "n_trained", "map_objective")
     )
+    assert len(active) == len(model.history["elbo_train"]) == 40
+    assert 1 <= active.iloc[-1] <= active.iloc[0] <= 20
+    assert (trained.diff().dropna() <= 0).all()
+    assert np.isfinite(objective).all()
 
 
 def test_probabilities_are_those_of_bayes_rule(model):
@@ -124,7 +123,7 @@ def test_reused_draws_are_those_of_the_loss(monkeypatch):
 
 
 def test_freezing_leaves_components_out_of_training():
-    model = fit(make(SCVI, n_components=20, m_prior=16), 40, freeze_after=2, prior_learning_rate=0.05, settle=False)
+    model = fit(make(SCVI, n_components=20, m_prior=16), 12, freeze_after=2, prior_learning_rate=0.2, settle=False)
     assert model.history["n_trained"]["n_trained"].iloc[-1] < 20
     assert model.module.vmm.prior.n_components == 20 and model.module.vmm.trained == ()
 
@@ -134,42 +133,33 @@ def test_freezing_leaves_components_out_of_training():
 
 def test_elbo_is_the_reconstruction_less_the_kl_divergence_from_the_mixture(model):
     scvi.settings.seed = 1
-    elbo = model.get_elbo(batch_size=50, return_mean=False)
+    elbo = model.get_elbo(batch_size=150, return_mean=False)
     scvi.settings.seed = 1
-    expected = []
-    with torch.inference_mode():
-        for tensors in model._make_data_loader(model.adata, batch_size=50):
-            inference, _, out = model.module(tensors)
-            mixture = model.module.vmm
-            p_z = mixture.prior(Encoder(model.module, mixture.layout))
-            p_z = p_z.reweighted(mixture.balance(mixture.layout.one_hot_batch(mixture.layout.pack(tensors))))
-            kl = inference["qz"].log_prob(inference["z"]).sum(-1) - p_z.log_prob(inference["z"])
-            expected.append(-(out.reconstruction_loss["reconstruction_loss"] + kl))
-    torch.testing.assert_close(elbo, torch.cat(expected), rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("per_pass", [1, 20])
-def test_marginal_likelihood_is_that_of_importance_weighting_by_hand(model, per_pass):
-    scvi.settings.seed = 1
-    found = model.get_marginal_ll(n_mc_samples=400, n_mc_samples_per_pass=per_pass, batch_size=150, return_mean=False)
     mixture = model.module.vmm
-    generator, log_weights = torch.Generator().manual_seed(5), []
     with torch.inference_mode():
         tensors = next(iter(model._make_data_loader(model.adata, batch_size=150)))
-        inference = model.module.inference(**model.module._get_inference_input(tensors))
-        q_z, p_z = inference["qz"], mixture.prior(Encoder(model.module, mixture.layout))
-        for _ in range(400):
-            z = q_z.loc + q_z.scale * torch.randn(q_z.loc.shape, generator=generator)
-            generative = model.module.generative(**model.module._get_generative_input(tensors, {**inference, "z": z}))
-            log_px = generative["px"].log_prob(tensors["X"]).sum(-1)
-            log_weights.append(log_px + p_z.log_prob(z) - q_z.log_prob(z).sum(-1))
-    expected = torch.stack(log_weights).logsumexp(0) - np.log(400)
-    # Two estimates by 400 draws each; the standard normal's differs by nats.
-    assert abs(float((found - expected).mean())) < 0.1
-    with_standard = torch.stack(log_weights) - torch.stack(
-        [torch.zeros(())]
-    )  # kept for the shape: one weight for each draw and cell
-    assert with_standard.shape == (400, model.adata.n_obs)
+        inference, generative = model.module(tensors, compute_loss=False)
+        log_px = generative["px"].log_prob(tensors["X"]).sum(-1)
+        p_z = mixture.prior(Encoder(model.module, mixture.layout))
+        p_z = p_z.reweighted(mixture.balance(mixture.layout.one_hot_batch(mixture.layout.pack(tensors))))
+        kl = inference["qz"].log_prob(inference["z"]).sum(-1) - p_z.log_prob(inference["z"])
+    torch.testing.assert_close(elbo, log_px - kl, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_marginal_likelihood_is_that_of_importance_weighting_by_hand(model, draws):
+    scvi.settings.seed = 1
+    found = model.get_marginal_ll(n_mc_samples=draws, n_mc_samples_per_pass=draws, batch_size=150, return_mean=False)
+    scvi.settings.seed = 1
+    mixture = model.module.vmm
+    with torch.inference_mode():
+        tensors = next(iter(model._make_data_loader(model.adata, batch_size=150)))
+        p_z = mixture.prior(Encoder(model.module, mixture.layout))
+        inference, generative = model.module(tensors, inference_kwargs={"n_samples": draws}, compute_loss=False)
+        z, log_px = inference["z"], generative["px"].log_prob(tensors["X"]).sum(-1)
+        log_weights = log_px + p_z.log_prob(z) - inference["qz"].log_prob(z).sum(-1)
+    expected = log_weights.reshape(draws, -1).logsumexp(0) - np.log(draws)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
     assert "inference" not in vars(model.module)
 
 
@@ -188,7 +178,7 @@ def test_expression_and_its_differences(model):
     expression = model.get_normalized_expression(library_size=1e4, transform_batch="first")
     assert expression.shape == model.adata.shape and np.isfinite(expression.to_numpy()).all()
     model.annotate()
-    de = model.differential_expression(groupby="vmm", group1="0", group2="1", batch_correction=True, silent=True)
+    de = model.differential_expression(groupby="vmm", group1="0", group2="1", silent=True)
     assert len(de) == model.adata.n_vars
     draws = model.posterior_predictive_sample(n_samples=2)
     assert draws.shape == (*model.adata.shape, 2)
@@ -203,6 +193,8 @@ def test_a_second_training_goes_on(tmp_path):
     fit(model, 2)
     assert len(model.history["n_active"]) == 4
     assert not torch.equal(model.module.vmm.prior.precision_raw, before["prior.precision_raw"])
+    import rich.pretty  # noqa: F401  which scvi-tools 1.4.2 uses without importing it
+
     model.view_anndata_setup()
 
 

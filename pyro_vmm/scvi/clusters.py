@@ -14,6 +14,7 @@ from pyro_vmm.estimators import annotation, storing
 from pyro_vmm.estimators.numbering import by_cluster, found_and_strays, numbering
 from pyro_vmm.inference import settle
 from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.settings import defaults
 from pyro_vmm.scvi.cells import Cells, Encoder
 from pyro_vmm.scvi.modules import Adapted
@@ -33,6 +34,8 @@ class Clusters:
         """Settle the components, unless the prior is at rest, and number clusters by their cells, largest first."""
         mixture = self.module.vmm
         model = Adapted(self.module)
+        # Of several processes each has the BatchNorm statistics of its own last cells.
+        Ranks.present().align(each for each in self.module.state_dict().values() if each.dtype != torch.bool)
         if self.train_prior_ and self._training.settle:
             cells = Cells(self, self.train_indices, mixture.layout)
             with mixture.awake():
@@ -100,6 +103,16 @@ class Clusters:
         annotation.write(adata, key_added, z, self._of_clusters(z, annotation.summary), _Fitted(self))
         adata.uns[key_added]["versions"]["scvi-tools"] = scvi.__version__
         return adata
+
+    def get_importance_weights(self, *args, **kwargs) -> np.ndarray:
+        """The stock weights of ``get_normalized_expression(weights="importance")``; an error with a mixture prior.
+
+        They take the prior on z to be N(0, I), in the middle of a function.
+        """
+        if self.module.vmm.prior.has_clusters:
+            prior = type(self.module.vmm.prior).__name__
+            raise NotImplementedError(f"weights='importance' is for N(0, I), expected 'uniform' with {prior}")
+        return super().get_importance_weights(*args, **kwargs)
 
     def _of_clusters(self, z: np.ndarray, function) -> np.ndarray:
         """What the function makes of q(c | x) of clusters, (M, K)."""

@@ -46,6 +46,7 @@ class MapStep(pl.Callback):
         with self.mixture.awake():
             self.elimination = Elimination(model, config)
             self.steps = Steps(model, config, ranks=self.ranks)
+        self.mixture.trained = (model,)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         self.shares, self.cells = Shares(self._model(plan).prior, self.ranks), 0

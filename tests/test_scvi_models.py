@@ -200,6 +200,21 @@ def test_a_second_training_goes_on(tmp_path):
     model.view_anndata_setup()
 
 
+def test_a_file_is_read_without_cells(model, tmp_path):
+    model.save(str(tmp_path / "model"))
+    loaded = SCVI.load(str(tmp_path / "model"), adata=False, accelerator="cpu")
+    new = cells(40, seed=3)
+    np.testing.assert_array_equal(loaded.predict(new), model.predict(new))
+
+
+def test_cells_of_a_later_batch_are_of_none():
+    layout = make(SCVI, n_components=K).module.vmm.layout
+    rows = torch.zeros(3, layout.width)
+    rows[:, layout.batch_column] = torch.tensor([1.0, 2.0, 0.0])
+    assert layout.one_hot_batch(rows).tolist() == [[0, 1], [0, 0], [1, 0]]
+    torch.testing.assert_close(layout.pack(layout.unpack(rows)), rows)
+
+
 def test_early_stopping_goes_by_the_reported_elbo():
     model = make(SCVI, n_components=K)
     stop = {"early_stopping": True, "early_stopping_patience": 1, "early_stopping_min_delta": 1e6}
@@ -227,6 +242,8 @@ def test_the_best_checkpoint_is_restored_whole(tmp_path):
     best = SCVI.load(save.best_model_path, adata=model.adata, accelerator="cpu")
     assert model.module.vmm.trained == ()
     np.testing.assert_array_equal(model.get_latent_representation(), best.get_latent_representation())
+    best.annotate()
+    assert best.adata.obs["vmm"].notna().all()
     # Numbered anew, as the best one's components are.
     np.testing.assert_allclose(np.sort(model.predict_proba(), 1), np.sort(best.predict_proba(), 1), atol=1e-5)
 

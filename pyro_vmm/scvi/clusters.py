@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vmm.estimators import annotation, storing
 from pyro_vmm.estimators.numbering import by_cluster, found_and_strays, numbering
 from pyro_vmm.inference import settle
+from pyro_vmm.networks import inference_mode
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.settings import defaults
@@ -25,39 +26,65 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 ROWS_AT_ONCE = 4096
+#: What training leaves as attributes, as of :class:`~pyro_vmm.SingleCellVMM`.
+COUNTED = (
+    "components_",
+    "component_weights_",
+    "cluster_of_component_",
+    "weights_",
+    "n_clusters_",
+    "strays_",
+    "batch_shares_",
+)
 
 
 class Clusters:
-    """Mixed into a model of scvi-tools: clusters after training, and their methods. ``module.vmm`` holds the prior."""
+    """Mixed into a model of scvi-tools: clusters after training, and their methods. ``module.vmm`` holds the prior.
+
+    Attributes:
+        n_clusters_, strays_, weights_, components_, component_weights_, cluster_of_component_, batch_shares_: as of
+            :class:`~pyro_vmm.SingleCellVMM`, of the cells that the model was made with.
+    """
 
     def after_training(self) -> None:
-        """Settle the components, unless the prior is at rest, and number clusters by their cells, largest first."""
-        mixture = self.module.vmm
-        model = Adapted(self.module)
+        """Settle the components and number the clusters, unless the prior is at rest; then count the cells in each."""
         # Of several processes each has the BatchNorm statistics of its own last cells.
         Ranks.present().align(each for each in self.module.state_dict().values() if each.dtype != torch.bool)
-        if self.train_prior_ and self._training.settle:
+        if self.train_prior_:
+            self._settle()
+        self._count_clusters()
+
+    def _settle(self) -> None:
+        mixture, model = self.module.vmm, Adapted(self.module)
+        if self._training.settle:
             cells = Cells(self, self.train_indices, mixture.layout)
             with mixture.awake():
                 mixture.cluster_of_component.copy_(settle(model, cells, scvi.settings.seed or 0))
-        z = self.get_latent_representation()
-        with torch.no_grad(), exclusive():
-            weights = model.prior(model.encoder).weights.cpu().numpy()
-        components = self._of_components(z, lambda q_c: q_c.argmax(-1))
-        cluster = mixture.cluster_of_component.cpu().numpy()
-        if self.train_prior_:
-            order, cluster = numbering(cluster, weights, np.bincount(components, minlength=len(weights)), "share")
-            model.reorder(torch.as_tensor(order, device=self.device))
-            mixture.cluster_of_component.copy_(torch.as_tensor(cluster))
-            weights, components = weights[order], np.argsort(order)[components]
+        components = self._of_components(self.get_latent_representation(), lambda q_c: q_c.argmax(-1))
+        weights, cluster = self._weights(), mixture.cluster_of_component.cpu().numpy()
+        counts = np.bincount(components, minlength=len(weights))
+        order, cluster = numbering(cluster, weights, counts, "share")
+        model.reorder(torch.as_tensor(order, device=self.device))
+        mixture.cluster_of_component.copy_(torch.as_tensor(cluster))
+
+    def _count_clusters(self) -> None:
+        """Set the attributes that tell of the model's own cells, the names in ``COUNTED``."""
+        z, names = self.get_latent_representation(), self._batch_names()
+        self.component_weights_ = self._weights()
+        self.cluster_of_component_ = self.module.vmm.cluster_of_component.cpu().numpy()
+        self.weights_ = by_cluster(self.component_weights_, self.cluster_of_component_)
+        self.components_ = self._of_components(z, lambda q_c: q_c.argmax(-1))
         labels = self._of_clusters(z, lambda q_c: q_c.argmax(-1))
-        least = z.shape[1] + 2 if self._training.settle else 1
-        self.components_, self.component_weights_, self.cluster_of_component_ = components, weights, cluster
-        self.weights_ = by_cluster(weights, cluster)
-        self.n_clusters_, self.strays_ = found_and_strays(labels, least)
-        names = self._batch_names()
+        self.n_clusters_, self.strays_ = found_and_strays(labels, z.shape[1] + 2 if self._training.settle else 1)
         batch = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY).ravel().astype(int)
         self.batch_shares_ = annotation.batch_shares(labels, batch, labels.max() + 1, names)
+
+    @torch.no_grad()
+    def _weights(self) -> np.ndarray:
+        """Of the components, (K,)."""
+        model = Adapted(self.module)
+        with exclusive(), inference_mode(model):
+            return model.prior(model.encoder).weights.cpu().numpy()
 
     def predict_clusters(
         self,
@@ -99,6 +126,8 @@ class Clusters:
         annotation.check_key(key_added, self._columns_read())
         adata = self.adata if adata is None else adata
         annotation.check_writable(adata)
+        if "weights_" not in vars(self):  # of a file that was saved in the middle of training
+            self._count_clusters()
         z = self.get_latent_representation(adata, batch_size=batch_size)
         annotation.write(adata, key_added, z, self._of_clusters(z, annotation.summary), _Fitted(self))
         adata.uns[key_added]["versions"]["scvi-tools"] = scvi.__version__
@@ -148,7 +177,8 @@ class _Fitted:
     def __init__(self, model: Clusters):
         self.n_components_ = model.module.vmm.prior.n_components
         self.weights_, self.batch_shares_ = model.weights_, model.batch_shares_
-        self.history_ = pd.concat(list((model.history or {}).values()), axis=1).astype(float).rename_axis(index="epoch")
+        history = list((model.history or {}).values())
+        self.history_ = pd.concat(history or [pd.DataFrame()], axis=1).astype(float).rename_axis(index="epoch")
         self.best_epoch_, self.seed_ = len(self.history_), scvi.settings.seed
         self._settings = {name: getattr(model.prior_settings, name) for name in defaults(PriorSettings)}
 

@@ -15,7 +15,7 @@ from pyro_vmm.runtime.checks import described
 from pyro_vmm.runtime.settings import check_settings, defaults, settings_of
 from pyro_vmm.scvi import contract
 from pyro_vmm.scvi.cells import Encoder, Layout, PseudoCells, read
-from pyro_vmm.scvi.clusters import Clusters
+from pyro_vmm.scvi.clusters import COUNTED, Clusters
 from pyro_vmm.scvi.modules import Mixture, module_class
 from pyro_vmm.scvi.settings import PriorSettings, TrainingSettings, split
 from pyro_vmm.scvi.training import MapStep, runner_class
@@ -54,7 +54,7 @@ class WithVMM(Clusters):
         if "prior_mixture" in inspect.signature(stock_init).parameters and self._has_mixture():
             others = self._without_other_mixture(others)
         stock_init(self, *args, **others)
-        self._check_model()
+        self._check_model(restored=layout is not None)
         if self._tried and layout is None and self._has_mixture():
             contract.check_model(self)
         self._training = TrainingSettings()
@@ -74,10 +74,10 @@ class WithVMM(Clusters):
             raise ValueError(f"prior_mixture=True is another prior of {name}, expected False with prior={prior}")
         return {**kwargs, "prior_mixture": False}
 
-    def _check_model(self) -> None:
-        """Raise ``ValueError`` for a stock model in which the prior can't be."""
+    def _check_model(self, restored: bool) -> None:
+        """Raise ``ValueError`` for a stock model in which the prior can't be; one from a file may lack its cells."""
         name = type(self).__name__
-        if self.adata is None or self.module is None:
+        if (self.adata is None and not restored) or self.module is None:
             raise ValueError(f"{name} needs adata: data modules without it are not supported")
         if getattr(self.module, "latent_distribution", "normal") != "normal":
             found = self.module.latent_distribution
@@ -89,10 +89,11 @@ class WithVMM(Clusters):
         The draw goes by torch's numbers, which ``scvi.settings.seed`` sets.
         """
         module, given = self.module, self.prior_settings
-        n, d = self.adata.n_obs, module.n_latent
+        d = module.n_latent
         if isinstance(given.prior, Prior):
             given.n_components = given.prior.n_components
         if layout is None:
+            n = self.adata.n_obs
             if self._has_mixture() and given.n_components > n:
                 warnings.warn(f"n_components={given.n_components} is more than the {n} cells; using {n}", stacklevel=4)
                 given.n_components = n
@@ -122,8 +123,7 @@ class WithVMM(Clusters):
             raise ValueError(f"strategy={others['strategy']!r} is not supported, expected 'ddp' for several devices")
         if self._has_mixture():
             others = self._without_warm_up(stock_train, others)
-        runner = stock_train(self, *args, **others)
-        return runner
+        return stock_train(self, *args, **others)
 
     def _without_warm_up(self, stock_train, kwargs: dict) -> dict:
         """Arguments of the stock method, with the KL at full weight from the start unless they say otherwise."""
@@ -150,7 +150,7 @@ class WithVMM(Clusters):
         if hasattr(mixture.prior, "pseudo_inputs"):
             # What the reference model's encoder makes of the pseudo-cells: surgery trains the encoder on.
             mixture.prior.pseudo_inputs.fix(Encoder(model.module, mixture.layout))
-        for name in ("components_", "batch_shares_", "n_clusters_", "strays_"):
+        for name in COUNTED:
             vars(model).pop(name, None)  # of the reference's cells
         return model
 

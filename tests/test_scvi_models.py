@@ -163,6 +163,24 @@ def test_marginal_likelihood_is_that_of_importance_weighting_by_hand(model, draw
     assert "inference" not in vars(model.module)
 
 
+def test_marginal_likelihood_of_totalvi_has_the_mixture_in_it():
+    model = make(TOTALVI, n_components=K)
+    module, mixture = model.module.eval(), model.module.vmm
+    tensors = next(iter(model._make_data_loader(model.adata, batch_size=50)))
+    torch.manual_seed(1)
+    found = module.marginal_ll(tensors, n_mc_samples=1)
+    torch.manual_seed(1)
+    with torch.inference_mode():
+        p_z = mixture.prior(Encoder(module, mixture.layout))
+        state = torch.get_rng_state()
+        stock = scvi.module.TOTALVAE.marginal_ll(module, tensors, n_mc_samples=1)
+        torch.set_rng_state(state)
+        z = module(tensors, compute_loss=False)[0]["z"]
+        instead = p_z.log_prob(z) - dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    assert found == pytest.approx(stock + float(instead.mean()), abs=1e-2)
+    assert abs(float(instead.mean())) > 0.1
+
+
 def test_reconstruction_error_does_not_depend_on_the_prior(model):
     scvi.settings.seed = 1
     found = model.get_reconstruction_error(batch_size=150)["reconstruction_loss"]

@@ -141,7 +141,12 @@ class Encoder(nn.Module):
         self.training = module.training
 
     def forward(self, cells: Tensor) -> Normal:
-        return posterior(self.module.inference(**_inference_input(self.module, self.layout.unpack(cells))))
+        # TOTALVI's inference leaves what it made of its last cells as an attribute, which is for the cells at hand.
+        before = dict(vars(self.module))
+        try:
+            return posterior(self.module.inference(**_inference_input(self.module, self.layout.unpack(cells))))
+        finally:
+            vars(self.module).update(before)
 
 
 def _inference_input(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict:

@@ -16,7 +16,7 @@ from pyro_vmm.runtime.settings import check_settings, defaults, settings_of
 from pyro_vmm.scvi import contract
 from pyro_vmm.scvi.cells import Encoder, Layout, PseudoCells, read
 from pyro_vmm.scvi.clusters import COUNTED, Clusters
-from pyro_vmm.scvi.modules import Mixture, module_class
+from pyro_vmm.scvi.modules import HeldPrior, module_class
 from pyro_vmm.scvi.settings import PriorSettings, TrainingSettings, split
 from pyro_vmm.scvi.training import MapStep, runner_class
 
@@ -108,7 +108,7 @@ class WithVMM(Clusters):
         if given.batch_balance and layout.n_batches > 1 and prior.n_components > 1:
             balance = BatchBalance(given.batch_balance, layout.n_batches, prior.n_components)
         module.__class__ = module_class(type(module))
-        module.vmm = Mixture(prior, layout, balance, given.kl_weight)
+        module.vmm = HeldPrior(prior, layout, balance, given.kl_weight)
         module.vmm.rest()
 
     def _train(self, stock_train, *args, **kwargs):

@@ -21,7 +21,7 @@ KL_KEYS = ("kl_divergence_z", "kl_div_z", "kl_local")
 KL_WEIGHTS = ("stock", "elbo")
 
 
-class Mixture(nn.Module):
+class HeldPrior(nn.Module):
     """What a module of scvi-tools holds of the prior, as ``module.vmm``; its state is part of the module's.
 
     Arguments:
@@ -44,8 +44,8 @@ class Mixture(nn.Module):
         self.register_buffer("cluster_of_component", torch.arange(prior.n_components))
         self.trained: tuple[LatentVariableModel, ...] = ()  # in a tuple, for it not to be a submodule
         self.watched, self.last = False, None
-        # The weight of one cell's KL in the last loss with gradients, times the number of cells.
-        self.last_weight = 1.0
+        # Of the last loss with gradients: the weight of one cell's KL, stock and this prior's, times the cells.
+        self.last_weights = 1.0, 1.0
 
     def rest(self) -> None:
         """Hide the parameters that a MAP step trains from the optimisers of scvi-tools."""
@@ -98,7 +98,7 @@ class WithPrior:
     divergence from the mixture, by the one draw of z that is decoded too, takes its place with the same weight.
     """
 
-    vmm: Mixture
+    vmm: HeldPrior
 
     def stock_loss(self, *args, **kwargs) -> LossOutput:
         """What the loss would be with N(0, I)."""
@@ -135,15 +135,15 @@ class WithPrior:
     def _difference(self, out: LossOutput, before: Tensor, kl: Tensor, kl_weight: float) -> Tensor:
         """What one KL in the place of the other adds to the loss, ()."""
         if not (torch.is_grad_enabled() and before.requires_grad):
-            # A look at cells, without gradients: the weight is that of training.
-            weight = self.vmm.last_weight / before.numel()
-            return weight * (kl - before).sum()
+            # A look at cells, without gradients: the weights are those of training.
+            stock, weight = self.vmm.last_weights
+            return weight * kl.mean() - stock * before.mean()
         (stock,) = torch.autograd.grad(out.loss, before, retain_graph=True)
         weight = stock
         if self.vmm.kl_weight == "elbo":
             reconstruction = next(each for each in out.reconstruction_loss.values() if each.requires_grad)
             weight = kl_weight * torch.autograd.grad(out.loss, reconstruction, retain_graph=True)[0]
-        self.vmm.last_weight = float(weight.mean()) * before.numel()
+        self.vmm.last_weights = stock.detach().sum(), weight.detach().sum()
         return (weight * kl - stock * before).sum()
 
 

@@ -1,13 +1,15 @@
-"""Files of tests share helpers by `common` alone, and that is ours whatever is installed."""
+"""Files of tests share helpers by the files of `SHARED` alone, and these are ours whatever is installed."""
 
 import ast
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import common
 import pytest
 
 FOLDER = Path(__file__).parent
+SHARED = {"common", "scvi_common"}
 
 
 def imported(source: str) -> Iterator[str]:
@@ -27,9 +29,20 @@ def test_every_import_is_seen():
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.stem)
 def test_no_file_imports_another(path):
     """As `tests`, another installed package may be found."""
-    others = {"tests", "conftest", ".", *(each.stem for each in FOLDER.rglob("*.py"))} - {"common"}
+    others = {"tests", "conftest", ".", *(each.stem for each in FOLDER.rglob("*.py"))} - SHARED
     assert not others & set(imported(path.read_text()))
 
 
-def test_common_is_that_of_this_folder():
+def test_shared_files_are_those_of_this_folder():
     assert Path(common.__file__).parent == FOLDER
+    assert all(Path(find_spec(name).origin).parent == FOLDER for name in SHARED)
+
+
+def test_importing_the_package_does_not_import_scvi_tools():
+    package = FOLDER.parent / "pyro_vmm"
+    for path in package.rglob("*.py"):
+        if package / "scvi" not in path.parents:
+            body = ast.parse(path.read_text()).body
+            on_import = "\n".join(ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom))
+            assert not {"scvi", "lightning", "mudata"} & set(imported(on_import)), path
+            assert "pyro_vmm.scvi" not in on_import, path

@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -23,12 +24,18 @@ QUICK_SCANPY = """
 import scanpy
 def umap(adata):
     adata.obsm["X_umap"] = adata.obsm["X_vmm"][:, :2]
-scanpy.pp.neighbors, scanpy.tl.umap = lambda adata, use_rep: None, umap
+scanpy.tl.umap = umap
+"""
+# Leiden needs the neighbours.
+NO_NEIGHBOURS = """
+scanpy.pp.neighbors = lambda adata, use_rep: None
 """
 
 
 def run(path: Path, shorter: int = 1) -> None:
     """Run a notebook, with all numbers of epochs divided by so much, and quick maps if that is not 1."""
+    if path.stem == "scvi" and not find_spec("scvi"):
+        pytest.skip("scvi-tools is not installed: pip install 'pyro_vmm[scvi]'")
     notebook, shortened = nbformat.read(path, as_version=4), 0
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -37,8 +44,11 @@ def run(path: Path, shorter: int = 1) -> None:
             shortened += n
     assert shortened, "the notebook trains nothing"
     if shorter > 1:
-        scanpy = any("import scanpy" in cell.source for cell in notebook.cells)
-        notebook.cells.insert(0, nbformat.v4.new_code_cell(QUICK_MAPS + QUICK_SCANPY * scanpy))
+        scanpy, leiden = (
+            any(text in cell.source for cell in notebook.cells) for text in ("import scanpy", "tl.leiden")
+        )
+        quick = QUICK_MAPS + QUICK_SCANPY * scanpy + NO_NEIGHBOURS * (scanpy and not leiden)
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(quick))
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
 
 

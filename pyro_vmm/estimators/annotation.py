@@ -24,7 +24,7 @@ class Fitted(Protocol):
     batch_shares_: pd.DataFrame
     history_: pd.DataFrame
     best_epoch_: int
-    seed_: int
+    seed_: int | None
 
     def configuration(self) -> dict:
         """The parameters as plain values."""
@@ -121,7 +121,7 @@ def write(adata: "AnnData", key: str, z: np.ndarray, summary: np.ndarray, model:
         "settings": {name: _scalar(value) for name, value in model.configuration().items()},
         "versions": storing.versions(),
         "best_epoch": model.best_epoch_,
-        "seed": model.seed_,
+        "seed": _scalar(model.seed_),
     }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.estimators import building, storing
+from pyro_vmm.estimators.numbering import by_cluster, found_and_strays, numbering
 from pyro_vmm.estimators.settings import DTYPES
 from pyro_vmm.inference import Trainer, TrainingConfig, TrainingDiverged
 from pyro_vmm.inference.state import check_rates
@@ -174,15 +175,9 @@ class Estimator(BaseEstimator):
         with torch.no_grad(), exclusive():
             weights = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
         counts = np.bincount(self._components(x), minlength=len(weights))
-        cluster = self.cluster_of_component_
-        sizes = {"weight": (counts, weights), "share": (weights, counts)}[self.numbered_by]
-        ranks = [-size for size in sizes] + [cluster]
-        whole = [-self._by_cluster(size)[cluster] for size in sizes]
-        empty = self._by_cluster(counts)[cluster] == 0
-        order = np.lexsort((*ranks, *whole, empty))
+        order, clusters = numbering(self.cluster_of_component_, weights, counts, self.numbered_by)
         self.vae_.reorder(torch.as_tensor(order, device=self._own_device()))
-        _, first, number = np.unique(cluster[order], return_index=True, return_inverse=True)
-        self.cluster_of_component_ = np.argsort(np.argsort(first))[number]
+        self.cluster_of_component_ = clusters
         self.component_weights_ = weights[order]
         self.weights_ = self._by_cluster(self.component_weights_)
         self.components_ = self._components(x)
@@ -191,11 +186,7 @@ class Estimator(BaseEstimator):
 
     def _count_clusters(self) -> None:
         """Count those that win a row, strays apart."""
-        sizes = np.bincount(self.labels_)
-        found = np.flatnonzero(sizes)
-        strays = sizes[found] < self._least_rows()
-        self.strays_ = found[strays] if not strays.all() else found[:0]
-        self.n_clusters_ = len(found) - len(self.strays_)
+        self.n_clusters_, self.strays_ = found_and_strays(self.labels_, self._least_rows())
 
     def _least_rows(self) -> int:
         """Clusters of fewer rows are strays."""
@@ -203,9 +194,7 @@ class Estimator(BaseEstimator):
 
     def _by_cluster(self, weights: np.ndarray) -> np.ndarray:
         """What components have (K,), added up by cluster, (K,): zero from the number of clusters on."""
-        found = np.zeros_like(weights)
-        np.add.at(found, self.cluster_of_component_, weights)
-        return found
+        return by_cluster(weights, self.cluster_of_component_)
 
     # Inference, some rows at a time
 

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
@@ -31,9 +31,8 @@ UNCERTAINTY = 0.1
 
 def can_settle(prior: Prior) -> bool:
     """Whether components may be moved: the prior can, and nothing that it would move is held fixed."""
-    return prior.can_place and all(
-        tensor.requires_grad or not tensor.is_floating_point() for tensor in prior.component_tensors().values()
-    )
+    tensors = prior.component_tensors().values()
+    return prior.can_place and all(each.requires_grad for each in tensors if isinstance(each, nn.Parameter))
 
 
 def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:

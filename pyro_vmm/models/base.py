@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vmm.models.elbo import Elbo
 from pyro_vmm.priors import Prior
+from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.runtime.ranks import ALONE, Ranks
 
 
@@ -21,11 +22,17 @@ class LatentVariableModel(nn.Module):
         decoder: z -> parameters of the likelihood.
         likelihood: decoder output -> p(x | z).
         prior: one of :mod:`pyro_vmm.priors`.
+
+    A subclass whose mixture has other weights in each batch sets ``balance`` and defines :meth:`batch`.
     """
+
+    #: What keeps clusters from following batches, or None. No default here, which would hide a submodule of the name.
+    balance: BatchBalance | None
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, prior: Prior):
         super().__init__()
         self.encoder, self.decoder, self.likelihood, self.prior = encoder, decoder, likelihood, prior
+        self.balance = None
 
     def network_parameters(self) -> list[nn.Parameter]:
         """What the SVI step trains: the networks, the likelihood's own parameters, and a VampPrior's pseudo-inputs.
@@ -41,24 +48,36 @@ class LatentVariableModel(nn.Module):
 
     def log_factors(self, x: Tensor) -> Tensor | None:
         """What is added to log pi in each row, (M, K), where the mixture's weights differ between rows."""
-        return None
+        return None if self.balance is None else self.balance(self.batch(x))
 
     def observe_clusters(self, x: Tensor, responsibilities: Tensor, ranks: Ranks = ALONE) -> None:
         """Called in training with a minibatch and its p(c | z), (M, K), or with the part of it that a process holds."""
+        if self.balance is not None:
+            self.balance.observe(self.batch(x), responsibilities, ranks)
+
+    def batch(self, x: Tensor) -> Tensor:
+        """The batch of rows (M, ...), one-hot, (M, B), for ``balance``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define batch")
 
     def reorder(self, order: Tensor) -> None:
         """Renumber the components in place: number k becomes what ``order[k]`` was, (K,)."""
         self.prior.reorder(order)
+        if self.balance is not None:
+            self.balance.reorder(order)
 
     def subset(self, kept: Tensor) -> "LatentVariableModel":
         """A model of components ``kept`` (n,) alone, to train in place of this one: it shares all but the prior."""
         subset = copy.copy(self)
         subset._modules = {**self._modules, "prior": self.prior.subset(kept)}
+        if self.balance is not None:
+            subset.balance = self.balance.subset(kept)
         return subset
 
     def absorb(self, subset: "LatentVariableModel", kept: Tensor) -> None:
         """Take over what the prior of :meth:`subset` has learned."""
         self.prior.absorb(subset.prior, kept)
+        if self.balance is not None:
+            self.balance.absorb(subset.balance, kept)
 
     @torch.no_grad()
     def cluster_probabilities(self, z: Tensor) -> Tensor:

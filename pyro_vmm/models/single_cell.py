@@ -13,7 +13,6 @@ from pyro_vmm.priors import Prior, latent
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.precision import in_precision
-from pyro_vmm.runtime.ranks import ALONE, Ranks
 
 # A batch of alike cells would have a prior without width.
 LEAST_LIBRARY_SCALE = 0.01
@@ -78,29 +77,6 @@ class SingleCellVAE(LatentVariableModel):
             pyro.sample("z", self.encoder(cells))
             if self.library is not None:
                 pyro.sample("library", self.library(cells))
-
-    def log_factors(self, x: Tensor) -> Tensor | None:
-        return None if self.balance is None else self.balance(self.batch(x))
-
-    def observe_clusters(self, x: Tensor, responsibilities: Tensor, ranks: Ranks = ALONE) -> None:
-        if self.balance is not None:
-            self.balance.observe(self.batch(x), responsibilities, ranks)
-
-    def reorder(self, order: Tensor) -> None:
-        super().reorder(order)
-        if self.balance is not None:
-            self.balance.reorder(order)
-
-    def subset(self, kept: Tensor) -> "SingleCellVAE":
-        subset = super().subset(kept)
-        if self.balance is not None:
-            subset.balance = self.balance.subset(kept)
-        return subset
-
-    def absorb(self, subset: "SingleCellVAE", kept: Tensor) -> None:
-        super().absorb(subset, kept)
-        if self.balance is not None:
-            self.balance.absorb(subset.balance, kept)
 
     def batch(self, cells: Tensor) -> Tensor:
         """The batch of cells (M, G + P + 1), one-hot, (M, B)."""

@@ -318,8 +318,10 @@ class VampMixture(_BayesianMixture):
         nearest = distance.argmin(1) - 1
         moved = (nearest >= 0).nonzero().squeeze(1)
         chosen = moved * places.rows.shape[1] + nearest[moved]
-        for name, tensor in self.pseudo_inputs.named_parameters():
-            tensor[slots[moved]] = candidates.get_parameter(name)[chosen]
+        rows = candidates.state_dict()
+        for name, tensor in self.component_tensors().items():
+            if name.startswith("pseudo_inputs."):
+                tensor[slots[moved]] = rows[name.removeprefix("pseudo_inputs.")][chosen]
 
     def _with(self, pseudo_inputs: PseudoInputs) -> "VampMixture":
         """This prior with other pseudo-inputs; the rest is shared."""

@@ -118,12 +118,17 @@ class CellPseudoInputs(PseudoInputs):
 
     def encode(self, encoder: nn.Module) -> Centres:
         centres = super().encode(encoder)
-        if self.batch != "averaged" or self.layout.n_batches == 1:
-            return centres
-        loc, tril = (each.unflatten(0, (self.layout.n_batches, -1)) for each in centres)
-        between = (loc - loc.mean(0)).permute(1, 0, 2)  # (K, B, D)
-        # The roots of all batches, stacked, are a root of the sum; no covariance is made, which could be singular.
-        roots = torch.cat([tril.mT.permute(1, 0, 2, 3).flatten(1, 2), between], 1) / self.layout.n_batches**0.5
-        triangle = torch.linalg.qr(roots).R
-        signs = triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)
-        return Centres(loc.mean(0), (triangle * signs).mT)
+        return averaged(centres, self.layout.n_batches) if self.batch == "averaged" else centres
+
+
+def averaged(centres: Centres, n_batches: int) -> Centres:
+    """The normals with the mean and covariance of the average over batches, (K, ...), of (B K, ...), batch by batch."""
+    if n_batches == 1:
+        return centres
+    loc, tril = (each.unflatten(0, (n_batches, -1)) for each in centres)
+    between = (loc - loc.mean(0)).permute(1, 0, 2)  # (K, B, D)
+    # The roots of all batches, stacked, are a root of the sum; no covariance is made, which could be singular.
+    roots = torch.cat([tril.mT.permute(1, 0, 2, 3).flatten(1, 2), between], 1) / n_batches**0.5
+    triangle = torch.linalg.qr(roots).R
+    signs = triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)
+    return Centres(loc.mean(0), (triangle * signs).mT)

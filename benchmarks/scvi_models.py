@@ -1,0 +1,206 @@
+"""Models of scvi-tools, stock and with the VMM: clusters, ELBO, seconds an epoch.
+
+    python benchmarks/scvi_models.py --runs runs/scvi_models --seeds 5 --out benchmarks/results/scvi.md
+
+Needs ``pip install -c constraints.txt -e ".[bench]"``, and the files of ``repro/integration/data.py`` and
+``hemato_scatac_epichaos.h5ad`` in ``$PYRO_VMM_DATA/cells``. Each run is kept in ``--runs`` and not repeated; ``--only``
+names data sets. Labels score alone, but for half of them in SCANVI, whose model has them.
+"""
+
+import argparse
+import os
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from pyro_vmm.evaluation import clustering
+from pyro_vmm.runtime import files
+from repro.integration import data as integration
+from repro.integration.methods import limit_threads, quieten_lightning
+from repro.integration.scores import leiden_nmi
+
+UNKNOWN = "unknown"
+TRAINING = {"early_stopping": True, "early_stopping_patience": 45, "check_val_every_n_epoch": 1}
+#: What stock models and ours have alike: without a warm-up of the KL divergence.
+NO_WARM_UP = {"plan_kwargs": {"n_epochs_kl_warmup": None}}
+OWN_NO_WARM_UP = {"n_epochs_kl_warmup": None, "n_steps_kl_warmup": 0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data set and the class for it.
+
+    Arguments:
+        title: of the data.
+        cls: the class of models.
+        training: arguments of ``train``.
+        prior: settings of our prior.
+    """
+
+    title: str
+    cls: str
+    training: dict
+    prior: dict = field(default_factory=dict)
+
+
+RNA = {
+    "kang_ifnb_2800": "Kang, 2,800 cells",
+    "sc_mixology_celllines": "cell lines, 1,021 cells",
+    "pbmc_facs_zheng": "sorted PBMC, 3,874 cells",
+}
+CASES = {
+    **{name: Case(title, "SCVI", NO_WARM_UP) for name, title in RNA.items()},
+    "scanvi": Case(f"{RNA['pbmc_facs_zheng']}, half of the labels", "SCANVI", NO_WARM_UP),
+    "cite_seq": Case("simulated CITE-seq, 2,000 cells, 8 types", "TOTALVI", OWN_NO_WARM_UP),
+    "peakvi": Case("scATAC of marrow, 600 cells", "PEAKVI", OWN_NO_WARM_UP),
+    "peakvi_elbo": Case("scATAC of marrow, 600 cells", "PEAKVI", OWN_NO_WARM_UP, {"kl_weight": "elbo"}),
+    "poissonvi": Case("scATAC of marrow, 600 cells", "POISSONVI", OWN_NO_WARM_UP),
+}
+
+
+def load(name: str) -> AnnData:
+    """Cells with ``obs["batch"]`` and ``obs["cell_type"]``."""
+    if name in RNA:
+        return integration.load(name)
+    if name == "scanvi":
+        adata = integration.load("pbmc_facs_zheng")
+        known = np.random.default_rng(0).random(adata.n_obs) < 0.5
+        adata.obs["known"] = np.where(known, adata.obs["cell_type"].astype(str), UNKNOWN)
+        return adata
+    if name == "cite_seq":
+        return simulated_cite_seq()
+    import anndata
+
+    return anndata.read_h5ad(Path(os.environ["PYRO_VMM_DATA"]) / "cells" / "hemato_scatac_epichaos.h5ad")
+
+
+def simulated_cite_seq(n: int = 2000, types: int = 8, genes: int = 300, proteins: int = 14) -> AnnData:
+    """Negative binomial genes, of which a tenth tells a type, and proteins with background, in two batches."""
+    random = np.random.default_rng(0)
+    kind, batch = random.choice(types, n, p=np.arange(types, 0, -1) / np.arange(types + 1).sum()), random.choice(2, n)
+    level = np.tile(random.gamma(1.0, 1.0, genes), (types, 1))
+    for k in range(types):
+        level[k, random.choice(genes, genes // 10, replace=False)] *= random.gamma(2.0, 2.0, genes // 10)
+    depth, effect = random.lognormal(0, 0.3, n), random.lognormal(0, 0.2, (2, genes))
+    rate = level[kind] * effect[batch] * depth[:, None]
+    adata = AnnData(sparse.csr_matrix(random.poisson(rate * random.gamma(2.0, 0.5, rate.shape)).astype(np.float32)))
+    shown = random.random((types, proteins)) < 0.3
+    mean = np.where(shown[kind], 80.0, 4.0) * random.lognormal(0, 0.3, (2, proteins))[batch]
+    adata.obsm["proteins"] = random.poisson(mean * random.gamma(4.0, 0.25, mean.shape)).astype(np.float32)
+    adata.obs["batch"], adata.obs["cell_type"] = batch.astype(str), kind.astype(str)
+    adata.obs_names = [f"cell{i}" for i in range(n)]
+    return adata
+
+
+def fit(name: str, ours: bool, seed: int, epochs: int) -> dict:
+    """Train one model; its scores."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import scvi
+
+        from pyro_vmm import scvi as adapted
+
+    quieten_lightning()
+    case, adata = CASES[name], load(name)
+    cls = getattr(adapted, case.cls) if ours else adapted.STOCK[case.cls]
+    keys = {"batch_key": "batch"} if adata.obs["batch"].nunique() > 1 else {}
+    if case.cls == "SCANVI":
+        keys |= {"labels_key": "known", "unlabeled_category": UNKNOWN}
+    if case.cls == "TOTALVI":
+        keys |= {"protein_expression_obsm_key": "proteins"}
+    scvi.settings.seed = seed
+    cls.setup_anndata(adata, **keys)
+    model = cls(adata, **(case.prior if ours else {}))
+    start = time.perf_counter()
+    model.train(max_epochs=epochs, accelerator="cpu", enable_progress_bar=False, **{**TRAINING, **case.training})
+    seconds = time.perf_counter() - start
+    elbo = -model.history["elbo_validation"].to_numpy(float).ravel()
+    types, z = adata.obs["cell_type"].astype(str).to_numpy(), model.get_latent_representation()
+    found = {
+        "data": case.title,
+        "class": case.cls,
+        "prior": ", ".join(["VMM", *(f"{name}={value}" for name, value in case.prior.items())]) if ours else "N(0, I)",
+        "seed": seed,
+        "NMI Leiden": leiden_nmi(z, types),
+        "ELBO": float(elbo[-1]),
+        "epochs": len(elbo),
+        # Settling is in it.
+        "seconds an epoch": seconds / len(elbo),
+    }
+    if ours:
+        clusters = model.predict_clusters()
+        found |= {
+            "clusters": model.n_clusters_,
+            "components": len(np.unique(model.components_)),
+            "NMI": clustering.nmi(types, clusters),
+            "ARI": clustering.ari(types, clusters),
+        }
+    return found
+
+
+#: And the digits that they are shown with.
+COLUMNS = {
+    "clusters": 1,
+    "components": 1,
+    "NMI": 3,
+    "ARI": 3,
+    "NMI Leiden": 3,
+    "ELBO": 1,
+    "epochs": 0,
+    "seconds an epoch": 2,
+}
+
+
+def page(rows: pd.DataFrame, command: str) -> str:
+    """The tables, as Markdown."""
+    lines = [
+        "# Models of scvi-tools, stock and with the VMM",
+        "",
+        f"`{command}`: means over seeds. NMI and ARI are of the model's own clusters, NMI Leiden is of Leiden's at",
+        "resolution 1 on the embedding. ELBO is that of held-back cells at the end of training, in nats a cell.",
+        "Training stops after 45 epochs without a better one. Neither has a warm-up of the KL divergence.",
+        "",
+        "| data | class | prior | seeds | " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * (4 + len(COLUMNS)),
+    ]
+    for (title, cls, prior), group in rows.groupby(["data", "class", "prior"], sort=False):
+        means = group.reindex(columns=list(COLUMNS)).astype(float).mean()
+        cells = ["" if np.isnan(means[name]) else f"{means[name]:.{digits}f}" for name, digits in COLUMNS.items()]
+        lines.append(f"| {title} | {cls} | {prior} | {len(group)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=400)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/scvi_models"))
+    parser.add_argument("--out", type=Path, help="the page of tables")
+    given = parser.parse_args()
+    limit_threads(given.threads)
+    given.runs.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in given.only:
+        for seed in range(given.seeds):
+            for ours in (True,) if CASES[name].prior else (False, True):  # the stock model is another case's
+                path = given.runs / f"{name}_{'vmm' if ours else 'stock'}_{seed}_{given.epochs}.json"
+                if not path.exists():
+                    files.write_json(path, fit(name, ours, seed, given.epochs))
+                rows.append(files.read_json(path))
+                print(rows[-1], flush=True)
+    text = page(pd.DataFrame(rows), f"python benchmarks/scvi_models.py --seeds {given.seeds}")
+    print(text)
+    if given.out:
+        files.write_text(given.out, text)
+
+
+if __name__ == "__main__":
+    main()

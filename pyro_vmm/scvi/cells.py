@@ -1,0 +1,250 @@
+"""Cells as a module of scvi-tools reads them, dicts of tensors, packed into rows of one tensor; and pseudo-cells."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from pyro_vmm.networks import inference_mode
+from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, averaged
+
+#: What pseudo-cells train: the measured values. All else that an encoder reads is held.
+MEASURED = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.PROTEIN_EXP_KEY, REGISTRY_KEYS.ATAC_X_KEY)
+PSEUDO_BATCHES = ("averaged", "held")
+
+
+class Field(NamedTuple):
+    """One of the tensors (N, width) that a module reads.
+
+    Arguments:
+        key: its name in the registry of scvi-tools.
+        width: how many columns it has.
+        dtype: what torch calls the type of its numbers, such as "int64".
+    """
+
+    key: str
+    width: int
+    dtype: str
+
+
+class _Read(dict):
+    """A dict that knows which of its keys were read."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.keys_read = []
+
+    def __getitem__(self, key):
+        self.keys_read.append(key)
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        return self[key] if key in self else default
+
+
+class Layout:
+    """The columns of a packed cell (W,): the measured values first, then what is held.
+
+    Arguments:
+        fields: what the encoder reads, measured fields first.
+        n_batches: B, the batches of the training data.
+        sees_batch: whether the encoder's output depends on the batch.
+        counts: whether no measured value is negative.
+    """
+
+    def __init__(self, fields: Sequence[tuple], n_batches: int, sees_batch: bool, counts: bool):
+        self.fields = [Field(*field) for field in fields]
+        self.n_batches, self.sees_batch, self.counts = n_batches, sees_batch, counts
+        self.n_measured = sum(field.width for field in self.fields if field.key in MEASURED)
+        self.width = sum(field.width for field in self.fields)
+
+    @classmethod
+    def of(cls, module: nn.Module, tensors: Mapping[str, Tensor], n_batches: int) -> "Layout":
+        """What the encoder of a module reads of these cells.
+
+        Raises:
+            TypeError: it reads no measured values.
+        """
+        tensors = _Read({key: value for key, value in tensors.items() if torch.is_tensor(value)})
+        _inference_input(module, tensors)
+        keys = dict.fromkeys(tensors.keys_read)
+        ordered = [key for key in keys if key in MEASURED] + [key for key in keys if key not in MEASURED]
+        fields = [Field(key, tensors[key].shape[1], str(tensors[key].dtype).removeprefix("torch.")) for key in ordered]
+        if not ordered or ordered[0] not in MEASURED:
+            raise TypeError(f"the encoder of {type(module).__name__} reads {ordered}, expected one of {MEASURED}")
+        counts = all(bool((tensors[key] >= 0).all()) for key in ordered if key in MEASURED)
+        layout = cls(fields, n_batches, False, counts)
+        layout.sees_batch = layout._sees_batch(module, layout.pack(tensors))
+        return layout
+
+    @torch.no_grad()
+    def _sees_batch(self, module: nn.Module, cells: Tensor) -> bool:
+        """Whether the encoder tells the first batch from the last."""
+        if self.n_batches < 2 or self.batch_column is None:
+            return False
+        encoder = Encoder(module, self)
+        with inference_mode(encoder):
+            first, last = (encoder(self.in_batch(cells, b)).loc for b in (0, self.n_batches - 1))
+        return not torch.equal(first, last)
+
+    def to_dict(self) -> dict:
+        """Plain values, from which ``Layout(**values)`` makes it again."""
+        fields = [tuple(field) for field in self.fields]
+        return {"fields": fields, "n_batches": self.n_batches, "sees_batch": self.sees_batch, "counts": self.counts}
+
+    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Cells (N, W) from a dict of tensors (N, width)."""
+        return torch.cat([tensors[field.key].float() for field in self.fields], -1)
+
+    def unpack(self, cells: Tensor) -> dict[str, Tensor]:
+        """The dict of tensors (N, width) that cells (N, W) were packed from."""
+        parts = cells.split([field.width for field in self.fields], -1)
+        return {field.key: part.to(getattr(torch, field.dtype)) for field, part in zip(self.fields, parts, strict=True)}
+
+    @property
+    def batch_column(self) -> int | None:
+        """Where a packed cell holds its batch; None if the encoder does not read it."""
+        start = 0
+        for field in self.fields:
+            if field.key == REGISTRY_KEYS.BATCH_KEY:
+                return start
+            start += field.width
+        return None
+
+    def in_batch(self, cells: Tensor, batch: int | Tensor) -> Tensor:
+        """The same cells (N, W) in another batch, or each in its own, (N,)."""
+        cells = cells.clone()
+        cells[:, self.batch_column] = batch
+        return cells
+
+    def one_hot_batch(self, cells: Tensor) -> Tensor:
+        """The batch of cells (N, W) among those of the training data, (N, B); zeros for a batch that came later."""
+        if self.batch_column is None:
+            return cells.new_ones(len(cells), 1)
+        batch = cells[:, self.batch_column].long()
+        return nn.functional.one_hot(batch.clamp(max=self.n_batches - 1), self.n_batches) * (
+            (batch < self.n_batches)[:, None]
+        ).to(cells.dtype)
+
+
+class Encoder(nn.Module):
+    """The q(z | x) of a module of scvi-tools, for packed cells (N, W): a diagonal normal (N, D)."""
+
+    def __init__(self, module: nn.Module, layout: Layout):
+        super().__init__()
+        self.module, self.layout = module, layout
+        self.training = module.training
+
+    def forward(self, cells: Tensor) -> Normal:
+        # TOTALVI's inference leaves what it made of its last cells as an attribute, which is for the cells at hand.
+        before = dict(vars(self.module))
+        try:
+            return posterior(self.module.inference(**_inference_input(self.module, self.layout.unpack(cells))))
+        finally:
+            vars(self.module).update(before)
+
+
+def _inference_input(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict:
+    """What ``inference`` takes; from the measured values, where the data hold q(z | x) besides (minified data)."""
+    takes = inspect.signature(module._get_inference_input).parameters
+    return module._get_inference_input(tensors, **({"full_forward_pass": True} if "full_forward_pass" in takes else {}))
+
+
+def posterior(outputs: Mapping) -> Normal:
+    """q(z | x), a diagonal normal (N, D), among what ``inference`` returns.
+
+    Raises:
+        TypeError: it is not among it.
+    """
+    qz = outputs.get("qz")
+    if isinstance(qz, Normal):
+        return qz
+    if "qz_m" in outputs:  # MULTIVI
+        return Normal(outputs["qz_m"], outputs["qz_v"].sqrt())
+    raise TypeError(f"inference returns {sorted(outputs)}, expected a normal 'qz', or 'qz_m' and 'qz_v'")
+
+
+class PseudoCells(PseudoInputs):
+    """K pseudo-cells, packed: trainable measured values, and what is held, which is that of the cells they start at.
+
+    Counts are max(u, 0), with the gradient passed straight through: a zero stays zero in the pass, and stays trainable.
+    An encoder that sees the batch gets each pseudo-cell in all batches of the training data, "averaged" over, see
+    :class:`~pyro_vmm.priors.pseudo_inputs.CellPseudoInputs`, or in the batch of the cell that it started at, "held".
+
+    :meth:`fix` keeps q(mu) as it is, whatever becomes of the encoder.
+
+    Arguments:
+        layout: the columns of a cell.
+        initial: cells to start from, (K, W).
+        batch: one of ``PSEUDO_BATCHES``.
+        latent_dim: D.
+    """
+
+    per_component = ("held", "fixed", "fixed_loc", "fixed_scale")
+
+    def __init__(self, layout: Layout, initial: Tensor, batch: str, latent_dim: int):
+        super().__init__(initial[:, : layout.n_measured])
+        self.layout, self.batch, self.latent_dim = layout, batch, latent_dim
+        self.register_buffer("held", initial[:, layout.n_measured :].clone())
+        self.register_buffer("fixed", torch.zeros(len(initial), dtype=torch.bool))
+        self.register_buffer("fixed_loc", initial.new_zeros(len(initial), latent_dim))
+        self.register_buffer("fixed_scale", initial.new_zeros(len(initial), latent_dim))
+
+    def like(self, rows: Tensor) -> "PseudoCells":
+        return type(self)(self.layout, rows, self.batch, self.latent_dim)
+
+    @property
+    def n_batches(self) -> int:
+        """How many batches each pseudo-cell is encoded in."""
+        return self.layout.n_batches if self.layout.sees_batch and self.batch == "averaged" else 1
+
+    def forward(self) -> Tensor:
+        """(K, W), or (B K, W), all of a batch in turn."""
+        values = self.u + (self.u.clamp(min=0) - self.u).detach() if self.layout.counts else self.u
+        cells = torch.cat([values, self.held], -1)
+        if self.n_batches == 1:
+            return cells
+        batches = torch.arange(self.n_batches, device=cells.device).repeat_interleave(len(cells))
+        return self.layout.in_batch(cells.repeat(self.n_batches, 1), batches.to(cells.dtype))
+
+    def encode(self, encoder: nn.Module) -> Centres:
+        if self.fixed.any():
+            return Centres(self.fixed_loc, torch.diag_embed(self.fixed_scale))
+        return averaged(super().encode(encoder), self.n_batches)
+
+    @torch.no_grad()
+    def fix(self, encoder: nn.Module) -> None:
+        """Keep q(mu) as it is with this encoder, its variances alone."""
+        loc, tril = self.encode(encoder)
+        self.fixed_loc.copy_(loc)
+        self.fixed_scale.copy_(tril.square().sum(-1).sqrt())
+        self.fixed.fill_(True)
+
+
+class Cells:
+    """Some cells of a model's data as rows, packed: ``cells[positions]`` is a tensor (M, W) on the model's device.
+
+    Arguments:
+        model: a model of scvi-tools with data.
+        indices: which cells, (N,).
+        layout: the columns of a cell.
+    """
+
+    def __init__(self, model, indices: np.ndarray, layout: Layout):
+        self.model, self.indices, self.layout = model, np.asarray(indices), layout
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        return self.layout.pack(read(self.model, self.indices[positions.cpu().numpy()])).to(self.model.device)
+
+
+def read(model, indices: np.ndarray) -> dict[str, Tensor]:
+    """Cells of a model's data, by their positions (M,), as scvi-tools' own data loader gives them."""
+    return next(iter(model._make_data_loader(adata=model.adata, indices=indices, batch_size=len(indices))))

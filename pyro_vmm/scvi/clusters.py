@@ -1,0 +1,186 @@
+"""What a model of scvi-tools with the prior tells of cells: their clusters, and how sure it is."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scvi
+import torch
+from scvi import REGISTRY_KEYS
+from torch import Tensor
+
+from pyro_vmm.estimators import annotation, storing
+from pyro_vmm.estimators.numbering import by_cluster, found_and_strays, numbering
+from pyro_vmm.inference import settle
+from pyro_vmm.networks import inference_mode
+from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.ranks import Ranks
+from pyro_vmm.runtime.settings import defaults
+from pyro_vmm.scvi.cells import Cells, Encoder
+from pyro_vmm.scvi.modules import Adapted
+from pyro_vmm.scvi.settings import PriorSettings
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+ROWS_AT_ONCE = 4096
+#: What training leaves as attributes, as of :class:`~pyro_vmm.SingleCellVMM`.
+COUNTED = (
+    "components_",
+    "component_weights_",
+    "cluster_of_component_",
+    "weights_",
+    "n_clusters_",
+    "strays_",
+    "batch_shares_",
+)
+
+
+class Clusters:
+    """Mixed into a model of scvi-tools: clusters after training, and their methods. ``module.vmm`` holds the prior.
+
+    Attributes:
+        n_clusters_, strays_, weights_, components_, component_weights_, cluster_of_component_, batch_shares_: as of
+            :class:`~pyro_vmm.SingleCellVMM`, of the cells that the model was made with.
+    """
+
+    def after_training(self) -> None:
+        """Settle the components and number the clusters, unless the prior is at rest; then count the cells in each."""
+        # Of several processes each has the BatchNorm statistics of its own last cells.
+        Ranks.present().align(each for each in self.module.state_dict().values() if each.dtype != torch.bool)
+        if self.train_prior_:
+            self._settle()
+        self._count_clusters()
+
+    def _settle(self) -> None:
+        mixture, model = self.module.vmm, Adapted(self.module)
+        if self._training.settle:
+            cells = Cells(self, self.train_indices, mixture.layout)
+            with mixture.awake():
+                mixture.cluster_of_component.copy_(settle(model, cells, scvi.settings.seed or 0))
+        components = self._of_components(self.get_latent_representation(), lambda q_c: q_c.argmax(-1))
+        weights, cluster = self._weights(), mixture.cluster_of_component.cpu().numpy()
+        counts = np.bincount(components, minlength=len(weights))
+        order, cluster = numbering(cluster, weights, counts, "share")
+        model.reorder(torch.as_tensor(order, device=self.device))
+        mixture.cluster_of_component.copy_(torch.as_tensor(cluster))
+
+    def _count_clusters(self) -> None:
+        """Set the attributes that tell of the model's own cells, the names in ``COUNTED``."""
+        z, names = self.get_latent_representation(), self._batch_names()
+        self.component_weights_ = self._weights()
+        self.cluster_of_component_ = self.module.vmm.cluster_of_component.cpu().numpy()
+        self.weights_ = by_cluster(self.component_weights_, self.cluster_of_component_)
+        self.components_ = self._of_components(z, lambda q_c: q_c.argmax(-1))
+        labels = self._of_clusters(z, lambda q_c: q_c.argmax(-1))
+        self.n_clusters_, self.strays_ = found_and_strays(labels, z.shape[1] + 2 if self._training.settle else 1)
+        batch = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY).ravel().astype(int)
+        self.batch_shares_ = annotation.batch_shares(labels, batch, labels.max() + 1, names)
+
+    @torch.no_grad()
+    def _weights(self) -> np.ndarray:
+        """Of the components, (K,)."""
+        model = Adapted(self.module)
+        with exclusive(), inference_mode(model):
+            return model.prior(model.encoder).weights.cpu().numpy()
+
+    def predict_clusters(
+        self,
+        adata: "AnnData | MuData | None" = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """The most probable cluster of each cell at the mean of q(z | x), (N,); 0 is the largest in the training data.
+
+        Arguments:
+            adata: cells like those that the model was made with; None for those themselves.
+            indices: which of them; None for all.
+            batch_size: cells in a forward pass.
+        """
+        z = self.get_latent_representation(adata, indices=indices, batch_size=batch_size)
+        return self._of_clusters(z, lambda q_c: q_c.argmax(-1))
+
+    def predict_proba(
+        self,
+        adata: "AnnData | MuData | None" = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """q(c | x) at the mean of q(z | x), (N, K); zero from the number of clusters on. Arguments as above."""
+        z = self.get_latent_representation(adata, indices=indices, batch_size=batch_size)
+        return self._of_clusters(z, lambda q_c: q_c)
+
+    def annotate(
+        self, adata: "AnnData | MuData | None" = None, key_added: str = "vmm", batch_size: int | None = None
+    ) -> "AnnData | MuData":
+        """Write the embedding and the clusters into ``adata``, and return it, as :class:`~pyro_vmm.SingleCellVMM` does.
+
+        Arguments:
+            adata: cells like those that the model was made with; None for those themselves.
+            key_added: what replaces "vmm" in ``obsm["X_vmm"]``, ``obs["vmm"]``, ``obs["vmm_probability"]``,
+                ``obs["vmm_entropy"]`` and ``uns["vmm"]``; not so that a column is replaced which the model reads.
+            batch_size: cells in a forward pass.
+        """
+        annotation.check_key(key_added, self._columns_read())
+        adata = self.adata if adata is None else adata
+        annotation.check_writable(adata)
+        if "weights_" not in vars(self):  # of a file that was saved in the middle of training
+            self._count_clusters()
+        z = self.get_latent_representation(adata, batch_size=batch_size)
+        annotation.write(adata, key_added, z, self._of_clusters(z, annotation.summary), _Fitted(self))
+        adata.uns[key_added]["versions"]["scvi-tools"] = scvi.__version__
+        return adata
+
+    def get_importance_weights(self, *args, **kwargs) -> np.ndarray:
+        """The stock weights of ``get_normalized_expression(weights="importance")``; an error with a mixture prior.
+
+        They take the prior on z to be N(0, I), in the middle of a function.
+        """
+        if self.module.vmm.prior.has_clusters:
+            prior = type(self.module.vmm.prior).__name__
+            raise NotImplementedError(f"weights='importance' is for N(0, I), expected 'uniform' with {prior}")
+        return super().get_importance_weights(*args, **kwargs)
+
+    def _of_clusters(self, z: np.ndarray, function) -> np.ndarray:
+        """What the function makes of q(c | x) of clusters, (M, K)."""
+        cluster = self.module.vmm.cluster_of_component
+        return self._of_components(z, lambda q_c: function(torch.zeros_like(q_c).index_add_(-1, cluster, q_c)))
+
+    @torch.no_grad()
+    def _of_components(self, z: np.ndarray, function) -> np.ndarray:
+        """What the function makes of q(c | x) of components, (M, K)."""
+        self.module.eval()
+        mixture = self.module.vmm
+        with exclusive():
+            clustering = mixture.prior.clustering(Encoder(self.module, mixture.layout))
+        rows = torch.as_tensor(z, device=self.device).split(ROWS_AT_ONCE)
+        parts: list[Tensor] = [function(clustering.responsibilities(part)).cpu() for part in rows]
+        return torch.cat(parts).numpy()
+
+    def _batch_names(self) -> list[str]:
+        return [
+            str(name) for name in self.adata_manager.get_state_registry(REGISTRY_KEYS.BATCH_KEY).categorical_mapping
+        ]
+
+    def _columns_read(self) -> set[str]:
+        """The names that the set-up of the data names: columns of ``adata.obs``, layers and the like."""
+        given = self.registry["setup_args"].values()
+        several = [name for value in given if isinstance(value, list | tuple) for name in value]
+        return {name for name in (*given, *several) if isinstance(name, str)}
+
+
+class _Fitted:
+    """A trained model of scvi-tools as :mod:`pyro_vmm.estimators.annotation` reads it."""
+
+    def __init__(self, model: Clusters):
+        self.n_components_ = model.module.vmm.prior.n_components
+        self.weights_, self.batch_shares_ = model.weights_, model.batch_shares_
+        history = list((model.history or {}).values())
+        self.history_ = pd.concat(history or [pd.DataFrame()], axis=1).astype(float).rename_axis(index="epoch")
+        self.best_epoch_, self.seed_ = len(self.history_), scvi.settings.seed
+        self._settings = {name: getattr(model.prior_settings, name) for name in defaults(PriorSettings)}
+
+    def configuration(self) -> dict:
+        return storing.configuration(self._settings)

@@ -1,0 +1,234 @@
+"""The models: subclasses of those of scvi-tools, of the same names, with another prior on z."""
+
+import functools
+import inspect
+import warnings
+
+import scvi
+import torch
+from scvi.model.base import BaseModelClass
+
+from pyro_vmm.estimators import building
+from pyro_vmm.priors import Prior, prior_class
+from pyro_vmm.priors.balance import BatchBalance
+from pyro_vmm.runtime.checks import described
+from pyro_vmm.runtime.settings import check_settings, defaults, settings_of
+from pyro_vmm.scvi import contract
+from pyro_vmm.scvi.cells import Encoder, Layout, PseudoCells, read
+from pyro_vmm.scvi.clusters import COUNTED, Clusters
+from pyro_vmm.scvi.modules import HeldPrior, module_class
+from pyro_vmm.scvi.settings import PriorSettings, TrainingSettings, split
+from pyro_vmm.scvi.training import MapStep, runner_class
+
+#: The classes of scvi-tools whose contract is tested; others are refused by name.
+STOCK = {
+    "SCVI": scvi.model.SCVI,
+    "LinearSCVI": scvi.model.LinearSCVI,
+    "SCANVI": scvi.model.SCANVI,
+    "TOTALVI": scvi.model.TOTALVI,
+    "PEAKVI": scvi.model.PEAKVI,
+    "POISSONVI": scvi.external.POISSONVI,
+    "MULTIVI": scvi.model.MULTIVI,
+    "CYTOVI": scvi.external.CYTOVI,
+}
+# What a model file says of the layout, among the arguments of the constructor.
+LAYOUT = "vmm_layout"
+# The settings that a prior which is given by its name is made with.
+OF_PRIORS = ("hyperprior", "m_prior", "expectation", "responsibilities")
+# Stock arguments of `train` by which the KL divergence rises in weight, and what switches that off.
+NO_WARM_UP = {"n_epochs_kl_warmup": None, "n_steps_kl_warmup": 0}
+
+
+class WithVMM(Clusters):
+    """Mixed into a model of scvi-tools; never used by itself."""
+
+    #: Whether each new model is tried on a few cells first.
+    _tried = False
+
+    def _start(self, stock_init, *args, **kwargs) -> None:
+        """Make the stock model, then the prior in its module."""
+        layout = kwargs.pop(LAYOUT, None)
+        own, others = split(PriorSettings, kwargs)
+        self.prior_settings = PriorSettings(**own)
+        check_settings(self.prior_settings)
+        if "prior_mixture" in inspect.signature(stock_init).parameters and self._has_mixture():
+            others = self._without_other_mixture(others)
+        stock_init(self, *args, **others)
+        self._check_model(restored=layout is not None)
+        if self._tried and layout is None and self._has_mixture():
+            contract.check_model(self)
+        self._training = TrainingSettings()
+        self.train_prior_ = True
+        with torch.random.fork_rng(devices=[]):  # the stock model's draws are as without a prior
+            self._attach(None if layout is None else Layout(**layout))
+        # Read by `load`, `load_query_data` and `SCANVI.from_scvi_model`, which call the constructor with them.
+        saved = {name: getattr(self.prior_settings, name) for name in defaults(PriorSettings)}
+        self.init_params_["non_kwargs"].update(saved, **{LAYOUT: self.module.vmm.layout.to_dict()})
+
+    def _has_mixture(self) -> bool:
+        return prior_class(self.prior_settings.prior).has_clusters
+
+    def _without_other_mixture(self, kwargs: dict) -> dict:
+        if kwargs.get("prior_mixture"):
+            name, prior = type(self).__name__, described(self.prior_settings.prior)
+            raise ValueError(f"prior_mixture=True is another prior of {name}, expected False with prior={prior}")
+        return {**kwargs, "prior_mixture": False}
+
+    def _check_model(self, restored: bool) -> None:
+        """Raise ``ValueError`` for a stock model in which the prior can't be; one from a file may lack its cells."""
+        name = type(self).__name__
+        if (self.adata is None and not restored) or self.module is None:
+            raise ValueError(f"{name} needs adata: data modules without it are not supported")
+        if getattr(self.module, "latent_distribution", "normal") != "normal":
+            found = self.module.latent_distribution
+            raise ValueError(f"latent_distribution={found!r} of {name} has no mixture of normals, expected 'normal'")
+
+    def _attach(self, layout: Layout | None) -> None:
+        """Put the prior into the module, its pseudo-cells at random cells; with a layout at none, to be loaded.
+
+        The draw goes by torch's numbers, which ``scvi.settings.seed`` sets.
+        """
+        module, given = self.module, self.prior_settings
+        d = module.n_latent
+        if isinstance(given.prior, Prior):
+            given.n_components = given.prior.n_components
+        if layout is None:
+            n = self.adata.n_obs
+            if self._has_mixture() and given.n_components > n:
+                warnings.warn(f"n_components={given.n_components} is more than the {n} cells; using {n}", stacklevel=4)
+                given.n_components = n
+            tensors = read(self, torch.randperm(n)[: given.n_components if self._has_mixture() else 1].numpy())
+            layout = Layout.of(module, tensors, self.summary_stats.get("n_batch", 1))
+            initial = layout.pack(tensors)
+        else:
+            initial = torch.zeros(given.n_components if self._has_mixture() else 1, layout.width)
+        pseudo = PseudoCells(layout, initial, given.pseudo_batch, d)
+        prior = building.build_prior(given.prior, d, pseudo, {name: getattr(given, name) for name in OF_PRIORS})
+        balance = None
+        if given.batch_balance and layout.n_batches > 1 and prior.n_components > 1:
+            balance = BatchBalance(given.batch_balance, layout.n_batches, prior.n_components)
+        module.__class__ = module_class(type(module))
+        module.vmm = HeldPrior(prior, layout, balance, given.kl_weight)
+        module.vmm.rest()
+
+    def _train(self, stock_train, *args, **kwargs):
+        """Train by the stock method, with MAP steps in between, and settle."""
+        own, others = split(TrainingSettings, kwargs)
+        self._training = TrainingSettings(**own)
+        check_settings(self._training)
+        plan, config = others.get("plan_kwargs"), others.get("plan_config")
+        if any(_value(each, "compile") for each in (plan, config)):
+            raise ValueError("compile=True is not supported: the prior is trained beside the compiled module")
+        if others.get("strategy") in ("dp", "data_parallel"):
+            raise ValueError(f"strategy={others['strategy']!r} is not supported, expected 'ddp' for several devices")
+        if self._has_mixture():
+            others = self._without_warm_up(stock_train, others)
+        return stock_train(self, *args, **others)
+
+    def _without_warm_up(self, stock_train, kwargs: dict) -> dict:
+        """Arguments of the stock method, with the KL at full weight from the start unless they say otherwise."""
+        stated = inspect.signature(stock_train).parameters
+        plan = kwargs.get("plan_kwargs") or {}
+        if isinstance(plan, dict) and not kwargs.get("plan_config"):
+            kwargs = {**kwargs, "plan_kwargs": {"n_epochs_kl_warmup": None, **plan}}
+        # TOTALVI, PEAKVI, MULTIVI and CYTOVI put their own arguments into the plan's.
+        own = {name: plan.get(name, off) for name, off in NO_WARM_UP.items() if name in stated}
+        return {**own, **kwargs}
+
+    def callbacks(self) -> list[MapStep]:
+        """What trains the prior, if scvi-tools does not know it, and counts what its components explain."""
+        given = self._training
+        settings = given.prior_learning_rate, given.freeze_after, given.reuse_draws
+        return [MapStep(self.module.vmm, *settings, trains=self.train_prior_)] if self._has_mixture() else []
+
+    @classmethod
+    def _load_query_data(cls, stock_load, *args, **kwargs):
+        model = stock_load(*args, **kwargs)
+        model.train_prior_ = False
+        mixture = model.module.vmm
+        mixture.requires_grad_(False)
+        if hasattr(mixture.prior, "pseudo_inputs"):
+            # What the reference model's encoder makes of the pseudo-cells: surgery trains the encoder on.
+            mixture.prior.pseudo_inputs.fix(Encoder(model.module, mixture.layout))
+        for name in COUNTED:
+            vars(model).pop(name, None)  # of the reference's cells
+        return model
+
+
+def with_vmm(cls: type[BaseModelClass]) -> type[BaseModelClass]:
+    """A subclass of a model of scvi-tools, of the same name, with the VMM, or another prior, in the place of N(0, I).
+
+    The constructor takes the arguments of :class:`~pyro_vmm.scvi.settings.PriorSettings` besides its own, and ``train``
+    those of :class:`~pyro_vmm.scvi.settings.TrainingSettings`. After ``train`` there are ``annotate``,
+    ``predict_clusters`` and ``predict_proba``; ``predict``, too, where the class has none of its own.
+
+    Of a class of your own, a subclass of one of ``STOCK`` or of scvi-tools' ``BaseModelClass``, each new model is
+    tried on a few cells, see :mod:`pyro_vmm.scvi.contract`.
+
+    Raises:
+        TypeError: it is a class of scvi-tools that is not in ``STOCK``, a subclass of one, or breaks the contract.
+    """
+    contract.check_class(cls)
+    _check_ancestors(cls)
+
+    @functools.wraps(cls.__init__)
+    def __init__(self, *args, **kwargs):
+        self._start(cls.__init__, *args, **kwargs)
+
+    @functools.wraps(cls.train)
+    def train(self, *args, **kwargs):
+        return self._train(cls.train, *args, **kwargs)
+
+    __init__.__signature__ = _extended(cls.__init__, PriorSettings)
+    train.__signature__ = _extended(cls.train, TrainingSettings)
+    stock = cls in STOCK.values()
+    members = {
+        "__init__": __init__,
+        "train": train,
+        "__module__": "pyro_vmm.scvi" if stock else cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": f"{cls.__name__} with a prior of :func:`pyro_vmm.scvi.with_vmm` on z.\n\n{cls.__doc__ or ''}",
+        "_tried": not stock,
+        "_train_runner_cls": runner_class(cls._train_runner_cls),
+    }
+    if hasattr(cls, "load_query_data"):
+
+        @classmethod
+        @functools.wraps(cls.load_query_data)
+        def load_query_data(klass, *args, **kwargs):
+            return klass._load_query_data(super(new, klass).load_query_data, *args, **kwargs)
+
+        members["load_query_data"] = load_query_data
+    if not hasattr(cls, "predict"):  # SCANVI's predicts labels
+        members["predict"] = Clusters.predict_clusters
+    new = type(cls.__name__, (WithVMM, cls), members)
+    return new
+
+
+def _check_ancestors(cls: type) -> None:
+    """Raise ``TypeError`` unless the nearest model of scvi-tools that a class derives from is in ``STOCK``, if any."""
+    of_scvi = [each for each in cls.__mro__ if each.__module__.split(".")[0] == "scvi"]
+    models = [each for each in of_scvi if not each.__module__.startswith("scvi.model.base")]
+    models = [each for each in models if issubclass(each, BaseModelClass)]
+    if models and models[0] not in STOCK.values():
+        raise TypeError(f"{models[0].__name__} of scvi-tools can't have the prior, expected one of {', '.join(STOCK)}")
+
+
+def _extended(function, group: type) -> inspect.Signature:
+    """The signature of a stock function with the settings of a group as arguments by name."""
+    signature = inspect.signature(function)
+    own = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults(group)[name])
+        for name in settings_of(group)
+    ]
+    parameters = list(signature.parameters.values())
+    rest = [each for each in parameters if each.kind is each.VAR_KEYWORD]
+    return signature.replace(parameters=[each for each in parameters if each not in rest] + own + rest)
+
+
+def _value(given, name: str):
+    """What a dict or an object of settings holds by this name, or None."""
+    return given.get(name) if isinstance(given, dict) else getattr(given, name, None)
+
+
+SCVI, LinearSCVI, SCANVI, TOTALVI, PEAKVI, POISSONVI, MULTIVI, CYTOVI = map(with_vmm, STOCK.values())

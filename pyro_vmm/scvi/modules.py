@@ -1,0 +1,239 @@
+"""The prior inside a module of scvi-tools: where it lies, and how it gets into the loss."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from scvi.module import SCANVAE, VAE
+from scvi.module.base import BaseModuleClass, LossOutput
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.models import LatentVariableModel
+from pyro_vmm.priors import Prior, StandardNormal
+from pyro_vmm.priors.balance import BatchBalance
+from pyro_vmm.scvi.cells import Encoder, Layout, posterior
+
+#: What modules call the KL divergence of q(z | x) from N(0, I) among what their loss reports.
+KL_KEYS = ("kl_divergence_z", "kl_div_z", "kl_local")
+KL_WEIGHTS = ("stock", "elbo")
+
+
+class HeldPrior(nn.Module):
+    """What a module of scvi-tools holds of the prior, as ``module.vmm``; its state is part of the module's.
+
+    Arguments:
+        prior: one of :mod:`pyro_vmm.priors`.
+        layout: the columns of a packed cell.
+        balance: what keeps clusters from following batches, or None.
+        kl_weight: one of ``KL_WEIGHTS``.
+
+    Attributes:
+        cluster_of_component: (K,), numbered from 0.
+        trained: what is trained instead of the whole prior, see :class:`~pyro_vmm.inference.Elimination`; None at rest.
+        watched: whether the loss is one of a training step, which is not told by ``module.training``: surgery, and a
+            second training, run in inference mode.
+        last: the cells (M, W) of the last such loss, their draws of z (M, D), and p(c | z) (M, K).
+    """
+
+    def __init__(self, prior: Prior, layout: Layout, balance: BatchBalance | None, kl_weight: str = "stock"):
+        super().__init__()
+        self.prior, self.balance, self.layout, self.kl_weight = prior, balance, layout, kl_weight
+        self.register_buffer("cluster_of_component", torch.arange(prior.n_components))
+        self.trained: tuple[LatentVariableModel, ...] = ()  # in a tuple, for it not to be a submodule
+        self.watched, self.last = False, None
+        # Of the last loss with gradients: the weight of one cell's KL, stock and this prior's, times the cells.
+        self.last_weights = 1.0, 1.0
+
+    def rest(self) -> None:
+        """Hide the parameters that a MAP step trains from the optimisers of scvi-tools."""
+        if self.prior.trained_by_map:
+            self.prior.requires_grad_(False)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Show them meanwhile."""
+        models = [self.prior, *(model.prior for model in self.trained)]
+        if self.prior.trained_by_map:
+            for prior in models:
+                prior.requires_grad_(True)
+        try:
+            yield
+        finally:
+            if self.prior.trained_by_map:
+                for prior in models:
+                    prior.requires_grad_(False)
+
+
+class Adapted(LatentVariableModel):
+    """A module of scvi-tools as the package's own inference sees a model. A row is a packed cell, (W,)."""
+
+    def __init__(self, module: BaseModuleClass):
+        mixture = module.vmm
+        super().__init__(Encoder(module, mixture.layout), nn.Identity(), nn.Identity(), mixture.prior)
+        self.balance = mixture.balance
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        """None: scvi-tools trains the networks."""
+        return []
+
+    def batch(self, x: Tensor) -> Tensor:
+        return self.encoder.layout.one_hot_batch(x)
+
+    def p_z(self, cells: Tensor) -> MixtureOfGaussians:
+        """The prior of each cell's z: the weights differ between batches if they are balanced."""
+        sampled = self.prior.trained_by_map and self.prior.expectation == "sampled"
+        p_z = self.prior.sampled(self.encoder) if sampled else self.prior(self.encoder)
+        log_factors = self.log_factors(cells)
+        return p_z if log_factors is None else p_z.reweighted(log_factors)
+
+
+class WithPrior:
+    """Mixed into a class of modules: the loss, and what is reported of it, with the prior that ``self.vmm`` holds.
+
+    The stock loss is left as it is. It reports the KL divergence of q(z | x) from N(0, I); the weight that this has in
+    the loss (warm-up, a mean or a sum over cells) is the derivative of one by the other, which autograd knows. The KL
+    divergence from the mixture, by the one draw of z that is decoded too, takes its place with the same weight.
+    """
+
+    vmm: HeldPrior
+
+    def stock_loss(self, *args, **kwargs) -> LossOutput:
+        """What the loss would be with N(0, I)."""
+        return super().loss(*args, **kwargs)
+
+    def loss_with_prior(
+        self, tensors: Mapping[str, Tensor], inference_outputs: Mapping, generative_outputs: Mapping, *args, **kwargs
+    ) -> LossOutput:
+        """The loss of cells (M, ...)."""
+        if isinstance(self.vmm.prior, StandardNormal):
+            return super().loss(tensors, inference_outputs, generative_outputs, *args, **kwargs)
+        out = self.stock_loss(tensors, inference_outputs, generative_outputs, *args, **kwargs)
+        key = kl_key(out)
+        before = out.kl_local[key]
+        q_z, cells = posterior(inference_outputs), self.vmm.layout.pack(tensors)
+        model = self.vmm.trained[0] if self.vmm.trained else Adapted(self)
+        z, p_z = inference_outputs["z"], model.p_z(cells)
+        kl = q_z.log_prob(z).sum(-1) - p_z.log_prob(z)
+        if self.vmm.watched:
+            with torch.no_grad():
+                self.vmm.last = cells, z.detach(), p_z.responsibilities(z)
+        loss = out.loss + self._difference(out, before, kl, kwargs.get("kl_weight", 1.0))
+        return LossOutput(
+            loss=loss,
+            reconstruction_loss=out.reconstruction_loss,
+            kl_local={**out.kl_local, key: kl},
+            kl_global=out.kl_global,
+            classification_loss=out.classification_loss,
+            logits=out.logits,
+            true_labels=out.true_labels,
+            extra_metrics=out.extra_metrics,
+        )
+
+    def _difference(self, out: LossOutput, before: Tensor, kl: Tensor, kl_weight: float) -> Tensor:
+        """What one KL in the place of the other adds to the loss, ()."""
+        if not (torch.is_grad_enabled() and before.requires_grad):
+            # A look at cells, without gradients: the weights are those of training.
+            stock, weight = self.vmm.last_weights
+            return weight * kl.mean() - stock * before.mean()
+        (stock,) = torch.autograd.grad(out.loss, before, retain_graph=True)
+        weight = stock
+        if self.vmm.kl_weight == "elbo":
+            reconstruction = next(each for each in out.reconstruction_loss.values() if each.requires_grad)
+            weight = kl_weight * torch.autograd.grad(out.loss, reconstruction, retain_graph=True)[0]
+        self.vmm.last_weights = stock.detach().sum(), weight.detach().sum()
+        return (weight * kl - stock * before).sum()
+
+
+class WithMarginal(WithPrior):
+    """Mixed into a class of modules that estimates log p(x) too."""
+
+    def marginal_ll(self, *args, **kwargs):
+        """The stock estimate of log p(x) by importance weighting, with this prior; its weights are not balanced."""
+        if isinstance(self.vmm.prior, StandardNormal):
+            return super().marginal_ll(*args, **kwargs)
+        with self._standing_for(self.vmm.prior(Encoder(self, self.vmm.layout))):
+            return super().marginal_ll(*args, **kwargs)
+
+    @contextmanager
+    def _standing_for(self, p_z: MixtureOfGaussians) -> Iterator[None]:
+        """Have stock code that forms log N(z; 0, I) - log q(z | x) come to log p(z) - log q(z | x)."""
+        inference = self.inference
+
+        def with_other_posterior(*args, **kwargs) -> dict:
+            outputs = inference(*args, **kwargs)
+            return {**outputs, "qz": _Posterior(posterior(outputs), p_z)}
+
+        self.inference = with_other_posterior
+        try:
+            yield
+        finally:
+            del self.inference
+
+
+class _Posterior(Normal):
+    """q(z | x), with log-densities of which log p(z) - log N(z; 0, I) is taken off, (..., D): their sum counts."""
+
+    def __init__(self, q_z: Normal, p_z: MixtureOfGaussians):
+        super().__init__(q_z.loc, q_z.scale, validate_args=False)
+        self.p_z = p_z
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        standard = Normal(torch.zeros_like(self.loc), torch.ones_like(self.scale)).log_prob(value)
+        by_dimension = self.p_z.log_prob(value).unsqueeze(-1) / value.shape[-1]
+        return super().log_prob(value) - by_dimension + standard
+
+
+class WithPriorOverLabels(WithPrior):
+    """Mixed into scANVI's: the prior takes the place of all that is above z1, p(z1 | z2, y) p(z2) p(y).
+
+    What remains is scVI's loss and that of the classifier of z1.
+    """
+
+    def stock_loss(
+        self,
+        tensors,
+        inference_outputs,
+        generative_outputs,
+        kl_weight=1.0,
+        labelled_tensors=None,
+        classification_ratio=0.0,
+    ) -> LossOutput:
+        out = VAE.loss(self, tensors, inference_outputs, generative_outputs, kl_weight=kl_weight)
+        if labelled_tensors is None:
+            return out
+        loss, labels, logits = self.classification_loss(labelled_tensors)
+        return LossOutput(
+            loss=out.loss + classification_ratio * loss,
+            reconstruction_loss=out.reconstruction_loss,
+            kl_local=out.kl_local,
+            classification_loss=loss,
+            true_labels=labels,
+            logits=logits,
+            extra_metrics=out.extra_metrics,
+        )
+
+
+def kl_key(out: LossOutput) -> str:
+    """What the module calls the KL divergence of z; ``TypeError`` if it reports none."""
+    # Not `next` without a default: Lightning takes a StopIteration for the end of the data.
+    key = next((key for key in KL_KEYS if key in out.kl_local), None)
+    if key is None:
+        raise TypeError(f"the loss reports {sorted(out.kl_local)}, expected one of {KL_KEYS}")
+    return key
+
+
+@functools.cache
+def module_class(cls: type[BaseModuleClass]) -> type[BaseModuleClass]:
+    """A subclass of a class of modules, of the same name, whose loss has the prior that ``vmm`` holds."""
+    mixins = (WithPriorOverLabels,) if issubclass(cls, SCANVAE) else ()
+    mixins += (WithMarginal,) if hasattr(cls, "marginal_ll") else (WithPrior,)
+
+    @functools.wraps(cls.loss)  # training plans look up the names of its arguments
+    def loss(self, *args, **kwargs):
+        return self.loss_with_prior(*args, **kwargs)
+
+    members = {"loss": loss, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (*mixins, cls), members)

@@ -1,0 +1,71 @@
+"""The settings of the prior inside a model of scvi-tools: those of SingleCellVMM that mean something there."""
+
+from typing import ClassVar
+
+from pyro_vmm.estimators.settings import CellModel, CellSettings, NamedPrior, PriorChoice, Training
+from pyro_vmm.estimators.settings import Model as Components
+from pyro_vmm.inference.config import Alternation
+from pyro_vmm.priors.hyperpriors import HyperPrior
+from pyro_vmm.runtime.settings import changed, defaults, one_of, setting, settings
+from pyro_vmm.scvi.cells import PSEUDO_BATCHES
+from pyro_vmm.scvi.modules import KL_WEIGHTS
+
+_CELLS = defaults(CellSettings)
+
+
+def _of_cells(group: type, name: str):
+    """A setting of a group, with the default that it has for cells."""
+    return changed(group, name, default=_CELLS[name])
+
+
+@settings
+class PriorSettings(PriorChoice):
+    """Arguments of a model's constructor, besides those of its class of scvi-tools.
+
+    Parameters:
+        prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal" (scvi-tools' own); or a class or
+            an object, as of :class:`~pyro_vmm.VMM`.
+        n_components: K, the most clusters there can be; at most the number of cells.
+        m_prior, hyperprior, responsibilities, expectation, batch_balance: as of :class:`~pyro_vmm.SingleCellVMM`.
+        pseudo_batch: the batch of the pseudo-cells, if the encoder sees it: "averaged" over all, or "held", that of the
+            cell that each started at; see :class:`~pyro_vmm.scvi.cells.PseudoCells`.
+        kl_weight: "stock", or "elbo": the weight that the KL divergence of z has in the ELBO. They differ in PEAKVI
+            alone, whose loss is sum(KL) + M sum(reconstruction) over M cells: 1 / M of that weight.
+    """
+
+    title: ClassVar[str] = "prior"
+
+    n_components: int = _of_cells(Components, "n_components")
+    m_prior: float | str = _of_cells(NamedPrior, "m_prior")
+    hyperprior: str | HyperPrior = _of_cells(NamedPrior, "hyperprior")
+    responsibilities: str = _of_cells(NamedPrior, "responsibilities")
+    expectation: str = _of_cells(NamedPrior, "expectation")
+    batch_balance: float = _of_cells(CellModel, "batch_balance")
+    pseudo_batch: str = setting(default="averaged", help="the batch of the pseudo-cells", values=one_of(PSEUDO_BATCHES))
+    kl_weight: str = setting(
+        default="stock", help="of z's KL, where a class's loss is no ELBO", values=one_of(KL_WEIGHTS)
+    )
+
+
+@settings
+class TrainingSettings:
+    """Arguments of ``train``, besides those of the class of scvi-tools.
+
+    Parameters:
+        prior_learning_rate: of the MAP step; None for that of the networks.
+        freeze_after, reuse_draws: as of :class:`~pyro_vmm.inference.TrainingConfig`.
+        settle: as of :class:`~pyro_vmm.SingleCellVMM`.
+    """
+
+    title: ClassVar[str] = "training"
+
+    prior_learning_rate: float | None = _of_cells(Alternation, "prior_learning_rate")
+    freeze_after: int | None = _of_cells(Alternation, "freeze_after")
+    reuse_draws: bool = _of_cells(Alternation, "reuse_draws")
+    settle: bool = _of_cells(Training, "settle")
+
+
+def split(group: type, given: dict) -> tuple[dict, dict]:
+    """The arguments that are settings of a group, and the others."""
+    own = {name: value for name, value in given.items() if name in defaults(group)}
+    return own, {name: value for name, value in given.items() if name not in own}

@@ -1,0 +1,134 @@
+"""The MAP step on the prior, between the steps of scvi-tools' own training plans."""
+
+import math
+
+import lightning.pytorch as pl
+import torch
+from scvi.train import TrainRunner
+
+from pyro_vmm.inference import Elimination, Steps, TrainingConfig, TrainingDiverged
+from pyro_vmm.inference.elimination import Shares
+from pyro_vmm.inference.steps import quiet_pyro
+from pyro_vmm.networks import inference_mode
+from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.ranks import Ranks
+from pyro_vmm.scvi.modules import Adapted
+
+
+class MapStep(pl.Callback):
+    """After each minibatch a MAP step on the prior, by an optimiser of its own; after each epoch elimination.
+
+    It logs in each epoch ``n_active``, the number of components that won a cell, ``n_trained``, that of those still in
+    training, and ``map_objective``.
+
+    Arguments:
+        mixture: what the module holds of the prior.
+        learning_rate: of Adam in the MAP step; None for that of the training plan.
+        freeze_after: as of :class:`~pyro_vmm.inference.TrainingConfig`.
+        reuse_draws: the same; else cells are encoded anew for the MAP step.
+        trains: whether the prior is trained, or stays as it is.
+    """
+
+    def __init__(
+        self, mixture, learning_rate: float | None, freeze_after: int | None, reuse_draws: bool, trains: bool = True
+    ):
+        self.mixture, self.learning_rate, self.freeze_after = mixture, learning_rate, freeze_after
+        self.reuse_draws, self.trains = reuse_draws, trains
+        self.steps: Steps | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        model, self.ranks = Adapted(plan.module), Ranks.present()
+        if not (self.trains and model.prior.trained_by_map):
+            return
+        rate = self.learning_rate or plan.lr
+        batch_size = getattr(trainer.datamodule, "data_loader_kwargs", {}).get("batch_size") or 128
+        config = TrainingConfig(learning_rate=rate, freeze_after=self.freeze_after, batch_size=batch_size)
+        with self.mixture.awake():
+            self.elimination = Elimination(model, config)
+            self.steps = Steps(model, config, ranks=self.ranks)
+        self.mixture.trained = (model,)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        self.shares, self.cells = Shares(self._model(plan).prior, self.ranks), 0
+        self.objectives: list[torch.Tensor] = []
+
+    def on_train_batch_start(self, *_) -> None:
+        self.mixture.watched = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, plan: pl.LightningModule, *_) -> None:
+        cells, z, responsibilities = self.mixture.last
+        self.mixture.watched, self.mixture.last = False, None
+        self.shares.add(responsibilities)
+        self.cells += len(cells)
+        if self.steps is None:
+            return
+        model = self.steps.vae
+        with self.mixture.awake(), exclusive(), quiet_pyro():
+            if not self.reuse_draws:
+                with torch.no_grad(), inference_mode(plan.module):
+                    z = model.encoder(cells).sample()
+            # DDP knows nothing of these parameters: the sums over all processes are formed here.
+            self.ranks.begin(int(self.ranks.sum_number(len(cells))))
+            self.objectives.append(self.steps.map_step(cells, z))
+            model.observe_clusters(cells, responsibilities, self.ranks)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        self.shares.join()
+        # A model that logs to the bar shows what it logs last.
+        plan.log("n_active", float(self.shares.used.sum()), prog_bar=True)
+        plan.log("n_trained", float(len(self.shares.used)))
+        if self.steps is None:
+            return
+        objective = self.ranks.sum_number(float(torch.stack(self.objectives).mean()))
+        if not math.isfinite(objective):
+            raise TrainingDiverged(f"map_objective is {objective} in epoch {trainer.current_epoch + 1}")
+        plan.log("map_objective", objective)
+        with self.mixture.awake(), exclusive():
+            share = self.shares.total / self.ranks.sum_number(self.cells)
+            remain = self.elimination.end_epoch(share, self.shares.largest)
+            if remain is not None:
+                self.steps.continue_with(self.elimination.model, remain)
+                self.mixture.trained = (self.elimination.model,)
+        # The subset's parameters are made anew.
+        self._rest()
+
+    def on_validation_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        """Have the whole prior be as trained, for what is saved in between."""
+        if self.steps is not None:
+            self.elimination.update_whole()
+
+    def on_train_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        # Before a callback restores a saved state: this one is the first in the list.
+        self._finish()
+
+    def on_exception(self, trainer: pl.Trainer, plan: pl.LightningModule, exception: BaseException) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        if self.steps is not None:
+            self.elimination.update_whole()
+        self.mixture.trained, self.mixture.watched, self.mixture.last = (), False, None
+
+    def _model(self, plan: pl.LightningModule) -> Adapted:
+        return Adapted(plan.module) if self.steps is None else self.steps.vae
+
+    def _rest(self) -> None:
+        for model in self.mixture.trained:
+            model.prior.requires_grad_(False)
+
+
+def runner_class(cls: type[TrainRunner]) -> type[TrainRunner]:
+    """A subclass of scvi-tools' runner whose training has MAP steps, and ends by ``model.after_training()``."""
+
+    class Runner(cls):
+        def __init__(self, model, *args, **kwargs):
+            super().__init__(model, *args, **kwargs)
+            self.trainer.callbacks[:0] = model.callbacks()
+
+        def __call__(self):
+            result = super().__call__()
+            self.model.after_training()
+            return result
+
+    Runner.__name__ = Runner.__qualname__ = cls.__name__
+    return Runner

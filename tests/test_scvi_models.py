@@ -1,0 +1,488 @@
+"""What users of scvi-tools do with a model next, on ``SCVI`` and, where it differs, on others."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scvi_common import KINDS, TRAIN, adapted, cells, float32, make, scvi, set_up  # noqa: F401  a fixture among them
+from sklearn.metrics import normalized_mutual_info_score
+from torch import distributions as dist
+
+from pyro_vmm.scvi import SCANVI, SCVI, TOTALVI, with_vmm
+from pyro_vmm.scvi.cells import Encoder
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of lightning
+K = 6
+
+
+def fit(model, epochs: int = 2, **settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.train(max_epochs=epochs, **{**TRAIN, **settings})
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.set_default_dtype(torch.float32)
+    return fit(make(SCVI, n_components=20, m_prior=32), 40, plan_kwargs={"lr": 1e-2})
+
+
+# Clusters
+
+
+def test_finds_the_kinds_of_cells(model):
+    kinds = model.adata.obs["kind"]
+    assert model.n_clusters_ == KINDS
+    assert normalized_mutual_info_score(kinds, model.predict()) > 0.95
+    assert model.weights_[:KINDS].sum() > 0.95
+    assert list(model.batch_shares_.columns) == ["first", "second"]
+    np.testing.assert_allclose(model.batch_shares_.sum(1), 1)
+
+
+def test_history_has_the_components_in_use(model):
+    active, trained, objective = (
+        model.history[name][name].astype(float) for name in ("n_active", "n_trained", "map_objective")
+    )
+    assert len(active) == len(model.history["elbo_train"]) == 40
+    assert 1 <= active.iloc[-1] <= active.iloc[0] <= 20
+    assert (trained.diff().dropna() <= 0).all()
+    assert np.isfinite(objective).all()
+
+
+def test_probabilities_are_those_of_bayes_rule(model):
+    mixture = model.module.vmm
+    z = torch.as_tensor(model.get_latent_representation())
+    with torch.no_grad():
+        loc, tril = mixture.prior.centres(Encoder(model.module, mixture.layout))
+    precision = mixture.prior.precision_tril @ mixture.prior.precision_tril.mT
+    log_joint = dist.MultivariateNormal(loc, precision_matrix=precision).log_prob(z[:, None]) + mixture.prior.log_pi
+    log_joint = log_joint - (precision * (tril @ tril.mT)).sum((-2, -1)) / 2
+    expected = np.zeros((len(z), 20))
+    for k, cluster in enumerate(model.cluster_of_component_):
+        expected[:, cluster] += log_joint.softmax(-1)[:, k].numpy()
+    np.testing.assert_allclose(model.predict_proba(), expected, atol=1e-4)
+    np.testing.assert_array_equal(model.predict_clusters(indices=[5, 2]), model.predict()[[5, 2]])
+
+
+def test_new_cells_are_annotated(model):
+    new = cells(40, seed=3)
+    model.annotate(new, key_added="found")
+    assert normalized_mutual_info_score(new.obs["kind"], new.obs["found"]) > 0.9
+    with pytest.raises(ValueError, match="batch"):
+        model.annotate(new, key_added="batch")
+
+
+def test_annotated_cells_can_be_written(model, tmp_path):
+    adata = model.annotate(cells(40, seed=3))
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    import anndata
+
+    assert "vmm" in anndata.read_h5ad(tmp_path / "cells.h5ad").uns
+
+
+@pytest.mark.parametrize("prior", ["vamp", "gmm"])
+def test_other_mixtures_train_and_are_saved(prior, tmp_path):
+    model = fit(make(SCVI, prior=prior, n_components=K), 3)
+    before, z = model.predict_proba(), model.get_latent_representation()
+    model.save(str(tmp_path / "model"))
+    loaded = SCVI.load(str(tmp_path / "model"), adata=model.adata, accelerator="cpu")
+    np.testing.assert_array_equal(loaded.predict_proba(), before)
+    np.testing.assert_array_equal(loaded.get_latent_representation(), z)
+    assert model.n_clusters_ >= 1 and model.components_.shape == (model.adata.n_obs,)
+
+
+def test_vamp_prior_is_trained_by_the_training_plan():
+    model = make(SCVI, prior="vamp", n_components=K)
+    before = model.module.vmm.prior.pseudo_inputs.u.detach().clone()
+    fit(model, 1)
+    assert not torch.equal(model.module.vmm.prior.pseudo_inputs.u, before)
+
+
+def test_reused_draws_are_those_of_the_loss(monkeypatch):
+    model = make(SCVI, n_components=K)
+    drawn, used = [], []
+    (step,) = model.callbacks()
+
+    def on_train_batch_end(trainer, plan, *args):
+        drawn.append(model.module.vmm.last[1])
+        map_step = step.steps.map_step
+        step.steps.map_step = lambda cells, z: used.append(z) or map_step(cells, z)
+        type(step).on_train_batch_end(step, trainer, plan, *args)
+        step.steps.map_step = map_step
+
+    step.on_train_batch_end, step.reuse_draws = on_train_batch_end, True
+    model.callbacks = lambda: [step]
+    fit(model, 1)
+    assert used and all(one is other for one, other in zip(drawn, used, strict=True))
+
+
+def test_freezing_leaves_components_out_of_training():
+    model = fit(make(SCVI, n_components=20, m_prior=16), 12, freeze_after=2, prior_learning_rate=0.2, settle=False)
+    assert model.history["n_trained"]["n_trained"].iloc[-1] < 20
+    assert model.module.vmm.prior.n_components == 20 and model.module.vmm.trained == ()
+
+
+# Numbers of scvi-tools
+
+
+def test_elbo_is_the_reconstruction_less_the_kl_divergence_from_the_mixture(model):
+    scvi.settings.seed = 1
+    elbo = model.get_elbo(batch_size=150, return_mean=False)
+    scvi.settings.seed = 1
+    mixture = model.module.vmm
+    with torch.inference_mode():
+        tensors = next(iter(model._make_data_loader(model.adata, batch_size=150)))
+        inference, generative = model.module(tensors, compute_loss=False)
+        log_px = generative["px"].log_prob(tensors["X"]).sum(-1)
+        p_z = mixture.prior(Encoder(model.module, mixture.layout))
+        p_z = p_z.reweighted(mixture.balance(mixture.layout.one_hot_batch(mixture.layout.pack(tensors))))
+        kl = inference["qz"].log_prob(inference["z"]).sum(-1) - p_z.log_prob(inference["z"])
+    torch.testing.assert_close(elbo, log_px - kl, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_marginal_likelihood_is_that_of_importance_weighting_by_hand(model, draws):
+    scvi.settings.seed = 1
+    found = model.get_marginal_ll(n_mc_samples=draws, n_mc_samples_per_pass=draws, batch_size=150, return_mean=False)
+    scvi.settings.seed = 1
+    mixture = model.module.vmm
+    with torch.inference_mode():
+        tensors = next(iter(model._make_data_loader(model.adata, batch_size=150)))
+        p_z = mixture.prior(Encoder(model.module, mixture.layout))
+        inference, generative = model.module(tensors, inference_kwargs={"n_samples": draws}, compute_loss=False)
+        z, log_px = inference["z"], generative["px"].log_prob(tensors["X"]).sum(-1)
+        log_weights = log_px + p_z.log_prob(z) - inference["qz"].log_prob(z).sum(-1)
+    expected = log_weights.reshape(draws, -1).logsumexp(0) - np.log(draws)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    assert "inference" not in vars(model.module)
+
+
+def test_marginal_likelihood_of_totalvi_has_the_mixture_in_it():
+    model = make(TOTALVI, n_components=K)
+    module, mixture = model.module.eval(), model.module.vmm
+    tensors = next(iter(model._make_data_loader(model.adata, batch_size=50)))
+    torch.manual_seed(1)
+    found = module.marginal_ll(tensors, n_mc_samples=1)
+    torch.manual_seed(1)
+    with torch.inference_mode():
+        p_z = mixture.prior(Encoder(module, mixture.layout))
+        state = torch.get_rng_state()
+        stock = scvi.module.TOTALVAE.marginal_ll(module, tensors, n_mc_samples=1)
+        torch.set_rng_state(state)
+        z = module(tensors, compute_loss=False)[0]["z"]
+        instead = p_z.log_prob(z) - dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    assert found == pytest.approx(stock + float(instead.mean()), abs=1e-2)
+    assert abs(float(instead.mean())) > 0.1
+
+
+def test_reconstruction_error_does_not_depend_on_the_prior(model):
+    scvi.settings.seed = 1
+    found = model.get_reconstruction_error(batch_size=150)["reconstruction_loss"]
+    scvi.settings.seed = 1
+    with torch.inference_mode():
+        tensors = next(iter(model._make_data_loader(model.adata, batch_size=150)))
+        _, generative = model.module(tensors, compute_loss=False)
+        expected = -generative["px"].log_prob(tensors["X"]).sum(-1).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_expression_and_its_differences(model):
+    expression = model.get_normalized_expression(library_size=1e4, transform_batch="first")
+    assert expression.shape == model.adata.shape and np.isfinite(expression.to_numpy()).all()
+    model.annotate()
+    de = model.differential_expression(groupby="vmm", group1="0", group2="1", silent=True, n_samples_overall=100)
+    assert len(de) == model.adata.n_vars
+    with pytest.raises(NotImplementedError, match="importance"):
+        model.get_normalized_expression(weights="importance", n_samples_overall=10)
+    draws = model.posterior_predictive_sample(n_samples=2)
+    assert draws.shape == (*model.adata.shape, 2)
+
+
+# Files, second trainings, copies
+
+
+def test_a_second_training_goes_on(tmp_path):
+    model = fit(make(SCVI, n_components=K), 2)
+    before = {name: value.clone() for name, value in model.module.vmm.state_dict().items()}
+    fit(model, 2)
+    assert len(model.history["n_active"]) == 4
+    assert not torch.equal(model.module.vmm.prior.precision_raw, before["prior.precision_raw"])
+    import rich.pretty  # noqa: F401  which scvi-tools 1.4.2 uses without importing it
+
+    model.view_anndata_setup()
+
+
+def test_a_file_is_read_without_cells(model, tmp_path):
+    model.save(str(tmp_path / "model"))
+    loaded = SCVI.load(str(tmp_path / "model"), adata=False, accelerator="cpu")
+    new = cells(40, seed=3)
+    np.testing.assert_array_equal(loaded.predict(new), model.predict(new))
+
+
+def test_cells_of_a_later_batch_are_of_none():
+    layout = make(SCVI, n_components=K).module.vmm.layout
+    rows = torch.zeros(3, layout.width)
+    rows[:, layout.batch_column] = torch.tensor([1.0, 2.0, 0.0])
+    assert layout.one_hot_batch(rows).tolist() == [[0, 1], [0, 0], [1, 0]]
+    torch.testing.assert_close(layout.pack(layout.unpack(rows)), rows)
+
+
+def test_early_stopping_goes_by_the_reported_elbo():
+    model = make(SCVI, n_components=K)
+    stop = {"early_stopping": True, "early_stopping_patience": 1, "early_stopping_min_delta": 1e6}
+    fit(model, 30, check_val_every_n_epoch=1, **stop)
+    assert len(model.history["elbo_validation"]) < 5
+    assert "n_clusters_" in vars(model)
+
+
+def test_the_best_checkpoint_is_restored_whole(tmp_path):
+    from scvi.train import SaveCheckpoint
+
+    torch.manual_seed(0)
+    save = SaveCheckpoint(dirpath=str(tmp_path), monitor="elbo_validation", load_best_on_end=True)
+    model = make(SCVI, n_components=K)
+    fit(
+        model,
+        6,
+        callbacks=[save],
+        check_val_every_n_epoch=1,
+        enable_checkpointing=True,
+        freeze_after=1,
+        settle=False,
+        prior_learning_rate=0.05,
+    )
+    best = SCVI.load(save.best_model_path, adata=model.adata, accelerator="cpu")
+    assert model.module.vmm.trained == ()
+    np.testing.assert_array_equal(model.get_latent_representation(), best.get_latent_representation())
+    best.annotate()
+    assert best.adata.obs["vmm"].notna().all()
+    # Numbered anew, as the best one's components are.
+    np.testing.assert_allclose(np.sort(model.predict_proba(), 1), np.sort(best.predict_proba(), 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["without counts", "with counts"])
+def test_minified_data_have_the_same_clusters(kept, tmp_path):
+    model = fit(make(SCVI, n_components=K), 2)
+    before = model.predict_proba()
+    mean, variance = model.get_latent_representation(return_dist=True)
+    adata = model.adata
+    adata.obsm["scvi_latent_qzm"], adata.obsm["scvi_latent_qzv"] = mean, variance
+    kind = "latent_posterior_parameters" + "_with_counts" * kept
+    model.minify_adata(
+        minified_data_type=kind, use_latent_qzm_key="scvi_latent_qzm", use_latent_qzv_key="scvi_latent_qzv"
+    )
+    assert model.minified_data_type == kind
+    np.testing.assert_allclose(model.predict_proba(), before, atol=1e-6)
+    model.save(str(tmp_path / "model"), save_anndata=True)
+    loaded = SCVI.load(str(tmp_path / "model"), accelerator="cpu")
+    np.testing.assert_allclose(loaded.predict_proba(), before, atol=1e-6)
+    loaded.annotate()
+    assert "vmm" in loaded.adata.obs
+    assert loaded.get_normalized_expression().shape[0] == adata.n_obs
+
+
+# SCANVI
+
+
+def test_scanvi_takes_the_trained_prior_along(model):
+    labelled = SCANVI.from_scvi_model(model, unlabeled_category="unknown", labels_key="label")
+    ours, theirs = labelled.module.vmm.state_dict(), model.module.vmm.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    fit(labelled, 2)
+    assert set(labelled.predict()) <= {"0", "1", "2"}  # labels
+    assert labelled.predict_clusters().max() < 20
+    assert normalized_mutual_info_score(labelled.adata.obs["kind"], labelled.predict_clusters()) > 0.8
+
+
+def test_scanvi_from_a_stock_model_has_a_new_prior():
+    stock = fit(make(scvi.model.SCVI), 1)
+    labelled = SCANVI.from_scvi_model(stock, unlabeled_category="unknown", labels_key="label", n_components=K)
+    assert labelled.module.vmm.prior.n_components == K
+    fit(labelled, 1)
+
+
+# Settings
+
+
+def test_kl_divergence_has_its_full_weight_from_the_start():
+    for cls in (SCVI, TOTALVI):
+        model = fit(make(cls, n_components=K), 1)
+        assert (model.history["kl_weight"]["kl_weight"] == 1).all(), cls.__name__
+    model = fit(make(SCVI, n_components=K), 2, plan_kwargs={"n_epochs_kl_warmup": 4})
+    assert model.history["kl_weight"]["kl_weight"].iloc[0] < 0.5
+    model = fit(make(adapted.PEAKVI, n_components=K), 2, n_epochs_kl_warmup=4)
+    assert model.history["kl_weight"]["kl_weight"].iloc[0] < 0.5
+
+
+def test_peakvi_weighs_the_kl_divergence_as_asked():
+    for kl_weight, expected in (("stock", 1.0), ("elbo", 50.0)):
+        model = make(adapted.PEAKVI, n_components=K, kl_weight=kl_weight)
+        module = model.module.eval()
+        tensors = next(iter(model._make_data_loader(model.adata, batch_size=50)))
+        inference = module.inference(**module._get_inference_input(tensors))
+        generative = module.generative(**module._get_generative_input(tensors, inference))
+        out = module.loss(tensors, inference, generative)
+        (weight,) = torch.autograd.grad(out.loss, out.kl_local["kl_local"], retain_graph=True)
+        reconstruction = out.reconstruction_loss["reconstruction_loss"]
+        (of_reconstruction,) = torch.autograd.grad(out.loss, reconstruction)
+        torch.testing.assert_close(weight, torch.full((50,), expected))
+        torch.testing.assert_close(of_reconstruction, torch.full((50,), 50.0))
+
+
+def test_settings_are_those_of_single_cell_vmm():
+    import inspect
+
+    from pyro_vmm import SingleCellVMM
+
+    ours = inspect.signature(SingleCellVMM.__init__).parameters
+    for function in (SCVI.__init__, SCVI.train):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in ours and name not in ("batch_size", "pseudo_batch"):
+                assert parameter.default == ours[name].default, name
+    assert {"prior", "n_components", "m_prior", "batch_balance"} <= inspect.signature(SCVI.__init__).parameters.keys()
+    assert {"settle", "freeze_after"} <= inspect.signature(SCVI.train).parameters.keys()
+
+
+def test_every_setting_is_explained():
+    from pyro_vmm.runtime.settings import settings_of
+    from pyro_vmm.scvi.settings import PriorSettings, TrainingSettings
+
+    for group in (PriorSettings, TrainingSettings):
+        explained = group.__doc__.split("Parameters:")[1]
+        assert all(name in explained for name in settings_of(group))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prior": "mog"}, "prior='mog'"),
+        ({"n_components": 0}, "n_components=0"),
+        ({"m_prior": -1}, "m_prior=-1"),
+        ({"pseudo_batch": "uniform"}, "pseudo_batch='uniform'"),
+        ({"latent_distribution": "ln"}, "latent_distribution='ln'"),
+    ],
+)
+def test_wrong_settings_are_told(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(SCVI, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"plan_kwargs": {"compile": True}}, "compile=True"),
+        ({"strategy": "dp"}, "strategy='dp'"),
+        ({"prior_learning_rate": -1}, "prior_learning_rate=-1"),
+        ({"settle": "yes"}, "settle='yes'"),
+    ],
+)
+def test_wrong_settings_of_training_are_told(settings, message):
+    model = make(SCVI, n_components=K)
+    with pytest.raises(ValueError, match=message):
+        fit(model, 1, **settings)
+
+
+def test_too_many_components_are_a_warning():
+    scvi.settings.seed = 0
+    adata = cells(30)
+    set_up(SCVI, adata)
+    with pytest.warns(UserWarning, match="more than the 30 cells"):
+        model = SCVI(adata, n_components=50)
+    assert model.module.vmm.prior.n_components == 30
+
+
+# Other classes
+
+
+def test_other_classes_are_refused_by_name():
+    from scvi.external import SysVI
+    from scvi.model import AUTOZI, CondSCVI
+
+    for cls in (AUTOZI, CondSCVI, SysVI, type("Mine", (SysVI,), {})):
+        with pytest.raises(TypeError, match="can't have the prior"):
+            with_vmm(cls)
+    with pytest.raises(TypeError, match="BaseModelClass"):
+        with_vmm(pd.DataFrame)
+
+
+def test_a_subclass_of_ones_own_is_tried_first():
+    class Mine(scvi.model.SCVI):
+        pass
+
+    model = fit(make(with_vmm(Mine), n_components=K), 1)
+    assert type(model).__name__ == "Mine" and model.n_clusters_ >= 1
+
+    class OtherKl(scvi.module.VAE):
+        def loss(self, *args, **kwargs):
+            out = super().loss(*args, **kwargs)
+            kl = {**out.kl_local, "kl_divergence_z": 2 * out.kl_local["kl_divergence_z"]}
+            return scvi.module.base.LossOutput(out.loss, out.reconstruction_loss, kl)
+
+    class Double(scvi.model.SCVI):
+        _module_cls = OtherKl
+
+    with pytest.raises(TypeError, match="Double can't have the prior: its loss reports"):
+        make(with_vmm(Double), n_components=K)
+
+    class Named(scvi.model.SCVI):
+        def __init__(self, adata, n_components=3, **kwargs):
+            super().__init__(adata, **kwargs)
+
+    with pytest.raises(TypeError, match="n_components"):
+        with_vmm(Named)
+
+
+def test_cytovi_has_one_mixture_only():
+    with pytest.raises(ValueError, match="prior_mixture=True"):
+        make(adapted.CYTOVI, n_components=K, prior_mixture=True)
+
+
+# The import
+
+
+@pytest.mark.parametrize(("version", "told"), [(None, "it is not installed"), ("0.20.0", "0.20.0 is installed")])
+def test_other_versions_are_an_error_of_one_line(monkeypatch, version, told):
+    from importlib import metadata
+
+    from pyro_vmm.scvi import versions
+
+    def found(name):
+        if version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(metadata, "version", found)
+    with pytest.raises(ImportError, match=told) as error:
+        versions.require_scvi()
+    assert "\n" not in str(error.value) and "pip install 'pyro_vmm[scvi]'" in str(error.value)
+
+
+# Several processes
+
+PROCESSES = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.path[:0] = [{tests!r}]
+import torch
+from scvi_common import TRAIN, make, adapted
+model = make(adapted.SCVI, n_components=6)
+model.train(max_epochs=3, **{{**TRAIN, "batch_size": 25}}, devices=2, strategy="ddp_find_unused_parameters_true")
+rank = torch.distributed.get_rank()
+torch.save(model.module.state_dict(), {out!r} + f"/{{rank}}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_hold_the_same_prior(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(PROCESSES.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
+    subprocess.run([sys.executable, str(script)], check=True, timeout=600)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], msg=name, rtol=0, atol=0)

@@ -11,6 +11,7 @@ from pyro_vmm.data.blocks import is_native, native
 from pyro_vmm.data.categories import Categories
 from pyro_vmm.data.cells import COUNTS, counts_matrix, how_to_round, rounding_error, shown, where_counts_lie
 from pyro_vmm.data.structure import check_members, to_memory
+from pyro_vmm.runtime.extras import require
 from pyro_vmm.runtime.threads import same_threads
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def most_variable(counts: sparse.csr_matrix, batches: pd.Categorical, n_top_gene
     """Which genes are among the ``n_top_genes`` most variable ones, bool (G,)."""
     if n_top_genes >= counts.shape[1]:
         return np.ones(counts.shape[1], dtype=bool)
-    _require_loess()
+    require("skmisc.loess", "Selecting variable genes by seurat_v3", "cells")
     usable = np.array([_can_be_fitted(counts[batches.codes == b]) for b in range(len(batches.categories))])
     if not usable.any():
         raise ValueError(
@@ -122,9 +123,9 @@ def most_variable(counts: sparse.csr_matrix, batches: pd.Categorical, n_top_gene
 
 
 def _scanpy_selection(counts: sparse.csr_matrix, batches: pd.Categorical, n_top_genes: int, span: float) -> np.ndarray:
-    import scanpy
     from anndata import AnnData
 
+    scanpy = require("scanpy", "Selecting variable genes", "cells")
     # Nothing but what scanpy needs: the user's AnnData stays as it is, and names that occur twice do no harm.
     adata = AnnData(counts, obs=pd.DataFrame({"batch": batches.codes}, index=numbered("cell", counts.shape[0])))
     table = scanpy.pp.highly_variable_genes(
@@ -161,15 +162,6 @@ def _warn_of_compromise(batches: pd.Categorical, used: np.ndarray, span: float) 
             "many genes have the same few counts",
             stacklevel=4,
         )
-
-
-def _require_loess() -> None:
-    try:
-        import skmisc.loess  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "selecting genes as the paper does (scanpy's seurat_v3) needs scikit-misc: pip install scikit-misc"
-        ) from error
 
 
 def whole_counts(matrix: Any, place: str, rounding: bool = False, hint: str = "") -> sparse.csr_matrix:

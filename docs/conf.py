@@ -62,11 +62,18 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 add_module_names = False
 python_use_unqualified_type_names = True
 nitpicky = True
-# Types of other packages: their pages may not be reachable where this is built. Ours have to be found.
-nitpick_ignore_regex = [("py:.*", r"(?!pyro_vmm\.).*")]
+# Types of other packages: their pages may not be reachable where this is built. Ours have to be found, but for base
+# classes and types that a user need not know.
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!pyro_vmm\.).*"),
+    ("py:class", r"pyro_vmm\.(estimators|inference\.config|rivals\.estimators|evaluation\.selection\.fits)\..*"),
+    ("py:class", r"pyro_vmm\.(runtime\.(graphs|rows|ranks)|data\.(watch|blocks))\.[A-Z]\w*"),
+    ("py:class", r"pyro_vmm\..*\._\w+"),
+]
 
 # Other projects' references are linked where a network is there: PYRO_VMM_DOCS_INTERSPHINX=on.
 intersphinx_mapping = (
@@ -170,8 +177,28 @@ def missing_from_reference(app, env) -> None:
             value = getattr(module, name)
             homes = {each.__name__ for each in modules if getattr(each, name, None) is value}
             homes.add(getattr(value, "__module__", module.__name__))
-            if not documented & {f"{home}.{name}" for home in homes}:
+            constant = name.isupper() and any(full.endswith(f".{name}") for full in documented)
+            if not (constant or name == "__version__" or documented & {f"{home}.{name}" for home in homes}):
                 logging.getLogger(__name__).warning("%s.%s is not in the reference", module.__name__, name)
+
+
+def skip_routing(app, what, name, obj, skip, options) -> bool | None:
+    """Leave out what scikit-learn adds to every estimator, and documents itself."""
+    return True if re.fullmatch(r"set_\w+_request|get_metadata_routing|set_output", name) else None
+
+
+def tidy(app, what, name, obj, options, lines: list[str]) -> None:
+    """Escape the stars of shapes such as (N, *event_shape), and put names that share a description on one line."""
+    joined: list[str] = []
+    for line in lines:
+        literal = line.split("``")
+        literal[::2] = [re.sub(r"(?<!\\)\*(?=\w+_shape\b)", r"\\*", text) for text in literal[::2]]
+        line = "``".join(literal)
+        if joined and re.fullmatch(r"\s+(\w+, )*\w+,", joined[-1]):
+            joined[-1] += " " + line.strip()
+        else:
+            joined.append(line)
+    lines[:] = joined
 
 
 #: The modules whose ``__all__`` is the public interface.
@@ -196,4 +223,6 @@ write_help()
 
 
 def setup(app) -> None:
+    app.connect("autodoc-skip-member", skip_routing)
+    app.connect("autodoc-process-docstring", tidy, priority=100)  # before napoleon
     app.connect("env-check-consistency", missing_from_reference)

@@ -64,6 +64,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 nitpicky = True
 # Types of other packages: their pages may not be reachable where this is built. Ours have to be found, but for base
@@ -182,9 +183,11 @@ def missing_from_reference(app, env) -> None:
                 logging.getLogger(__name__).warning("%s.%s is not in the reference", module.__name__, name)
 
 
-def skip_routing(app, what, name, obj, skip, options) -> bool | None:
-    """Leave out what scikit-learn adds to every estimator, and documents itself."""
-    return True if re.fullmatch(r"set_\w+_request|get_metadata_routing|set_output", name) else None
+def skip_others(app, what, name, obj, skip, options) -> bool | None:
+    """Leave out methods that classes have from other packages, which document them."""
+    module = getattr(getattr(obj, "fget", obj), "__module__", None)
+    foreign = what != "module" and module is not None and not module.startswith("pyro_vmm")
+    return True if foreign or re.fullmatch(r"set_\w+_request", name) else None
 
 
 def tidy(app, what, name, obj, options, lines: list[str]) -> None:
@@ -223,6 +226,6 @@ write_help()
 
 
 def setup(app) -> None:
-    app.connect("autodoc-skip-member", skip_routing)
+    app.connect("autodoc-skip-member", skip_others)
     app.connect("autodoc-process-docstring", tidy, priority=100)  # before napoleon
     app.connect("env-check-consistency", missing_from_reference)

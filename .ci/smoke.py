@@ -33,7 +33,7 @@ def check_package() -> None:
 def fit_digits(folder: Path) -> VMM:
     """Fit, save, load: the loaded model gives the same answers."""
     images, labels = load_digits(return_X_y=True)
-    model = VMM(n_components=20, hidden=(64,), latent_dim=5, epochs=20, random_state=0).fit(images)
+    model = VMM(n_components=30, latent_dim=6, learning_rate=2e-3, epochs=60, random_state=0).fit(images)
     model.save(folder / "digits.pt")
     assert (VMM.load(folder / "digits.pt").predict(images) == model.labels_).all()
     purity = pd.crosstab(model.labels_, labels).max(axis=1).sum() / len(labels)

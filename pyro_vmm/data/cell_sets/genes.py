@@ -111,7 +111,7 @@ def most_variable(counts: sparse.csr_matrix, batches: pd.Categorical, n_top_gene
         rows = used[batches.codes]
         try:
             top = _scanpy_selection(counts[rows], batches[rows], n_top_genes, span)
-        except ValueError as error:  # by this type loess tells of every singularity
+        except ValueError as error:  # loess raises this for every singularity
             failure = error
             continue
         _warn_of_compromise(batches, used, span)
@@ -180,7 +180,7 @@ def whole_counts(matrix: Any, place: str, rounding: bool = False, hint: str = ""
         raise ValueError(f"{place} holds {shown(value)}, expected raw {COUNTS}{advice and f'; {advice}'}")
     if fractions.any():
         share = fractions.mean()
-        warnings.warn(f"{place}: {share:.1%} of the values are no whole counts and were rounded", stacklevel=4)
+        warnings.warn(f"{place}: {share:.1%} of the values are not whole counts and were rounded", stacklevel=4)
     counts = sparse.csr_matrix((whole.astype(np.int32), counts.indices.copy(), counts.indptr.copy()), counts.shape)
     counts.sum_duplicates()
     counts.eliminate_zeros()

@@ -57,6 +57,7 @@ autosummary_generate = True
 autosummary_imported_members = False
 autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
+maximum_signature_line_length = 100
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
@@ -197,6 +198,8 @@ def tidy(app, what, name, obj, options, lines: list[str]) -> None:
         literal = line.split("``")
         literal[::2] = [re.sub(r"(?<!\\)\*(?=\w+_shape\b)", r"\\*", text) for text in literal[::2]]
         line = "``".join(literal)
+        # A letter with a full stop, such as "D.", would begin a list.
+        line = re.sub(r"(:\s+[A-Z])\.$", r"\1\\.", line)
         if joined and re.fullmatch(r"\s+(\w+, )*\w+,", joined[-1]):
             joined[-1] += " " + line.strip()
         else:

@@ -580,7 +580,7 @@ def test_names_that_are_no_text_are_refused(kind, attribute):
     adata = annotated(counts())
     names = list(getattr(adata, f"{attribute}_names"))
     setattr(adata, f"{attribute}_names", pd.Index([*names[:4], np.nan, *names[5:]], dtype=object))
-    message = f"adata.{attribute}_names holds 1 {kind} names that are no text: nan"
+    message = f"adata.{attribute}_names holds 1 {kind} names that are not text: nan"
     with pytest.raises(ValueError, match=message):
         check_counts(CellBatches(adata))
 

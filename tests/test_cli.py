@@ -422,7 +422,7 @@ def test_wrong_types_in_a_file_leave_no_folder(text, message, tmp_path, capsys):
         ('hidden = "abc"', "hidden='abc' should be a list"),
         ("hidden = 8", "hidden=8 should be a list"),
         ("hidden = [[8]]", "hidden=[8] should be a whole number"),
-        ("dataset = 5", "no data set is called '5'"),
+        ("dataset = 5", "'5' is neither a data set nor a file"),
         ('seed = "a"', "seed='a' should be a whole number"),
         ("seed = -1", "random_state=-1 should be a whole number from 0 to 2**32 - 1"),
         ("seed = 99999999999", "random_state=99999999999 should be a whole number from 0"),

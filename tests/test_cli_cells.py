@@ -392,7 +392,10 @@ def test_interrupt_leaves_a_checkpoint(path, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--scaling", "range"], "--scaling is not for single cells, which cells.h5ad holds; what only these have is"),
+        (
+            ["--scaling", "range"],
+            "--scaling is not for single cells, which cells.h5ad holds; options for single cells",
+        ),
         (["--network", "conv"], "--network is not for single cells"),
         (["--monitor", "val_nmi"], "--monitor is not for single cells"),
         (["--label-column", "a", "--scaling", "none"], "--label-column, --scaling are not for single cells"),
@@ -430,7 +433,7 @@ def test_mistakes_get_one_line(options, message, path, tmp_path, capsys, monkeyp
 def test_options_of_cells_are_refused_for_arrays(capsys):
     assert run("--batch-key", "batch", *FAST) == 2
     printed = capsys.readouterr().err
-    assert "--batch-key is not for arrays and images, which digits holds; what only these have is" in printed
+    assert "--batch-key is not for arrays and images, which digits holds; options for arrays and images" in printed
     assert "--scaling" in printed
     assert run("--likelihood", "zinb", *FAST) == 2
     assert "--likelihood zinb is not for arrays and images" in capsys.readouterr().err

@@ -261,9 +261,9 @@ def test_umap():
     assert axes.get_xlabel() == "UMAP 1"
 
 
-def test_umap_missing_names_the_package(latent, monkeypatch):
+def test_umap_missing_names_the_extra(latent, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(ImportError, match="pip install umap-learn"):
+    with pytest.raises(ImportError, match=r'pip install "pyro_vmm\[cells\]"'):
         plots.latent_map(*latent, method="umap")
 
 

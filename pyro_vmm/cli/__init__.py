@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether an error of Python or torch is for want of memory; on the CPU, torch has no type for it."""
+    """Whether an error of Python or torch means that memory ran out; torch has no type for it on the CPU."""
     told = ("allocate memory", "out of memory", "Storage size calculation overflowed")
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
@@ -86,7 +86,7 @@ def _run(given: dict, held: ExitStack) -> int:
 
 
 def _show(results: Results, path: Path) -> int:
-    """The closing table and the figures of results that are written; what of it fails is a warning."""
+    """Print the closing table and draw the figures, once the results are written; a failure is a warning."""
     try:
         for line in attempt("the closing table was not printed", lambda: say(results.closing_table())):
             _warn(line)

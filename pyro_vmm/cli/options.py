@@ -39,7 +39,7 @@ def kind_of(config: dict) -> Kind:
     stored = sorted({file.stem for folder in folders(root) for file in folder.glob("*.h5ad")} - set(CELLS.names))
     in_folder = f", one of the .h5ad files of {root} ({', '.join(stored)})" if stored else ""
     raise ValueError(
-        f"no data set is called {name!r}, and no file that can be read; expected one of {named}{in_folder}, "
+        f"{name!r} is neither a data set nor a file that can be read; expected one of {named}{in_folder}, "
         f"or a file ending in {', '.join(ending for kind in KINDS for ending in kind.endings)}"
     )
 
@@ -51,7 +51,7 @@ def check(config: dict, kind: Kind) -> None:
         others = frozenset().union(*(other.options for other in KINDS if other is not kind))
         raise ValueError(
             f"{_flags(wrong)} {'is' if len(wrong) == 1 else 'are'} not for {kind.noun}, which {config['dataset']} "
-            f"holds; what only these have is {_flags(kind.options - others)}"
+            f"holds; options for {kind.noun} alone are {_flags(kind.options - others)}"
         )
     check_types(config)
     if "select" not in config and (lonely := [name for name in SELECTION if name in config]):

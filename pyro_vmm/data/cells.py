@@ -253,7 +253,7 @@ def _check_names(cells: CellBatches) -> None:
     for kind, attribute, names in (("cell", "obs", cells.cell_names), ("gene", "var", cells.gene_names)):
         if strange := [name for name in names if not isinstance(name, str)]:
             raise ValueError(
-                f"adata.{attribute}_names holds {len(strange)} {kind} names that are no text: {quoted(strange)}"
+                f"adata.{attribute}_names holds {len(strange)} {kind} names that are not text: {quoted(strange)}"
             )
         if not names.is_unique:
             raise ValueError(_told_twice(kind, attribute, names[names.duplicated()].unique()))
@@ -329,7 +329,7 @@ def _rounding(cells: CellBatches) -> str:
 
 
 def _normalisation(cells: CellBatches, block: sparse.csr_matrix) -> str:
-    """What has been done to these counts, as far as the rows of the block tell."""
+    """Say what has been done to these counts, judged by the rows of the block."""
     if 0 <= block.data.min() and block.data.max() < LARGEST_LOG:
         evidence = _evidence(np.expm1(block.astype(np.float64)))
         if evidence:

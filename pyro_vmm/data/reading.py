@@ -54,7 +54,7 @@ def check_memory(path: str | Path, n_bytes: int) -> None:
 
 
 def _memory() -> int | None:
-    """Bytes of memory; None where the system does not tell."""
+    """Bytes of memory; None if the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf

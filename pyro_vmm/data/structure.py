@@ -47,7 +47,7 @@ def check_pointers(
 
 
 def _check_lengths(place: str, form: str, shape: tuple, indptr: Any, n_indices: int, n_values: int) -> None:
-    """What :func:`check_pointers` can tell without a look into ``indptr``, which may be in a file."""
+    """The part of :func:`check_pointers` that needs no look into ``indptr``, which may be in a file."""
     if len(shape) != 2 or min(shape) < 0:
         raise _broken(place, form, f"it has shape {tuple(shape)}")
     _check_whole(place, form, "indptr", indptr)

@@ -198,7 +198,7 @@ def _check_numeric(path: Path, frame: pd.DataFrame, advice: Callable[[str], str]
         value = _value_of_no_number(frame[other[0]])
         raise ValueError(
             f"{path}: the columns {_abridged(other)} are not numeric; leave them out (drop_columns), encode them, or "
-            f"tell which holds the labels (label_column) or the rows' names (name_column); {other[0]!r} holds "
+            f"say which holds the labels (label_column) or the rows' names (name_column); {other[0]!r} holds "
             f"{value!r:.60}{advice(value)}"
         )
 

@@ -371,5 +371,5 @@ def typical(p_x: TorchDistribution) -> Tensor:
     try:
         mean = p_x.mean
     except NotImplementedError as error:
-        raise ValueError(f"the likelihood's {type(p_x).__name__} has no mean; draws of x are to be had") from error
+        raise ValueError(f"the likelihood's {type(p_x).__name__} has no mean; draw x by sample() instead") from error
     return mean if mean.isfinite().all() else p_x.mode.to(mean.dtype)

@@ -81,7 +81,7 @@ def _try(device: torch.device) -> None:
         torch.zeros(1, device=device).item()
     except Exception as error:  # by the device, torch raises half a dozen types
         raise ValueError(
-            f"device={str(device)!r} is not to be had on this machine; expected 'cpu' or 'auto'"
+            f"device={str(device)!r} is not available on this machine; expected 'cpu' or 'auto'"
         ) from error
 
 
@@ -98,7 +98,7 @@ def random_start(seed: int) -> Iterator[None]:
 
 
 def any_real(likelihood: Given) -> bool:
-    """Whether a likelihood is of any real values, so that data may be shifted and stretched; a function never tells."""
+    """Whether values may be any real numbers, so that data may be shifted and stretched; False for a function."""
     cls = likelihood_class(likelihood)
     return cls is not None and cls.any_real
 
@@ -134,8 +134,8 @@ def shift_and_scale(X: np.ndarray, scaling: str | None, names: Sequence) -> tupl
         if by_rounding.any():
             flat = [name for name, constant in zip(names, by_rounding.ravel(), strict=True) if constant]
             warnings.warn(
-                f"{len(flat)} of {by_rounding.size} columns of X vary by no more than {X.dtype} rounds, and count as "
-                f"constant: {quoted(flat, 3)}; if they do vary, subtract an offset in float64",
+                f"{len(flat)} of {by_rounding.size} columns of X vary by no more than the rounding of {X.dtype}, "
+                f"and count as constant: {quoted(flat, 3)}; if they do vary, subtract an offset in float64",
                 stacklevel=4,
             )
     else:
@@ -174,7 +174,7 @@ def check_range(x: Tensor, X: np.ndarray, names: Sequence, scaling: str | None) 
 
 
 def likelihood_options(likelihood: Given, options: dict | None, all_rows: Tensor) -> dict:
-    """The arguments of a likelihood, with those that the data tell.
+    """The arguments of a likelihood, with those that follow from the data.
 
     Arguments:
         likelihood: its name, a class or a callable; an object has its arguments already.
@@ -230,7 +230,7 @@ def check_support(
     Arguments:
         likelihood: on the device of the rows.
         x: rows as the model sees them, (N, ...).
-        values: what of some rows the likelihood is of.
+        values: the part of some rows that the likelihood describes.
     """
     if type(likelihood).check in (Likelihood.check, CellLikelihood.check):
         return

@@ -1,4 +1,4 @@
-"""What a fitted model tells of arrays: clusters, latent means, densities, draws."""
+"""What a fitted model says about arrays: clusters, latent means, densities, draws."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""What a fitted model tells of cells: embedding, clusters, expression, scores, draws."""
+"""What a fitted model says about cells: embedding, clusters, expression, scores, draws."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

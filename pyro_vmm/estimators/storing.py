@@ -30,7 +30,7 @@ from pyro_vmm.version import __version__
 MOST_SEED = 2**31 - 1
 #: Parameters that may hold modules, classes or callables, which no file keeps.
 CUSTOM = ("encoder", "decoder", "likelihood", "prior")
-#: Modules whose settings a file keeps, to tell another one from that which a model was made with.
+#: Modules whose settings a file keeps, so that loading with a different one is an error.
 OWN = (Prior, Likelihood, CellLikelihood)
 #: Parameters of earlier versions that the fitted model does not depend on.
 GONE = ("consolidation_steps", "consolidation_learning_rate")
@@ -249,7 +249,7 @@ def _plain(value):
 
 
 def _settings(module: nn.Module) -> dict:
-    """What a module was made with, as far as its attributes tell: numbers, names and shapes."""
+    """The settings of a module, from its attributes: numbers, names and shapes."""
     kept = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
     plain = (bool, int, float, str, HyperPrior, Covariance, torch.Size)
     return {name: _plain(value) for name, value in kept.items() if value is None or isinstance(value, plain)}

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from pyro_vmm.plots.drawing import GREY
 from pyro_vmm.plots.scatter import MAX_LEGEND, draw_legend, draw_points, named, short_text, write_names
+from pyro_vmm.runtime.extras import require
 from pyro_vmm.runtime.threads import same_threads
 
 METHODS = ("tsne", "pca", "umap")
@@ -34,7 +35,7 @@ def latent_map(
         z: The latent means, shape (N, D), finite.
         clusters: The cluster of each row, shape (N,).
         labels: The known class of each row, shape (N,), of any type; a missing one is grey. None for no panel.
-        method: "tsne", "pca", or "umap", which needs umap-learn.
+        method: "tsne", "pca", or "umap", which needs umap-learn (the extra ``cells``).
         max_points: Rows to draw; of more, a random choice.
         random_state: Seed of that choice and of the projection.
     """
@@ -91,7 +92,10 @@ def _project(z: np.ndarray, method: str, random_state: int) -> tuple[np.ndarray,
         return z, ("latent dimension 1", "latent dimension 2")
     points, shares = _pca(z)
     if method == "umap":
-        umap = _import_umap()
+        # It warns that TensorFlow is missing, which is not needed.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            umap = require("umap", 'method="umap"', "cells")
     if method == "pca" or len(z) < MIN_NEIGHBOURS or points[:, 0].std() == 0:
         return points, tuple(f"principal component {i + 1} ({share:.0%} of variance)" for i, share in enumerate(shares))
     # Both start from PCA: reproducible, with the large-scale order kept, and umap's spectral start may warn.
@@ -118,17 +122,6 @@ def _pca(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     variance = np.zeros(2)
     variance[: len(scale)] = scale[:2] ** 2
     return points, variance / max((scale**2).sum(), np.finfo(float).tiny)
-
-
-def _import_umap():
-    try:
-        # It warns that TensorFlow is missing, which we don't need.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import umap
-    except ImportError as error:
-        raise ImportError('method="umap" needs umap-learn: pip install umap-learn') from error
-    return umap
 
 
 def _draw_clusters(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.ndarray, strips: bool) -> None:

@@ -111,12 +111,12 @@ class _BayesianMixture(Prior):
 
     @torch.no_grad()
     def place(self, places: Places, slots: Tensor, encoder: nn.Module) -> None:
-        """Move components ``slots`` (n,) to n places, and take all weight from the others.
+        r"""Move components ``slots`` (n,) to n places, and take all weight from the others.
 
         The precisions are the MAP points of (8) given rows and centres, the hyper-priors counted once; those of full
         covariances are below, those of other families in :mod:`pyro_vmm.priors.covariances`.
 
-        .. math:: \\Lambda_k^{-1} = \frac{n_k (C_k + S_k) + V^{-1}}{n_k + \nu - D - 1}
+        .. math:: \Lambda_k^{-1} = \frac{n_k (C_k + S_k) + V^{-1}}{n_k + \nu - D - 1}
         """
         self.pi_logits.fill_(UNUSED)
         self.pi_logits[slots] = (places.count / places.count.max()).log()

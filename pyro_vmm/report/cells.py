@@ -16,6 +16,7 @@ from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.plots import ornaments
 from pyro_vmm.report import tables
 from pyro_vmm.runtime import files
+from pyro_vmm.runtime.extras import require
 from pyro_vmm.runtime.threads import same_threads
 
 if TYPE_CHECKING:
@@ -181,11 +182,11 @@ def embed(adata: "AnnData") -> str | None:
     The names are those that scanpy gives them; but ``vmm_neighbors`` and ``X_vmm_umap`` where the cells have a UMAP or
     neighbours already, which stay.
     """
-    import scanpy as sc
     from anndata import AnnData
 
     if adata.n_obs < MIN_CELLS:
         return None
+    sc = require("scanpy", "Computing neighbours and a UMAP", "cells")
     neighbors, umap = "neighbors", "umap"
     if "X_umap" in adata.obsm or "neighbors" in adata.uns or {"distances", "connectivities"} & adata.obsp.keys():
         neighbors, umap = "vmm_neighbors", "vmm_umap"

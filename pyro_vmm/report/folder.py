@@ -17,7 +17,7 @@ class Results(Protocol):
         """The model and tables, into a folder: all that the run came to."""
 
     def decorate(self, path: Path) -> Iterator[str]:
-        """Figures and the like into the folder, when all else is there; a line to tell for each that fails."""
+        """Write figures and the like into the folder, after everything else; yield a line for each that fails."""
 
     def closing_table(self) -> str:
         """Text for the terminal; scores against labels, if there are any, are marked as not used in training."""

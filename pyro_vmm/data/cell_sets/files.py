@@ -35,7 +35,7 @@ PBMC_FILES = (
 LUNG_URL = "https://figshare.com/ndownloader/files/24539942"
 SPLIT_SEQ_FILES = ("split-seq/cells_meta.tsv.gz", "split-seq/counts_small.npz")
 
-#: For each set the files to put into the data folder, where they come from, and what else helps.
+#: For each set the files to put into the data folder, where they come from, and a hint.
 ORIGINS: dict[str, tuple[str, str, str]] = {
     "cortex": (
         CORTEX_FILES[0],

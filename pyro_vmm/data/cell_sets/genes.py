@@ -11,6 +11,7 @@ from pyro_vmm.data.blocks import is_native, native
 from pyro_vmm.data.categories import Categories
 from pyro_vmm.data.cells import COUNTS, counts_matrix, how_to_round, rounding_error, shown, where_counts_lie
 from pyro_vmm.data.structure import check_members, to_memory
+from pyro_vmm.runtime.extras import require
 from pyro_vmm.runtime.threads import same_threads
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def most_variable(counts: sparse.csr_matrix, batches: pd.Categorical, n_top_gene
     """Which genes are among the ``n_top_genes`` most variable ones, bool (G,)."""
     if n_top_genes >= counts.shape[1]:
         return np.ones(counts.shape[1], dtype=bool)
-    _require_loess()
+    require("skmisc.loess", "Selecting variable genes by seurat_v3", "cells")
     usable = np.array([_can_be_fitted(counts[batches.codes == b]) for b in range(len(batches.categories))])
     if not usable.any():
         raise ValueError(
@@ -110,7 +111,7 @@ def most_variable(counts: sparse.csr_matrix, batches: pd.Categorical, n_top_gene
         rows = used[batches.codes]
         try:
             top = _scanpy_selection(counts[rows], batches[rows], n_top_genes, span)
-        except ValueError as error:  # by this type loess tells of every singularity
+        except ValueError as error:  # loess raises this for every singularity
             failure = error
             continue
         _warn_of_compromise(batches, used, span)
@@ -122,9 +123,9 @@ def most_variable(counts: sparse.csr_matrix, batches: pd.Categorical, n_top_gene
 
 
 def _scanpy_selection(counts: sparse.csr_matrix, batches: pd.Categorical, n_top_genes: int, span: float) -> np.ndarray:
-    import scanpy
     from anndata import AnnData
 
+    scanpy = require("scanpy", "Selecting variable genes", "cells")
     # Nothing but what scanpy needs: the user's AnnData stays as it is, and names that occur twice do no harm.
     adata = AnnData(counts, obs=pd.DataFrame({"batch": batches.codes}, index=numbered("cell", counts.shape[0])))
     table = scanpy.pp.highly_variable_genes(
@@ -163,15 +164,6 @@ def _warn_of_compromise(batches: pd.Categorical, used: np.ndarray, span: float) 
         )
 
 
-def _require_loess() -> None:
-    try:
-        import skmisc.loess  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "selecting genes as the paper does (scanpy's seurat_v3) needs scikit-misc: pip install scikit-misc"
-        ) from error
-
-
 def whole_counts(matrix: Any, place: str, rounding: bool = False, hint: str = "") -> sparse.csr_matrix:
     """Counts as int32 CSR (N, G), the matrix itself unchanged; refuses what is none, with the hint."""
     if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)):  # in a file
@@ -188,7 +180,7 @@ def whole_counts(matrix: Any, place: str, rounding: bool = False, hint: str = ""
         raise ValueError(f"{place} holds {shown(value)}, expected raw {COUNTS}{advice and f'; {advice}'}")
     if fractions.any():
         share = fractions.mean()
-        warnings.warn(f"{place}: {share:.1%} of the values are no whole counts and were rounded", stacklevel=4)
+        warnings.warn(f"{place}: {share:.1%} of the values are not whole counts and were rounded", stacklevel=4)
     counts = sparse.csr_matrix((whole.astype(np.int32), counts.indices.copy(), counts.indptr.copy()), counts.shape)
     counts.sum_duplicates()
     counts.eliminate_zeros()

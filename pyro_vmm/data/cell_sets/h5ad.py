@@ -65,7 +65,7 @@ def _shape(name: str, group: "h5py.Group") -> tuple[int, ...]:
 
 
 def _check_shape(name: str, node: Any, expected: tuple[int | None, int | None]) -> None:
-    """Raise ``ValueError`` where a matrix is not of the cells and genes, or X no matrix; of others AnnData tells."""
+    """Raise ``ValueError`` if a matrix is not cells x genes, or X is not a matrix; AnnData checks the rest."""
     import h5py
 
     if isinstance(node, h5py.Group) and _form(node) is not None:
@@ -81,7 +81,7 @@ def _check_shape(name: str, node: Any, expected: tuple[int | None, int | None]) 
 
 
 def _length(group: "h5py.Group", name: str) -> int | None:
-    """Rows of a table; None where that does not tell, which AnnData will."""
+    """The number of rows of a table; None if the table does not say, and AnnData then raises."""
     import h5py
 
     table = group.get(name)

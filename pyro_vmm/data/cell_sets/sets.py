@@ -24,6 +24,7 @@ from pyro_vmm.data.cell_sets.files import (
 from pyro_vmm.data.cell_sets.genes import MIN_COUNTS, categorical, enough, most_variable, one_batch, whole_counts
 from pyro_vmm.data.cells import counts_matrix
 from pyro_vmm.data.root import data_root
+from pyro_vmm.runtime.extras import require
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -147,8 +148,7 @@ def load_pbmc68k() -> "AnnData":
     off by 0.0038 or more. Every cell's least positive count is 1. Later versions of scanpy bring a layer of counts,
     which is then taken.
     """
-    import scanpy
-
+    scanpy = require("scanpy", "Loading pbmc68k", "cells")
     with quiet():
         adata = scanpy.datasets.pbmc68k_reduced()
     if "counts" not in adata.layers:
@@ -179,23 +179,18 @@ def _stored(name: str, root: Path) -> tuple[Path, "AnnData"] | tuple[None, None]
 
 
 def _fetch_cortex(root: Path) -> "AnnData":
-    import scvi
-
-    return scvi.data.cortex(save_path=str(root / "cells"))
+    return require("scvi", "Downloading cells", "scvi").data.cortex(save_path=str(root / "cells"))
 
 
 def _fetch_pbmc(root: Path) -> "AnnData":
-    import scvi
-
+    scvi = require("scvi", "Downloading cells", "scvi")
     # It reads what is there and downloads the rest.
     first = find(root, PBMC_FILES[0])
     return scvi.data.pbmc_dataset(save_path=str(first.parent if first else root / "cells"))
 
 
 def _fetch_lung_atlas(root: Path) -> "AnnData":
-    import scanpy
-
-    return scanpy.read(root / "cells" / "lung_atlas.h5ad", backup_url=LUNG_URL)
+    return require("scanpy", "Downloading cells", "cells").read(root / "cells" / "lung_atlas.h5ad", backup_url=LUNG_URL)
 
 
 def _prepared(

@@ -25,7 +25,7 @@ def granularity(table: pd.DataFrame, unit: str = "row") -> Figure:
     is marked.
 
     Arguments:
-        table: What :attr:`pyro_vmm.evaluation.selection.Selection.table` holds.
+        table: What the ``table`` of a :class:`~pyro_vmm.evaluation.selection.Selection` holds.
         unit: What a row of data is.
     """
     missing = [name for name in GRANULARITY_COLUMNS if name not in table]

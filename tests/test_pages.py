@@ -1,0 +1,48 @@
+"""The README and the pages of the documentation: links between files, the commands, what the site is made of."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Pages that were copied or generated to build the site are not in the repository.
+COPIED = ("_build", "_generated", "generated", "measured", "notebooks")
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+    + list((ROOT / "benchmarks" / "results").glob("*.md"))
+    + [page for page in (ROOT / "docs").rglob("*.md") if not set(COPIED) & set(page.parts)]
+)
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs a whole checkout")
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that GitHub and MyST give to a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_have_targets(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
+
+
+def test_the_readme_is_short_and_has_the_command_that_ci_runs():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 120
+    command = re.search(r"<!-- test command -->\n```sh\n(.*?)\n```", readme, flags=re.DOTALL)
+    assert command and command[1].endswith("python -m pytest")
+    assert readme.count("<!-- results -->") == readme.count("<!-- end of results -->") == 1
+
+
+def test_every_page_of_results_is_on_the_site():
+    index = (ROOT / "docs" / "results" / "index.md").read_text(encoding="utf-8")
+    patterns = [pattern.removesuffix("*") for pattern in re.findall(r"^measured/(\S+)$", index, flags=re.MULTILINE)]
+    for page in (ROOT / "benchmarks" / "results").glob("*.md"):
+        assert any(page.stem == each or (each.endswith("_") and page.stem.startswith(each)) for each in patterns), page

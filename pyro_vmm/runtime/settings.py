@@ -74,10 +74,10 @@ class Setting:
     resume: Resume = "never"
 
 
-def setting(*, default: Any, help: str, values: Values = Values(), positional: bool = False, **about: Any) -> Any:
+def setting(*, default: Any, help: str, values: Values = Values(), kw_only: bool = True, **about: Any) -> Any:
     """A field of a dataclass of settings; ``about`` are further arguments of :class:`Setting`."""
     metadata = {"setting": Setting(help, values, **about)}
-    return field(default=default, kw_only=not positional, metadata=metadata)
+    return field(default=default, kw_only=kw_only, metadata=metadata)
 
 
 def changed(group: type, name: str, *, default: Any = dataclasses.MISSING, **changes: Any) -> Any:
@@ -122,7 +122,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def stated_in(cls: type, name: str) -> type:
     """The class that states a setting of this dataclass, not another default of it alone."""
     for base in cls.__mro__:
-        if name in inspect.get_annotations(base) and "setting" in base.__dataclass_fields__[name].metadata:
+        stated = vars(base).get("__dataclass_fields__", {})
+        if name in inspect.get_annotations(base) and name in stated and "setting" in stated[name].metadata:
             return base
     raise TypeError(f"{cls.__name__} has no setting {name!r}")
 

@@ -3,6 +3,7 @@
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from pyro_vmm.distributions.normal import log_density_at_mean, log_determinant
 
@@ -21,12 +22,12 @@ class MixtureOfGaussians(TorchDistribution):
         log_norm: (K,), the component log-densities at their means.
     """
 
-    arg_constraints = {}
-    support = constraints.real_vector
+    arg_constraints: dict[str, Constraint] = {}
+    support: Constraint = constraints.real_vector
 
     def __init__(self, log_weights: Tensor, loc: Tensor, whitener: Tensor, log_norm: Tensor, batch_shape=()):
         self.log_weights, self.loc, self.whitener, self.log_norm = log_weights, loc, whitener, log_norm
-        self._remembered = None, None
+        self._remembered: tuple[Tensor, Tensor] | None = None
         super().__init__(torch.Size(batch_shape), loc.shape[-1:], validate_args=False)
 
     @classmethod
@@ -106,9 +107,8 @@ class MixtureOfGaussians(TorchDistribution):
 
     def component_log_prob(self, z: Tensor) -> Tensor:
         """Log-densities of z (..., D) under every component, (..., K)."""
-        remembered, log_probs = self._remembered
-        if z is remembered:
-            return log_probs
+        if self._remembered is not None and z is self._remembered[0]:
+            return self._remembered[1]
         stacked = self.whitener.permute(1, 0, 2).flatten(1)
         means = (self.loc.unsqueeze(-2) @ self.whitener).flatten()
         white = torch.addmm(-means, z.reshape(-1, z.shape[-1]), stacked)
@@ -151,8 +151,8 @@ class MixtureComponent(TorchDistribution):
         c: component indices, any batch shape.
     """
 
-    arg_constraints = {}
-    support = constraints.real_vector
+    arg_constraints: dict[str, Constraint] = {}
+    support: Constraint = constraints.real_vector
 
     def __init__(self, mixture: MixtureOfGaussians, c: Tensor, batch_shape=None):
         self.mixture, self.c = mixture, c

@@ -5,8 +5,10 @@ import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.likelihoods import CellLikelihood
 from pyro_vmm.models.base import LatentVariableModel, show_parameters
 from pyro_vmm.networks import DIAGONAL_FLOOR
 from pyro_vmm.priors import Prior, latent
@@ -35,12 +37,14 @@ class SingleCellVAE(LatentVariableModel):
             the paper's model. It learns where the batches are from :class:`~pyro_vmm.inference.Trainer`.
     """
 
+    likelihood: CellLikelihood
+
     def __init__(
         self,
         layout: CellLayout,
         encoder: nn.Module,
         decoder: nn.Module,
-        likelihood: nn.Module,
+        likelihood: CellLikelihood,
         prior: Prior,
         library: "Library | None" = None,
         balance: BatchBalance | None = None,
@@ -48,20 +52,27 @@ class SingleCellVAE(LatentVariableModel):
         super().__init__(encoder, decoder, likelihood, prior)
         self.layout, self.library, self.balance = layout, library, balance
 
-    def model(self, cells: Tensor, p_z: MixtureOfGaussians | None = None, observe: bool = True) -> Tensor:
+    def model(
+        self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1, observe: bool = True
+    ) -> Tensor:
         """p(alpha, pi, mu, Lambda) and, for each cell, p(c | pi) p(z | c, mu, Lambda) p(library) p(x | z, library).
 
         Arguments:
-            cells: (M, G + P + 1).
+            x: cells, (M, G + P + 1).
             p_z: the prior on z, to condition on; None for the whole hierarchy.
+            rows: unused, as there is no model of covariates and library sizes to draw cells without ``x`` from.
             observe: whether the counts are those of the cells, or drawn for their covariates and library sizes.
+
+        Raises:
+            ValueError: no cells are given.
         """
+        cells = _given(x)
         if p_z is None:
             show_parameters(self)
             p_z = self.prior.hierarchy(len(cells), self.encoder)
         counts, covariates, library = self.split(cells)
-        if self.balance is not None:
-            p_z = p_z.reweighted(self.log_factors(cells))
+        if (log_factors := self.log_factors(cells)) is not None:
+            p_z = p_z.reweighted(log_factors)
         with pyro.plate("data", len(cells)):
             z = latent(p_z)
             if self.library is not None:
@@ -69,8 +80,11 @@ class SingleCellVAE(LatentVariableModel):
             h = self.decoder(z, covariates)
             return pyro.sample("x", self.likelihood(h, library, covariates), obs=counts if observe else None)
 
-    def guide(self, cells: Tensor, p_z: MixtureOfGaussians | None = None, observe: bool = True) -> None:
+    def guide(
+        self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1, observe: bool = True
+    ) -> None:
         """q(alpha) q(pi) q(mu; u) q(Lambda) and, for each cell, q(z; x) q(library; x); the signature is the model's."""
+        cells = _given(x)
         if p_z is None:
             show_parameters(self)
             self.prior.hierarchy_guide(self.encoder)
@@ -91,15 +105,15 @@ class SingleCellVAE(LatentVariableModel):
         if self.balance is not None:
             self.balance.reorder(order)
 
-    def subset(self, kept: Tensor) -> "SingleCellVAE":
+    def subset(self, kept: Tensor) -> Self:
         subset = super().subset(kept)
         if self.balance is not None:
             subset.balance = self.balance.subset(kept)
         return subset
 
-    def absorb(self, subset: "SingleCellVAE", kept: Tensor) -> None:
+    def absorb(self, subset: Self, kept: Tensor) -> None:
         super().absorb(subset, kept)
-        if self.balance is not None:
+        if self.balance is not None and subset.balance is not None:
             self.balance.absorb(subset.balance, kept)
 
     def batch(self, cells: Tensor) -> Tensor:
@@ -115,6 +129,12 @@ class SingleCellVAE(LatentVariableModel):
         return self.layout.library(cells) if self.library is None else self.library(cells).base_dist.loc.exp()[:, None]
 
 
+def _given(x: Tensor | None) -> Tensor:
+    if x is None:
+        raise ValueError("x=None, expected cells (M, G + P + 1): their covariates and library sizes have no model")
+    return x
+
+
 class Library(nn.Module):
     """A latent library size: log-normal with the mean and variance of the cell's batch, and its guide.
 
@@ -124,6 +144,9 @@ class Library(nn.Module):
         log_mean: the mean of the logarithm in each batch, (B,).
         log_variance: its variance, (B,).
     """
+
+    log_mean: Tensor
+    log_scale: Tensor
 
     def __init__(self, layout: CellLayout, encoder: nn.Module, log_mean: Tensor, log_variance: Tensor):
         super().__init__()

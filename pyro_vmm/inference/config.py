@@ -2,10 +2,9 @@
 
 import math
 from dataclasses import FrozenInstanceError, dataclass
-from numbers import Real
 from typing import Any, ClassVar
 
-from pyro_vmm.runtime.checks import check_choice
+from pyro_vmm.runtime.checks import check_choice, is_real
 from pyro_vmm.runtime.precision import PRECISIONS
 from pyro_vmm.runtime.settings import (
     POSITIVE,
@@ -26,7 +25,7 @@ CAPTURES = ("auto", True, False)
 
 
 def _check_share(name: str, value: Any) -> None:
-    if not (isinstance(value, Real) and 0 <= value <= 1):
+    if not (is_real(value) and 0 <= value <= 1):
         raise ValueError(f"{name}={value!r} should be between 0 and 1")
 
 

@@ -1,7 +1,8 @@
 """What a user may give as a likelihood: a name, a class or an object of the package's kind, or a function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeVar
 
 from torch import nn
 from torch.distributions import Distribution
@@ -12,6 +13,7 @@ from pyro_vmm.runtime.checks import described
 
 OWN = (Likelihood, CellLikelihood)
 Given = str | type[nn.Module] | Callable
+L = TypeVar("L", Likelihood, CellLikelihood)
 
 
 def likelihood_class(likelihood: Given) -> type[Likelihood] | None:
@@ -40,7 +42,7 @@ def of_counts(likelihood: Given, options: dict | None = None) -> bool:
     return (options or {}).get("counts", cls is None or cls.counts)
 
 
-def _class(given: Given, registry: dict[str, type], base: type[nn.Module]) -> type[nn.Module] | None:
+def _class(given: Given, registry: Mapping[str, type], base: type[L]) -> type[L] | None:
     cls = registry.get(given) if isinstance(given, str) else _class_itself(given)
     if isinstance(cls, type) and issubclass(cls, base):
         if cls.__abstractmethods__:

@@ -4,7 +4,6 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from numbers import Real
 
 import pyro
 import pyro.distributions as dist
@@ -12,13 +11,14 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.networks import inverse_lower_cholesky, inverse_softplus, lower_cholesky
 from pyro_vmm.priors.base import EXPECTATIONS, Places, Prior
 from pyro_vmm.priors.hyperpriors import HyperPrior, as_hyperprior
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
-from pyro_vmm.runtime.checks import check_choice
+from pyro_vmm.runtime.checks import check_choice, is_real
 
 RESPONSIBILITIES = ("held", "differentiated")
 # log pi of a component that is not needed, below the largest: no row is ever its.
@@ -45,6 +45,7 @@ class _BayesianMixture(Prior):
     can_place = True
     has_granularity = True
     per_component = ("pi_logits", "precision_raw")
+    frozen_logits: Tensor
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class _BayesianMixture(Prior):
         """Cholesky factors of the components' precisions, (K, D, D)."""
         return lower_cholesky(self.precision_raw)
 
-    def subset(self, kept: Tensor) -> "_BayesianMixture":
+    def subset(self, kept: Tensor) -> Self:
         """A prior of components ``kept`` (n,) alone, with parameters of its own, to train in place of this one.
 
         The others are frozen: p(z) loses them and nothing else, as they keep their weights. The hyper-priors are those
@@ -163,7 +164,8 @@ class _BayesianMixture(Prior):
         """
         d, tril = self.latent_dim, None if centres is None else centres.tril
         trained, n = self.n_components, self.n_components + len(self.frozen_logits)
-        with poutine.scale(scale=rows / ((minibatch or rows) if self.m_prior == "batch" else self.m_prior)):
+        m_prior = (minibatch or rows) if isinstance(self.m_prior, str) else self.m_prior
+        with poutine.scale(scale=rows / m_prior):
             alpha = pyro.sample("alpha", self.hyperprior.alpha(self.origin))
             log_pi = pyro.sample("log_pi", self.hyperprior.log_pi(alpha, n))
             with pyro.plate("components", trained):
@@ -272,6 +274,6 @@ class VampMixture(_BayesianMixture):
 
 
 def _m_prior(value: float | str) -> float | str:
-    if value == "batch" or (isinstance(value, Real) and 0 < value < math.inf):
+    if value == "batch" or (is_real(value) and 0 < value < math.inf):
         return value
     raise ValueError(f"m_prior={value!r} should be a positive number or 'batch'")

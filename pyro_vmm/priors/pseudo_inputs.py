@@ -86,6 +86,7 @@ class CellPseudoInputs(PseudoInputs):
     """
 
     per_component = ("covariates_raw",)
+    covariates_raw: nn.Parameter | None
 
     def __init__(self, layout: CellLayout, initial: Tensor, batch: str = "trained", counts: bool = True):
         check_choice("pseudo_batch", batch, PSEUDO_BATCHES)
@@ -101,7 +102,9 @@ class CellPseudoInputs(PseudoInputs):
     @property
     def covariates(self) -> Tensor:
         """(K, P); where the batch is averaged over, (B K, P), each batch in turn."""
-        raw = self.covariates_raw if self.batch == "trained" else self.u.new_zeros(len(self), self.layout.n_covariates)
+        raw = self.covariates_raw
+        if raw is None:
+            raw = self.u.new_zeros(len(self), self.layout.n_covariates)
         *categorical, continuous = raw.split([*self.layout.n_categories, self.layout.n_continuous], -1)
         parts = [*(logits.softmax(-1) for logits in categorical), continuous]
         if self.batch == "averaged":
@@ -118,9 +121,9 @@ class CellPseudoInputs(PseudoInputs):
 
     def encode(self, encoder: nn.Module) -> Centres:
         centres = super().encode(encoder)
-        if self.batch != "averaged" or self.layout.n_batches == 1:
+        if self.batch != "averaged" or self.layout.n_batches == 1 or centres.tril is None:
             return centres
-        loc, tril = (each.unflatten(0, (self.layout.n_batches, -1)) for each in centres)
+        loc, tril = (each.unflatten(0, (self.layout.n_batches, -1)) for each in (centres.loc, centres.tril))
         between = (loc - loc.mean(0)).permute(1, 0, 2)  # (K, B, D)
         # The roots of all batches, stacked, are a root of the sum; no covariance is made, which could be singular.
         roots = torch.cat([tril.mT.permute(1, 0, 2, 3).flatten(1, 2), between], 1) / self.layout.n_batches**0.5

@@ -2,12 +2,14 @@
 
 import numpy as np
 from sklearn.base import clone
+from typing_extensions import Self
 
 from pyro_vmm.estimators import building
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.settings import NamedPrior
 from pyro_vmm.inference import TrainingConfig, settle
 from pyro_vmm.priors import Prior, prior_class
+from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
 from pyro_vmm.runtime.checks import described
 from pyro_vmm.runtime.rows import Rows
@@ -16,6 +18,14 @@ from pyro_vmm.runtime.settings import defaults, group_of, settings_of
 
 class ChosenPrior(Estimator):
     """An estimator with ``prior``, the settings of a prior that is named, and ``training``; never used by itself."""
+
+    prior: str | type[Prior] | Prior
+    training: TrainingConfig | None
+    settle: bool
+    hyperprior: str | HyperPrior
+    m_prior: float | str
+    expectation: str
+    responsibilities: str
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -63,7 +73,7 @@ class ChosenPrior(Estimator):
         names = settings_of(TrainingConfig) if isinstance(training, TrainingConfig) else ()
         return {name: getattr(training, name) if name in names else value for name, value in given.items()}
 
-    def with_single_settings(self) -> "ChosenPrior":
+    def with_single_settings(self) -> Self:
         """A clone without ``training``, whose settings are given one by one, to change some of them."""
         return clone(self).set_params(training=None, **self._training_settings())
 

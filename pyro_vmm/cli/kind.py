@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.report import Results
 from pyro_vmm.runtime.settings import Setting, defaults, settings_of
 
@@ -18,7 +18,7 @@ class Kind(ABC):
 
     #: What to call it in messages.
     noun: str
-    estimator: type[Estimator]
+    estimator: type[VMM | SingleCellVMM]
     #: The registry of likelihoods.
     registry: Mapping[str, type]
     #: Names of data sets, and endings of files.
@@ -73,11 +73,11 @@ class Kind(ABC):
         """What of the data the estimator is fitted to."""
 
     @abstractmethod
-    def fit(self, model: Estimator, data: Any, checkpoint: Path, resume: Path | None) -> None:
+    def fit(self, model: VMM | SingleCellVMM, data: Any, checkpoint: Path, resume: Path | None) -> None:
         """Train the model, from a checkpoint on if there is one."""
 
     @abstractmethod
-    def results(self, model: Estimator, data: Any) -> Results:
+    def results(self, model: VMM | SingleCellVMM, data: Any) -> Results:
         """What the run came to."""
 
 

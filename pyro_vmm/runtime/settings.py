@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from typing_extensions import dataclass_transform
@@ -133,11 +134,11 @@ def group_of(cls: type, name: str) -> type:
     return next(base for base in reversed(cls.__mro__) if name in inspect.get_annotations(base))
 
 
-def settings_of(cls: type) -> dict[str, Setting]:
+@functools.cache  # the command line asks hundreds of times
+def settings_of(cls: type) -> Mapping[str, Setting]:
     """The settings of a dataclass by name, in the order of its fields."""
-    return {
-        each.name: stated_in(cls, each.name).__dataclass_fields__[each.name].metadata["setting"] for each in fields(cls)
-    }
+    stated = ((each.name, stated_in(cls, each.name)) for each in fields(cls))
+    return MappingProxyType({name: group.__dataclass_fields__[name].metadata["setting"] for name, group in stated})
 
 
 def defaults(cls: type) -> dict[str, Any]:

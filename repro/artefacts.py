@@ -172,7 +172,10 @@ def render(name: str, scale: str, trials: int, folders: Sequence[Folder], out: P
     done = f"{sum(folder.finished() for folder in folders)} of {len(folders)} runs are finished, scale {scale}"
     if not artefact.columns:
         return _render_figures(artefact, name, folders, out, data_dir) + done
-    titles = artefact.titles or {row: row for row in (artefact.row(folder.run) for folder in folders)}
+    titles = artefact.titles
+    if titles is None:
+        assert artefact.row is not None, "a table states its rows, or what they are called"
+        titles = {row: row for row in (artefact.row(folder.run) for folder in folders)}
     table = Table(results(folders, artefact.row), artefact.columns, titles, PAPER.get(name, {}), trials)
     if not table.lines():
         return f"no results of {name} yet: {done}"

@@ -61,7 +61,7 @@ def integrate(run: Run, folder: Folder, data_dir: Path | None, progress: Callabl
     options = dict(run.settings)
     if run.method in OURS:
         options["checkpoint"] = str(folder.checkpoint)
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count()
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
     found = asdict(methods.fit_alone(run.method, adata, run.trial, options, threads))
     embedding, clusters = found.pop("embedding"), found.pop("clusters")
     found.pop("settings")
@@ -96,6 +96,9 @@ def load(dataset: str, data_dir: Path | None) -> tuple["AnnData", "AnnData"]:
 
 def store(path: Path, embedding: np.ndarray, clusters: np.ndarray | None) -> None:
     """For the figure."""
-    buffer, arrays = io.BytesIO(), {"embedding": embedding.astype(np.float32)}
-    np.savez_compressed(buffer, **arrays, **({} if clusters is None else {"clusters": clusters}))
+    buffer, embedding = io.BytesIO(), embedding.astype(np.float32)
+    if clusters is None:
+        np.savez_compressed(buffer, embedding=embedding)
+    else:
+        np.savez_compressed(buffer, embedding=embedding, clusters=clusters)
     files.write(buffer, path)

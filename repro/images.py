@@ -87,7 +87,7 @@ def surgery_runs(scale: Scale, trials: int) -> Iterator[Run]:
 def planned(kind: str, scale: Scale, dataset: str, method: str, configuration: str, trial: int, changes: dict) -> Run:
     """A run with the settings of a scale, changed."""
     latent_dim = {"latent_dim": scale.latent_dims[dataset]}
-    settings = {"rows": scale.rows}
+    settings: dict = {"rows": scale.rows}
     if method in BASELINES:
         settings["baselines"] = {**scale.baselines, **latent_dim}
     if method in PRIORS:
@@ -109,6 +109,7 @@ Progress = Callable[[int, int], None]
 def load(dataset: str, rows: int | None, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, H, W) and labels (N,): the first so many, or all."""
     found = data.load(dataset, data_dir)
+    assert found.labels is not None, "the data sets of the paper have labels"
     return found.x[:rows], found.labels[:rows]
 
 

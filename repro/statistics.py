@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 
-def mean_std(values: Sequence[float], mean: str = ".3g", std: str = ".2g") -> str:
+def mean_std(values: Sequence[float] | np.ndarray, mean: str = ".3g", std: str = ".2g") -> str:
     """Mean ± sample standard deviation in these formats; a dash without values, no ± for a single one."""
-    values = numbers(values)
-    if len(values) == 0:
+    found = numbers(values)
+    if len(found) == 0:
         return "-"
-    return f"{values.mean():{mean}}" + (f" ± {values.std(ddof=1):{std}}" if len(values) > 1 else "")
+    return f"{found.mean():{mean}}" + (f" ± {found.std(ddof=1):{std}}" if len(found) > 1 else "")
 
 
-def numbers(values: Sequence[float]) -> np.ndarray:
+def numbers(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """What is not missing."""
-    values = np.asarray(values, float)
-    return values[~np.isnan(values)]
+    found = np.asarray(values, float)
+    return found[~np.isnan(found)]
 
 
 def best(samples: Mapping[str, Sequence[float]], larger: bool = True, level: float = 0.05) -> set[str]:

@@ -1,6 +1,8 @@
 """What every test starts from: float64, a fixed seed, an empty parameter store, Pyro's validation on."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +58,16 @@ def no_global_state():
     yield
     assert pyplot.get_fignums() == []
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.fixture(scope="session")
+def imported() -> frozenset[str]:
+    """The modules that a process of its own has after it has imported the package and its readers of data."""
+    code = "import sys, pyro_vmm, pyro_vmm.data.cells, pyro_vmm.data.images; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=FIXTURES.parents[1], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return frozenset(done.stdout.split())
 
 
 @pytest.fixture(scope="session")

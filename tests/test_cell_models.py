@@ -172,9 +172,9 @@ def test_given_p_z_only_the_cells_sites_are_declared(prior, inferred):
 @pytest.mark.parametrize("likelihood", CELL_LIKELIHOODS)
 def test_counts_are_drawn_where_they_are_not_observed(prior, likelihood):
     vae, x = build(prior, likelihood), cells()
-    drawn = vae.model(x, None, False)
+    drawn = vae.model(x, observe=False)
     assert drawn.shape == (M, G) and not torch.equal(drawn, x[:, :G])
-    samples = Predictive(vae.model, num_samples=3)(x, None, False)
+    samples = Predictive(vae.model, num_samples=3)(x, observe=False)
     assert samples["z"].shape == (3, M, D) and samples["x"].shape == (3, M, G)
     assert samples["z"].std(0).min() > 0
     if likelihood != "normal":
@@ -187,7 +187,7 @@ def test_drawn_counts_add_up_to_the_library_size(inferred):
     n = 4000
     vae, x = build("standard_normal", "poisson", inferred), cells(B).repeat(n, 1)
     x[:, -1] = torch.tensor([20.0, 300.0]).repeat(n)
-    totals = vae.model(x, None, False).sum(-1).view(n, B)
+    totals = vae.model(x, observe=False).sum(-1).view(n, B)
     expected = variance = torch.tensor([20.0, 300.0])
     if inferred:
         scale = LOG_VARIANCE.sqrt().clamp(min=0.01)
@@ -200,7 +200,7 @@ def test_drawn_counts_add_up_to_the_library_size(inferred):
 def test_predictive_of_a_guide_gives_posterior_draws(inferred):
     vae, x, n = build("vmm", inferred=inferred).eval(), cells(), 100
     sites = ("z", "x", *(["library"] if inferred else []))
-    samples = Predictive(vae.model, guide=vae.guide, num_samples=n, return_sites=sites)(x, None, False)
+    samples = Predictive(vae.model, guide=vae.guide, num_samples=n, return_sites=sites)(x, observe=False)
     assert samples["x"].shape == (n, M, G) and samples["x"].std(0).min() > 0
     q = vae.encoder(x)
     assert ((samples["z"].mean(0) - q.mean).abs() < 5 * q.stddev / n**0.5).all()

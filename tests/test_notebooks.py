@@ -54,8 +54,8 @@ def run(path: Path, shorter: int = 1) -> None:
 
 @every_notebook
 def test_runs(path):
-    """With a tenth of the training and without maps, for it to be quick."""
-    run(path, shorter=10)
+    """With a thirtieth of the training and without maps, for it to be quick."""
+    run(path, shorter=30)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pyro_vmm.cli.kind import SELECTION, Kind, flag
 from pyro_vmm.cli.options import check, estimator, kind_of, read_config, resolve
 from pyro_vmm.cli.parser import PROG, build_parser
 from pyro_vmm.cli.terminal import any_text, say
-from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.evaluation.selection import M_PRIOR, SEEDS, select
 from pyro_vmm.inference import RATES, TrainingDiverged
 from pyro_vmm.plots.ornaments import attempt
@@ -113,7 +113,7 @@ def _continued(folder: RunFolder, given: dict) -> dict:
     return {**options, **given}
 
 
-def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool) -> tuple[Estimator, Any]:
+def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool) -> tuple[VMM | SingleCellVMM, Any]:
     """Load the data and train on them, with the other processes that ``torchrun`` started, if it did."""
     with process_group(config.get("device", "auto")) as ranks:
         # A named set may have to be downloaded, by one process and not by all.
@@ -141,7 +141,7 @@ def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool)
     return model, data
 
 
-def _select(kind: Kind, config: dict, model: Estimator, data: Any, folder: RunFolder) -> dict:
+def _select(kind: Kind, config: dict, model: VMM | SingleCellVMM, data: Any, folder: RunFolder) -> dict:
     """The parameters that a selection recommends; its report, table and figure are written and the report printed."""
     selection = select(
         model,

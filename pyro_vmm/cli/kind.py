@@ -20,7 +20,7 @@ class Kind(ABC):
 
     #: What to call it in messages.
     noun: str
-    estimator: type[Estimator]
+    estimator: type[VMM | SingleCellVMM]
     #: The registry of likelihoods.
     registry: Mapping[str, type]
     #: Names of data sets, and endings of files.
@@ -84,11 +84,11 @@ class Kind(ABC):
         """What of the data the estimator is fitted to."""
 
     @abstractmethod
-    def fit(self, model: Estimator, data: Any, checkpoint: Path, resume: Path | None) -> None:
+    def fit(self, model: VMM | SingleCellVMM, data: Any, checkpoint: Path, resume: Path | None) -> None:
         """Train the model, from a checkpoint on if there is one."""
 
     @abstractmethod
-    def results(self, model: Estimator, data: Any) -> Results:
+    def results(self, model: VMM | SingleCellVMM, data: Any) -> Results:
         """What the run came to."""
 
 

@@ -12,7 +12,7 @@ from pyro_vmm.data.cell_sets.files import find, folders
 from pyro_vmm.data.reading import reason
 from pyro_vmm.data.root import data_root
 from pyro_vmm.data.user_files import ending_of
-from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.runtime.settings import nearest
 
 # Of a.b.c, which means names within names. The time that it takes to read grows with the square of its length.
@@ -70,7 +70,7 @@ def _flags(options: Iterable[str]) -> str:
     return ", ".join(map(flag, sorted(options)))
 
 
-def estimator(config: dict, progress: bool) -> Estimator:
+def estimator(config: dict, progress: bool) -> VMM | SingleCellVMM:
     """The estimator that resolved options describe."""
     kind = kind_of(config)
     return kind.estimator(**kind.parameters(config), progress=progress)

@@ -52,8 +52,9 @@ def check_types(config: dict) -> None:
         if none or any(_is_same(value, known.get(name, ...)) for known in defaults):
             continue
         fits, words = TYPES[type_]
-        if is_list and not isinstance(value, list | tuple):
+        items = value if is_list else [value]
+        if not isinstance(items, list | tuple):
             raise ValueError(f"{name}={value!r} should be a list, each value of it {words}")
-        for item in value if is_list else [value]:
+        for item in items:
             if not fits(item):
                 raise ValueError(f"{name}={item!r} should be {words}")

@@ -11,9 +11,9 @@ spread at M = 128, 1.7 times at M = 512. A file of no more rows than a pool is s
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ def block_shuffle(n: int, block: int, pool: int, generator: torch.Generator) -> 
     return torch.cat([some[torch.randperm(len(some), generator=generator)] for some in rows.split(pool)])
 
 
-def read_ahead(source: Iterator[T]) -> Iterator[T]:
+def read_ahead(source: Iterator[T]) -> Generator[T, None, None]:
     """What an iterator gives, made in a thread of its own, one item ahead of who takes them.
 
     What the iterator raises is raised here. Closing this waits for the item in the making and ends the thread.
@@ -150,6 +150,6 @@ def read_ahead(source: Iterator[T]) -> Iterator[T]:
         ahead = thread.submit(next, source, end)
         while (item := ahead.result()) is not end:
             ahead = thread.submit(next, source, end)
-            yield item
+            yield cast(T, item)
     finally:
         thread.shutdown(cancel_futures=True)

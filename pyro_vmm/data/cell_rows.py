@@ -1,6 +1,6 @@
 """Cells as the model reads them: counts, covariates and library size in one row, a minibatch at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -208,7 +208,7 @@ class CellRows:
         design: Tensor,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        cells: np.ndarray | None = None,
+        cells: np.ndarray | Tensor | None = None,
     ):
         self.counts, self.design, self.device, self.dtype = counts, design, torch.device(device), dtype
         self.cells = torch.arange(len(counts)) if cells is None else torch.as_tensor(cells)
@@ -227,7 +227,7 @@ class CellRows:
             return torch.randperm(len(self), generator=generator)
         return block_shuffle(len(self), self.counts.block, self._pool(batch_size), generator)
 
-    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    def read(self, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:
         """The cells at each of these positions, read ahead if they are in a file."""
         batches = [self.cells[index] for index in batches]
         with closing(self.counts.read(batches, self._pool(len(batches[0])) // len(batches[0]))) as source:

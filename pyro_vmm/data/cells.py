@@ -5,7 +5,7 @@ minibatch at a time, whether it is sparse or dense, in memory or in a file.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,13 +80,13 @@ class CellBatches:
         assert index.dtype.kind in "iu" or index.size == 0, index.dtype
         return _dense(self._read(index.astype(np.int64)))
 
-    def read(self, batches: Sequence[Tensor], at_once: int) -> Iterator[Tensor]:
+    def read(self, batches: Sequence[Tensor], at_once: int) -> Generator[Tensor, None, None]:
         """:meth:`rows` of each of these positions, of a file so many batches read at once, and ahead."""
         if self.block is None:
             yield from map(self.rows, batches)
             return
         pools = [batches[start : start + at_once] for start in range(0, len(batches), at_once)]
-        with closing(read_ahead(self._read(torch.cat(pool).numpy()) for pool in pools)) as blocks:
+        with closing(read_ahead(self._read(torch.cat(list(pool)).numpy()) for pool in pools)) as blocks:
             for block, pool in zip(blocks, pools, strict=True):
                 ends = np.cumsum([len(rows) for rows in pool])
                 yield from (_dense(block[end - len(rows) : end]) for end, rows in zip(ends, pool, strict=True))
@@ -180,11 +180,11 @@ def require_anndata(adata: Any) -> None:
         raise ValueError(f"adata is a {kind}, expected an AnnData{advice}")
 
 
-def match_genes(adata: "AnnData", var_names: Sequence[str]) -> np.ndarray:
+def match_genes(adata: "AnnData", var_names: Sequence[str] | np.ndarray) -> np.ndarray:
     """Positions in ``adata`` of the genes of these names, (G,), in their order; ``adata`` may have others besides."""
     require_anndata(adata)
-    var_names = pd.Index(var_names)
-    missing = var_names[~var_names.isin(adata.var_names)]
+    wanted = pd.Index(var_names)
+    missing = wanted[~wanted.isin(adata.var_names)]
     if len(missing):
         raise ValueError(
             f"adata lacks {len(missing)} of the {len(var_names)} genes that the model was trained on: "
@@ -440,7 +440,7 @@ def _has_no_views(matrix: Any) -> bool:
 
 def _dense(block: np.ndarray | sparse.csr_matrix) -> Tensor:
     """float32 (M, G)."""
-    dense = block.toarray() if sparse.issparse(block) else block
+    dense = block if isinstance(block, np.ndarray) else block.toarray()
     return torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32))
 
 

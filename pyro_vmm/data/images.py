@@ -82,8 +82,9 @@ def _load_idx(name: str, folder: str, data_dir: str | Path | None) -> Dataset:
     root = data_root(data_dir)
     if _missing_files(root, folder):
         _download(folder, root)
+    paths = [path for file in IDX_FILES if (path := _find_file(root, folder, file)) is not None]
     train_images, train_labels, test_images, test_labels = (
-        _read_idx(_find_file(root, folder, file), n_axes) for file, n_axes in zip(IDX_FILES, (3, 1, 3, 1), strict=True)
+        _read_idx(path, n_axes) for path, n_axes in zip(paths, (3, 1, 3, 1), strict=True)
     )
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         if len(images) != len(labels):

@@ -1,6 +1,7 @@
 """Columns of numbers: what counts as a number, and how a column is standardised."""
 
 import datetime
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ LEAST_DEVIATION = 1e-140
 
 def kind_of(values: pd.Series | np.ndarray) -> str | None:
     """What these values are, a key of ``KINDS``; None for anything else, numbers among it."""
-    dtype = values.dtype
+    dtype = cast(Any, values.dtype)  # pandas has dtypes of its own
     if isinstance(dtype, pd.CategoricalDtype):
         dtype, values = dtype.categories.dtype, dtype.categories
     objects = isinstance(dtype, np.dtype) and dtype.kind == "O"

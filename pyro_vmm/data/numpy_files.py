@@ -5,7 +5,7 @@ import os
 import warnings
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def read_numpy(path: Path, label_column: str | None) -> tuple[np.ndarray, np.nda
         return _read_array(path, str(path), file, os.fstat(file.fileno()).st_size, NUMBERS), None
 
 
-def _read_npz(path: Path, file: BinaryIO, label_column: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_npz(path: Path, file: IO[bytes], label_column: str | None) -> tuple[np.ndarray, np.ndarray | None]:
     with reading(path, FORM):
         archive = zipfile.ZipFile(file)
     members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
@@ -66,7 +66,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, 
         return _read_array(path, name, file, member.file_size, kinds)
 
 
-def _read_array(path: Path, name: str, file: BinaryIO, size: int, kinds: str) -> np.ndarray:
+def _read_array(path: Path, name: str, file: IO[bytes], size: int, kinds: str) -> np.ndarray:
     """The array in a file of ``size`` bytes; ``ValueError`` unless it is of these kinds and of that size."""
     with reading(path, FORM), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Python tells of damaged text
@@ -88,7 +88,7 @@ def _read_array(path: Path, name: str, file: BinaryIO, size: int, kinds: str) ->
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype of the array that a file holds, which is then read up to the array's values."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):

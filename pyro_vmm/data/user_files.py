@@ -86,9 +86,9 @@ def load_file(
         decimal=decimal,
         encoding=encoding,
     )
-    x, labels, *names = READERS[ending](path, label_column, **options)
+    x, labels, row_names, column_names = READERS[ending](path, label_column, **options)
     _check_file_arrays(path, x, labels)
-    return Dataset(x, labels, path.name[: -len(ending)], None, *names)
+    return Dataset(x, labels, path.name[: -len(ending)], None, row_names, column_names)
 
 
 def ending_of(path: str | Path, endings: Iterable[str]) -> str | None:
@@ -128,7 +128,7 @@ def _read_text(
     **columns,
 ) -> Arrays:
     if separator is None:
-        separator = "\t" if ending_of(path, TEXT).startswith(".tsv") else ","
+        separator = "\t" if str(ending_of(path, TEXT)).startswith(".tsv") else ","
     elif separator == r"\t":  # as shells hand it on
         separator = "\t"
     check_text_options(path, separator, header, decimal, encoding)

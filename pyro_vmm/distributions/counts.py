@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 from torch.distributions.utils import broadcast_all
 from torch.nn import functional as F
 
@@ -41,8 +42,11 @@ class NegativeBinomial(TorchDistribution):
     Source: Lopez et al., Nature Methods 15:1053, 2018.
     """
 
-    arg_constraints = {"mean": constraints.nonnegative, "inverse_dispersion": constraints.positive}
-    support = constraints.nonnegative_integer
+    arg_constraints: dict[str, Constraint] = {
+        "mean": constraints.nonnegative,
+        "inverse_dispersion": constraints.positive,
+    }
+    support: Constraint = constraints.nonnegative_integer
 
     def __init__(self, mean: Tensor, inverse_dispersion: Tensor, validate_args: bool | None = None):
         self._mean, self.inverse_dispersion = broadcast_all(mean, inverse_dispersion)
@@ -92,8 +96,11 @@ class ZeroInflatedNegativeBinomial(TorchDistribution):
     Source: Lopez et al., Nature Methods 15:1053, 2018.
     """
 
-    arg_constraints = {"inverse_dispersion": constraints.positive, "gate_logits": constraints.real}
-    support = constraints.nonnegative_integer
+    arg_constraints: dict[str, Constraint] = {
+        "inverse_dispersion": constraints.positive,
+        "gate_logits": constraints.real,
+    }
+    support: Constraint = constraints.nonnegative_integer
 
     def __init__(
         self, mean: Tensor, inverse_dispersion: Tensor, gate_logits: Tensor, validate_args: bool | None = None

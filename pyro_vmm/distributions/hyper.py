@@ -5,6 +5,7 @@ import math
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 
 class ReciprocalGamma(TorchDistribution):
@@ -22,8 +23,8 @@ class ReciprocalGamma(TorchDistribution):
         jacobian: whether to count the Jacobian of the reciprocal.
     """
 
-    arg_constraints = {"concentration": constraints.positive, "rate": constraints.positive}
-    support = constraints.positive
+    arg_constraints: dict[str, Constraint] = {"concentration": constraints.positive, "rate": constraints.positive}
+    support: Constraint = constraints.positive
     has_rsample = True
 
     def __init__(self, concentration: Tensor, rate: Tensor, jacobian: bool = False, validate_args: bool | None = None):
@@ -54,8 +55,8 @@ class LogDirichlet(TorchDistribution):
         concentration: a, (..., K), positive.
     """
 
-    arg_constraints = {"concentration": constraints.independent(constraints.positive, 1)}
-    support = constraints.real_vector
+    arg_constraints: dict[str, Constraint] = {"concentration": constraints.independent(constraints.positive, 1)}
+    support: Constraint = constraints.real_vector
     has_rsample = True
 
     def __init__(self, concentration: Tensor, validate_args: bool | None = None):
@@ -91,8 +92,8 @@ class WishartTril(TorchDistribution):
         dim: D, the size of the matrix.
     """
 
-    arg_constraints = {}
-    support = constraints.lower_cholesky
+    arg_constraints: dict[str, Constraint] = {}
+    support: Constraint = constraints.lower_cholesky
 
     def __init__(self, df: float, scale: Tensor, dim: int, validate_args: bool | None = None):
         self.df, self.scale, self.dim = df, torch.as_tensor(scale), dim

@@ -6,6 +6,7 @@ from abc import abstractmethod
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from pyro_vmm.distributions.normal import log_density_at_mean, log_determinant
 
@@ -25,12 +26,12 @@ class Mixture(TorchDistribution):
         batch_shape: () or, where weights differ between rows, (M,).
     """
 
-    arg_constraints = {}
-    support = constraints.real_vector
+    arg_constraints: dict[str, Constraint] = {}
+    support: Constraint = constraints.real_vector
 
     def __init__(self, log_weights: Tensor, loc: Tensor, whitener: Tensor, log_norm: Tensor, batch_shape=()):
         self.log_weights, self.loc, self.whitener, self.log_norm = log_weights, loc, whitener, log_norm
-        self._remembered = None, None
+        self._remembered: tuple[Tensor, Tensor] | None = None
         super().__init__(torch.Size(batch_shape), loc.shape[-1:], validate_args=False)
 
     @abstractmethod
@@ -226,8 +227,8 @@ class MixtureComponent(TorchDistribution):
         c: component indices, any batch shape.
     """
 
-    arg_constraints = {}
-    support = constraints.real_vector
+    arg_constraints: dict[str, Constraint] = {}
+    support: Constraint = constraints.real_vector
 
     def __init__(self, mixture: Mixture, c: Tensor, batch_shape=None):
         self.mixture, self.c = mixture, c

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
@@ -25,8 +26,8 @@ class ExpectedNormal(TorchDistribution):
         covariance_tril: T, (..., D, D).
     """
 
-    arg_constraints = {}
-    support = constraints.real_vector
+    arg_constraints: dict[str, Constraint] = {}
+    support: Constraint = constraints.real_vector
 
     def __init__(self, loc: float, scale: float, covariance_tril: Tensor, validate_args: bool | None = None):
         self.loc, self.scale, self.covariance_tril = loc, scale, covariance_tril
@@ -60,10 +61,13 @@ class TrilNormal(dist.MultivariateNormal):
         scale_tril: T, (..., D, D), of the same batch shape.
     """
 
+    scale_tril: Tensor
+
     def __init__(self, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None):
         # Not by MultivariateNormal, which takes longer to broadcast the two shapes than to draw.
         self.loc, self.scale_tril, self._unbroadcasted_scale_tril = loc, scale_tril, scale_tril
-        self.draw = self.noise = None
+        self.draw: Tensor | None = None
+        self.noise: Tensor | None = None
         torch.distributions.Distribution.__init__(self, loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
@@ -79,13 +83,14 @@ class TrilNormal(dist.MultivariateNormal):
 
     def take_draw(self, draw: Tensor, whole: "TrilNormal", rows: slice) -> Tensor:
         """Take as this one's last draw the rows of another one's, of more rows."""
+        assert whole.noise is not None, "the other one has just drawn"
         self.draw, self.noise = draw, whole.noise[..., rows, :]
         return draw
 
     def log_prob(self, value: Tensor) -> Tensor:
         # A draw that was cut off from m and T is as good as any other value: nothing cancels.
         cut_off = torch.is_grad_enabled() and not value.requires_grad
-        if value is not self.draw or cut_off:
+        if self.noise is None or value is not self.draw or cut_off:
             return super().log_prob(value)
         return log_density_at_mean(-log_determinant(self.scale_tril), self.loc) - 0.5 * self.noise.square().sum(-1)
 

@@ -28,6 +28,7 @@ class Fitted(Protocol):
 
     def configuration(self) -> dict:
         """The parameters as plain values."""
+        ...
 
 
 def batch_shares(

@@ -30,6 +30,11 @@ class ArrayEstimator(FittedArrays):
     says in ``_n_components`` how many components there are and in ``_build_prior`` what the prior is.
     """
 
+    scaling: str | None
+    hidden: Sequence[int] | str
+    encoder: str | Callable
+    decoder: str | Callable
+
     # Fitting
 
     def fit(
@@ -112,7 +117,7 @@ class ArrayEstimator(FittedArrays):
         if y is None:
             raise ValueError("monitor='val_nmi' needs labels: y=None should be an array of one label per row")
         if np.ma.is_masked(y):
-            y = np.where(np.ma.getmaskarray(y), None, np.ma.getdata(y).astype(object))
+            y = np.where(np.ma.getmaskarray(y), np.array(None), np.ma.getdata(y).astype(object))
         y = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
         if y.shape != (n,):
             raise ValueError(f"y has shape {y.shape}, expected ({n},)")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from numbers import Integral
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
+from typing_extensions import Self
 
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.estimators import building, storing
@@ -21,7 +23,7 @@ from pyro_vmm.estimators.numbering import by_cluster, found_and_strays, numberin
 from pyro_vmm.estimators.settings import DTYPES
 from pyro_vmm.inference import Trainer, TrainingConfig, TrainingDiverged
 from pyro_vmm.inference.state import check_rates
-from pyro_vmm.likelihoods import CellLikelihood, Likelihood
+from pyro_vmm.likelihoods import CellLikelihood, Given, Likelihood
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode, scale_tril
 from pyro_vmm.runtime import files
@@ -32,6 +34,8 @@ from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.rows import Rows, read
 from pyro_vmm.runtime.settings import AUTO, check_settings, settings_of
 
+V = TypeVar("V", bound=LatentVariableModel)
+
 
 class Estimator(BaseEstimator):
     """What the estimators share; never used by itself.
@@ -39,6 +43,21 @@ class Estimator(BaseEstimator):
     A subclass has the parameters that these methods name, sets ``vae_``, ``seed_`` and ``n_components_`` before it
     trains, and says in ``_rows`` how the model reads the data and in ``_log_p_x`` how rows are scored.
     """
+
+    # The settings that these methods read; the groups that a subclass has state them.
+    n_components: int
+    latent_dim: int
+    likelihood: Given
+    likelihood_options: dict | None
+    validation_fraction: float
+    device: str
+    dtype: str
+    progress: bool
+    random_state: Any
+    # What a subclass sets.
+    vae_: LatentVariableModel
+    seed_: int
+    n_components_: int
 
     #: Whether clusters are numbered by their weight or by their share of the rows, largest first.
     numbered_by = "weight"
@@ -97,7 +116,7 @@ class Estimator(BaseEstimator):
 
     def _forget(self) -> None:
         """Be unfitted: what is left of an earlier fit does not go with the parts that another replaces one by one."""
-        vars(self).pop("labels_", None)
+        self.__dict__.pop("labels_", None)
 
     def _draw_seed(self) -> int:
         """What ``random_state`` gives; of several processes that train together, the first one's."""
@@ -134,7 +153,7 @@ class Estimator(BaseEstimator):
         """K, where ``n_components`` does not say it."""
         return None
 
-    def _place(self, vae: LatentVariableModel) -> LatentVariableModel:
+    def _place(self, vae: V) -> V:
         """The model on its device and in its dtype, not in training."""
         return vae.to(device=building.choose_device(self.device), dtype=DTYPES[self.dtype]).eval()
 
@@ -143,7 +162,7 @@ class Estimator(BaseEstimator):
         x: Rows,
         x_val: Rows | None,
         labels_val: np.ndarray | None = None,
-        callbacks: Sequence[Callable[[dict, LatentVariableModel], bool | None]] = (),
+        callbacks: Sequence[Callable[[dict, Any], bool | None]] = (),
         checkpoint: Callable[[dict], None] | None = None,
         state: dict | None = None,
     ) -> None:
@@ -226,6 +245,7 @@ class Estimator(BaseEstimator):
                 found = part.new_empty(len(x), *part.shape[1:]) if found is None else found
                 found[done : done + len(part)] = part
                 done += len(part)
+        assert found is not None, "there are rows"
         return found.cpu().numpy()
 
     def _latent_means(self, x: Rows) -> np.ndarray:
@@ -325,7 +345,7 @@ class Estimator(BaseEstimator):
         files.save(content, path, "model")
 
     @classmethod
-    def _load(cls, path: str | Path, device: str, custom: dict) -> tuple["Estimator", Entries]:
+    def _load(cls, path: str | Path, device: str, custom: dict) -> tuple[Self, Entries]:
         """An estimator with the parameters of a file and what its fit found; and the file's entries."""
         entries = Entries(files.load(path, "model"), str(path))
         if "estimator" in entries and (name := entries.get("estimator", str)) != cls.__name__:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -56,6 +57,8 @@ SCALINGS = ("auto", "range", "standard", None)
 NETWORKS = ("mlp", "conv")
 INITS = ("random", "k-means++")
 INIT_CENTRES = ("normal", "encoded")
+T = TypeVar("T")
+L = TypeVar("L", Likelihood, CellLikelihood)
 
 
 def choose_device(device: str) -> torch.device:
@@ -185,7 +188,7 @@ def likelihood_options(likelihood: Given, options: dict | None, all_rows: Tensor
     return {**({} if cls is None else cls.domain_options(all_rows)), **(options or {})}
 
 
-def _own(given: Callable) -> Callable:
+def _own(given: T) -> T:
     """A copy of what the user gave, and of a module one in float32, in which models are built."""
     own = copy.deepcopy(given)
     return own.float() if isinstance(own, nn.Module) else own
@@ -204,18 +207,18 @@ def build_likelihood(likelihood: Given, event_shape: Sequence[int], options: dic
         return _fitting(own, "event_shape", tuple(own.event_shape), tuple(event_shape))
     cls = likelihood_class(likelihood)
     if cls is None:
-        return _made(partial(CustomLikelihood, function=_own(likelihood)), event_shape, options)
-    return _made(cls if isinstance(likelihood, str) else likelihood, event_shape, options)
+        return _made(partial(CustomLikelihood, function=cast(Callable, _own(likelihood))), event_shape, options)
+    return _made(cls if isinstance(likelihood, str) else cast(Callable, likelihood), event_shape, options)
 
 
-def _made(factory: Callable, about: Sequence[int] | CellLayout, options: dict) -> nn.Module:
+def _made(factory: Callable[..., L], about: Sequence[int] | CellLayout, options: dict) -> L:
     try:
         return factory(about, **options)
     except TypeError as error:
         raise ValueError(f"likelihood_options={options} do not fit: {one_line(error)}") from error
 
 
-def _fitting(likelihood: nn.Module, name: str, found, expected) -> nn.Module:
+def _fitting(likelihood: L, name: str, found, expected) -> L:
     """A likelihood that was made by the user; ``ValueError`` if it is for other data."""
     if found != expected:
         raise ValueError(f"likelihood={type(likelihood).__name__} has {name}={found}, but the data have {expected}")
@@ -239,7 +242,7 @@ def check_support(
             likelihood.check(values(rows))
 
 
-def check_networks(**networks: str | nn.Module) -> None:
+def check_networks(**networks: str | Callable) -> None:
     """Raise ``ValueError`` unless each is a name of ``NETWORKS``, a module or a callable, which may make one."""
     for name, given in networks.items():
         if not (callable(given) or (isinstance(given, str) and given in NETWORKS)):
@@ -310,8 +313,8 @@ def build_cell_likelihood(likelihood: Given, layout: CellLayout, options: dict) 
         return _fitting(own, "layout", own.layout, layout)
     cls = cell_likelihood_class(likelihood)
     if cls is None:
-        return _made(partial(CustomCellLikelihood, function=_own(likelihood)), layout, options)
-    return _made(cls if isinstance(likelihood, str) else likelihood, layout, options)
+        return _made(partial(CustomCellLikelihood, function=cast(Callable, _own(likelihood))), layout, options)
+    return _made(cls if isinstance(likelihood, str) else cast(Callable, likelihood), layout, options)
 
 
 def build_cell_vae(
@@ -339,13 +342,15 @@ def build_cell_vae(
     body = nn.Sequential(features, cell_mlp(features.width, hidden, dropout))
     encoder = GaussianEncoder(body, hidden[-1], latent_dim, covariance)
     decoder = CellDecoder(layout, latent_dim, list(hidden)[::-1], likelihood.outputs_per_gene)
+    latent_library = None
     if library is not None:
-        body = nn.Sequential(features, cell_mlp(features.width, hidden[-1:], dropout), linear(hidden[-1], 2))
+        hidden_layers = cell_mlp(features.width, hidden[-1:], dropout)
+        head = linear(hidden[-1], 2)
         # It starts where the prior is, as exp of an untrained network may be far off.
         with torch.no_grad():
-            body[-1].bias[0] = library[0].mean()
-        library = Library(layout, body, *library)
-    return SingleCellVAE(layout, encoder, decoder, likelihood, StandardNormal(latent_dim), library)
+            head.bias[0] = library[0].mean()
+        latent_library = Library(layout, nn.Sequential(features, hidden_layers, head), *library)
+    return SingleCellVAE(layout, encoder, decoder, likelihood, StandardNormal(latent_dim), latent_library)
 
 
 def build_prior(prior: PriorGiven, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs, settings: Mapping) -> Prior:
@@ -393,7 +398,7 @@ def try_prior(vae: VAE | SingleCellVAE) -> None:
 @torch.no_grad()
 def encode_centres(vae: VAE, rows: Tensor) -> None:
     """Start a prior's free centres where those of a "vmm" start: at the encoder's means of rows (K, ...)."""
-    vae.prior.mu.copy_(PseudoInputs(rows).encode(vae.encoder).loc)
+    vae.prior.get_parameter("mu").copy_(PseudoInputs(rows).encode(vae.encoder).loc)
 
 
 def initial_rows(x: Tensor, n: int, init: str, seed: int) -> Tensor:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 from sklearn.base import clone
+from typing_extensions import Self
 
 from pyro_vmm.estimators import building
 from pyro_vmm.estimators.base import Estimator
@@ -20,6 +21,14 @@ from pyro_vmm.runtime.settings import defaults, group_of, settings_of
 
 class ChosenPrior(Estimator):
     """An estimator with ``prior``, the settings of a prior that is named, and ``training``; never used by itself."""
+
+    prior: str | type[Prior] | Prior
+    training: TrainingConfig | None
+    settle: bool
+    hyperprior: str | HyperPrior
+    m_prior: float | str
+    expectation: str
+    responsibilities: str
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

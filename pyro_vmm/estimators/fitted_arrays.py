@@ -1,5 +1,7 @@
 """What a fitted model says about arrays: clusters, latent means, densities, draws."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, DensityMixin, TransformerMixin
@@ -10,6 +12,7 @@ from torch import Tensor
 from pyro_vmm.estimators import building, inputs
 from pyro_vmm.estimators.base import DTYPES, Estimator, typical
 from pyro_vmm.likelihoods import Likelihood
+from pyro_vmm.models import VAE
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.runtime.checks import check_whole
 from pyro_vmm.runtime.device_rows import place
@@ -23,6 +26,12 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
     The subclass has set ``vae_``, ``event_shape_``, ``scaling_``, ``shift_`` and ``scale_``, and says in ``_validate``
     what arrays it takes.
     """
+
+    vae_: VAE
+    event_shape_: tuple[int, ...]
+    scaling_: str | None
+    shift_: np.ndarray
+    scale_: np.ndarray
 
     def predict(self, X) -> np.ndarray:
         """The most probable cluster of each row, (N,); 0 is the cluster with the largest weight."""
@@ -87,8 +96,12 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
     def _rows(self, X) -> Rows:
         check_is_fitted(self)
         x = place(self._scaled(self._validate(X, reset=False)), self._own_device())
-        self._check_support(self.vae_.likelihood, x)
+        self._check_support(cast(Likelihood, self.vae_.likelihood), x)  # as building makes them
         return x
+
+    def _validate(self, X, reset: bool) -> np.ndarray:
+        """X as an array of numbers, (N, ...), checked; ``reset`` where the model is about to be fitted to it."""
+        raise NotImplementedError
 
     def _check_support(self, likelihood: Likelihood, x: Rows) -> None:
         """Raise ``ValueError`` where a row has no density, and say so where its values are not those of X."""

@@ -10,11 +10,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_vmm.data.cell_rows import CellRows
+from pyro_vmm.data.cell_rows import CellRows, Covariates
 from pyro_vmm.data.cells import CellBatches, check_cells, match_genes
 from pyro_vmm.estimators import annotation
 from pyro_vmm.estimators.base import DTYPES, Estimator, typical
+from pyro_vmm.likelihoods import CellLikelihood
+from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_positive, check_whole
 from pyro_vmm.runtime.randomness import seeded
 
@@ -31,6 +34,15 @@ class FittedCells(Estimator):
     The subclass has set ``vae_``, ``layout_``, ``covariates_``, ``genes_`` and ``library_size_``, and says in
     ``_check_support`` what cells it takes.
     """
+
+    batch_key: str | None
+    layer: str | None
+    vae_: SingleCellVAE
+    layout_: CellLayout
+    covariates_: Covariates
+    genes_: np.ndarray
+    library_size_: float
+    batch_shares_: pd.DataFrame
 
     @property
     def batches_(self) -> tuple[str, ...]:
@@ -184,6 +196,10 @@ class FittedCells(Estimator):
         self._check_support(self.vae_.likelihood, rows)
         return rows
 
+    def _check_support(self, likelihood: CellLikelihood, cells: CellRows) -> None:
+        """Raise ``ValueError`` where a cell has no density."""
+        raise NotImplementedError
+
     def _rows_at_once(self, draws: int = 1) -> int:
         return max(1, min(1024, NUMBERS_AT_ONCE // (8 * draws * self.layout_.n_genes)))
 
@@ -211,9 +227,9 @@ class FittedCells(Estimator):
     def _columns(self, genes: Sequence[str] | None) -> np.ndarray:
         if genes is None:
             return np.arange(len(self.genes_))
-        genes = np.atleast_1d(genes).tolist()
-        positions = pd.Index(self.genes_).get_indexer(genes)
+        names = np.atleast_1d(genes).tolist()
+        positions = pd.Index(self.genes_).get_indexer(names)
         if (positions < 0).any():
-            missing = [gene for gene, position in zip(genes, positions, strict=True) if position < 0]
+            missing = [gene for gene, position in zip(names, positions, strict=True) if position < 0]
             raise ValueError(f"genes={missing} are not among the {len(self.genes_)} genes of the model")
         return positions

@@ -6,7 +6,6 @@ from the fields. A group has the title of its options there.
 
 from collections.abc import Callable, Sequence
 from dataclasses import field
-from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,19 +47,19 @@ def granularity(text: str) -> float | str:
 
 
 def _below_one(name: str, value: Any) -> None:
-    if not (isinstance(value, Real) and 0 <= value < 1):
+    if not (is_real(value) and 0 <= value < 1):
         raise ValueError(f"{name}={value!r} should be at least 0 and below 1")
 
 
 def check_not_negative(name: str, value: Any) -> None:
     """Raise ``ValueError`` unless the value is a finite number, at least 0."""
-    if not (isinstance(value, Real) and 0 <= value < np.inf):
+    if not (is_real(value) and 0 <= value < np.inf):
         raise ValueError(f"{name}={value!r} should be a number, at least 0")
 
 
 def check_count(name: str, value: Any) -> None:
     """Raise ``ValueError`` unless the value is a whole number, at least 0."""
-    if not (isinstance(value, Integral) and value >= 0):
+    if not (is_whole(value) and value >= 0):
         raise ValueError(f"{name}={value!r} should be a whole number, at least 0")
 
 
@@ -87,7 +86,7 @@ def _cells_to_start_from(name: str, value: Any) -> None:
         one_of(building.INITS).check(name, value)
     elif not np.iterable(value) or not all(isinstance(cell, str) for cell in value):
         raise ValueError(f"{name}={value!r} should be one of {building.INITS}, or a list of names of cells")
-    elif len(set(value)) < len(value):
+    elif len(set(value)) < len(list(value)):
         raise ValueError(f"{name}={list(value)} should name each cell once")
 
 
@@ -138,14 +137,14 @@ class Model:
 
     n_components: int = setting(
         default=100,
-        positional=True,
+        kw_only=False,
         option="components",
         help="K, the most clusters there can be",
         values=WHOLE,
         common=True,
         metavar="K",
     )
-    latent_dim: int = setting(default=10, positional=True, help="D", values=WHOLE, common=True, metavar="D")
+    latent_dim: int = setting(default=10, kw_only=False, help="D", values=WHOLE, common=True, metavar="D")
     likelihood: Given = setting(
         default="normal",
         help="the distribution of x",
@@ -346,7 +345,7 @@ class CellData:
 
     batch_key: str | None = setting(
         default=None,
-        positional=True,
+        kw_only=False,
         help="batches to integrate",
         values=Values(_column, or_none=True),
         common=True,
@@ -355,7 +354,7 @@ class CellData:
     )
     layer: str | None = setting(
         default=None,
-        positional=True,
+        kw_only=False,
         help="where the counts lie; raw is adata.raw, if no layer",
         values=Values(_column, or_none=True),
         common=True,

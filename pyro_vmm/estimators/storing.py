@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -209,11 +210,12 @@ def resuming(state: dict | None, kind: type[ValueError] = Damaged) -> Iterator[N
     try:
         yield
     except kind as error:
+        assert state is not None, "what is wrong with a state comes from one"
         raise ValueError(f"can't resume from {state['path']}: {error}") from error
 
 
 def _fingerprint(X: np.ndarray) -> list[int]:
-    return [*X.shape, zlib.crc32(np.ascontiguousarray(X))]
+    return [*X.shape, zlib.crc32(np.ascontiguousarray(X).data)]
 
 
 def unmoved(params: dict) -> dict:
@@ -227,7 +229,7 @@ def _unmoved(value):
     return {**value, "custom": name.rpartition(".")[2] if name.startswith("pyro_vmm.") else name}
 
 
-def _plain(value):
+def _plain(value) -> Any:
     """What ``weights_only`` files and JSON can hold."""
     if isinstance(value, HyperPrior):
         return asdict(value)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, dataclass
-from numbers import Real
 from typing import Any, ClassVar
 
 from torch import nn
@@ -29,7 +28,7 @@ CAPTURES = ("auto", True, False)
 
 
 def _check_share(name: str, value: Any) -> None:
-    if not (isinstance(value, Real) and 0 <= value <= 1):
+    if not (is_real(value) and 0 <= value <= 1):
         raise ValueError(f"{name}={value!r} should be between 0 and 1")
 
 

@@ -1,5 +1,7 @@
 """Components that the data do not need leave training."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -75,10 +77,11 @@ class Elimination:
         prior.check()
         self.whole = self.model = vae
         # A prior with fixed weights is never pruned.
-        free = prior.can_eliminate and prior.pi_logits.requires_grad
+        free = prior.can_eliminate and prior.get_parameter("pi_logits").requires_grad
         self.after = config.freeze_after if free else None
         if self.after is not None:
-            self.least = LEAST_SHARE / (config.batch_size if prior.m_prior == "batch" else prior.m_prior)
+            m_prior = cast(float | str, prior.m_prior)  # Prior.check has seen it
+            self.least = LEAST_SHARE / (config.batch_size if isinstance(m_prior, str) else m_prior)
         self.kept = torch.arange(prior.n_components, device=prior.origin.device)
         # For how many epochs on end each has been below the least share.
         self.below = torch.zeros_like(self.kept)
@@ -95,7 +98,7 @@ class Elimination:
             return None
         self.below = torch.where(shares < self.least, self.below + 1, 0)
         fading = self.below >= self.after
-        self.model.prior.pi_logits.sub_(FADE * fading)
+        self.model.prior.get_parameter("pi_logits").sub_(FADE * fading)
         frozen = fading & (largest < NEGLIGIBLE)
         self.update_whole()
         if not frozen.any():

@@ -55,7 +55,8 @@ def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
     before = copy.deepcopy(vae.prior.state_dict())
     try:
         return _settle(vae, x, seed)
-    except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
+    # Its documented name, though not one that torch's stubs export.
+    except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
         vae.prior.load_state_dict(before)
         warnings.warn(f"the components can't be settled, and are as training left them: {error}", stacklevel=2)
         return each
@@ -127,9 +128,9 @@ def _places(vae: LatentVariableModel, x: Rows, rows: Tensor, encoded: Encoded, l
         distance = np.einsum("ni,ij,nj->n", step, np.linalg.inv(covariance[k]), step)
         near[k] = np.resize(members[np.argsort(distance, kind="stable")[:CANDIDATES]], CANDIDATES)
     origin = vae.prior.origin
-    numbers = (torch.as_tensor(each).to(origin) for each in (moments.count, mean, covariance))
+    count, loc, spread = (torch.as_tensor(each).to(origin) for each in (moments.count, mean, covariance))
     candidates = x[rows[torch.as_tensor(near.ravel())]].to(origin)
-    return Places(*numbers, candidates.unflatten(0, near.shape))
+    return Places(count, loc, spread, candidates.unflatten(0, near.shape))
 
 
 def _slots(found: np.ndarray, before: np.ndarray, n: int) -> Tensor:

@@ -117,6 +117,7 @@ class Steps:
 
     def continue_with(self, vae: LatentVariableModel, kept: Tensor) -> None:
         """Go on with a model of components ``kept`` (n,) of the present one; what Adam knows of them is kept too."""
+        assert self.prior_optimizer is not None, "components leave a prior that is trained"
         before, state = self.prior, self.prior_optimizer.state
         self.vae, self.prior = vae, vae.prior_parameters()
         self.prior_optimizer = adam(self.prior, self.prior_optimizer.param_groups[0]["lr"])
@@ -146,9 +147,10 @@ class Steps:
 
     def optimizer_states(self) -> dict:
         """What the optimisers remember, a copy; None for that of a step without parameters."""
+        optimizers = {"network_optimizer": self.network_optimizer, "prior_optimizer": self.prior_optimizer}
         return {
-            "network_optimizer": copy.deepcopy(self.network_optimizer.state_dict()) if self.networks else None,
-            "prior_optimizer": copy.deepcopy(self.prior_optimizer.state_dict()) if self.prior else None,
+            name: None if optimizer is None else copy.deepcopy(optimizer.state_dict())
+            for name, optimizer in optimizers.items()
         }
 
     def load_optimizer_states(self, states: dict) -> None:

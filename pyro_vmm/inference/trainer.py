@@ -3,11 +3,12 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -64,7 +65,7 @@ class Trainer:
         # Where the last fit ended, before the best parameters were restored.
         self._ended: dict | None = None
 
-    def train_epoch(self, x: Rows, progress: Callable[[int], None]) -> dict:
+    def train_epoch(self, x: Rows, progress: Callable[[int], object]) -> dict:
         """One pass over the rows in random order; returns the means of the objectives and the active clusters."""
         self.vae.train()
         self.steps.begin_epoch(len(self.history))
@@ -96,7 +97,7 @@ class Trainer:
             "n_trained": len(shares.used),
         }
 
-    def _read(self, x: Rows, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    def _read(self, x: Rows, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:
         """This process's rows of each of these minibatches, which are the current one in turn; close it."""
         with closing(read(x, [self.ranks.share(rows) for rows in batches])) as stream:
             for rows, batch in zip(batches, stream, strict=True):
@@ -125,7 +126,7 @@ class Trainer:
         self,
         x: Rows,
         x_val: Rows | None = None,
-        labels_val: Sequence | None = None,
+        labels_val: Sequence | np.ndarray | None = None,
         callbacks: Sequence[Callable[[dict, LatentVariableModel], bool | None]] = (),
         checkpoint: Callable[[dict], None] | None = None,
         progress: bool = True,
@@ -246,7 +247,7 @@ class Trainer:
         return -self.ranks.sum_number(loss) / len(x)
 
     @torch.no_grad()
-    def _nmi(self, x: Rows, labels: Sequence) -> float:
+    def _nmi(self, x: Rows, labels: Sequence | np.ndarray) -> float:
         # Imported here, as only who asks for labels needs it.
         from sklearn.metrics import normalized_mutual_info_score
 

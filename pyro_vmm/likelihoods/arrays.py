@@ -8,6 +8,7 @@ Those below are modules with two things more: ``outputs_per_feature``, where the
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -150,8 +151,13 @@ class SharedScaleNormal(dist.Independent):
         squares = F.mse_loss(*torch.broadcast_tensors(self.base_dist.loc, value), reduction="none")
         log_norm = self.scale.log() + 0.5 * LOG_TWO_PI
         if self.scale.dim():
-            return -sum_rightmost(0.5 * squares / self.scale.square() + log_norm, self.event_dim)
-        return -0.5 * sum_rightmost(squares, self.event_dim) / self.scale.square() - self.event_shape.numel() * log_norm
+            return -_sum_rightmost(0.5 * squares / self.scale.square() + log_norm, self.event_dim)
+        squares = _sum_rightmost(squares, self.event_dim)
+        return -0.5 * squares / self.scale.square() - self.event_shape.numel() * log_norm
+
+
+def _sum_rightmost(values: Tensor, dims: int) -> Tensor:
+    return cast(Tensor, sum_rightmost(values, dims))  # Pyro's takes numbers, too
 
 
 class Normal(LocationScale):
@@ -282,7 +288,7 @@ class CustomLikelihood(Likelihood):
         for rows in x.split(1024):
             distribution = self._try(rows)
             try:
-                support = distribution.support
+                support: Any = distribution.support
             except NotImplementedError:
                 continue  # a distribution need not tell
             while hasattr(support, "base_constraint"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeVar
 
 from torch import nn
 from torch.distributions import Distribution
@@ -12,6 +13,7 @@ from pyro_vmm.runtime.checks import described
 
 OWN = (Likelihood, CellLikelihood)
 Given = str | type[nn.Module] | Callable
+L = TypeVar("L", Likelihood, CellLikelihood)
 
 
 def likelihood_class(likelihood: Given) -> type[Likelihood] | None:

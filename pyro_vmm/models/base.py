@@ -7,7 +7,9 @@ import torch
 from pyro.distributions import constraints
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.models.elbo import Elbo
 from pyro_vmm.priors import Prior
 from pyro_vmm.priors.balance import BatchBalance
@@ -33,6 +35,29 @@ class LatentVariableModel(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.likelihood, self.prior = encoder, decoder, likelihood, prior
         self.balance = None
+
+    def model(
+        self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1, observe: bool = True
+    ) -> Tensor:
+        """The joint density of the data and of everything latent.
+
+        Arguments:
+            x: the data, (M, ...); None to sample.
+            p_z: the prior on z, to condition on; then only the sites of the rows are declared. None for the whole
+                hierarchy.
+            rows: M, when x is None.
+            observe: whether ``x`` is what the model generates, or drawn anew for these rows.
+
+        Returns:
+            x, as it is given or drawn.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define model")
+
+    def guide(
+        self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1, observe: bool = True
+    ) -> None:
+        """The variational distribution of everything latent; the signature is the model's."""
+        raise NotImplementedError(f"{type(self).__name__} does not define guide")
 
     def network_parameters(self) -> list[nn.Parameter]:
         """What the SVI step trains: the networks, the likelihood's own parameters, and a VampPrior's pseudo-inputs.
@@ -65,7 +90,7 @@ class LatentVariableModel(nn.Module):
         if self.balance is not None:
             self.balance.reorder(order)
 
-    def subset(self, kept: Tensor) -> "LatentVariableModel":
+    def subset(self, kept: Tensor) -> Self:
         """A model of components ``kept`` (n,) alone, to train in place of this one: it shares all but the prior."""
         subset = copy.copy(self)
         subset._modules = {**self._modules, "prior": self.prior.subset(kept)}
@@ -73,7 +98,7 @@ class LatentVariableModel(nn.Module):
             subset.balance = self.balance.subset(kept)
         return subset
 
-    def absorb(self, subset: "LatentVariableModel", kept: Tensor) -> None:
+    def absorb(self, subset: Self, kept: Tensor) -> None:
         """Take over what the prior of :meth:`subset` has learned."""
         self.prior.absorb(subset.prior, kept)
         if self.balance is not None:
@@ -98,5 +123,5 @@ def show_parameters(module: nn.Module) -> None:
     """Show a module's parameters to Pyro's handlers (``SVI`` asks them what to train), not to its parameter store."""
     for name, parameter in module.named_parameters():
         value = parameter.view_as(parameter)
-        value.unconstrained = weakref.ref(parameter)
+        vars(value)["unconstrained"] = weakref.ref(parameter)
         effectful(lambda value, **_: value, type="param")(value, name=name, constraint=constraints.real)

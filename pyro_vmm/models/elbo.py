@@ -1,19 +1,24 @@
 """Pyro's enumerated ELBO, with a short cut for what the two training steps need of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from operator import add
+from typing import Any, cast
 
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
+from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
 from pyro_vmm.distributions import Mixture, MixtureComponent
+
+#: A site of a trace. Pyro types it as a ``TypedDict`` of optional keys; those of a sample site are all there.
+Site = dict[str, Any]
 
 
 class Elbo(TraceEnum_ELBO):
@@ -30,10 +35,14 @@ class Elbo(TraceEnum_ELBO):
             enumerate them.
     """
 
+    # Those of the first evaluation are the first.
+    log_likelihood: Tensor
+    z: Tensor
+
     def __init__(self):
         # Stated, because guessing runs the pair twice and so moves the random numbers and BatchNorm's statistics.
         super().__init__(max_plate_nesting=1, strict_enumeration_warning=False)
-        self.log_likelihood = self.z = self.log_components = None
+        self.log_components: Tensor | None = None
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args, **kwargs) -> Tensor:
         """Minus the ELBO, a sum over rows, ()."""
@@ -42,7 +51,7 @@ class Elbo(TraceEnum_ELBO):
             return super().differentiable_loss(model, guide, *args, **kwargs)
         enumerated = poutine.enum(poutine.replay(model, trace=guide_trace), first_available_dim=-2)
         model_trace = poutine.trace(enumerated).get_trace(*args, **kwargs)
-        loss = _sum(guide_trace) - _sum(model_trace)
+        loss = cast(Tensor, _sum(guide_trace) - _sum(model_trace))  # there are sample sites
         self._keep(model_trace, guide_trace)
         return loss
 
@@ -63,18 +72,28 @@ class Elbo(TraceEnum_ELBO):
 
     def _keep(self, model_trace: Trace, guide_trace: Trace) -> None:
         if "x" in model_trace and "z" in guide_trace:
-            x, z = model_trace.nodes["x"], model_trace.nodes["z"]
+            x, z = sites(model_trace)["x"], sites(model_trace)["z"]
             self.log_likelihood = scale_and_mask(x["unscaled_log_prob"], x["scale"], x["mask"]).sum().detach()
             self.z = z["value"].detach()
             enumerated = isinstance(z["fn"], MixtureComponent) and z["fn"].enumerated
             self.log_components = z["unscaled_log_prob"].detach() if enumerated else None
 
 
-def _sample_sites(trace: Trace) -> Iterator[dict]:
-    return (site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site))
+def sites(trace: Trace) -> Mapping[str, Site]:
+    """The sites of a trace by name."""
+    return cast(Mapping[str, Site], trace.nodes)
 
 
-def _is_simple(site: dict) -> bool:
+def _sample_sites(trace: Trace) -> Iterator[Site]:
+    return (site for site in sites(trace).values() if is_sampled(site))
+
+
+def is_sampled(site: Site) -> bool:
+    """Whether a site is a random variable, given or drawn, and not the rows that a plate picks."""
+    return site["type"] == "sample" and not site_is_subsample(cast(Message, site))
+
+
+def _is_simple(site: Site) -> bool:
     """Neither enumerated nor in need of a score-function estimator."""
     return not site["infer"].get("enumerate") and (site["is_observed"] or site["fn"].has_rsample)
 
@@ -87,7 +106,7 @@ def _sum(trace: Trace) -> Tensor | float:
             continue
         log_prob = site["log_prob"] = site["unscaled_log_prob"] = site["fn"].log_prob(site["value"])
         if is_validation_enabled():
-            check_site_shape(site, max_plate_nesting=1)
+            check_site_shape(cast(Message, site), max_plate_nesting=1)
         if log_prob.dim() > 1:
             joint.append(scale_and_mask(log_prob, mask=site["mask"]))
             scales.add(site["scale"])

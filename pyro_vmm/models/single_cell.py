@@ -5,6 +5,7 @@ import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.models.base import LatentVariableModel, show_parameters
@@ -34,12 +35,14 @@ class SingleCellVAE(LatentVariableModel):
             the paper's model. It learns where the batches are from :class:`~pyro_vmm.inference.Trainer`.
     """
 
+    likelihood: CellLikelihood
+
     def __init__(
         self,
         layout: CellLayout,
         encoder: nn.Module,
         decoder: nn.Module,
-        likelihood: nn.Module,
+        likelihood: CellLikelihood,
         prior: Prior,
         library: "Library | None" = None,
         balance: BatchBalance | None = None,
@@ -51,16 +54,21 @@ class SingleCellVAE(LatentVariableModel):
         """p(alpha, pi, mu, Lambda) and, for each cell, p(c | pi) p(z | c, mu, Lambda) p(library) p(x | z, library).
 
         Arguments:
-            cells: (M, G + P + 1).
+            x: cells, (M, G + P + 1).
             p_z: the prior on z, to condition on; None for the whole hierarchy.
+            rows: unused, as there is no model of covariates and library sizes to draw cells without ``x`` from.
             observe: whether the counts are those of the cells, or drawn for their covariates and library sizes.
+
+        Raises:
+            ValueError: no cells are given.
         """
+        cells = _given(x)
         if p_z is None:
             show_parameters(self)
             p_z = self.prior.hierarchy(len(cells), self.encoder)
         counts, covariates, library = self.split(cells)
-        if self.balance is not None:
-            p_z = p_z.reweighted(self.log_factors(cells))
+        if (log_factors := self.log_factors(cells)) is not None:
+            p_z = p_z.reweighted(log_factors)
         with pyro.plate("data", len(cells)):
             z = latent(p_z)
             if self.library is not None:
@@ -70,6 +78,7 @@ class SingleCellVAE(LatentVariableModel):
 
     def guide(self, cells: Tensor, p_z: Mixture | None = None, observe: bool = True) -> None:
         """q(alpha) q(pi) q(mu; u) q(Lambda) and, for each cell, q(z; x) q(library; x); the signature is the model's."""
+        cells = _given(x)
         if p_z is None:
             show_parameters(self)
             self.prior.hierarchy_guide(self.encoder)
@@ -91,6 +100,12 @@ class SingleCellVAE(LatentVariableModel):
         return self.layout.library(cells) if self.library is None else self.library(cells).base_dist.loc.exp()[:, None]
 
 
+def _given(x: Tensor | None) -> Tensor:
+    if x is None:
+        raise ValueError("x=None, expected cells (M, G + P + 1): their covariates and library sizes have no model")
+    return x
+
+
 class Library(nn.Module):
     """A latent library size: log-normal with the mean and variance of the cell's batch, and its guide.
 
@@ -100,6 +115,9 @@ class Library(nn.Module):
         log_mean: the mean of the logarithm in each batch, (B,).
         log_variance: its variance, (B,).
     """
+
+    log_mean: Tensor
+    log_scale: Tensor
 
     def __init__(self, layout: CellLayout, encoder: nn.Module, log_mean: Tensor, log_variance: Tensor):
         super().__init__()

@@ -31,13 +31,14 @@ class VAE(LatentVariableModel):
             p_z: the prior on z, to condition on; then only the sites ``c``, ``z`` and ``x`` are declared. None for the
                 whole hierarchy.
             rows: M, when x is None.
+            observe: whether the rows are ``x``, or drawn, as many as there are in ``x``.
         """
         if p_z is None:
             show_parameters(self)
             p_z = self.prior.hierarchy(rows if x is None else len(x), self.encoder)
         with pyro.plate("data", rows if x is None else len(x)):
             z = latent(p_z)
-            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x if observe else None)
 
     def guide(self, x: Tensor | None = None, p_z: Mixture | None = None, rows: int = 1) -> None:
         """q(alpha) q(pi) q(mu; u) q(Lambda) and, for each row, q(z; x); the signature is the model's."""

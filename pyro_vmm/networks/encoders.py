@@ -67,6 +67,8 @@ class GaussianEncoder(nn.Module):
             have it; in many dimensions these entries are so much noise that x is hardly encoded while clusters merge.
     """
 
+    tril_index: Tensor
+
     def __init__(
         self,
         body: nn.Module,

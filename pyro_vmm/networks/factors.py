@@ -1,6 +1,7 @@
 """From unconstrained numbers to positive ones and to Cholesky factors."""
 
 import math
+from typing import overload
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -23,6 +24,10 @@ def inverse_lower_cholesky(tril: Tensor) -> Tensor:
     return tril.tril(-1) + torch.diag_embed(inverse_softplus(diagonal))
 
 
+@overload
+def inverse_softplus(value: float) -> float: ...
+@overload
+def inverse_softplus(value: Tensor) -> Tensor: ...
 def inverse_softplus(value: float | Tensor) -> float | Tensor:
     """What has the softplus ``value``, a positive number or a tensor of any shape."""
     if isinstance(value, Tensor):

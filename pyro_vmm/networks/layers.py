@@ -60,6 +60,8 @@ class SoftOneHot(nn.Module):
         n_categories: P.
     """
 
+    codes: Tensor
+
     def __init__(self, n_categories: int):
         super().__init__()
         self.register_buffer("codes", torch.arange(n_categories).float(), persistent=False)
@@ -76,7 +78,8 @@ def channels_first(image_shape: Sequence[int]) -> tuple[int, int, int]:
             f"image_shape={tuple(image_shape)} looks like (height, width, channels), expected the channels first: "
             "np.moveaxis(X, -1, 1)"
         )
-    return (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
+    *channels, height, width = image_shape
+    return channels[0] if channels else 1, height, width
 
 
 def output_width(module: nn.Module, example: Tensor, name: str) -> int:

@@ -164,7 +164,7 @@ def _draw_profiles(axes: Axes, rows: np.ndarray, places: np.ndarray, aspect: flo
     box = 1 - 2 * MARGIN, aspect - 2 * MARGIN
     boxes = [Rectangle((x + MARGIN, y + MARGIN), *box) for x, y in places]
     axes.add_collection(PatchCollection(boxes, facecolor="#EEEEEE", edgecolor="none"))
-    axes.add_collection(LineCollection(lines, colors=colors, linewidths=0.9))
+    axes.add_collection(LineCollection(list(lines), colors=colors, linewidths=0.9))
 
 
 def _value_limits(values: np.ndarray) -> tuple[float, float]:

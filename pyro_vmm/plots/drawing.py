@@ -31,7 +31,7 @@ def palette(n: int) -> np.ndarray:
         return np.array([[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in OKABE_ITO[:n]]).reshape(n, 3)
     if n <= 20:
         # The strong colours first, then their pale twins.
-        return np.array(colormaps["tab20"].colors)[[*range(0, 20, 2), *range(1, 20, 2)]][:n]
+        return colormaps["tab20"](np.arange(20))[:, :3][[*range(0, 20, 2), *range(1, 20, 2)]][:n]
     i = np.arange(n)
     saturation, value = np.array([0.9, 0.55, 0.75])[i % 3], np.array([0.85, 0.95, 0.55])[i % 3]
     return hsv_to_rgb(np.stack([i * 0.618034 % 1, saturation, value], axis=1))

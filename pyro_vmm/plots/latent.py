@@ -39,7 +39,8 @@ def latent_map(
         max_points: Rows to draw; of more, a random choice.
         random_state: Seed of that choice and of the projection.
     """
-    z, clusters = _check_latent(z), _check_rows("clusters", clusters, z)
+    z = _check_latent(z)
+    clusters = _check_rows("clusters", clusters, z)
     if (missing := pd.isna(clusters)).any():
         raise ValueError(f"clusters must not be missing, got {clusters[missing][0]} in row {missing.argmax()}")
     labels = None if labels is None else _check_rows("labels", labels, z)
@@ -97,7 +98,8 @@ def _project(z: np.ndarray, method: str, random_state: int) -> tuple[np.ndarray,
             warnings.simplefilter("ignore")
             umap = require("umap", 'method="umap"', "cells")
     if method == "pca" or len(z) < MIN_NEIGHBOURS or points[:, 0].std() == 0:
-        return points, tuple(f"principal component {i + 1} ({share:.0%} of variance)" for i, share in enumerate(shares))
+        first, second = (f"principal component {i + 1} ({share:.0%} of variance)" for i, share in enumerate(shares))
+        return points, (first, second)
     # Both start from PCA: reproducible, with the large-scale order kept, and umap's spectral start may warn.
     start = points / points[:, 0].std()
     if method == "umap":

@@ -34,6 +34,8 @@ class BatchBalance(nn.Module):
         n_components: K.
     """
 
+    cells: Tensor
+
     def __init__(self, strength: float, n_batches: int, n_components: int):
         super().__init__()
         self.strength, self.memory = strength, max(LEAST_MEMORY, MEMORY_PER_BATCH * n_batches)

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.priors.covariances import COVARIANCES, Covariance
@@ -80,6 +81,8 @@ class Prior(nn.Module, ABC):
         latent_dim: D.
         n_components: K.
     """
+
+    origin: Tensor
 
     #: Whether the parameters belong to the MAP step (else to the SVI step, with the networks).
     trained_by_map = False
@@ -198,14 +201,14 @@ class Prior(nn.Module, ABC):
         for tensor in self.component_tensors().values():
             tensor.copy_(tensor[order])
 
-    def subset(self, kept: Tensor) -> "Prior":
+    def subset(self, kept: Tensor) -> Self:
         """A prior of components ``kept`` (n,) alone, with parameters of its own, to train in place of this one.
 
         :meth:`rows_of` makes it. The weights of the others are still those of p(z): what they are has to be kept.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define subset")
 
-    def rows_of(self, kept: Tensor) -> "Prior":
+    def rows_of(self, kept: Tensor) -> Self:
         """A copy with the rows of components ``kept`` (n,) of what is per component, and all of what is shared."""
         copied = copy.deepcopy(self)
         names = list(_registered(copied))

@@ -81,7 +81,8 @@ def find_groups(encoded: Encoded, labels: np.ndarray) -> np.ndarray:
         moments = Moments.of(encoded, labels, len(moments))
     prior = vague(encoded)
     members = [np.flatnonzero(labels == k) for k in range(len(moments))]
-    group, pairs = np.arange(len(moments)), {}
+    group = np.arange(len(moments))
+    pairs: dict[tuple[int, int], tuple[bool, float]] = {}
 
     def look(a: int, b: int) -> None:
         if wanted := _wish_to_join(encoded, moments, members, prior, min(a, b), max(a, b)):
@@ -91,7 +92,7 @@ def find_groups(encoded: Encoded, labels: np.ndarray) -> np.ndarray:
         for a in range(b):
             look(a, b)
     while pairs:
-        a, b = max(pairs, key=pairs.get)
+        a, b = max(pairs, key=pairs.__getitem__)
         moments.join(a, b)
         members[a] = np.concatenate([members[a], members[b]])
         group[group == b] = a

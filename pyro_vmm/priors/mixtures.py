@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from pyro_vmm.distributions import Mixture, MixtureOfGaussians, MixtureOfStudents
 from pyro_vmm.networks import inverse_softplus
@@ -49,6 +50,7 @@ class _BayesianMixture(Prior):
     can_place = True
     has_granularity = True
     per_component = ("pi_logits", "precision_raw")
+    frozen_logits: Tensor
 
     def __init__(
         self,
@@ -97,7 +99,7 @@ class _BayesianMixture(Prior):
         """Cholesky factors of the components' precisions, (K, D, D)."""
         return self.covariance.tril(self.precision_raw, self.latent_dim, self.n_components)
 
-    def subset(self, kept: Tensor) -> "_BayesianMixture":
+    def subset(self, kept: Tensor) -> Self:
         """A prior of components ``kept`` (n,) alone, with parameters of its own, to train in place of this one.
 
         The others are frozen: p(z) loses them and nothing else, as they keep their weights. The hyper-priors are those
@@ -178,7 +180,8 @@ class _BayesianMixture(Prior):
         """
         d, tril = self.latent_dim, None if centres is None else centres.tril
         trained, n = self.n_components, self.n_components + len(self.frozen_logits)
-        with poutine.scale(scale=rows / ((minibatch or rows) if self.m_prior == "batch" else self.m_prior)):
+        m_prior = (minibatch or rows) if isinstance(self.m_prior, str) else self.m_prior
+        with poutine.scale(scale=rows / m_prior):
             alpha = pyro.sample("alpha", self.hyperprior.alpha(self.origin))
             log_pi = pyro.sample("log_pi", self.hyperprior.log_pi(alpha, n))
             components = pyro.plate("components", trained)
@@ -331,6 +334,6 @@ class VampMixture(_BayesianMixture):
 
 
 def _m_prior(value: float | str) -> float | str:
-    if value == "batch" or (isinstance(value, Real) and 0 < value < math.inf):
+    if value == "batch" or (is_real(value) and 0 < value < math.inf):
         return value
     raise ValueError(f"m_prior={value!r} should be a positive number or 'batch'")

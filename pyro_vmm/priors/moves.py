@@ -139,7 +139,7 @@ def merge(encoded: Encoded, labels: np.ndarray, prior: Conjugate) -> np.ndarray:
     for k in range(len(moments)):
         update(k)
     while gains.max() > 0:
-        a, b = np.unravel_index(gains.argmax(), gains.shape)
+        a, b = map(int, np.unravel_index(gains.argmax(), gains.shape))
         moments.join(a, b)
         own[a] = prior.log_evidence(moments[[a]])[0]
         alive[b], target[target == b] = False, a

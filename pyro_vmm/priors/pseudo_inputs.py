@@ -86,6 +86,7 @@ class CellPseudoInputs(PseudoInputs):
     """
 
     per_component = ("covariates_raw",)
+    covariates_raw: nn.Parameter | None
 
     def __init__(self, layout: CellLayout, initial: Tensor, batch: str = "trained", counts: bool = True):
         check_choice("pseudo_batch", batch, PSEUDO_BATCHES)
@@ -101,7 +102,9 @@ class CellPseudoInputs(PseudoInputs):
     @property
     def covariates(self) -> Tensor:
         """(K, P); where the batch is averaged over, (B K, P), each batch in turn."""
-        raw = self.covariates_raw if self.batch == "trained" else self.u.new_zeros(len(self), self.layout.n_covariates)
+        raw = self.covariates_raw
+        if raw is None:
+            raw = self.u.new_zeros(len(self), self.layout.n_covariates)
         *categorical, continuous = raw.split([*self.layout.n_categories, self.layout.n_continuous], -1)
         parts = [*(logits.softmax(-1) for logits in categorical), continuous]
         if self.batch == "averaged":

@@ -49,5 +49,7 @@ class VampPrior(Prior):
 
     def forward(self, encoder: nn.Module) -> MixtureOfGaussians:
         components = self.pseudo_inputs.encode(encoder)
+        if components.tril is None:
+            raise ValueError("the encoder returns points, expected a normal: a component is q(z; u)")
         log_weights = torch.full_like(components.loc[:, 0], self.n_components).log().neg()
         return MixtureOfGaussians.from_covariance(log_weights, components.loc, components.tril)

@@ -158,7 +158,9 @@ class CellResults:
         texts = [len(columns)]
         if self.by_type is not None:
             shares = self.by_type.div(sizes, axis=0)
-            columns.append([self.data.label_key, *(f"{row.idxmax()} {row.max():.0%}" for _, row in shares.iterrows())])
+            columns.append(
+                [str(self.data.label_key), *(f"{row.idxmax()} {row.max():.0%}" for _, row in shares.iterrows())]
+            )
             texts.append(len(columns))
         columns.append(["", *(f"almost only {self.marked[k]}" if k in self.marked else "" for k in sizes.index)])
         lines = [*zip(*columns, strict=True)]

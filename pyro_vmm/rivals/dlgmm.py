@@ -136,22 +136,29 @@ class DeepLatentGaussianMixture(VAE):
         prior: p(v) and p(z | c), a :class:`StickBreakingMixture`.
     """
 
-    def model(self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1) -> Tensor:
+    prior: StickBreakingMixture
+
+    def model(
+        self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1, observe: bool = True
+    ) -> Tensor:
         """p(v) p(c | v) p(z | c) p(x | z) for each row.
 
         Arguments:
             x: the data, (M, *event_shape); None to sample.
             p_z: the components p(z | c), or None for this model's, whose parameters Pyro is then shown.
             rows: M, when x is None.
+            observe: whether the rows are ``x``, or drawn, as many as there are in ``x``.
         """
         p_z = self._p_z(p_z)
         with pyro.plate("data", rows if x is None else len(x)):
             v = pyro.sample("v", self.prior.fractions)
             c = _indicator(log_weights(v))
             z = pyro.sample("z", p_z.component(c))
-            return pyro.sample("x", self.p_x(z), obs=x)
+            return pyro.sample("x", self.p_x(z), obs=x if observe else None)
 
-    def guide(self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1) -> None:
+    def guide(
+        self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1, observe: bool = True
+    ) -> None:
         """q(v; x) q(c | v) q(z | c; x) for each row; the signature is the model's."""
         self._p_z(p_z)
         if x is not None:

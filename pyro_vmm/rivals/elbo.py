@@ -7,12 +7,11 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, kl_divergence, register_kl
 
 from pyro_vmm.distributions import MixtureComponent
-from pyro_vmm.models.elbo import Elbo
+from pyro_vmm.models.elbo import Elbo, is_sampled, sites
 from pyro_vmm.networks import scale_tril
 
 
@@ -39,24 +38,27 @@ class MeanFieldElbo(Elbo):
         divergences: by site, the sum of KL(q || p) over rows, ().
     """
 
+    _q_c: Tensor
+
     def __init__(self, floors: dict[str, float] | None = None):
         super().__init__()
         self.floors = floors or {}
-        self.divergences, self._q_c = {}, None
+        self.divergences: dict[str, Tensor] = {}
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args, **kwargs) -> Tensor:
         """Minus the ELBO, a sum over rows, ()."""
         guide_trace = poutine.trace(poutine.enum(guide, first_available_dim=-2)).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         q_c = _log_prob(guide_trace, "c").exp()  # (K, M)
-        x = model_trace.nodes["x"]
+        x, z = sites(model_trace)["x"], sites(guide_trace)["z"]
         log_likelihood = _mean(_log_prob(model_trace, "x"), q_c)
         kl = {name: _mean(_divergence(name, model_trace, guide_trace), q_c) for name in _latent(guide_trace)}
-        self.z, self._q_c = guide_trace.nodes["z"]["value"].detach(), q_c.detach()
+        self.z, self._q_c = z["value"].detach(), q_c.detach()
         self.log_likelihood = log_likelihood.detach()
         self.divergences = {name: value.detach() for name, value in kl.items()}
         rows = x["value"].shape[0]
-        return sum(self._floored(name, value, rows) for name, value in kl.items()) - log_likelihood
+        floored = (self._floored(name, value, rows) for name, value in kl.items())
+        return sum(floored, -log_likelihood)
 
     def responsibilities(self, p_z) -> Tensor:
         """q(c) of the last evaluation, (M, K)."""
@@ -67,15 +69,11 @@ class MeanFieldElbo(Elbo):
 
 
 def _latent(guide_trace: Trace) -> list[str]:
-    return [
-        name
-        for name, site in guide_trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["is_observed"]
-    ]
+    return [name for name, site in sites(guide_trace).items() if is_sampled(site) and not site["is_observed"]]
 
 
 def _log_prob(trace: Trace, name: str) -> Tensor:
-    site = trace.nodes[name]
+    site = sites(trace)[name]
     return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
 
 
@@ -83,7 +81,7 @@ def _divergence(name: str, model_trace: Trace, guide_trace: Trace) -> Tensor:
     """KL(q || p) of a site, (M,) or (K, M); for c the terms whose mean under q(c) it is."""
     if name == "c":
         return _log_prob(guide_trace, "c") - _log_prob(model_trace, "c")
-    q, p = guide_trace.nodes[name], model_trace.nodes[name]
+    q, p = sites(guide_trace)[name], sites(model_trace)[name]
     return scale_and_mask(kl_divergence(q["fn"], p["fn"]), q["scale"], q["mask"])
 
 

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from functools import partial, reduce
+from operator import add
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from pyro_vmm.estimators.array_estimator import ArrayEstimator
 from pyro_vmm.estimators.settings import ArrayPosterior, RivalSettings, check_count, check_not_negative
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import LatentVariableModel
+from pyro_vmm.models.elbo import sites
+from pyro_vmm.networks import GaussianEncoder
 from pyro_vmm.priors import Prior
 from pyro_vmm.rivals.dlgmm import DeepLatentGaussianMixture, MixtureEncoder, StickBreakingMixture
 from pyro_vmm.rivals.gmvae import ConditionalMixture, GaussianMixtureVAE, TwoHeadedEncoder
@@ -100,11 +104,13 @@ class VaDE(Rival, ArrayPosterior):
 
     def _train(self, x, x_val, labels_val=None, callbacks=(), checkpoint=None, state=None) -> None:
         # A checkpoint is of the pre-training, or of the training after it.
+        assert isinstance(self.vae_, VariationalDeepEmbedding)
         found = {"pretraining": None} if state is None else state["trainer"]
         if "pretraining" in found:
             steps = (self.pretraining_epochs, self.batch_size, self.pretraining_learning_rate)
-            writes = checkpoint is not None and Ranks.present().rank == 0
-            write = (lambda now: checkpoint({"pretraining": now})) if writes else None
+            write = None
+            if checkpoint is not None and Ranks.present().rank == 0:
+                write = partial(_write_pretraining, checkpoint)
             with storing.resuming(state):
                 pretrain(self.vae_, x, *steps, self.seed_, checkpoint=write, state=found["pretraining"])
             start_from_mixture(self.vae_, x, seed=self.seed_)
@@ -138,6 +144,7 @@ class GMVAE(Rival):
 
     def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> GaussianMixtureVAE:
         vae = super()._build_vae(likelihood, rows)
+        assert isinstance(vae.encoder, GaussianEncoder) and isinstance(vae.prior, ConditionalMixture)
         encoder = TwoHeadedEncoder(vae.encoder.body, vae.encoder.head.in_features, self.latent_dim, self._w_dim)
         return GaussianMixtureVAE(encoder, vae.decoder, vae.likelihood, vae.prior, self.information_floor)
 
@@ -146,6 +153,7 @@ class GMVAE(Rival):
 
     def _draw_clusters(self, n_samples: int, component: int | None) -> tuple[Tensor, Tensor]:
         prior = self.vae_.prior
+        assert isinstance(prior, ConditionalMixture)
         w = prior.origin.new_empty(n_samples, prior.w_dim).normal_()
         if component is None:
             c = torch.multinomial(prior.weights, n_samples, replacement=True)
@@ -179,8 +187,8 @@ class DLGMM(Rival):
 
     def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> DeepLatentGaussianMixture:
         vae = super()._build_vae(likelihood, rows)
-        width = vae.encoder.head.in_features
-        encoder = MixtureEncoder(vae.encoder.body, width, self.latent_dim, self.n_components_)
+        assert isinstance(vae.encoder, GaussianEncoder)
+        encoder = MixtureEncoder(vae.encoder.body, vae.encoder.head.in_features, self.latent_dim, self.n_components_)
         return DeepLatentGaussianMixture(encoder, vae.decoder, vae.likelihood, vae.prior)
 
     def _build_prior(self, pseudo_inputs: Tensor) -> Prior:
@@ -191,6 +199,10 @@ class DLGMM(Rival):
             self.component_weights_ = self.weights_ = self.vae_.prior().weights.cpu().numpy()
         self.components_ = self.labels_ = self._probabilities(x).argmax(1)
         self._count_clusters()
+
+
+def _write_pretraining(checkpoint: Callable[[dict], None], now: dict) -> None:
+    checkpoint({"pretraining": now})
 
 
 def log_evidence(vae: LatentVariableModel, x: Tensor, n_draws: int) -> Tensor:
@@ -205,5 +217,5 @@ def log_evidence(vae: LatentVariableModel, x: Tensor, n_draws: int) -> Tensor:
 
 def _log_prob(trace: poutine.Trace) -> Tensor:
     """The sum of log-densities of every row, (M,)."""
-    sites = (site for site in trace.nodes.values() if site["type"] == "sample" and site["name"] != "data")
-    return sum(site["fn"].log_prob(site["value"]) for site in sites)
+    sampled = (site for site in sites(trace).values() if site["type"] == "sample" and site["name"] != "data")
+    return reduce(add, (site["fn"].log_prob(site["value"]) for site in sampled))

@@ -104,6 +104,9 @@ class GaussianMixtureVAE(VAE):
             constraint"; 0 for the plain ELBO.
     """
 
+    encoder: TwoHeadedEncoder
+    prior: ConditionalMixture
+
     def __init__(
         self,
         encoder: TwoHeadedEncoder,
@@ -115,13 +118,16 @@ class GaussianMixtureVAE(VAE):
         super().__init__(encoder, decoder, likelihood, prior)
         self.information_floor = information_floor
 
-    def model(self, x: Tensor | None = None, p_z: ConditionalMixture | None = None, rows: int = 1) -> Tensor:
+    def model(
+        self, x: Tensor | None = None, p_z: ConditionalMixture | None = None, rows: int = 1, observe: bool = True
+    ) -> Tensor:
         """p(w) p(c) p(z | w, c) p(x | z) for each row.
 
         Arguments:
             x: the data, (M, *event_shape); None to sample.
             p_z: p(z | w), or None for this model's, whose parameters Pyro is then shown.
             rows: M, when x is None.
+            observe: whether the rows are ``x``, or drawn, as many as there are in ``x``.
         """
         p_z = self._p_z(p_z)
         with pyro.plate("data", rows if x is None else len(x)):
@@ -130,9 +136,11 @@ class GaussianMixtureVAE(VAE):
             normal = p_z.components(w).base_dist
             loc, scale = Vindex(normal.loc)[..., c, :], Vindex(normal.scale)[..., c, :]
             z = pyro.sample("z", dist.Normal(loc, scale).to_event(1))
-            return pyro.sample("x", self.p_x(z), obs=x)
+            return pyro.sample("x", self.p_x(z), obs=x if observe else None)
 
-    def guide(self, x: Tensor | None = None, p_z: ConditionalMixture | None = None, rows: int = 1) -> None:
+    def guide(
+        self, x: Tensor | None = None, p_z: ConditionalMixture | None = None, rows: int = 1, observe: bool = True
+    ) -> None:
         """q(z; x) q(w; x) p(c | z, w) for each row; the signature is the model's."""
         p_z = self._p_z(p_z)
         if x is not None:

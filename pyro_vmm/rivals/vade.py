@@ -92,15 +92,19 @@ class VariationalDeepEmbedding(VAE):
         prior: a :class:`TrainedMixture`.
     """
 
-    def guide(self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1) -> None:
+    prior: TrainedMixture
+
+    def guide(
+        self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1, observe: bool = True
+    ) -> None:
         """q(z; x) and q(c); the signature is the model's."""
         if p_z is None:
             show_parameters(self)
-            p_z = self.prior(self.encoder)
+        given = self.prior(self.encoder) if p_z is None else p_z
         if x is not None:
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", self.encoder(x))
-                q_c = dist.Categorical(logits=p_z.joint_log_prob(z))
+                q_c = dist.Categorical(logits=given.joint_log_prob(z))
                 pyro.sample("c", q_c, infer={"enumerate": "parallel"})
 
     def objective(self) -> MeanFieldElbo:
@@ -188,7 +192,7 @@ def check_pretraining(state: dict, vae: VAE, optimizer: torch.optim.Optimizer) -
 
 
 @torch.no_grad()
-def start_from_mixture(vae: VAE, x: Rows, seed: int, n_init: int = 1) -> None:
+def start_from_mixture(vae: VariationalDeepEmbedding, x: Rows, seed: int, n_init: int = 1) -> None:
     """Start a :class:`TrainedMixture` at a mixture fitted to the means of q(z; x) by expectation maximisation.
 
     Arguments:

@@ -20,7 +20,7 @@ from pyro_vmm.runtime.randomness import rng_state, set_rng_state
 # An epoch has two shapes of minibatch: full ones, and the last. Who has ever new ones would record without end.
 MOST_SHAPES = 4
 # Where errors are not looked for: they show what a library was asked to do, not who asked.
-LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (torch, pyro))
+LIBRARIES = tuple(folder for module in (torch, pyro) for folder in module.__path__)
 
 
 class Captured:
@@ -64,14 +64,17 @@ class Captured:
 
     def __call__(self, x: Tensor) -> Outputs:
         """One step on a minibatch (M, ...); the tensors returned hold until the next call."""
-        if self.graphs is None or self.obstacle is not None:
+        graphs = self.graphs
+        if graphs is None or self.obstacle is not None:
             return self.step(x)
         shape = (*x.shape, x.dtype)
         if shape not in self._inputs:
-            return self.step(x) if len(self._inputs) == MOST_SHAPES else self._try(x, shape, self._rehearse)
+            if len(self._inputs) == MOST_SHAPES:
+                return self.step(x)
+            return self._try(x, lambda: self._rehearse(graphs, x, shape))
         self._inputs[shape].copy_(x)
         if shape not in self._replays:
-            return self._try(x, shape, self._record)
+            return self._try(x, lambda: self._record(graphs, shape))
         return self._replays[shape]()
 
     def refresh(self) -> None:
@@ -86,23 +89,23 @@ class Captured:
             self._replays.clear()
             self.module.zero_grad(set_to_none=True)  # gradients lie in the memory of a recording
 
-    def _rehearse(self, x: Tensor, shape: tuple) -> Outputs:
+    def _rehearse(self, graphs: Graphs, x: Tensor, shape: tuple) -> Outputs:
         fixed = x.clone()
-        outputs = self.graphs.rehearse(self.step, fixed)
+        outputs = graphs.rehearse(self.step, fixed)
         self._inputs[shape], self._known = fixed, self._fingerprint()
         return outputs
 
-    def _record(self, x: Tensor, shape: tuple) -> Outputs:
+    def _record(self, graphs: Graphs, shape: tuple) -> Outputs:
         with self._capturable():
-            self._replays[shape] = self.graphs.record(self.step, self._inputs[shape])
+            self._replays[shape] = graphs.record(self.step, self._inputs[shape])
         self._known = self._fingerprint()
         return self._replays[shape]()
 
-    def _try(self, x: Tensor, shape: tuple, what: Callable[[Tensor, tuple], Outputs]) -> Outputs:
+    def _try(self, x: Tensor, what: Callable[[], Outputs]) -> Outputs:
         """Rehearse or record; if that fails, all is as it was before, and the step is made eagerly."""
         before = self._state()
         try:
-            return what(x, shape)
+            return what()
         except RuntimeError as error:
             self.reset()
             self._restore(before)

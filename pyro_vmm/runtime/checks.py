@@ -3,13 +3,24 @@
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
+from typing import TypeGuard
 
 LARGEST = 2**31 - 1
 
 
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether the value is a whole number, of Python's or of NumPy's, and not a truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_real(value: object) -> TypeGuard[float]:
+    """Whether the value is a real number, of Python's or of NumPy's."""
+    return isinstance(value, Real)
+
+
 def check_whole(name: str, value) -> None:
     """Raise ``ValueError`` unless the value is a whole number, at least 1, and no larger than torch counts."""
-    if isinstance(value, bool) or not (isinstance(value, Integral) and value >= 1):
+    if not (is_whole(value) and value >= 1):
         raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
     if value > LARGEST:
         raise ValueError(f"{name}={value!r} should be at most {LARGEST}")
@@ -18,7 +29,7 @@ def check_whole(name: str, value) -> None:
 def check_positive(name: str, value) -> None:
     """Raise ``ValueError`` unless the value is a positive, finite number."""
     try:
-        positive = isinstance(value, Real) and 0 < float(value) < math.inf
+        positive = is_real(value) and 0 < float(value) < math.inf
     except OverflowError:  # of a whole number that no float holds
         positive = False
     if not positive:

@@ -4,7 +4,8 @@ Experimental: it has never run on a GPU yet.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +18,15 @@ from pyro_vmm.runtime.rows import Rows
 SHARE = 0.25
 #: Minibatches sent ahead of who needs them, through page-locked memory; with 0 the host waits for each copy.
 AHEAD = 0
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """Rows that know how to make rows of some of them."""
+
+    def subset(self, rows: np.ndarray) -> Rows:
+        """The rows at these positions, (M,)."""
+        ...
 
 
 class HostRows:
@@ -43,7 +53,7 @@ class HostRows:
         """The rows at these positions, (M,)."""
         return HostRows(self.x, self.device, self.positions[torch.as_tensor(rows)])
 
-    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    def read(self, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:
         """The rows at each of these positions; on a GPU the next ``AHEAD`` are on their way."""
         if self.device.type != "cuda" or not AHEAD:
             yield from (self[rows] for rows in batches)
@@ -61,7 +71,9 @@ class HostRows:
         locked = torch.empty((len(rows), *self.x.shape[1:]), dtype=self.x.dtype, pin_memory=True)
         torch.index_select(self.x, 0, self.positions[rows], out=locked)
         with torch.cuda.stream(stream):
-            return locked.to(self.device, non_blocking=True), stream.record_event()
+            sent, there = locked.to(self.device, non_blocking=True), torch.cuda.Event()
+            stream.record_event(there)
+            return sent, there
 
 
 def _arrived(rows: Tensor, there: torch.cuda.Event) -> Tensor:
@@ -96,4 +108,4 @@ def has_room(device: torch.device, size: int) -> bool:
 
 def subset(x: Rows, rows: np.ndarray) -> Rows:
     """The rows at these positions, (M,)."""
-    return x.subset(rows) if hasattr(x, "subset") else x[rows]
+    return x.subset(rows) if isinstance(x, Divisible) else x[torch.as_tensor(rows)]

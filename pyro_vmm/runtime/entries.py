@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ class Entries:
             raise self._unexpected(name, f"a whole number {limits}")
         return value
 
-    def each(self, name: str, kind: type | tuple, told: str, least: int = 0) -> list:
+    def each(self, name: str, kind: type | UnionType, told: str, least: int = 0) -> list:
         """A list of at least so many values of a type, which messages call ``told``."""
         values = self.get(name, list)
         if len(values) < least or any(not isinstance(each, kind) or isinstance(each, bool) for each in values):
@@ -143,7 +144,7 @@ class Entries:
         return self.wrong(f"{name} is {told}, expected {expected}")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -10,7 +10,9 @@ AT_ONCE = 2**20
 COLUMNS_SHOWN, ROWS_SHOWN = 5, 3
 
 
-def check_finite(x: np.ndarray, columns: Sequence | None = None, rows: Sequence | None = None, name: str = "X") -> None:
+def check_finite(
+    x: np.ndarray, columns: Sequence | None = None, rows: Sequence | np.ndarray | None = None, name: str = "X"
+) -> None:
     """Raise ``ValueError`` that says where numbers are NaN or infinite.
 
     Arguments:
@@ -44,7 +46,7 @@ def names(X) -> tuple[list | None, list | None]:
     return (list(X.columns), list(X.index)) if isinstance(X, pd.DataFrame) else (None, None)
 
 
-def _place(x: np.ndarray, place: tuple[int, ...], columns: Sequence | None, rows: Sequence | None) -> str:
+def _place(x: np.ndarray, place: tuple[int, ...], columns: Sequence | None, rows: Sequence | np.ndarray | None) -> str:
     """A feature, and the first rows in which it is not finite."""
     bad = np.flatnonzero(~np.isfinite(x[(slice(None), *place)]))
     shown = ", ".join(_name(rows, row) for row in bad[:ROWS_SHOWN].tolist())
@@ -55,7 +57,7 @@ def _place(x: np.ndarray, place: tuple[int, ...], columns: Sequence | None, rows
     return f"column {_name(columns, *place)} in {where}" if place else where
 
 
-def _name(names: Sequence | None, position: int) -> str:
+def _name(names: Sequence | np.ndarray | None, position: int) -> str:
     if names is None:
         return str(position)
     name = names[position]

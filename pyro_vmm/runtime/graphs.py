@@ -24,12 +24,14 @@ class Graphs(Protocol):
 
     def rehearse(self, step: Step, x: Tensor) -> Outputs:
         """Run the step; ``RuntimeError``, perhaps half-way, where it does what can't be recorded."""
+        ...
 
     def record(self, step: Step, x: Tensor) -> Callable[[], Outputs]:
         """Without computing anything, what repeats the step on whatever x holds then.
 
         Its outputs are the same tensors every time, with new values.
         """
+        ...
 
 
 class CudaGraphs:

@@ -25,7 +25,7 @@ from pyro_vmm.runtime.checks import check_choice
 PRECISIONS = ("float32", "tf32", "bf16")
 
 # From torch 2.9 on the precision of matrix products has a name. Once, as comparing versions takes its time.
-NAMED_PRECISION = torch.__version__ >= (2, 9)
+NAMED_PRECISION = torch.__version__ >= "2.9"
 
 _precision: ContextVar[str] = ContextVar("precision of the networks", default="float32")
 

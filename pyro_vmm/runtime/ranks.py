@@ -70,10 +70,10 @@ class Ranks:
         """Make the sum over all processes the gradient of these parameters; they meet only once."""
         if self.size == 1:
             return
-        trained = [parameter for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([parameter.grad.flatten() for parameter in trained])
+        trained = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for _, gradient in trained])
         together(dist.all_reduce, flat)
-        for parameter, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+        for (parameter, _), part in zip(trained, flat.split([p.numel() for p, _ in trained]), strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
     # Whatever all have to know

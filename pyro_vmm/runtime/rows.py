@@ -1,7 +1,7 @@
 """What training reads: rows, a minibatch at a time."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Generator, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,18 +10,34 @@ from torch import Tensor
 class Rows(Protocol):
     """What training reads: a tensor (N, ...) does, and so does anything that makes minibatches of a file.
 
-    Rows that are slow to find one by one may have two methods besides:
-
-    - ``shuffle(batch_size, generator)``: positions (N,), each once, in an order that suits the file and that depends on
-      the state of the generator alone;
-    - ``read(batches)``: an iterator over the rows at each of these positions, which may be read ahead.
+    Rows that are slow to find one by one may be :class:`Shuffled` and :class:`Streamed` besides.
     """
 
     def __len__(self) -> int:
         """N."""
+        ...
 
-    def __getitem__(self, index: Tensor) -> Tensor:
+    def __getitem__(self, index: Tensor, /) -> Tensor:
         """The rows at positions ``index`` (M,), an (M, ...) tensor on the model's device."""
+        ...
+
+
+@runtime_checkable
+class Shuffled(Protocol):
+    """Rows that choose the order of an epoch themselves."""
+
+    def shuffle(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """Positions (N,), each once, in an order that suits the file and depends on the generator's state alone."""
+        ...
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """Rows that may be read ahead."""
+
+    def read(self, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:
+        """The rows at each of these positions."""
+        ...
 
 
 def minibatches(order: Tensor, batch_size: int) -> list[Tensor]:
@@ -34,14 +50,14 @@ def minibatches(order: Tensor, batch_size: int) -> list[Tensor]:
 
 def shuffled(x: Rows, batch_size: int, generator: torch.Generator) -> list[Tensor]:
     """The minibatches of an epoch, as positions: every row once, in random order."""
-    if hasattr(x, "shuffle"):
+    if isinstance(x, Shuffled):
         return minibatches(x.shuffle(batch_size, generator), batch_size)
     return minibatches(torch.randperm(len(x), generator=generator), batch_size)
 
 
-def read(x: Rows, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+def read(x: Rows, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:
     """The rows at each of these positions. Close it, as it may be reading ahead: ``contextlib.closing``."""
-    if hasattr(x, "read"):
+    if isinstance(x, Streamed):
         return x.read(batches)
     if isinstance(x, Tensor) and x.device.type != "cpu":
         # The positions go to the device all at once: for each of them the host would wait.

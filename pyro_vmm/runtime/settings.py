@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from typing_extensions import dataclass_transform
@@ -88,10 +89,10 @@ class Setting:
     resume: Resume = "never"
 
 
-def setting(*, default: Any, help: str, values: Values = Values(), positional: bool = False, **about: Any) -> Any:
+def setting(*, default: Any, help: str, values: Values = Values(), kw_only: bool = True, **about: Any) -> Any:
     """A field of a dataclass of settings; ``about`` are further arguments of :class:`Setting`."""
     metadata = {"setting": Setting(help, values, **about)}
-    return field(default=default, kw_only=not positional, metadata=metadata)
+    return field(default=default, kw_only=kw_only, metadata=metadata)
 
 
 def changed(group: type, name: str, *, default: Any = dataclasses.MISSING, **changes: Any) -> Any:
@@ -136,7 +137,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def stated_in(cls: type, name: str) -> type:
     """The class that states a setting of this dataclass, not another default of it alone."""
     for base in cls.__mro__:
-        if name in inspect.get_annotations(base) and "setting" in base.__dataclass_fields__[name].metadata:
+        stated = vars(base).get("__dataclass_fields__", {})
+        if name in inspect.get_annotations(base) and name in stated and "setting" in stated[name].metadata:
             return base
     raise TypeError(f"{cls.__name__} has no setting {name!r}")
 
@@ -146,11 +148,11 @@ def group_of(cls: type, name: str) -> type:
     return next(base for base in reversed(cls.__mro__) if name in inspect.get_annotations(base))
 
 
-def settings_of(cls: type) -> dict[str, Setting]:
+@functools.cache  # the command line asks hundreds of times
+def settings_of(cls: type) -> Mapping[str, Setting]:
     """The settings of a dataclass by name, in the order of its fields."""
-    return {
-        each.name: stated_in(cls, each.name).__dataclass_fields__[each.name].metadata["setting"] for each in fields(cls)
-    }
+    stated = ((each.name, stated_in(cls, each.name)) for each in fields(cls))
+    return MappingProxyType({name: group.__dataclass_fields__[name].metadata["setting"] for name, group in stated})
 
 
 def defaults(cls: type) -> dict[str, Any]:

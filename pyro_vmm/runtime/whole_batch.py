@@ -6,9 +6,10 @@ torch's dropout layers, and its BatchNorm layers.
 Experimental: several processes have been tested on CPUs (gloo), and never on GPUs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import cast
 
 import torch
 from pyro import distributions as dist
@@ -82,7 +83,8 @@ def _widened(q: dist.TorchDistribution, ranks: Ranks, dim: int) -> dist.TorchDis
     parameters = {name: vars(q)[name] for name in q.arg_constraints if name in vars(q)}
     if parameters:
         wide = {name: _with_others(value, ranks, dim) for name, value in parameters.items()}
-        return type(q)(**wide, validate_args=False)
+        cls = cast(Callable[..., dist.TorchDistribution], type(q))  # its parameters are not the base class's
+        return cls(**wide, validate_args=False)
     if isinstance(q, torch.distributions.TransformedDistribution):
         return dist.TransformedDistribution(_widened(q.base_dist, ranks, dim), q.transforms, validate_args=False)
     raise ValueError(
@@ -139,10 +141,12 @@ def _normalise(layer: _BatchNorm, ranks: Ranks, x: Tensor) -> Tensor:
 @torch.no_grad()
 def _remember(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     """Move the running statistics, as the layer itself would."""
+    mean_so_far, variance_so_far = layer.running_mean, layer.running_var
+    assert layer.num_batches_tracked is not None and mean_so_far is not None and variance_so_far is not None
     layer.num_batches_tracked.add_(1)
     momentum = 1.0 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
-    layer.running_mean.mul_(1 - momentum).add_(momentum * mean)
-    layer.running_var.mul_(1 - momentum).add_(momentum * variance)
+    mean_so_far.mul_(1 - momentum).add_(momentum * mean)
+    variance_so_far.mul_(1 - momentum).add_(momentum * variance)
 
 
 class _Sum(torch.autograd.Function):

@@ -15,6 +15,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from anndata import AnnData
@@ -55,6 +56,14 @@ class Result:
     settings: dict = field(default_factory=dict)
 
 
+class Costs(TypedDict):
+    """What a fit took, as :class:`Result` has it."""
+
+    seconds: float
+    peak_mb: float
+    start_mb: float
+
+
 class Measured:
     """Seconds and memory of a ``with`` block."""
 
@@ -65,7 +74,7 @@ class Measured:
     def __exit__(self, *_) -> None:
         self.seconds, self.peak_mb = time.perf_counter() - self._start, peak_mb()
 
-    def costs(self) -> dict[str, float]:
+    def costs(self) -> Costs:
         return {"seconds": self.seconds, "peak_mb": self.peak_mb, "start_mb": self.start_mb}
 
 

@@ -107,6 +107,7 @@ def most_variable(counts: sparse.csr_matrix, batches: pd.Categorical, n_top_gene
     large = usable & (np.bincount(batches.codes, minlength=len(usable)) >= FEW_CELLS)
     large = large if large.any() else usable
     spans = SPANS[1:] if (large == usable).all() else SPANS
+    failure: ValueError | None = None
     for used, span in [(usable, SPANS[0]), *((large, span) for span in spans)]:
         rows = used[batches.codes]
         try:

@@ -136,6 +136,7 @@ def load_split_seq(data_dir: str | Path | None = None) -> "AnnData":
         if path is None or counts is None:
             raise FileNotFoundError(where_to_get("split_seq", root, ""))
         adata = read_split_seq(path, counts)
+    assert path is not None, "the file that the cells are from"
     return _prepared(adata, path, batch=("batch", "polydT"), cell_type=("cell_type", "cellchat_clusters"))
 
 

@@ -73,7 +73,7 @@ class Fit:
         return len(self.clusters) == 0
 
 
-def do(task: Task, estimator: Estimator, X: Any, parts: Parts, seed: int, n_importance_samples: int) -> Fit:
+def do(task: Task, estimator: VMM | SingleCellVMM, X: Any, parts: Parts, seed: int, n_importance_samples: int) -> Fit:
     """Train a clone of the estimator as the task says, with this seed."""
     started, nothing = time.perf_counter(), np.empty(0)
     model = clone(estimator).set_params(
@@ -134,10 +134,10 @@ class FitFolder:
             return None
         try:
             with np.load(io.BytesIO(path.read_bytes())) as arrays:
-                values = [arrays[field.name] for field in fields(Fit)]
+                clusters, log_px, confidence, seconds = (arrays[field.name] for field in fields(Fit))
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise ValueError(f"{path} is no whole fit of a selection: {error}; remove it to repeat the fit") from error
-        return Fit(*values[:-1], float(values[-1]))
+        return Fit(clusters, log_px, confidence, float(seconds))
 
     def save(self, task: Task, fit: Fit) -> None:
         """Keep a fit; ``ValueError`` if another selection has begun to fill the folder meanwhile."""
@@ -152,19 +152,19 @@ class FitFolder:
         return self.path / f"{task.name}.npz"
 
 
-def description(estimator: Estimator, X: Any) -> dict:
+def description(estimator: VMM | SingleCellVMM, X: Any) -> dict:
     """Plain values that tell the fits of this estimator to X from others."""
     params = {name: value for name, value in estimator.configuration().items() if name not in _OF_NO_MATTER}
     return {**params, "data": _fingerprint(estimator, X)}
 
 
-def _fingerprint(estimator: Estimator, X: Any) -> list[int]:
+def _fingerprint(estimator: VMM | SingleCellVMM, X: Any) -> list[int]:
     if not isinstance(estimator, SingleCellVMM):
         values = np.asarray(X)
         # Of objects, such as those of a table of numbers and booleans, the bytes are addresses, new in each process.
         X = check_array(X, dtype=[np.float64, np.float32], allow_nd=True) if values.dtype == object else values
-        return [*X.shape, zlib.crc32(np.ascontiguousarray(X))]
+        return [*X.shape, zlib.crc32(np.ascontiguousarray(X).data)]
     counts = CellBatches(X, estimator.layer)
     names = "\n".join([*counts.cell_names, *counts.gene_names])
     totals = check_cells(counts, of_counts(estimator.likelihood, estimator.likelihood_options))
-    return [*counts.shape, zlib.crc32(names.encode()), zlib.crc32(totals)]
+    return [*counts.shape, zlib.crc32(names.encode()), zlib.crc32(totals.data)]

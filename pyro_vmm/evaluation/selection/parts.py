@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pyro_vmm.data.cells import CellBatches, nonzero
-from pyro_vmm.estimators.base import Estimator
-from pyro_vmm.estimators.cells import SingleCellVMM
+from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.likelihoods import of_counts
 
 
@@ -62,7 +61,7 @@ def _by_group(rows: np.ndarray, groups: np.ndarray, random: np.random.RandomStat
     return shuffled[np.argsort(groups[shuffled], kind="stable")]
 
 
-def row_groups(estimator: Estimator, X: Any) -> np.ndarray:
+def row_groups(estimator: VMM | SingleCellVMM, X: Any) -> np.ndarray:
     """What every part needs its share of, int (N,): the categories that the model has to know, if there are any."""
     if not isinstance(estimator, SingleCellVMM):
         return np.zeros(len(X), int)
@@ -82,7 +81,7 @@ def take(X: Any, rows: np.ndarray) -> Any:
     return X[rows]
 
 
-def take_to_train(estimator: Estimator, X: Any, rows: np.ndarray) -> Any:
+def take_to_train(estimator: VMM | SingleCellVMM, X: Any, rows: np.ndarray) -> Any:
     """:func:`take`, of cells without the genes that none of them expresses, which teach a model of counts nothing."""
     part = take(X, rows)
     if not (isinstance(estimator, SingleCellVMM) and of_counts(estimator.likelihood, estimator.likelihood_options)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.evaluation.selection.fits import Fit, Task
 from pyro_vmm.evaluation.selection.report import report
 from pyro_vmm.runtime import files
@@ -30,7 +30,7 @@ class Selection:
 
     table: pd.DataFrame
     fits: Mapping[Task, Fit] = field(repr=False)
-    best_estimator_: Estimator | None = None
+    best_estimator_: VMM | SingleCellVMM | None = None
 
     @property
     def best(self) -> dict[str, float]:

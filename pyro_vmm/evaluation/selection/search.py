@@ -13,10 +13,9 @@ from sklearn.utils import check_array, check_random_state
 from tqdm.auto import tqdm
 
 from pyro_vmm.data.cells import CellBatches, check_cells
-from pyro_vmm.estimators import inputs
+from pyro_vmm.estimators import VMM, SingleCellVMM, inputs
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.building import likelihood_options
-from pyro_vmm.estimators.cells import SingleCellVMM
 from pyro_vmm.evaluation.selection.evidence import evidence
 from pyro_vmm.evaluation.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description, do
 from pyro_vmm.evaluation.selection.parts import Parts, row_groups
@@ -34,7 +33,7 @@ SEEDS = 3
 
 
 def select(
-    estimator: Estimator,
+    estimator: VMM | SingleCellVMM,
     X: Any,
     m_prior: Sequence[float] = M_PRIOR,
     learning_rate: Sequence[float] | None = None,
@@ -111,7 +110,7 @@ def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_imp
         raise ValueError(f"held_out={held_out!r} should be above 0 and below 1")
 
 
-def _checked(estimator: Estimator, X: Any, refit: bool) -> Any:
+def _checked(estimator: VMM | SingleCellVMM, X: Any, refit: bool) -> Any:
     """X, after what can be told to be wrong with it: each fit sees a part of it alone."""
     if not isinstance(estimator, SingleCellVMM):
         names, X = finite.names(X), inputs.checked(X)
@@ -124,7 +123,7 @@ def _checked(estimator: Estimator, X: Any, refit: bool) -> Any:
     return X
 
 
-def _knowing_categories(estimator: Estimator, X: Any) -> Estimator:
+def _knowing_categories(estimator: VMM | SingleCellVMM, X: Any) -> VMM | SingleCellVMM:
     """An estimator that is told how many categories X has, as a part of the rows may lack one that others have."""
     options, likelihood = estimator.likelihood_options or {}, estimator.likelihood
     if isinstance(estimator, SingleCellVMM) or not isinstance(options, dict):  # the fit tells what is wrong with others
@@ -149,7 +148,7 @@ def _tasks(m_prior: Sequence[float], learning_rate: Sequence[float], seeds: int)
 
 def _run(
     tasks: Sequence[Task],
-    estimator: Estimator,
+    estimator: VMM | SingleCellVMM,
     X: Any,
     held_out: float,
     seeds: int,

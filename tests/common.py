@@ -42,6 +42,10 @@ SITES = {
     "student_t": HIERARCHY | {"c", "z", "x"},
 }
 every_prior = pytest.mark.parametrize("prior", PRIORS)
+#: Those whose components are normals.
+every_normal_prior = pytest.mark.parametrize("prior", [name for name in PRIORS if name != "student_t"])
+#: Those whose parameters the MAP step trains.
+BY_MAP = ("gmm", "vmm", "student_t")
 
 #: Processes that are forks of one that has done nothing but import: quick, and safe where this one has threads.
 FORKS = multiprocessing.get_context("forkserver")

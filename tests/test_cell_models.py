@@ -4,7 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from common import SITES, CorrelatedEncoder, build_prior, changed, every_prior, state
+from common import BY_MAP, SITES, CorrelatedEncoder, build_prior, changed, every_normal_prior, every_prior, state
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
@@ -255,7 +255,7 @@ def test_elbo_is_pyros(prior, inferred, whole):
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
 
 
-@every_prior
+@every_normal_prior
 @either_library
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_elbo_by_hand(prior, inferred, covariance):
@@ -312,7 +312,7 @@ def test_stock_svi_trains_everything_and_leaves_the_store_empty(prior, inferred)
 
 
 def is_the_maps(name: str, prior: str) -> bool:
-    return name.startswith("prior.") and prior in ("gmm", "vmm")
+    return name.startswith("prior.") and prior in BY_MAP
 
 
 @every_prior
@@ -330,7 +330,7 @@ def test_a_step_leaves_the_others_parameters_bit_identical(prior, inferred, pseu
     assert {name for name in before if "running" in name} <= moved
     networks = {name for name, _ in vae.named_parameters() if not is_the_maps(name, prior)}
     assert all(name.endswith(".0.bias") for name in networks - moved)
-    if prior in ("gmm", "vmm"):
+    if prior in BY_MAP:
         before = state(vae)
         trainer.steps.map_step(x)
         assert changed(before, vae) == {name for name, _ in vae.named_parameters() if name.startswith("prior.")}

@@ -4,7 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from common import CorrelatedEncoder, build_prior, every_prior
+from common import BY_MAP, CorrelatedEncoder, build_prior, every_normal_prior, every_prior
 from pyro import poutine
 from torch import nn
 from torch.nn import functional as F
@@ -34,7 +34,7 @@ def test_given_p_z_only_the_rows_sites_are_declared(prior):
     assert model.nodes["x"]["is_observed"] and not model.nodes["z"]["is_observed"]
 
 
-@every_prior
+@every_normal_prior
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 def test_elbo_by_hand(prior, covariance):
     """log p(x | z) + log p(z) - log q(z | x) at the same draw, summed over rows."""
@@ -88,7 +88,7 @@ def test_parameters_are_split_without_overlap(prior):
     assert set(ids) == {id(p) for p in vae.parameters()}
     assert {id(p) for p in vae.likelihood.parameters()} <= {id(p) for p in networks}
     own = {id(p) for p in vae.prior.parameters()}
-    by_map = prior in ("gmm", "vmm")
+    by_map = prior in BY_MAP
     assert {id(p) for p in prior_parameters} == (own if by_map else set())
 
 

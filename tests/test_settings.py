@@ -120,7 +120,7 @@ class WarmVMM(VMM, Warm):
 
 def test_one_field_more_is_everywhere(monkeypatch, tmp_path):
     assert inspect.signature(WarmVMM).parameters["warmth"].default == 3
-    assert WarmVMM().learning_rate == 1e-2 and VMM().learning_rate == 1e-3
+    assert WarmVMM().learning_rate == 1e-2 and VMM().learning_rate == "auto"
     assert "warmth=0 should be a whole number" in message_of(lambda: WarmVMM(warmth=0).fit(X))
     assert "warmth" in resumable(WarmVMM, "always") and "warmth" not in resumable(VMM, "always")
     before = build_parser(everything=True).format_help()
@@ -208,16 +208,16 @@ def test_cells_state_what_differs():
     differ = {name for name in one.keys() & other.keys() if one[name] != other[name]}
     assert differ == {
         *("likelihood", "hidden", "covariance", "hyperprior"),
-        *("batch_size", "epochs", "patience"),
+        *("batch_size", "learning_rate", "patience"),
     }
-    assert CELLS.settings["patience"][1] == ARRAYS.settings["patience"][1]
+    assert CELLS.settings["freeze_after"][1] == ARRAYS.settings["freeze_after"][1]
 
 
 # The settings of training in one object
 
 
 def test_an_object_of_settings_is_the_same_as_single_ones(tmp_path):
-    singles = {"epochs": 2, "batch_size": 16, "learning_rate": ONCE.learning_rate}
+    singles = {"epochs": 2, "batch_size": 16, "learning_rate": ONCE.learning_rate, "patience": ONCE.patience}
     one, other = VMM(**TINY, training=ONCE).fit(X), VMM(**TINY, **singles).fit(X)
     np.testing.assert_array_equal(one.predict_proba(X), other.predict_proba(X))
     assert one.configuration() == other.configuration() and one.n_iter_ == 2

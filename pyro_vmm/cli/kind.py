@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.estimators.presets import PRESETS
 from pyro_vmm.report import Results
 from pyro_vmm.runtime.checks import check_choice

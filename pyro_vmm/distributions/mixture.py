@@ -66,9 +66,8 @@ class Mixture(TorchDistribution):
 
     def component_log_prob(self, z: Tensor) -> Tensor:
         """Log-densities of z (..., D) under every component, (..., K)."""
-        remembered, log_probs = self._remembered
-        if z is remembered:
-            return log_probs
+        if self._remembered is not None and z is self._remembered[0]:
+            return self._remembered[1]
         stacked = self.whitener.permute(1, 0, 2).flatten(1)
         means = (self.loc.unsqueeze(-2) @ self.whitener).flatten()
         white = torch.addmm(-means, z.reshape(-1, z.shape[-1]), stacked)

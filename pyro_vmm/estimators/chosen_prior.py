@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 from sklearn.base import clone
-from typing_extensions import Self
 
 from pyro_vmm.estimators import building
 from pyro_vmm.estimators.base import Estimator
@@ -13,6 +12,7 @@ from pyro_vmm.inference import TrainingConfig, settle
 from pyro_vmm.inference.confidence import measure
 from pyro_vmm.priors import Prior, prior_class
 from pyro_vmm.priors.covariances import as_covariance
+from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
 from pyro_vmm.runtime.checks import described
 from pyro_vmm.runtime.rows import Rows

@@ -22,7 +22,7 @@ from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.hyperpriors import HYPERPRIORS, HyperPrior, as_hyperprior
 from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES
 from pyro_vmm.priors.registry import Given as PriorGiven
-from pyro_vmm.runtime.checks import check_choice, check_whole
+from pyro_vmm.runtime.checks import check_choice, check_whole, is_real, is_whole
 from pyro_vmm.runtime.settings import (
     POSITIVE,
     TRUTH,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from pyro_vmm.runtime.checks import check_choice
+from pyro_vmm.runtime.checks import check_choice, is_real
 from pyro_vmm.runtime.precision import PRECISIONS
 from pyro_vmm.runtime.settings import (
     POSITIVE,

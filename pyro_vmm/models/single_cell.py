@@ -5,9 +5,9 @@ import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typing_extensions import Self
 
 from pyro_vmm.distributions import Mixture
+from pyro_vmm.likelihoods import CellLikelihood
 from pyro_vmm.models.base import LatentVariableModel, show_parameters
 from pyro_vmm.networks import DIAGONAL_FLOOR
 from pyro_vmm.priors import Prior, latent
@@ -50,7 +50,7 @@ class SingleCellVAE(LatentVariableModel):
         super().__init__(encoder, decoder, likelihood, prior)
         self.layout, self.library, self.balance = layout, library, balance
 
-    def model(self, cells: Tensor, p_z: Mixture | None = None, observe: bool = True) -> Tensor:
+    def model(self, x: Tensor | None = None, p_z: Mixture | None = None, rows: int = 1, observe: bool = True) -> Tensor:
         """p(alpha, pi, mu, Lambda) and, for each cell, p(c | pi) p(z | c, mu, Lambda) p(library) p(x | z, library).
 
         Arguments:
@@ -76,7 +76,7 @@ class SingleCellVAE(LatentVariableModel):
             h = self.decoder(z, covariates)
             return pyro.sample("x", self.likelihood(h, library, covariates), obs=counts if observe else None)
 
-    def guide(self, cells: Tensor, p_z: Mixture | None = None, observe: bool = True) -> None:
+    def guide(self, x: Tensor | None = None, p_z: Mixture | None = None, rows: int = 1, observe: bool = True) -> None:
         """q(alpha) q(pi) q(mu; u) q(Lambda) and, for each cell, q(z; x) q(library; x); the signature is the model's."""
         cells = _given(x)
         if p_z is None:

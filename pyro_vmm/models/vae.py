@@ -23,7 +23,7 @@ class VAE(LatentVariableModel):
         prior: one of :mod:`pyro_vmm.priors`.
     """
 
-    def model(self, x: Tensor | None = None, p_z: Mixture | None = None, rows: int = 1) -> Tensor:
+    def model(self, x: Tensor | None = None, p_z: Mixture | None = None, rows: int = 1, observe: bool = True) -> Tensor:
         """p(alpha, pi, mu, Lambda) and, for each row, p(c | pi) p(z | c, mu, Lambda) p(x | z).
 
         Arguments:
@@ -40,7 +40,7 @@ class VAE(LatentVariableModel):
             z = latent(p_z)
             return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x if observe else None)
 
-    def guide(self, x: Tensor | None = None, p_z: Mixture | None = None, rows: int = 1) -> None:
+    def guide(self, x: Tensor | None = None, p_z: Mixture | None = None, rows: int = 1, observe: bool = True) -> None:
         """q(alpha) q(pi) q(mu; u) q(Lambda) and, for each row, q(z; x); the signature is the model's."""
         if p_z is None:
             show_parameters(self)

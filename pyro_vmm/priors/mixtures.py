@@ -5,7 +5,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
-from numbers import Real
 
 import pyro
 import pyro.distributions as dist
@@ -21,7 +20,7 @@ from pyro_vmm.priors.base import EXPECTATIONS, Places, Prior
 from pyro_vmm.priors.covariances import Covariance, as_covariance
 from pyro_vmm.priors.hyperpriors import HyperPrior, as_hyperprior
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
-from pyro_vmm.runtime.checks import check_choice, check_positive
+from pyro_vmm.runtime.checks import check_choice, check_positive, is_real
 
 RESPONSIBILITIES = ("held", "differentiated")
 # log pi of a component that is not needed, below the largest: no row is ever its.

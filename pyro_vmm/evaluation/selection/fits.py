@@ -14,8 +14,7 @@ from sklearn.base import clone
 from sklearn.utils import check_array
 
 from pyro_vmm.data.cells import CellBatches, check_cells
-from pyro_vmm.estimators.base import Estimator
-from pyro_vmm.estimators.cells import SingleCellVMM
+from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.estimators.storing import filled, unmoved
 from pyro_vmm.evaluation.selection.parts import Parts, take, take_to_train
 from pyro_vmm.inference import TrainingDiverged

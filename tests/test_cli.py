@@ -86,7 +86,8 @@ def test_run_folder(table, tmp_path, capsys, replaced):
     np.testing.assert_array_equal(model.predict(X.to_numpy()), assignments["cluster"])
     config = json.loads((out / "config.json").read_text())
     assert config["options"]["seed"] == 0 and config["options"]["scaling"] == "standard"
-    assert config["parameters"]["batch_size"] == 256 and "torch" in config["versions"]
+    assert config["parameters"]["batch_size"] == "auto" and config["chosen"]["batch_size"] == 32
+    assert "torch" in config["versions"]
     printed = capsys.readouterr().out
     for word in ("clusters used", "shares", "ELBO", "seconds", "NMI", "ARI", "accuracy", "not used in training"):
         assert word in printed

@@ -61,7 +61,7 @@ def test_a_diverged_training_goes_on_at_another_rate(break_at, tmp_path):
     np.testing.assert_array_equal(model.history_[columns][:3], whole.history_[columns][:3])
     assert (model.history_["elbo"][3:] != whole.history_["elbo"][3:]).all()
     assert model.learning_rates_ == [
-        {"epoch": 1, "learning_rate": 1e-3, "prior_learning_rate": None},
+        {"epoch": 1, "learning_rate": 2e-3, "prior_learning_rate": None},
         {"epoch": 4, "learning_rate": 1e-5, "prior_learning_rate": 1e-6},
     ]
     model.save(tmp_path / "model.pt")
@@ -123,7 +123,7 @@ def run(*arguments) -> int:
 
 def test_a_diverged_run_resumes_at_another_rate(table, tmp_path, capsys, break_at):
     out = tmp_path / "run"
-    break_at(3)  # one minibatch of 54 rows an epoch
+    break_at(2 * 2 + 1)  # 54 rows to train on are two minibatches
     assert run("--dataset", table, "--out", out, *FAST, "--learning-rate", 1e-2) == 1
     printed = capsys.readouterr().err
     assert "in epoch 3" in printed and f"--resume {out} --learning-rate 0.001" in printed

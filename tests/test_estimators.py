@@ -762,7 +762,7 @@ def test_what_the_model_can_not_hold_is_named(X):
 def test_a_column_that_varies_by_rounding_alone_is_told(X):
     frame = pd.DataFrame(X, columns=list("abcd")).assign(c=np.where(np.arange(200) % 2, 0.1 + 0.2, 0.3))
     assert frame["c"].nunique() == 2
-    with pytest.warns(UserWarning, match=r"1 of 4 columns of X vary by no more than float64 rounds, .*: 'c'; if"):
+    with pytest.warns(UserWarning, match=r"1 of 4 columns of X vary by no more than the rounding of float64, .*: 'c'; if"):
         model = VMM(**TINY).fit(frame)
     assert np.abs(as_model_sees(model, frame)[:, 2]).max() < 1e-6, "and not of variance 1"
     offset = (1e9 + X).astype(np.float32)  # multiples of 64

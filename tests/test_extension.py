@@ -247,7 +247,7 @@ def test_the_command_line_knows_likelihoods_of_cells(registered, tmp_path):
 
 def test_a_preset_gives_a_likelihood_what_suits_it(registered):
     def options(likelihood: str) -> dict:
-        config = resolve({"dataset": "mnist", "likelihood": likelihood})
+        config = resolve({"dataset": "mnist", "preset": "paper", "likelihood": likelihood})
         return config.get("likelihood_options")
 
     assert options("laplace") == options("normal") == {"initial_scale": 1.0} and options("poisson") is None

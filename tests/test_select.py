@@ -219,7 +219,7 @@ def test_held_out_rows_are_never_trained_on(X, monkeypatch):
     assert again == whole and halves[0] | halves[1] == others[0] | others[1] == whole
     assert halves[0] not in others, "each seed has halves of its own"
     trained = {tuple(row) for rows in seen for row in rows}
-    assert len(trained) == 64 and len(selection.fits[Task(64.0, 1e-3, 0, "all")].log_px) == 16
+    assert len(trained) == 64 and len(selection.fits[Task(64.0, 2e-3, 0, "all")].log_px) == 16
 
 
 def test_deterministic_and_resumable(X, tmp_path, count_fits, monkeypatch):

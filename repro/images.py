@@ -125,7 +125,7 @@ def fit(run: Run, folder: Folder, x: np.ndarray, labels: np.ndarray, progress: P
     model.fit(
         x,
         labels if model.monitor == "val_nmi" else None,
-        callbacks=[lambda row, vae: progress(row["epoch"], model.epochs)],
+        callbacks=[lambda row, vae: progress(row["epoch"], model.training_.epochs)],
         checkpoint=folder.checkpoint,
         resume=folder.checkpoint if folder.checkpoint.exists() else None,
     )

@@ -24,7 +24,11 @@ class Fitted(Protocol):
     batch_shares_: pd.DataFrame
     history_: pd.DataFrame
     best_epoch_: int
-    seed_: int | None
+
+    @property
+    def seed_(self) -> int | None:
+        """None where none was set."""
+        ...
 
     def configuration(self) -> dict:
         """The parameters as plain values."""

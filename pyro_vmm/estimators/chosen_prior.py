@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 from sklearn.base import clone
+from typing_extensions import Self
 
 from pyro_vmm.estimators import building
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.settings import NamedPrior
 from pyro_vmm.inference import TrainingConfig, settle
 from pyro_vmm.inference.confidence import measure
-from pyro_vmm.priors import Prior, prior_class
+from pyro_vmm.priors import Covariance, Prior, prior_class
 from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
@@ -29,6 +30,8 @@ class ChosenPrior(Estimator):
     m_prior: float | str
     expectation: str
     responsibilities: str
+    component_covariance: str | Covariance
+    component_df: float | None
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -80,7 +83,7 @@ class ChosenPrior(Estimator):
         """Of the class of ``training``, with what a subclass has besides."""
         return super()._configured(**settings) if self.training is None else replace(self.training, **settings)
 
-    def with_single_settings(self) -> "ChosenPrior":
+    def with_single_settings(self) -> Self:
         """A clone without ``training``, whose settings are given one by one, to change some of them.
 
         Raises:

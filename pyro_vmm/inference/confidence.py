@@ -46,7 +46,7 @@ class Confidence:
     def doubts(self) -> list[str]:
         """A sentence for each reason to look again, to train on, or to use :func:`~pyro_vmm.select`."""
         found = []
-        if self.closest > FLAT:
+        if self.pair is not None and self.closest > FLAT:
             found.append(f"clusters {self.pair[0]} and {self.pair[1]} are hardly apart")
         if self.hesitating > HESITATING:
             found.append(f"{self.hesitating:.0%} of the rows lie between clusters")

@@ -42,7 +42,7 @@ def of_counts(likelihood: Given, options: dict | None = None) -> bool:
     return (options or {}).get("counts", cls is None or cls.counts)
 
 
-def _class(given: Given, registry: Mapping[str, type], base: type[nn.Module]) -> type[nn.Module] | None:
+def _class(given: Given, registry: Mapping[str, type], base: type[L]) -> type[L] | None:
     cls = registry.get(given) if isinstance(given, str) else _class_itself(given)
     if isinstance(cls, type) and issubclass(cls, base):
         if cls.__abstractmethods__:

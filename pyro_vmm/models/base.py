@@ -101,7 +101,7 @@ class LatentVariableModel(nn.Module):
     def absorb(self, subset: Self, kept: Tensor) -> None:
         """Take over what the prior of :meth:`subset` has learned."""
         self.prior.absorb(subset.prior, kept)
-        if self.balance is not None:
+        if self.balance is not None and subset.balance is not None:
             self.balance.absorb(subset.balance, kept)
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ class Results(Protocol):
 
     def decorate(self, path: Path) -> Iterator[str]:
         """Write figures and the like into the folder, after everything else; yield a line for each that fails."""
+        ...
 
     def closing_table(self) -> str:
         """Text for the terminal; scores against labels, if there are any, are marked as not used in training."""

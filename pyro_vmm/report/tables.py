@@ -32,13 +32,14 @@ def training_lines(model: Estimator, per: str) -> list[tuple[str, str]]:
     """What training came to, for :func:`pairs`; ``per`` is what the ELBO is told for, "row" or "cell"."""
     best = model.history_.iloc[model.best_epoch_ - 1]
     confidence = getattr(model, "confidence_", None)  # a loaded model has none
-    told = [] if confidence is None else [("confidence", str(confidence))]
+    told = []
+    if confidence is not None:
+        told = [("confidence", str(confidence)), *(("doubtful", doubt) for doubt in confidence.doubts)]
     return [
         (f"ELBO per {per}", f"{best['elbo']:.2f} in training, {best['val_elbo']:.2f} in validation"),
         ("epochs", f"{model.n_iter_}, best {model.best_epoch_}"),
         ("seconds", f"{model.history_['seconds'].iloc[-1]:.1f}"),
         *told,
-        *(("doubtful", doubt) for doubt in (confidence.doubts if told else ())),
     ]
 
 

@@ -52,8 +52,8 @@ def test_one_thing_varies_at_a_time_around_a_known_run(name, scale):
         assert len(differing) <= (2 if name == "presets" or "init_centres" in differing else 1)
         json.dumps(run.settings)
         model = images.estimator(run)
-        model.seed_ = 0
-        model._check_parameters(), model._training_config()
+        model.seed_, model.event_shape_ = 0, (64,)
+        model._check_parameters(), model._training_config(500)
 
 
 @every_scale
@@ -237,8 +237,8 @@ def test_every_method_has_one_setting_for_all_tables(scale):
         json.dumps(settings[0])
     for rows, columns in ((150, 4), (60_000, 10)):
         model = VMM(**tabular.estimator_settings(SCALES[scale].tabular["vmm"], rows, columns))
-        model.seed_ = 0
-        model._check_parameters(), model._training_config()
+        model.seed_, model.event_shape_ = 0, (64,)
+        model._check_parameters(), model._training_config(500)
 
 
 def test_steps_and_dimensions_follow_from_the_table():

@@ -100,8 +100,8 @@ def test_every_estimator_takes_its_settings(scale):
         for run in artefacts.plan(name, scale, 1):
             if "estimator" in run.settings:
                 model = images.estimator(run)
-                model.seed_ = 0
-                model._check_parameters(), model._training_config()
+                model.seed_, model.event_shape_ = 0, (64,)
+                model._check_parameters(), model._training_config(500)
             json.dumps(run.settings)
 
 

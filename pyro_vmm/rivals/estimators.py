@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial, reduce
 from operator import add
+from typing import cast
 
 import numpy as np
 import torch
@@ -144,9 +145,11 @@ class GMVAE(Rival):
 
     def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> GaussianMixtureVAE:
         vae = super()._build_vae(likelihood, rows)
-        assert isinstance(vae.encoder, GaussianEncoder) and isinstance(vae.prior, ConditionalMixture)
+        assert isinstance(vae.encoder, GaussianEncoder)
         encoder = TwoHeadedEncoder(vae.encoder.body, vae.encoder.head.in_features, self.latent_dim, self._w_dim)
-        return GaussianMixtureVAE(encoder, vae.decoder, vae.likelihood, vae.prior, self.information_floor)
+        # A placeholder until `_build_prior` makes the real one.
+        prior = cast("ConditionalMixture", vae.prior)
+        return GaussianMixtureVAE(encoder, vae.decoder, vae.likelihood, prior, self.information_floor)
 
     def _build_prior(self, pseudo_inputs: Tensor) -> Prior:
         return ConditionalMixture(self.latent_dim, len(pseudo_inputs), self._w_dim, self.w_hidden)

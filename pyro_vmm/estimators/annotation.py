@@ -27,7 +27,7 @@ class Fitted(Protocol):
 
     @property
     def seed_(self) -> int | None:
-        """None where none was set."""
+        """The seed of the fit."""
         ...
 
     def configuration(self) -> dict:

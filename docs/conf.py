@@ -3,7 +3,7 @@
 Two environment variables make it quicker: ``PYRO_VMM_DOCS_NOTEBOOKS=off`` shows the tutorials without running them.
 """
 
-import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -48,6 +48,8 @@ myst_heading_anchors = 3
 # Notebooks
 nb_execution_mode = os.environ.get("PYRO_VMM_DOCS_NOTEBOOKS", "cache")
 nb_execution_timeout = 1200
+# What it imports is an extra, which pins the versions of other packages.
+nb_execution_excludepatterns = [] if importlib.util.find_spec("scvi") else ["*/scvi.ipynb"]
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"
 nb_merge_streams = True
@@ -73,7 +75,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!pyro_vmm\.).*"),
     ("py:class", r"pyro_vmm\.(estimators|inference\.config|rivals\.estimators|evaluation\.selection\.fits)\..*"),
-    ("py:class", r"pyro_vmm\.(runtime\.(graphs|rows|ranks)|data\.(watch|blocks))\.[A-Z]\w*"),
+    ("py:class", r"pyro_vmm\.(runtime\.(graphs|rows|ranks|settings)|data\.(watch|blocks)|priors\.moves)\.[A-Z]\w*"),
     ("py:class", r"pyro_vmm\..*\._\w+"),
 ]
 

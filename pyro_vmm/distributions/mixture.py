@@ -40,7 +40,7 @@ class Mixture(TorchDistribution):
 
     @abstractmethod
     def noise(self, shape: torch.Size) -> Tensor:
-        """Draws (*shape) from a component of centre 0 and precision I; the last dimension is D."""
+        """Draws of this shape (..., D) from a component of centre 0 and precision I."""
 
     @abstractmethod
     def with_weights(self, log_weights: Tensor, batch_shape) -> "Mixture":

@@ -126,8 +126,9 @@ class CellPseudoInputs(PseudoInputs):
 
 def averaged(centres: Centres, n_batches: int) -> Centres:
     """The normals with the mean and covariance of the average over batches, (K, ...), of (B K, ...), batch by batch."""
-    if n_batches == 1 or centres.tril is None:
+    if n_batches == 1:
         return centres
+    assert centres.tril is not None, "an encoder's q(mu) has covariances"
     loc, tril = (each.unflatten(0, (n_batches, -1)) for each in (centres.loc, centres.tril))
     between = (loc - loc.mean(0)).permute(1, 0, 2)  # (K, B, D)
     # The roots of all batches, stacked, are a root of the sum; no covariance is made, which could be singular.

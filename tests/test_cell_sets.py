@@ -449,7 +449,9 @@ def test_lung_atlas_takes_the_layer_of_counts(tmp_path, offline, fractions):
     raw, x = lung(fractions)
     raw.write_h5ad(tmp_path / "lung_atlas.h5ad")
     if fractions:
-        with pytest.warns(UserWarning, match=r"lung_atlas\.h5ad: counts: [\d.]+% of the values are not whole") as caught:
+        with pytest.warns(
+            UserWarning, match=r"lung_atlas\.h5ad: counts: [\d.]+% of the values are not whole"
+        ) as caught:
             adata = load_cells("lung_atlas", tmp_path)
         assert len(caught) == 1
     else:

@@ -7,6 +7,7 @@ import pytest
 from pyro_vmm import VMM
 from pyro_vmm.inference.confidence import Confidence, _rise
 from pyro_vmm.inference.settling import MOST_ROWS, sharpened, some_rows
+from pyro_vmm.priors import groups
 from pyro_vmm.priors.evidence import Encoded
 from pyro_vmm.priors.groups import closest
 from pyro_vmm.priors.moves import find_components
@@ -86,3 +87,22 @@ def test_of_many_rows_a_random_part_is_looked_at():
     assert some_rows(10, 0).tolist() == list(range(10))
     rows = some_rows(MOST_ROWS + 5, 3)
     assert len(rows) == MOST_ROWS and (rows[1:] > rows[:-1]).all() and (rows == some_rows(MOST_ROWS + 5, 3)).all()
+
+
+def test_of_many_clusters_the_nearest_are_compared(monkeypatch):
+    """Sixty clusters on a line, two of them close: as with all pairs, of which far fewer are looked at."""
+    random, labels = np.random.default_rng(0), np.repeat(np.arange(60), 30)
+    centres = np.column_stack([10.0 * np.arange(60), np.zeros(60)])
+    centres[41, 0] -= 6.5
+    encoded = Encoded(centres[labels] + random.normal(size=(1800, 2)), np.full((1800, 2), 1e-3))
+    looked, real = [], groups._dip_between
+    monkeypatch.setattr(groups, "_dip_between", lambda *given: looked.append(1) or real(*given))
+    assert closest(encoded, labels)[1] == (40, 41)
+    assert 60 * 59 / 2 > len(looked) <= 60 * groups.NEIGHBOURS
+
+
+def test_a_latent_space_without_width_is_no_error():
+    labels = np.repeat([0, 1, 2], 30)
+    flat = np.column_stack([10.0 * labels, np.zeros(90)])
+    ratio, pair = closest(Encoded(flat, np.zeros((90, 2))), labels)
+    assert ratio == 0 and pair is not None

@@ -4,14 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
-from pyro_vmm.inference.settling import encode, sharpened, some_rows
+from pyro_vmm.inference.settling import encode, responsibilities, sharpened, some_rows
 from pyro_vmm.models import LatentVariableModel
-from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors.groups import closest
 from pyro_vmm.priors.moves import compact
-from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.rows import Rows
 
 # A row hesitates whose most probable cluster has less than this.
@@ -63,7 +60,6 @@ class Confidence:
         return f"{self.hesitating:.1%} of rows hesitate{apart}"
 
 
-@torch.no_grad()
 def measure(
     vae: LatentVariableModel, x: Rows, cluster_of_component: np.ndarray, history: pd.DataFrame, seed: int
 ) -> Confidence:
@@ -77,9 +73,7 @@ def measure(
         seed: of which rows are looked at, where there are many.
     """
     encoded, _ = encode(vae, x, some_rows(len(x), seed))
-    with inference_mode(vae), exclusive():
-        clustering = vae.prior.clustering(vae.encoder)
-        q = clustering.responsibilities(torch.as_tensor(encoded.mean).to(vae.prior.origin)).cpu().numpy()
+    q = responsibilities(vae, encoded)
     by_cluster = np.zeros((len(q), cluster_of_component.max() + 1))
     np.add.at(by_cluster.T, cluster_of_component, q.T)
     labels = by_cluster.argmax(1)

@@ -69,7 +69,7 @@ def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
     found = find_components(sharp, before, prior.n_components, family.vague, family.fitted)
     with exclusive(), inference_mode(vae):
         prior.place(_places(vae, x, rows, encoded, found), _slots(found, before, prior.n_components), vae.encoder)
-    labels = assign(vae, encoded)
+    labels = responsibilities(vae, encoded).argmax(1)
     used, present = np.unique(labels, return_inverse=True)
     groups = np.full(prior.n_components, -1)
     groups[used] = find_groups(sharp, present)
@@ -109,13 +109,13 @@ def encode(vae: LatentVariableModel, x: Rows, rows: Tensor) -> tuple[Encoded, np
 
 
 @torch.no_grad()
-def assign(vae: LatentVariableModel, encoded: Encoded) -> np.ndarray:
-    """The most responsible component for the mean of each encoded row, (n,)."""
+def responsibilities(vae: LatentVariableModel, encoded: Encoded) -> np.ndarray:
+    """p(c | z) of each component at the mean of each encoded row, (n, K)."""
     origin = vae.prior.origin
     with inference_mode(vae), exclusive():
         clustering = vae.prior.clustering(vae.encoder)
     parts = torch.as_tensor(encoded.mean).split(ROWS_AT_ONCE)
-    return torch.cat([clustering.responsibilities(part.to(origin)).argmax(-1).cpu() for part in parts]).numpy()
+    return torch.cat([clustering.responsibilities(part.to(origin)).cpu() for part in parts]).numpy()
 
 
 def _places(vae: LatentVariableModel, x: Rows, rows: Tensor, encoded: Encoded, labels: np.ndarray) -> Places:

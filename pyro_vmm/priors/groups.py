@@ -10,10 +10,9 @@ discriminant), by a normal kernel. Its dip is the lowest density between the two
 in Hennig, Advances in Data Analysis and Classification 4:3, 2010, which looks at the normals instead of the rows.
 """
 
-from itertools import combinations
-
 import numpy as np
 from scipy.linalg import eigh
+from scipy.spatial.distance import cdist
 
 from pyro_vmm.priors.evidence import Encoded, Moments, NormalWishart
 from pyro_vmm.priors.moves import compact, merge_gain, vague
@@ -29,6 +28,8 @@ FAR = 8.0
 DIRECTIONS = 10
 # Points at which the density is looked at.
 POINTS = 128
+# The group that is least apart from another one is among so many nearest to it.
+NEIGHBOURS = 5
 
 
 def dip_ratio(positions: np.ndarray, second: np.ndarray) -> float:
@@ -132,7 +133,8 @@ def _dip_between(encoded: Encoded, moments: Moments, members: list[np.ndarray], 
 def closest(encoded: Encoded, labels: np.ndarray) -> tuple[float, tuple[int, int] | None]:
     """The two groups with the shallowest dip between them, and its ratio; 0 and None if there are no two.
 
-    Groups of fewer rows than D + 2 are left out: they have no covariance.
+    Each group is compared with the ``NEIGHBOURS`` nearest to it. Groups of fewer rows than D + 2 are left out: they
+    have no covariance. A covariance that has no inverse leaves a pair out.
 
     Arguments:
         encoded: N rows.
@@ -141,9 +143,19 @@ def closest(encoded: Encoded, labels: np.ndarray) -> tuple[float, tuple[int, int
     moments = Moments.of(encoded, labels, labels.max() + 1)
     members = [np.flatnonzero(labels == k) for k in range(len(moments))]
     large = np.flatnonzero(moments.count >= encoded.mean.shape[1] + 2)
-    pairs = [(int(a), int(b)) for a, b in combinations(large, 2)]
-    ratios = [_dip_between(encoded, moments, members, *pair) or 0.0 for pair in pairs]
-    if not pairs:
+    if len(large) < 2:
         return 0.0, None
+    metric = np.linalg.pinv(moments[large].within, hermitian=True)
+    distances = cdist(moments.mean[large], moments.mean[large], "mahalanobis", VI=metric)
+    nearest = large[np.argsort(distances, axis=1, kind="stable")[:, 1 : 1 + NEIGHBOURS]]
+    pairs = sorted({(int(min(a, b)), int(max(a, b))) for a, row in zip(large, nearest, strict=True) for b in row})
+
+    def dip(a: int, b: int) -> float:
+        try:
+            return _dip_between(encoded, moments, members, a, b) or 0.0
+        except np.linalg.LinAlgError:
+            return 0.0
+
+    ratios = [dip(*pair) for pair in pairs]
     best = int(np.argmax(ratios))
     return ratios[best], pairs[best]

@@ -103,7 +103,7 @@ class ArrayEstimator(FittedArrays):
         finite.check_finite(X, *names)
         if reset:
             self.event_shape_ = tuple(X.shape[1:])
-            self.scaling_ = building.choose_scaling(self.scaling, self.likelihood, table)
+            self.scaling_ = choices.choose_scaling(self.scaling, self.likelihood, table)
         elif tuple(X.shape[1:]) != self.event_shape_:
             raise ValueError(f"X has rows of shape {X.shape[1:]}, the model was fitted to rows of {self.event_shape_}")
         return X
@@ -240,11 +240,11 @@ class ArrayEstimator(FittedArrays):
         self.likelihood_options_ = fitted.plain("likelihood_options")
         self.shift_, self.scale_ = (self._restored_scaling(fitted, name) for name in ("shift", "scale"))
         # Files of earlier versions, whose "auto" is that of arrays, do not say it.
-        self.scaling_ = building.choose_scaling(self.scaling, self.likelihood, table=False)
+        self.scaling_ = choices.choose_scaling(self.scaling, self.likelihood, table=False)
         if "scaling" in fitted:
             self.scaling_ = fitted.content["scaling"]
-            if self.scaling_ not in building.SCALINGS[1:]:
-                raise fitted.wrong(f"scaling is {described(self.scaling_)}, expected one of {building.SCALINGS[1:]}")
+            if self.scaling_ not in choices.SCALINGS[1:]:
+                raise fitted.wrong(f"scaling is {described(self.scaling_)}, expected one of {choices.SCALINGS[1:]}")
         self._restore_training(entries.place)
         with storing.restoring(entries.place), building.random_start(self.seed_):
             rows = torch.zeros((max(self.n_components_, 2), *self.event_shape_))

@@ -51,9 +51,6 @@ from pyro_vmm.runtime.rows import Rows, read
 ROWS_CHECKED = 1024
 # k-means++ looks at no more cells than these: memory must not grow with their number.
 KMEANS_CELLS = 10_000
-#: Widths of scVI's layers.
-CELLS = (128,)
-SCALINGS = ("auto", "range", "standard", None)
 NETWORKS = ("mlp", "conv")
 INITS = ("random", "k-means++")
 INIT_CENTRES = ("normal", "encoded")
@@ -98,28 +95,6 @@ def random_start(seed: int) -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(dtype)
-
-
-def any_real(likelihood: Given) -> bool:
-    """Whether values may be any real numbers, so that data may be shifted and stretched; False for a function."""
-    cls = likelihood_class(likelihood)
-    return cls is not None and cls.any_real
-
-
-def choose_scaling(scaling: str | None, likelihood: Given, table: bool) -> str | None:
-    """What "auto" stands for; any other scaling for itself.
-
-    Arguments:
-        scaling: one of ``SCALINGS``.
-        likelihood: values of a discrete or bounded support must stay as they are.
-        table: whether the data are a table, whose columns have units of their own.
-    """
-    check_choice("scaling", scaling, SCALINGS)
-    if scaling != "auto":
-        return scaling
-    if not any_real(likelihood):
-        return None
-    return "standard" if table else "range"
 
 
 def shift_and_scale(X: np.ndarray, scaling: str | None, names: Sequence) -> tuple[np.ndarray, np.ndarray]:

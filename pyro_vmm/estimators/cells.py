@@ -224,7 +224,7 @@ class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
     # What "auto" stands for
 
     def _hidden(self) -> Sequence[int]:
-        return building.CELLS if isinstance(self.hidden, str) else self.hidden
+        return choices.CELLS if isinstance(self.hidden, str) else self.hidden
 
     def _chosen_training(self, rows: int) -> dict:
         chosen = super()._chosen_training(rows)

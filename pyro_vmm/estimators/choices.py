@@ -1,10 +1,12 @@
-"""What "auto" stands for: each rule from the data to a setting is stated here, and nowhere else."""
+"""What "auto" stands for: the rules from the data to settings. Where the noise starts, the likelihood says."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from pyro_vmm.likelihoods import Given, likelihood_class
+from pyro_vmm.runtime.checks import check_choice
 from pyro_vmm.runtime.settings import AUTO
 
 #: Widths of the layers for small rows, and the paper's for images of so many pixels or more.
@@ -17,11 +19,36 @@ RATE = 2e-3
 DISTANCE = 5.0
 LEAST_EPOCHS = 10
 LEAST_BATCH, MOST_BATCH = 32, 256
-# scVI's number of passes over 20,000 cells or fewer (scvi-tools' ``get_max_epochs_heuristic``).
-CELLS, CELL_EPOCHS = 20_000, 400
+#: Widths of scVI's layers.
+CELLS = (128,)
+# scVI's number of passes over so many cells or fewer (scvi-tools' ``get_max_epochs_heuristic``).
+CELL_EPOCHS, FEW_CELLS = 400, 20_000
+SCALINGS = ("auto", "range", "standard", None)
 
 #: The number of epochs from the rows to train on, the minibatch and the learning rate.
 Length = Callable[[int, int, float], int]
+
+
+def any_real(likelihood: Given) -> bool:
+    """Whether values may be any real numbers, so that data may be shifted and stretched; False for a function."""
+    cls = likelihood_class(likelihood)
+    return cls is not None and cls.any_real
+
+
+def choose_scaling(scaling: str | None, likelihood: Given, table: bool) -> str | None:
+    """What "auto" stands for; any other scaling for itself.
+
+    Arguments:
+        scaling: one of ``SCALINGS``.
+        likelihood: values of a discrete or bounded support must stay as they are.
+        table: whether the data are a table, whose columns have units of their own.
+    """
+    check_choice("scaling", scaling, SCALINGS)
+    if scaling != "auto":
+        return scaling
+    if not any_real(likelihood):
+        return None
+    return "standard" if table else "range"
 
 
 def choose_hidden(hidden: Sequence[int] | str, n_features: int) -> Sequence[int]:
@@ -49,7 +76,7 @@ def choose_epochs(rows: int, batch_size: int, learning_rate: float) -> int:
 
 def choose_cell_epochs(rows: int, batch_size: int, learning_rate: float) -> int:
     """scVI's rule: 400 for up to 20,000 cells, fewer for more, at least 10."""
-    return max(min(round(CELL_EPOCHS * CELLS / rows), CELL_EPOCHS), LEAST_EPOCHS)
+    return max(min(round(CELL_EPOCHS * FEW_CELLS / rows), CELL_EPOCHS), LEAST_EPOCHS)
 
 
 def choose_patience(epochs: int) -> int:

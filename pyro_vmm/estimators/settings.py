@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pyro_vmm.estimators import building
+from pyro_vmm.estimators import building, choices
 from pyro_vmm.inference.config import Alternation, Monitored, Optimisation, TrainingConfig
 from pyro_vmm.likelihoods import Given, cell_likelihood_class, likelihood_class
 from pyro_vmm.networks import COVARIANCE_STARTS, COVARIANCES
@@ -311,7 +311,7 @@ class Arrays(Model):
     scaling: str | None = setting(
         default="auto",
         help="how X is brought to the model's scale; tables: standard if normal or student_t",
-        values=one_of(building.SCALINGS),
+        values=one_of(choices.SCALINGS),
     )
     encoder: Network = setting(default="mlp", option=None, help="network from x to features", values=Values(_network))
     decoder: Network = setting(default="mlp", option=None, help="network from z to features", values=Values(_network))
@@ -392,7 +392,7 @@ class CellModel(Model):
 
     n_components: int = field(default=Model.n_components, kw_only=True)
     latent_dim: int = field(default=Model.latent_dim, kw_only=True)
-    hidden: Sequence[int] | str = building.CELLS
+    hidden: Sequence[int] | str = choices.CELLS
     library: str = setting(
         default="observed",
         help="library sizes: the total counts, or log-normal by batch",

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from pyro_vmm.estimators.presets import PAPER
+
 CLASSES = 10
 BUNDLED = ("iris", "wine", "breast_cancer", "digits")
 GENERATED = ("blobs", "anisotropic", "gaussians_50d", "gaussians_60k")
@@ -90,6 +92,12 @@ class Scale:
 
 LABELS, LABEL_FREE = {"monitor": "val_nmi"}, {"monitor": "val_elbo"}
 
+
+def _paper(*names: str) -> dict:
+    """These of the paper's settings."""
+    return {name: PAPER[name] for name in names}
+
+
 SCALES = {
     "full": Scale(
         trials=10,
@@ -97,22 +105,15 @@ SCALES = {
         rows=None,
         # 60,000 images to train on and 10,000 held back.
         shared={
-            "hidden": [500, 500, 2000],
-            "batch_size": 256,
-            "learning_rate": 1e-4,
-            "decay_fraction": 0.0,
-            "epochs": 1000,
-            "patience": 100,
+            **_paper("batch_size", "learning_rate", "decay_fraction", "epochs", "patience", "likelihood_options"),
+            "hidden": list(PAPER["hidden"]),
             "validation_fraction": 1 / 7,
-            "likelihood_options": {"initial_scale": 1.0},
         },
         # The hyper-prior and the start of the authors' code, which the published numbers come from.
         ours={
             "n_components": 100,
             "m_prior": 256,
-            "hyperprior": "reference",
-            "covariance_start": "random",
-            "settle": False,
+            **_paper("hyperprior", "covariance_start", "settle"),
         },
         vade={
             "covariance": "full",

@@ -193,13 +193,14 @@ class Estimator(BaseEstimator):
         """Reorder clusters and their components, largest first and those without a row last, and assign the rows."""
         with torch.no_grad(), exclusive():
             weights = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
-        counts = np.bincount(self._components(x), minlength=len(weights))
+        components = self._components(x)
+        counts = np.bincount(components, minlength=len(weights))
         order, clusters = numbering(self.cluster_of_component_, weights, counts, self.numbered_by)
         self.vae_.reorder(torch.as_tensor(order, device=self._own_device()))
         self.cluster_of_component_ = clusters
         self.component_weights_ = weights[order]
         self.weights_ = self._by_cluster(self.component_weights_)
-        self.components_ = self._components(x)
+        self.components_ = np.argsort(order)[components]
         self.labels_ = self._clusters(x)
         self._count_clusters()
 

@@ -45,7 +45,7 @@ class Cells(Kind):
         return COLUMNS.get(str(config["dataset"]), {})
 
     def preset(self, config: dict) -> dict:
-        networks = CELL_PRESETS.get(str(config["dataset"]), {}) if "preset" in config else {}
+        networks = CELL_PRESETS.get(str(config["dataset"]), {}) if config.get("preset") else {}
         return {**super().preset(config), **networks}
 
     def load(self, config: dict) -> CellData:

@@ -38,7 +38,14 @@ class Optimisation:
 
     title: ClassVar[str] = "training"
 
-    epochs: int = setting(default=300, help="at most", values=WHOLE, common=True, metavar="N", resume="always")
+    epochs: int = setting(
+        default=300,
+        help="passes over the data, at most",
+        values=WHOLE,
+        common=True,
+        metavar="N",
+        resume="always",
+    )
     batch_size: int = setting(
         default=256, help="rows in a minibatch, of all processes together", values=WHOLE, metavar="M"
     )

@@ -86,7 +86,7 @@ class Steps:
 
     def svi_step(self, x: Tensor) -> tuple[Tensor, Tensor, Mixture]:
         """Ascend the ELBO of a minibatch (M, ...) by the networks; returns its mean, that of log p(x | z), and p(z)."""
-        p_z = self.p_z()
+        p_z = self.vae.trained_prior()
         with whole_batch(self.ranks, self.vae):
             loss = self._mean(self.elbo.differentiable_loss(self.vae.model, self.vae.guide, x, p_z), x)
         self._step(self.network_optimizer, loss, self.networks)
@@ -109,11 +109,6 @@ class Steps:
         loss = self._mean(self.elbo.differentiable_loss(*pair, z, encoder, centres, rows, log_factors), x)
         self._step(self.prior_optimizer, loss, self.prior)
         return -loss.detach()
-
-    def p_z(self) -> Mixture:
-        """The prior as the SVI step sees it: centres integrated out, or drawn."""
-        sampled = self.vae.prior.trained_by_map and self.vae.prior.expectation == "sampled"
-        return self.vae.prior.sampled(self.vae.encoder) if sampled else self.vae.prior(self.vae.encoder)
 
     def continue_with(self, vae: LatentVariableModel, kept: Tensor) -> None:
         """Go on with a model of components ``kept`` (n,) of the present one; what Adam knows of them is kept too."""

@@ -9,7 +9,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.distributions import Mixture
 from pyro_vmm.models.elbo import Elbo
 from pyro_vmm.priors import Prior
 from pyro_vmm.priors.balance import BatchBalance
@@ -36,9 +36,7 @@ class LatentVariableModel(nn.Module):
         self.encoder, self.decoder, self.likelihood, self.prior = encoder, decoder, likelihood, prior
         self.balance = None
 
-    def model(
-        self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1, observe: bool = True
-    ) -> Tensor:
+    def model(self, x: Tensor | None = None, p_z: Mixture | None = None, rows: int = 1, observe: bool = True) -> Tensor:
         """The joint density of the data and of everything latent.
 
         Arguments:
@@ -53,9 +51,7 @@ class LatentVariableModel(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not define model")
 
-    def guide(
-        self, x: Tensor | None = None, p_z: MixtureOfGaussians | None = None, rows: int = 1, observe: bool = True
-    ) -> None:
+    def guide(self, x: Tensor | None = None, p_z: Mixture | None = None, rows: int = 1, observe: bool = True) -> None:
         """The variational distribution of everything latent; the signature is the model's."""
         raise NotImplementedError(f"{type(self).__name__} does not define guide")
 
@@ -79,6 +75,11 @@ class LatentVariableModel(nn.Module):
         """Called in training with a minibatch and its p(c | z), (M, K), or with the part of it that a process holds."""
         if self.balance is not None:
             self.balance.observe(self.batch(x), responsibilities, ranks)
+
+    def trained_prior(self) -> Mixture:
+        """The prior as the SVI step sees it: centres integrated out, or drawn."""
+        sampled = self.prior.trained_by_map and self.prior.expectation == "sampled"
+        return self.prior.sampled(self.encoder) if sampled else self.prior(self.encoder)
 
     def batch(self, x: Tensor) -> Tensor:
         """The batch of rows (M, ...), one-hot, (M, B), for ``balance``."""

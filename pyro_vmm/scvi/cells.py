@@ -1,5 +1,6 @@
 """Cells as a module of scvi-tools reads them, dicts of tensors, packed into rows of one tensor; and pseudo-cells."""
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -151,8 +152,13 @@ class Encoder(nn.Module):
 
 def _inference_input(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict:
     """What ``inference`` takes; from the measured values, where the data hold q(z | x) besides (minified data)."""
-    takes = inspect.signature(module._get_inference_input).parameters
-    return module._get_inference_input(tensors, **({"full_forward_pass": True} if "full_forward_pass" in takes else {}))
+    whole = {"full_forward_pass": True} if _may_pass_whole(type(module)) else {}
+    return module._get_inference_input(tensors, **whole)
+
+
+@functools.cache
+def _may_pass_whole(cls: type[nn.Module]) -> bool:
+    return "full_forward_pass" in inspect.signature(cls._get_inference_input).parameters
 
 
 def posterior(outputs: Mapping) -> Normal:

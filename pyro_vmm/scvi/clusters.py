@@ -50,26 +50,27 @@ class Clusters:
         """Settle the components and number the clusters, unless the prior is at rest; then count the cells in each."""
         # Of several processes each has the BatchNorm statistics of its own last cells.
         Ranks.present().align(each for each in self.module.state_dict().values() if each.dtype != torch.bool)
+        z = self.get_latent_representation()
         if self.train_prior_:
-            self._settle()
-        self._count_clusters()
+            self._settle(z)
+        self._count_clusters(z)
 
-    def _settle(self) -> None:
+    def _settle(self, z: np.ndarray) -> None:
+        """Settle the components and number the clusters; z, (N, D), is that of the model's own cells."""
         mixture, model = self.module.vmm, Adapted(self.module)
         if self._training.settle:
             cells = Cells(self, self.train_indices, mixture.layout)
             with mixture.awake():
                 mixture.cluster_of_component.copy_(settle(model, cells, scvi.settings.seed or 0))
-        components = self._of_components(self.get_latent_representation(), lambda q_c: q_c.argmax(-1))
+        components = self._of_components(z, lambda q_c: q_c.argmax(-1))
         weights, cluster = self._weights(), mixture.cluster_of_component.cpu().numpy()
         counts = np.bincount(components, minlength=len(weights))
         order, cluster = numbering(cluster, weights, counts, "share")
         model.reorder(torch.as_tensor(order, device=self.device))
         mixture.cluster_of_component.copy_(torch.as_tensor(cluster))
 
-    def _count_clusters(self) -> None:
-        """Set the attributes that tell of the model's own cells, the names in ``COUNTED``."""
-        z, names = self.get_latent_representation(), self._batch_names()
+    def _count_clusters(self, z: np.ndarray) -> None:
+        """Set the attributes that tell of the model's own cells, the names in ``COUNTED``; z, (N, D), is theirs."""
         self.component_weights_ = self._weights()
         self.cluster_of_component_ = self.module.vmm.cluster_of_component.cpu().numpy()
         self.weights_ = by_cluster(self.component_weights_, self.cluster_of_component_)
@@ -77,7 +78,7 @@ class Clusters:
         labels = self._of_clusters(z, lambda q_c: q_c.argmax(-1))
         self.n_clusters_, self.strays_ = found_and_strays(labels, z.shape[1] + 2 if self._training.settle else 1)
         batch = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY).ravel().astype(int)
-        self.batch_shares_ = annotation.batch_shares(labels, batch, labels.max() + 1, names)
+        self.batch_shares_ = annotation.batch_shares(labels, batch, labels.max() + 1, self._batch_names())
 
     @torch.no_grad()
     def _weights(self) -> np.ndarray:
@@ -127,7 +128,7 @@ class Clusters:
         adata = self.adata if adata is None else adata
         annotation.check_writable(adata)
         if "weights_" not in vars(self):  # of a file that was saved in the middle of training
-            self._count_clusters()
+            self._count_clusters(self.get_latent_representation())
         z = self.get_latent_representation(adata, batch_size=batch_size)
         annotation.write(adata, key_added, z, self._of_clusters(z, annotation.summary), _Fitted(self))
         adata.uns[key_added]["versions"]["scvi-tools"] = scvi.__version__

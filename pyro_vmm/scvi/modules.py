@@ -10,7 +10,7 @@ from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from pyro_vmm.distributions import MixtureOfGaussians
+from pyro_vmm.distributions import Mixture
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.priors import Prior, StandardNormal
 from pyro_vmm.priors.balance import BatchBalance
@@ -82,11 +82,9 @@ class Adapted(LatentVariableModel):
     def batch(self, x: Tensor) -> Tensor:
         return self.encoder.layout.one_hot_batch(x)
 
-    def p_z(self, cells: Tensor) -> MixtureOfGaussians:
+    def p_z(self, cells: Tensor) -> Mixture:
         """The prior of each cell's z: the weights differ between batches if they are balanced."""
-        sampled = self.prior.trained_by_map and self.prior.expectation == "sampled"
-        p_z = self.prior.sampled(self.encoder) if sampled else self.prior(self.encoder)
-        log_factors = self.log_factors(cells)
+        p_z, log_factors = self.trained_prior(), self.log_factors(cells)
         return p_z if log_factors is None else p_z.reweighted(log_factors)
 
 
@@ -158,7 +156,7 @@ class WithMarginal(WithPrior):
             return super().marginal_ll(*args, **kwargs)
 
     @contextmanager
-    def _standing_for(self, p_z: MixtureOfGaussians) -> Iterator[None]:
+    def _standing_for(self, p_z: Mixture) -> Iterator[None]:
         """Have stock code that forms log N(z; 0, I) - log q(z | x) come to log p(z) - log q(z | x)."""
         inference = self.inference
 
@@ -176,7 +174,7 @@ class WithMarginal(WithPrior):
 class _Posterior(Normal):
     """q(z | x), with log-densities of which log p(z) - log N(z; 0, I) is taken off, (..., D): their sum counts."""
 
-    def __init__(self, q_z: Normal, p_z: MixtureOfGaussians):
+    def __init__(self, q_z: Normal, p_z: Mixture):
         super().__init__(q_z.loc, q_z.scale, validate_args=False)
         self.p_z = p_z
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pyro_vmm.priors.evidence import Encoded, Moments
-from pyro_vmm.priors.groups import DIRECTIONS, dip_ratio, discriminants, find_groups
-from pyro_vmm.priors.moves import find_components
+from pyro_vmm.priors.groups import DEEP, DIRECTIONS, FLAT, dip_ratio, discriminants, find_groups
+from pyro_vmm.priors.moves import find_components, merge_gain, vague
 
 RANDOM = np.random.default_rng(0)
 
@@ -64,6 +64,21 @@ def test_a_bent_cloud_is_one_cluster_of_several_components():
     assert components.max() >= 3, "a banana is no normal"
     groups = find_groups(encoded(mean), components)[components]
     assert {*zip(groups, truth, strict=True)} == {(0, 0), (1, 1)}
+
+
+@pytest.mark.parametrize(("stretch", "groups"), [(1.5, [0, 0]), (2.5, [0, 1])])
+def test_a_shallow_dip_joins_clouds_of_one_shape_and_not_of_two(stretch, groups):
+    """The evidence prefers one normal to both pairs, to the second by less than the price of a normal."""
+    labels, random = np.repeat([0, 1], 100), np.random.default_rng(0)
+    mean = random.normal(size=(200, 10))
+    mean[labels == 1, 1:] *= np.where(np.arange(9) % 2, stretch, 1 / stretch)
+    mean[:, 0] += 3 * labels
+    rows = encoded(mean, 0.1)
+    assert DEEP < dip_ratio(mean[:, 0], labels == 1) < FLAT
+    moments, prior = Moments.of(rows, labels, 2), vague(rows)
+    first, second = moments[[0]], moments[[1]]
+    assert merge_gain(first, second, prior.log_evidence(first), prior.log_evidence(second), prior)[0] > 0
+    assert find_groups(rows, labels).tolist() == groups
 
 
 def test_a_chain_of_neighbours_does_not_hold_together_what_is_apart():

@@ -15,7 +15,7 @@ from pyro_vmm.runtime.rows import Rows
 SURE = 0.9
 # From these on the answer is doubtful: how flat the density between two clusters is, shares of rows and of components,
 # and how much the ELBO rose from one tenth of the training to the last one, in nats.
-FLAT, HESITATING, LARGEST, SATURATED, RISE = 0.8, 0.1, 0.9, 0.9, 1.0
+FLAT, HESITATING, LARGEST, SATURATED, RISE = 0.6, 0.1, 0.9, 0.9, 1.0
 
 
 @dataclass(frozen=True)

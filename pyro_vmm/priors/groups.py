@@ -2,8 +2,11 @@
 
 Components are a density estimate, and a long or curved cloud takes several. Two of them are one cluster
 
-- if there is no dip in the density of the rows between them, or
-- if there is a shallow one, and the evidence prefers one normal to two.
+- if there is hardly a dip in the density of the rows between them, or
+- if there is a shallow one, and the evidence prefers one normal to two by more than the price of a normal.
+
+The evidence is that of a vague prior, which charges a second normal for its D (D + 3) / 2 parameters. What it prefers
+by less than this price (Schwarz, Annals of Statistics 6:2, 1978) it prefers for the price alone, and the dip decides.
 
 The density is that of the latent means of both components' rows along the axis that tells them apart best (Fisher's
 discriminant), by a normal kernel. Its dip is the lowest density between the two sides over the lower of their peaks, as
@@ -17,8 +20,9 @@ from scipy.spatial.distance import cdist
 from pyro_vmm.priors.evidence import Encoded, Moments, NormalWishart
 from pyro_vmm.priors.moves import compact, merge_gain, vague
 
-# From this ratio on there is no dip: a kernel estimate of one flat cloud has such ripples.
-FLAT = 0.95
+# From this ratio on there is no dip to speak of: a kernel estimate of one flat cloud has ripples, and thousands of rows
+# that lie between two peaks make a bridge, not a gap.
+FLAT = 0.8
 # Below this ratio two components stay apart whatever the evidence says.
 DEEP = 0.4
 # Components further apart than so many standard deviations, along the axis that tells them apart, have a dip.
@@ -113,9 +117,15 @@ def _wish_to_join(
         return None
     own = prior.log_evidence(pair)
     gain = float(merge_gain(pair[[0]], pair[[1]], own[:1], own[1:], prior)[0])
-    if gain > 0 and ratio > DEEP:
+    if gain > _price(pair) and ratio > DEEP:
         return True, gain
     return (False, ratio) if ratio > FLAT else None
+
+
+def _price(pair: Moments) -> float:
+    """Half the logarithm of the smaller group's rows for each parameter of a normal, in nats."""
+    d = pair.total.shape[1]
+    return d * (d + 3) / 4 * float(np.log(pair.count.min()))
 
 
 def _dip_between(encoded: Encoded, moments: Moments, members: list[np.ndarray], a: int, b: int) -> float | None:

@@ -1,5 +1,6 @@
 """The estimator of arrays: vectors, images, anything of shape (N, ...)."""
 
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pyro_vmm.estimators import building
@@ -89,6 +90,8 @@ class VMM(ChosenPrior, ArrayEstimator, ArraySettings):
         component_weights_: pi, (K,); ``cluster_of_component_`` is the cluster of each, (K,).
         confidence_: how far the clusters can be trusted, and ``confidence_.doubts`` in words; see
             :class:`~pyro_vmm.inference.confidence.Confidence`. A loaded model has none.
+        tree_: how components join to clusters, and clusters to coarser ones, with the nats that each join costs; see
+            :func:`~pyro_vmm.priors.tree.join_all`. A model of a file from before there was a tree has None.
         chosen_: what each parameter that is "auto" came to; ``training_`` is the whole ``TrainingConfig``.
         history_: a DataFrame, one row per epoch.
         vae_: the trained :class:`~pyro_vmm.models.VAE`.
@@ -105,6 +108,18 @@ class VMM(ChosenPrior, ArrayEstimator, ArraySettings):
         >>> model = VMM(random_state=0)
         >>> clusters = model.fit_predict(X)
     """
+
+    def merge(self, n_clusters: int, X) -> "VMM":
+        """A copy with so many clusters: coarser, or with clusters parted into their components.
+
+        The clusters join, or part, in the order of ``tree_``; the density stays as it is.
+
+        Arguments:
+            n_clusters: 1 for all rows in one, at most the number of components with rows; strays count.
+            X: the rows that the model was fitted to, which are numbered anew.
+        """
+        check_is_fitted(self)
+        return self._merged(n_clusters, self._rows(X))
 
     def _initial_rows(self, x: Tensor) -> Tensor:
         return building.initial_rows(x, self.n_components_, self.init, self.seed_)

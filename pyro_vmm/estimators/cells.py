@@ -75,8 +75,8 @@ class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
     Attributes:
         labels_: the cluster of each cell, (N,); clusters are numbered by their number of cells, largest first.
         weights_: the weight of each cluster, (K,).
-        n_clusters_, strays_, components_, component_weights_, cluster_of_component_, confidence_, chosen_, training_:
-            as of :class:`~pyro_vmm.VMM`.
+        n_clusters_, strays_, components_, component_weights_, cluster_of_component_, confidence_, tree_, chosen_,
+            training_: as of :class:`~pyro_vmm.VMM`.
         batch_shares_: a DataFrame, clusters x batches: the shares of a cluster's cells. A cluster of one batch alone is
             either a cell type that the others lack, or an effect of the batch.
         genes_: the names of the genes, (G,); ``batches_`` those of the batches, (B,).
@@ -148,9 +148,24 @@ class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
         x_val = subset(x, val) if len(val) else None
         self._train(subset(x, train), x_val, callbacks=callbacks, checkpoint=writer, state=state)
         self._number_clusters(x)
+        self._count_batches(design)
+        return self
+
+    def _count_batches(self, design: Tensor) -> None:
         batch = self.layout_.batch(design).argmax(1).numpy()
         self.batch_shares_ = annotation.batch_shares(self.labels_, batch, self.labels_.max() + 1, self.batches_)
-        return self
+
+    def merge(self, n_clusters: int, adata: "AnnData") -> "SingleCellVMM":
+        """A copy with so many clusters, coarser or finer, see :meth:`pyro_vmm.VMM.merge`.
+
+        Arguments:
+            n_clusters: 1 for all cells in one, at most the number of components with cells; strays count.
+            adata: the cells that the model was fitted to, which are numbered anew.
+        """
+        rows = self._rows(adata)
+        merged = self._merged(n_clusters, rows)
+        merged._count_batches(rows.design)
+        return merged
 
     def fit_predict(self, adata: "AnnData", y=None, **arguments) -> np.ndarray:
         """:meth:`fit`, then the cluster of each cell, (N,)."""

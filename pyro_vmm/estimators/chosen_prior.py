@@ -1,12 +1,15 @@
 """What estimators share whose prior is chosen: its checks, its making, and how it is trained."""
 
+import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from sklearn.base import clone
 from typing_extensions import Self
 
-from pyro_vmm.estimators import building, choices
+from pyro_vmm.estimators import building, choices, storing
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.settings import NamedPrior
 from pyro_vmm.inference import TrainingConfig, settle
@@ -15,7 +18,9 @@ from pyro_vmm.priors import Covariance, Prior, prior_class
 from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
-from pyro_vmm.runtime.checks import described
+from pyro_vmm.priors.tree import cut
+from pyro_vmm.runtime.checks import check_whole, described
+from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.rows import Rows
 from pyro_vmm.runtime.settings import defaults, group_of, settings_of
 
@@ -32,6 +37,7 @@ class ChosenPrior(Estimator):
     responsibilities: str
     component_covariance: str | Covariance
     component_df: float | None
+    tree_: pd.DataFrame | None
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -101,7 +107,30 @@ class ChosenPrior(Estimator):
 
     def _number_clusters(self, x: Rows) -> None:
         super()._number_clusters(x)
-        self.confidence_ = measure(self.vae_, x, self.cluster_of_component_, self.history_, self.seed_)
+        self.confidence_, self.tree_ = measure(self.vae_, x, self.cluster_of_component_, self.history_, self.seed_)
+
+    def _merged(self, n_clusters: int, x: Rows) -> Self:
+        """A copy with so many clusters; x are the rows of the fit."""
+        check_whole("n_clusters", n_clusters)
+        if len(x) != len(self.labels_):
+            raise ValueError(f"there are {len(x)} rows, expected the {len(self.labels_)} that the model was fitted to")
+        if self.tree_ is None:
+            raise ValueError("this model is of a file from before there was a tree: fit it again")
+        merged = copy.deepcopy(self)
+        merged.cluster_of_component_ = cut(self.tree_, self.cluster_of_component_, n_clusters)
+        merged._number_clusters(x)
+        return merged
+
+    def _save(self, path: str | Path, fitted: dict) -> None:
+        tree = {} if self.tree_ is None else {"tree": self.tree_.astype({"within": int}).to_dict("list")}
+        super()._save(path, {**fitted, **tree})
+
+    @classmethod
+    def _load(cls, path: str | Path, device: str, custom: dict) -> tuple[Self, Entries]:
+        model, entries = super()._load(path, device, custom)
+        fitted = entries.part("fitted")
+        model.tree_ = storing.tree(fitted, model.n_components_) if "tree" in fitted else None
+        return model, entries
 
     def _least_rows(self) -> int:
         """A settled cluster of fewer rows than D + 2 is a stray: too few to fill a covariance."""

@@ -20,6 +20,7 @@ from pyro_vmm.inference.state import COLUMNS, check_model
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
 from pyro_vmm.priors import Covariance, Prior
 from pyro_vmm.priors.hyperpriors import HyperPrior
+from pyro_vmm.priors.tree import COLUMNS as TREE_COLUMNS
 from pyro_vmm.runtime import files
 from pyro_vmm.runtime.checks import described, differences, one_line
 from pyro_vmm.runtime.entries import Damaged, Entries
@@ -128,6 +129,19 @@ def history(fitted: Entries) -> pd.DataFrame:
     if len(set(map(len, columns.values()))) > 1 or columns["epoch"] != [*range(1, len(columns["epoch"]) + 1)]:
         raise found.wrong("its columns should have a number for each epoch")
     return pd.DataFrame(found.content)
+
+
+def tree(fitted: Entries, n_components: int) -> pd.DataFrame:
+    """The joins of components of a model's clusters, see :func:`~pyro_vmm.priors.tree.join_all`."""
+    found = fitted.names("tree", TREE_COLUMNS)
+    kinds = {"loss": int | float, "dip": int | float}
+    columns = {name: found.each(name, kinds.get(name, int), "numbers") for name in TREE_COLUMNS}
+    nodes = [*columns["first"], *columns["second"]]
+    if len(set(map(len, columns.values()))) > 1 or len(columns["rows"]) >= n_components:
+        raise found.wrong(f"it should join at most {n_components} components, with a value of each for every join")
+    if len(set(nodes)) < len(nodes) or not all(0 <= node < n_components + len(nodes) // 2 for node in nodes):
+        raise found.wrong("a component or a join joins once")
+    return pd.DataFrame(columns).astype({"within": bool})
 
 
 def covariates(fitted: Entries, keys: Sequence[str | None]) -> Covariates:

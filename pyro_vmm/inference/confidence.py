@@ -9,6 +9,7 @@ from pyro_vmm.inference.settling import encode, responsibilities, sharpened, som
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.priors.groups import closest
 from pyro_vmm.priors.moves import compact
+from pyro_vmm.priors.tree import join_all
 from pyro_vmm.runtime.rows import Rows
 
 # A row hesitates whose most probable cluster has less than this.
@@ -62,8 +63,8 @@ class Confidence:
 
 def measure(
     vae: LatentVariableModel, x: Rows, cluster_of_component: np.ndarray, history: pd.DataFrame, seed: int
-) -> Confidence:
-    """The confidence in the clusters of a trained model.
+) -> tuple[Confidence, pd.DataFrame]:
+    """The confidence in the clusters of a trained model, and the tree that they are a cut of.
 
     Arguments:
         vae: the model.
@@ -78,15 +79,17 @@ def measure(
     np.add.at(by_cluster.T, cluster_of_component, q.T)
     labels = by_cluster.argmax(1)
     present = np.unique(labels)
-    ratio, pair = closest(sharpened(encoded), compact(labels))
-    return Confidence(
+    sharp, components = sharpened(encoded), q.argmax(1)
+    ratio, pair = closest(sharp, compact(labels))
+    confidence = Confidence(
         closest=ratio,
         pair=None if pair is None else (int(present[pair[0]]), int(present[pair[1]])),
         hesitating=float((by_cluster.max(1) < SURE).mean()),
         largest=float(np.bincount(labels).max() / len(labels)),
-        used=float(len(np.unique(q.argmax(1))) / q.shape[1]),
+        used=float(len(np.unique(components)) / q.shape[1]),
         rise=_rise(history),
     )
+    return confidence, join_all(sharp, components, cluster_of_component)
 
 
 def _rise(history: pd.DataFrame) -> float:

@@ -70,6 +70,15 @@ def discriminants(encoded: Encoded, moments: Moments) -> Encoded:
     return Encoded(encoded.mean @ axes, spread)
 
 
+def leading(encoded: Encoded, labels: np.ndarray) -> tuple[Encoded, Moments]:
+    """The rows in the directions in which groups are compared, all of few, and the moments of the groups there."""
+    moments = Moments.of(encoded, labels, labels.max() + 1)
+    if encoded.mean.shape[1] <= DIRECTIONS:
+        return encoded, moments
+    encoded = discriminants(encoded, moments)
+    return encoded, Moments.of(encoded, labels, len(moments))
+
+
 def find_groups(encoded: Encoded, labels: np.ndarray) -> np.ndarray:
     """The group of each component, (K,), numbered from 0.
 
@@ -80,10 +89,7 @@ def find_groups(encoded: Encoded, labels: np.ndarray) -> np.ndarray:
         encoded: N rows.
         labels: the component of each, (N,), numbered from 0 without gaps.
     """
-    moments = Moments.of(encoded, labels, labels.max() + 1)
-    if encoded.mean.shape[1] > DIRECTIONS:
-        encoded = discriminants(encoded, moments)
-        moments = Moments.of(encoded, labels, len(moments))
+    encoded, moments = leading(encoded, labels)
     prior = vague(encoded)
     members = [np.flatnonzero(labels == k) for k in range(len(moments))]
     group = np.arange(len(moments))
@@ -112,7 +118,7 @@ def _wish_to_join(
     encoded: Encoded, moments: Moments, members: list[np.ndarray], prior: NormalWishart, a: int, b: int
 ) -> tuple[bool, float] | None:
     """Whether the evidence is for one normal, and by how much, or how flat the density is; None if they stay apart."""
-    ratio, pair = _dip_between(encoded, moments, members, a, b), moments[[a, b]]
+    ratio, pair = dip_between(encoded, moments, members, a, b), moments[[a, b]]
     if ratio is None:
         return None
     own = prior.log_evidence(pair)
@@ -128,7 +134,7 @@ def _price(pair: Moments) -> float:
     return d * (d + 3) / 4 * float(np.log(pair.count.min()))
 
 
-def _dip_between(encoded: Encoded, moments: Moments, members: list[np.ndarray], a: int, b: int) -> float | None:
+def dip_between(encoded: Encoded, moments: Moments, members: list[np.ndarray], a: int, b: int) -> float | None:
     """The dip between two groups along the axis that tells them apart best; None if they are far apart."""
     pair = moments[[a, b]]
     step = pair.mean[1] - pair.mean[0]
@@ -162,7 +168,7 @@ def closest(encoded: Encoded, labels: np.ndarray) -> tuple[float, tuple[int, int
 
     def dip(a: int, b: int) -> float:
         try:
-            return _dip_between(encoded, moments, members, a, b) or 0.0
+            return dip_between(encoded, moments, members, a, b) or 0.0
         except np.linalg.LinAlgError:
             return 0.0
 

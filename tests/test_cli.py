@@ -71,7 +71,7 @@ def test_run_folder(table, tmp_path, capsys, replaced):
     assert run("--dataset", table, "--label-column", "kind", "--out", out, *FAST) == 0
     names = {path.name for path in out.iterdir()}
     assert names == replaced
-    figures = {"curves.png", "components.png", "latent.png", "weights.png"}
+    figures = {"curves.png", "components.png", "latent.png", "weights.png", "tree.png"}
     assert (
         names == {"config.json", "history.csv", "model.pt", "checkpoint.pt", "assignments.csv", "latent.npy"} | figures
     )
@@ -176,6 +176,7 @@ DRAWN_BY = {
     "latent": "latent_map",
     "weights": "cluster_weights",
     "components": "component_samples",
+    "tree": "cluster_tree",
 }
 RESULTS = {"config.json", "history.csv", "model.pt", "checkpoint.pt", "assignments.csv", "latent.npy"}
 
@@ -200,7 +201,7 @@ def test_results_are_there_when_no_figure_can_be(error, table, tmp_path, monkeyp
     monkeypatch.setattr("pyro_vmm.plots.drawing.save", fail)
     assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 4 and all(f"was not written: {type(error).__name__}" in line for line in lines)
+    assert len(lines) == 5 and all(f"was not written: {type(error).__name__}" in line for line in lines)
 
 
 def test_an_interrupt_among_the_figures(table, tmp_path, monkeypatch, capsys):

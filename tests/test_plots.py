@@ -365,6 +365,29 @@ def test_latent_map_refuses_what_does_not_fit(latent):
         plots.latent_map(z, clusters)
 
 
+# cluster_tree
+
+
+def test_the_tree_of_clusters():
+    """Components 0 and 1 are cluster 0; it is clusters 1 and 2 that join next, and all then."""
+    tree = pd.DataFrame(
+        {
+            "first": [0, 2, 4],
+            "second": [1, 3, 5],
+            "rows": [9, 4, 13],
+            "loss": [-3.0, 10.0, 90.0],
+            "dip": [1.0, 0.2, 0.1],
+            "within": [True, False, False],
+        }
+    )
+    axes = drawn(plots.cluster_tree(tree, [0, 0, 1, 2], unit="cell")).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "1", "2"]
+    heights = sorted(max(x for x, _ in path) for path in axes.collections[0].get_segments())
+    assert heights == [10, 100] and "13 cells" in axes.get_xlabel()
+    with pytest.raises(ValueError, match="two clusters at least"):
+        plots.cluster_tree(tree[:1], [0, 0, 1, 2])
+
+
 # cluster_weights
 
 

@@ -7,7 +7,7 @@ from common import message_of
 
 from pyro_vmm import VMM
 from pyro_vmm.priors.evidence import Encoded, Moments
-from pyro_vmm.priors.moves import merge_gain, vague
+from pyro_vmm.priors.moves import fitted, merge_gain
 from pyro_vmm.priors.tree import COLUMNS, cut, join_all
 
 RANDOM = np.random.default_rng(0)
@@ -41,7 +41,8 @@ def test_near_clouds_join_before_far_ones(tree):
 
 def test_a_join_costs_the_difference_of_the_evidence(rows, tree):
     encoded, labels = rows
-    prior, moments = vague(encoded), Moments.of(encoded, labels, 6)
+    moments = Moments.of(encoded, labels, 6)
+    prior = fitted(moments, encoded.mean.mean(0))
     pair = moments[[3]], moments[[4]]
     gain = merge_gain(*pair, *(prior.log_evidence(each) for each in pair), prior)
     assert tree["loss"][1] == pytest.approx(-gain[0])
@@ -90,13 +91,13 @@ def test_more_directions_than_groups_are_compared_in():
 
 
 @pytest.fixture(scope="module")
-def fitted() -> tuple[VMM, np.ndarray]:
+def model_and_rows() -> tuple[VMM, np.ndarray]:
     X = RANDOM.normal(size=(400, 2)) + 12 * CENTRES[[0, 2, 3, 5]][np.arange(400) % 4]
     return VMM(n_components=8, hidden=(32,), epochs=100, random_state=0).fit(X), X
 
 
-def test_a_copy_is_coarser_or_finer_and_all_else_follows(fitted, tmp_path):
-    model, X = fitted
+def test_a_copy_is_coarser_or_finer_and_all_else_follows(model_and_rows, tmp_path):
+    model, X = model_and_rows
     assert model.n_clusters_ >= 3
     before = model.predict_proba(X)
     coarse = model.merge(2, X)
@@ -113,8 +114,8 @@ def test_a_copy_is_coarser_or_finer_and_all_else_follows(fitted, tmp_path):
     assert np.array_equal(VMM.load(tmp_path / "coarse.pt").predict(X), coarse.labels_)
 
 
-def test_a_loaded_model_has_its_tree(fitted, tmp_path):
-    model, X = fitted
+def test_a_loaded_model_has_its_tree(model_and_rows, tmp_path):
+    model, X = model_and_rows
     model.save(tmp_path / "model.pt")
     loaded = VMM.load(tmp_path / "model.pt")
     assert loaded.tree_.equals(model.tree_)
@@ -129,8 +130,8 @@ def test_a_loaded_model_has_its_tree(fitted, tmp_path):
         ("second", [0], "joins once"),
     ],
 )
-def test_a_damaged_tree(fitted, tmp_path, name, value, told):
-    fitted[0].save(tmp_path / "model.pt")
+def test_a_damaged_tree(model_and_rows, tmp_path, name, value, told):
+    model_and_rows[0].save(tmp_path / "model.pt")
     content = torch.load(tmp_path / "model.pt", weights_only=True)
     tree = content["fitted"]["tree"]
     tree.update({other: values[:1] for other, values in tree.items()})
@@ -140,8 +141,8 @@ def test_a_damaged_tree(fitted, tmp_path, name, value, told):
     assert told in message_of(lambda: VMM.load(tmp_path / "model.pt"))
 
 
-def test_what_is_wrong_is_said(fitted):
-    model, X = fitted
+def test_what_is_wrong_is_said(model_and_rows):
+    model, X = model_and_rows
     assert message_of(lambda: model.merge(2, X[:-1])) == (
         "there are 399 rows, expected the 400 that the model was fitted to"
     )

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from pyro_vmm.plots.granularities import granularity
     from pyro_vmm.plots.latent import latent_map
     from pyro_vmm.plots.training import training_curves
+    from pyro_vmm.plots.tree import cluster_tree
     from pyro_vmm.plots.weights import cluster_weights
 
 __all__ = [
     "cluster_batches",
+    "cluster_tree",
     "cluster_weights",
     "component_samples",
     "granularity",
@@ -38,6 +40,7 @@ __all__ = [
 # The file of each function.
 _FILES = {
     "cluster_batches": "cells",
+    "cluster_tree": "tree",
     "cluster_weights": "weights",
     "component_samples": "components",
     "granularity": "granularities",

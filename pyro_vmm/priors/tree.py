@@ -1,8 +1,8 @@
 """Clusters at every granularity: a tree of components that go together, from each by itself to all of them as one.
 
 The pair joins next whose evidence rises most by it, or falls least: the difference, in nats, is what it costs to take
-two normals for one. Components of one cluster join first, whatever it costs, so that the clusters are a cut of the
-tree.
+two normals for one, by the prior that the components are fitted with. Components of one cluster join first, whatever it
+costs, so that the clusters are a cut of the tree.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.linalg import LinAlgError
 
 from pyro_vmm.priors.evidence import Encoded, Moments
 from pyro_vmm.priors.groups import dip_between, leading
-from pyro_vmm.priors.moves import compact, merge_gain, vague
+from pyro_vmm.priors.moves import compact, fitted, merge_gain
 
 #: What a join is described by, in this order.
 COLUMNS = ("first", "second", "rows", "loss", "dip", "within")
@@ -34,7 +34,7 @@ def join_all(encoded: Encoded, labels: np.ndarray, cluster: np.ndarray) -> pd.Da
     used, present = np.unique(labels, return_inverse=True)
     encoded, moments = leading(encoded, present)
     members = [np.flatnonzero(present == k) for k in range(len(used))]
-    prior = vague(encoded)
+    prior = fitted(moments, encoded.mean.mean(0))
     own, node, group = prior.log_evidence(moments), used.copy(), cluster[used]
     alive, gains = np.ones(len(used), bool), np.full((len(used),) * 2, -np.inf)
 

@@ -60,6 +60,8 @@ class ArrayResults:
             shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
             found["weights"] = lambda: plots.cluster_weights(self.model.weights_, shares)
             found["components"] = self.component_figure
+        if tables.has_tree(self.model):
+            found["tree"] = lambda: plots.cluster_tree(self.model.tree_, self.model.cluster_of_component_)
         return found
 
     def component_figure(self) -> "Figure":

@@ -117,6 +117,8 @@ class CellResults:
             found["weights"] = lambda: plots.cluster_weights(self.model.weights_, shares, unit="cell")
             if self.several_batches:
                 found["batches"] = lambda: plots.cluster_batches(self.by_batch, marked=self.marked)
+        if tables.has_tree(self.model):
+            found["tree"] = lambda: plots.cluster_tree(self.model.tree_, self.model.cluster_of_component_, unit="cell")
         return found
 
     @property

@@ -71,3 +71,9 @@ def abridged(texts: Sequence[str], limit: int, separator: str = " ") -> str:
     """The first of them, and how many there are more."""
     more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
     return separator.join(texts[:limit]) + more
+
+
+def has_tree(model: Estimator) -> bool:
+    """Whether a fitted model has clusters that could join."""
+    tree = getattr(model, "tree_", None)
+    return tree is not None and not tree["within"].all()

@@ -3,31 +3,37 @@
     python benchmarks/battery.py --out benchmarks/results/battery.md
     python benchmarks/battery.py --half tuned --seeds 1
 
-No label is used and no setting is changed: ``VMM().fit(X)``. Labels score the clusters afterwards. The data sets are in
-two halves: on the first the rules of settling were tuned, the second was kept back. Simulated clusters are normals (or
-Student's t with three degrees of freedom) in a few dimensions, the closest centres ``separation`` standard deviations
-apart, seen through a fixed random network with noise; a run is right with the right number of clusters and NMI above
-0.95. Beside the VMM stand k-means, which is told the number, scikit-learn's Bayesian mixture and HDBSCAN on the
-columns themselves.
+No label is used and no setting is changed: ``VMM().fit(X)``, ``SingleCellVMM(batch_key=...).fit(adata)``. Labels score
+the clusters afterwards. The data sets are in two halves: on the first the rules of settling were tuned, the second was
+kept back. Simulated clusters are normals (or Student's t with three degrees of freedom) in a few dimensions, the
+closest centres ``separation`` standard deviations apart, seen through a fixed random network with noise; a run is right
+with the right number of clusters and NMI above 0.95. Beside the VMM stand k-means, which is told the number,
+scikit-learn's Bayesian mixture and HDBSCAN on the columns themselves. Cells, in a part of their own, are simulated and
+real (``PYRO_VMM_DATA``); beside them stands Leiden at resolution 1, on principal components and on the VMM's latent
+space.
 """
 
 import argparse
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scanpy as sc
+from anndata import AnnData
+from scipy import sparse
 from sklearn import datasets
 from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.mixture import BayesianGaussianMixture
 
-from pyro_vmm import VMM
+from pyro_vmm import VMM, SingleCellVMM
 from repro import pages, tabular
+from repro.integration import data as integration
 
 Data = tuple[np.ndarray, np.ndarray]
 
@@ -105,6 +111,62 @@ def table(name: str, seed: int) -> Data:
     return tabular.load(name)
 
 
+@dataclass(frozen=True)
+class SimulatedCells:
+    """Counts as Splatter makes them: gamma means, factors by type and batch.
+
+    Source: Zappia et al., Genome Biology 18:174, 2017.
+
+    Arguments:
+        sizes: cells in each batch.
+        shares: of the types in each batch.
+        changed: the share of genes that a type changes.
+        genes: G.
+    """
+
+    sizes: Sequence[int]
+    shares: Sequence[Sequence[float]]
+    changed: float = 0.1
+    genes: int = 2000
+
+    def __str__(self) -> str:
+        return f"{len(self.shares[0])} types, {len(self.sizes)} batches, {sum(self.sizes):,} cells"
+
+    def __call__(self, seed: int) -> AnnData:
+        random, n = np.random.RandomState(seed), len(self.shares[0])
+        means = random.gamma(0.6, 1 / 0.3, self.genes) + 1e-3
+        factors = random.lognormal(0.1, 0.8, (n, self.genes)) ** random.choice([-1, 1], (n, self.genes))
+        types = means * np.where(random.rand(n, self.genes) < self.changed, factors, 1)
+        counts, labels, batches = [], [], []
+        for batch, (cells, shares) in enumerate(zip(self.sizes, self.shares, strict=True)):
+            effect = random.lognormal(0, 0.15, self.genes)
+            effect *= np.where(random.rand(self.genes) < 0.1, random.lognormal(0, 0.5, self.genes), 1)
+            label = random.choice(n, cells, p=shares)
+            expected = types[label] * effect
+            expected *= random.lognormal(8, 0.3, (cells, 1)) / expected.sum(1, keepdims=True)
+            shape = (0.15 + 0.3 / np.sqrt(means + 1)) ** -2 * random.chisquare(60, (cells, self.genes)) / 60
+            counts.append(random.poisson(random.gamma(shape, expected / shape)))
+            labels.append(label)
+            batches.append(np.full(cells, batch))
+        obs = {"batch": np.concatenate(batches).astype(str), "cell_type": np.concatenate(labels).astype(str)}
+        obs = pd.DataFrame(obs, index=np.arange(sum(self.sizes)).astype(str))
+        adata = AnnData(sparse.csr_matrix(np.concatenate(counts).astype(np.float32)), obs=obs)
+        return adata[:, np.asarray(adata.X.getnnz(0)) >= 3].copy()
+
+
+def real_cells(name: str, seed: int) -> AnnData:
+    """A file of :mod:`repro.integration.data`, the same for each seed."""
+    return integration.load(name)
+
+
+CELLS: dict[str, Callable[[int], AnnData]] = {
+    **{str(each): each for each in (
+        SimulatedCells([500, 900], [[0.3, 0.7]] * 2),
+        SimulatedCells([1500, 2000], [[0.35, 0.3, 0.15, 0.1, 0.07, 0.03], [0.2, 0.4, 0.25, 0.1, 0.05, 0]], 0.06),
+    )},
+    **{title: partial(real_cells, name) for name, title in integration.TITLES.items()},
+}  # fmt: skip
+
 SETS: dict[str, dict[str, Callable[[int], Data]]] = {
     "tuned": {
         **{str(each): each for each in (
@@ -180,16 +242,44 @@ def lines(name: str, make: Callable[[int], Data], seeds: int) -> tuple[str, pd.D
     return pages.line([*cells, *(f"{value:.3f}" for value in other.mean())]), found
 
 
+def measure_cells(adata: AnnData, seed: int) -> dict:
+    """A fit by the defaults, scored, and Leiden's clusters."""
+    y = adata.obs["cell_type"].astype(str).to_numpy()
+    start = time.perf_counter()
+    batch_key = "batch" if adata.obs["batch"].nunique() > 1 else None
+    model = SingleCellVMM(batch_key=batch_key, random_state=seed).fit(adata)
+    seconds = time.perf_counter() - start
+    nmi, ari = scores(y, model.labels_)
+    found = {"clusters": model.n_clusters_, "nmi": nmi, "ari": ari, "seconds": seconds}
+    found |= {"elbo": model.history_["val_elbo"].max(), "parts": len(np.unique(model.components_))}
+    normalised = integration.log_normalised(adata)
+    normalised.obsm["X_vmm"] = model.transform(adata)
+    for place in ("X_vmm", "X_pca"):
+        sc.pp.neighbors(normalised, use_rep=place)
+        sc.tl.leiden(normalised, resolution=1.0, flavor="igraph", n_iterations=2, random_state=seed)
+        found[place] = scores(y, normalised.obs["leiden"].astype(str).to_numpy())[0]
+    return found
+
+
+def cell_lines(name: str, make: Callable[[int], AnnData], seeds: int) -> str:
+    """A row of the page."""
+    found = pd.DataFrame([measure_cells(make(seed), seed) for seed in range(seeds)])
+    cells = [name, make(0).obs["cell_type"].nunique(), ", ".join(map(str, found["clusters"]))]
+    cells += [f"{found['nmi'].mean():.3f}", f"{found['nmi'].min():.3f}", f"{found['ari'].mean():.3f}"]
+    cells += [f"{found['parts'].mean():.0f}", f"{found['elbo'].mean():.2f}", f"{found['seconds'].mean():.0f}"]
+    return pages.line([*cells, *(f"{found[place].mean():.3f}" for place in ("X_vmm", "X_pca"))])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--half", choices=list(SETS), nargs="+", default=list(SETS))
+    parser.add_argument("--half", choices=[*SETS, "cells"], nargs="+", default=[*SETS, "cells"])
     parser.add_argument("--only", nargs="+", help="parts of names of data sets")
     parser.add_argument("--out", type=Path, help="a Markdown file")
     args = parser.parse_args()
     columns = ["data", "true", "found, by seed", "right", "NMI: mean", "worst", "ARI", "components", "ELBO", "s"]
     page = []
-    for half in args.half:
+    for half in [half for half in args.half if half in SETS]:
         page += [
             "",
             f"## {half.capitalize()}",
@@ -201,6 +291,13 @@ def main() -> None:
                 line, _ = lines(name, make, args.seeds)
                 page.append(line)
                 print(line, flush=True)
+    if "cells" in args.half:
+        names = ["data", "true", "found, by seed", "NMI: mean", "worst", "ARI", "components", "ELBO", "s"]
+        page += ["", "## Cells", "", *pages.header([*names, "Leiden, latent", "Leiden, PCA"])]
+        for name, make in CELLS.items():
+            if args.only is None or any(part in name for part in args.only):
+                page.append(cell_lines(name, make, args.seeds))
+                print(page[-1], flush=True)
     if args.out:
         about = (
             f"`VMM(random_state=seed).fit(X)`, {args.seeds} seeds from 0, {pages.machine()}. A run is right with the "

@@ -22,7 +22,7 @@ from pyro_vmm.priors.moves import compact, merge_gain, vague
 
 # From this ratio on there is no dip to speak of: a kernel estimate of one flat cloud has ripples, and thousands of rows
 # that lie between two peaks make a bridge, not a gap.
-FLAT = 0.8
+FLAT = 0.75
 # Below this ratio two components stay apart whatever the evidence says.
 DEEP = 0.4
 # Components further apart than so many standard deviations, along the axis that tells them apart, have a dip.

@@ -22,6 +22,7 @@ from pyro_vmm.estimators import building
 from repro import artefacts, cells, cli, images, tables, work
 from repro.integration.methods import METHODS
 from repro.integration.scores import CLUSTER_SCORES, EMBEDDING_SCORES
+from repro.paper import Figure
 from repro.runs import Folder
 from repro.scales import SCALES
 from repro.tables import Column, Table
@@ -65,8 +66,11 @@ def scores(out: Path) -> dict[Path, dict]:
 
 def test_table_1_is_every_data_set_method_configuration_and_trial():
     runs = artefacts.plan("table1", "full", 10)
-    assert len({run.path for run in runs}) == len(runs) == 10 * 2 * (6 * 2 + 2)
-    assert {run.method for run in runs if run.configuration == "labels"} == {*images.CLUSTERING} - {"vae", "pca"}
+    assert len({run.path for run in runs}) == len(runs) == 10 * 2 * (8 * 2 + 2)
+    assert {run.method for run in runs if run.configuration == "labels"} == {*images.CLUSTERING, *images.GMVAES} - {
+        "vae",
+        "pca",
+    }
     assert {
         run.settings["estimator"]["latent_dim"] for run in runs if "mnist" == run.dataset if run.method == "vmm"
     } == {10}
@@ -288,7 +292,8 @@ def table() -> Table:
     every = [frame("vmm", best), frame("gmm", near), frame("pca_x", best - 0.3), frame("vmm", [0.5], "fashion_mnist")]
     columns = [Column("nmi", "NMI"), Column("clusters", "clusters", ".1f", None), Column("void", "none")]
     titles = {"pca_x": "k-means on 50% & PCA_x", "gmm": "GMM", "vmm": "VMM"}
-    return Table(pd.concat(every), columns, titles, {("mnist", "vmm"): {"nmi": (0.899, 0.015)}}, 10)
+    paper = {("mnist", "vmm"): {"nmi": Figure("0.899 ± 0.015", 0.899, 0.015)}}
+    return Table(pd.concat(every), columns, titles, paper, 10)
 
 
 def test_the_best_and_what_is_not_significantly_worse_is_bold(table):
@@ -305,6 +310,21 @@ def test_the_best_and_what_is_not_significantly_worse_is_bold(table):
     assert found["k-means on 50% & PCA_x"][4] == ("0.550 ± 0.034", False)
     # Alone in its data set, with one trial.
     assert table.lines()[-1][3:5] == [("1 of 10", False), ("0.500", True)]
+
+
+def test_what_was_not_run_has_the_papers_numbers_beside_dashes():
+    paper = {("mnist", name): {"nmi": Figure(text, 0.0)} for name, text in (("gmm", "0.876 ± 0.013"), ("vmm", "0.899"))}
+    columns, titles = [Column("nmi", "NMI"), Column("ari", "ARI")], {"pca": "PCA", "gmm": "GMM", "vmm": "VMM"}
+    planned = [("mnist", "labels", name) for name in ("pca", "vmm", "gmm")] + [("wine", "labels", "vmm")]
+    table = Table(frame("vmm", [0.5, 0.7]), columns, titles, paper, 10, planned)
+    assert table.markdown().splitlines()[2:] == [
+        "| mnist | labels | GMM | not run | - | 0.876 ± 0.013 |",
+        "| mnist | labels | VMM | 2 of 10 | **0.600 ± 0.141** | 0.899 |",
+    ]
+    nothing = Table(tables.results([]), columns, titles, paper, 10, planned)
+    assert nothing.header() == ["data", "configuration", "method", "trials", "NMI", "NMI, paper"]
+    assert [line[3][0] for line in nothing.lines()] == ["not run", "not run"]
+    assert [row["trials"] for row in csv.DictReader(io.StringIO(nothing.csv()))] == ["0", "0"]
 
 
 def test_markdown(table):
@@ -346,7 +366,7 @@ def test_what_is_finished_is_rendered_without_running_anything(tmp_path, capsys,
     assert "1 of 28 runs are finished" in capsys.readouterr().out
     page = (tmp_path / "tiny" / "table1.md").read_text()
     assert "| digits | labels | VampPrior | 1 of 2 | 9.0 | **0.750** |" in page and "NMI |" not in page
-    assert "paper's own numbers are not shown beside these" in page
+    assert "The paper has no numbers of these data sets." in page
     assert {path.name for path in (tmp_path / "tiny").glob("table1.*")} == {"table1.md", "table1.csv", "table1.tex"}
 
 
@@ -373,6 +393,19 @@ def test_scikit_learn_on_a_latent_space_with_clusters():
     found = images.latent_scores(z, labels, {"n_init": 3, "max_iter": 100, "n_components": 15}, 0, "pca")
     assert found["k_means_pca"]["nmi"] > 0.95 and found["k_means_pca"]["accuracy_by_exemplar"] > 0.95
     assert found["mixture_pca"]["nmi"] > 0.8
+
+
+def test_neighbours_label_held_back_rows():
+    """Beside counting by hand."""
+    rng = np.random.default_rng(0)
+    z, labels, held_back = rng.normal(size=(60, 2)), rng.integers(0, 3, 60), np.arange(60) % 3 == 0
+    right = 0
+    for i in np.flatnonzero(held_back):
+        near = sorted(np.flatnonzero(~held_back), key=lambda j: np.linalg.norm(z[i] - z[j]))[:3]
+        right += np.bincount(labels[near]).argmax() == labels[i]
+    assert 0 < right < 20
+    assert images.neighbour_accuracy(z, labels, held_back) == pytest.approx(right / 20)
+    assert images.neighbour_accuracy(100 * labels[:, None] + z, labels, held_back) == 1
 
 
 def test_figures_are_drawn(tmp_path, capsys):

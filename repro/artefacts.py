@@ -100,9 +100,13 @@ ARTEFACTS = {
         {name: title for name, title in cells.TITLES.items() if name in ("vamp", "gmm", "vmm")},
     ),
     "figure1": Artefact("Samples of each component, MNIST", components_of(0), draw="components"),
-    "figure2": Artefact("UMAP of cells", cells.integration_runs, draw="embeddings"),
+    "figure2": Artefact("Cells by prior: batch, type, cluster", cells.figure_runs(), draw="embeddings"),
     "figure3": Artefact("Batch size, m_prior and the clusters", images.sweep_runs, draw="sweep"),
     "figure4": Artefact("Samples of each component, Fashion-MNIST", components_of(-1), draw="components"),
+    **{
+        name: Artefact(f"The same of {dataset}", cells.figure_runs(dataset), draw="embeddings")
+        for name, dataset in cells.SUPPLEMENT.items()
+    },
     "presets": Artefact(
         "Hyper-priors of the paper and of its authors' code, with both kinds of responsibilities",
         beyond.preset_runs,
@@ -155,6 +159,8 @@ def plan(name: str, scale: str, trials: int, only: Sequence[str] = ()) -> list[R
         only: names of data sets, methods and configurations: what is named of a kind is chosen from that kind.
     """
     runs, unknown = list(ARTEFACTS[name].runs(SCALES[scale], trials)), set(only)
+    if not runs:
+        raise ValueError(f"scale {scale} has no data set of {name}; --scale full has")
     for key in ("dataset", "method", "configuration"):
         known = {getattr(run, key) for run in runs}
         chosen = known & set(only)

@@ -10,16 +10,21 @@ import runpy
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from common import FORKS, finished, opened
+from sklearn.metrics import silhouette_score
 
 from pyro_vmm.estimators import building
 from repro import artefacts, cells, cli, images, tables, work
+from repro.integration import report
 from repro.integration.methods import METHODS
 from repro.integration.scores import CLUSTER_SCORES, EMBEDDING_SCORES
 from repro.paper import Figure
@@ -432,6 +437,59 @@ def test_cells_are_skipped_with_a_reason_where_files_are_missing(tmp_path, capsy
     arguments = ["table4", "--scale", "tiny", "--quiet", "--out", str(tmp_path), "--data-dir", str(tmp_path)]
     assert cli.main(arguments) == 0
     assert "kang_ifnb_2800: skipped: no kang_ifnb_2800" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["MDE", "UMAP"])
+def test_cells_by_prior_are_drawn_from_finished_runs(kind, tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"batch": [*"ab"] * 20, "cell_type": ["B"] * 25 + ["T"] * 15}, index=[str(i) for i in range(40)])
+    for column in obs:
+        obs[column] = obs[column].astype("category")
+    adata = SimpleNamespace(obs=obs)
+    drawn = {}
+    monkeypatch.setitem(SCALES, "tiny", replace(SCALES["tiny"], cell_sets=("cortex",)))
+    monkeypatch.setattr(cells, "load", lambda *arguments: (adata, adata))
+    monkeypatch.setitem(sys.modules, "pymde", ModuleType("pymde") if kind == "MDE" else None)
+
+    def project(name: str, z: np.ndarray) -> np.ndarray:
+        drawn.setdefault(name, []).append(z)
+        return z[:, :2]
+
+    for name in report.PROJECTIONS:
+        monkeypatch.setitem(report.PROJECTIONS, name, partial(project, name))
+    runs = artefacts.plan("figure5", "tiny", 2)
+    assert [run.method for run in runs] == ["standard_normal", "vamp", "gmm", "vmm"]
+    for run in runs[1:]:
+        folder, z = opened(tmp_path / "tiny" / "runs", run), rng.normal(size=(40, 3))
+        cells.store(folder.path / "embedding.npz", z, None if run.method == "vamp" else rng.integers(0, 4, 40))
+        folder.finish({"scores": {}})
+    assert cli.main(["figure5", "--scale", "tiny", "--render", "--out", str(tmp_path)]) == 0
+    assert "3 of 4 runs are finished" in capsys.readouterr().out
+    assert (tmp_path / "tiny" / "figure5_cortex.png").stat().st_size > 5000
+    assert [*drawn] == [kind] and len(drawn[kind]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MDE", "UMAP"])
+def test_two_dimensions_keep_groups_apart(name):
+    if name == "MDE" and report.projection() != "MDE":
+        pytest.skip("needs pymde")
+    rng = np.random.default_rng(0)
+    groups = np.repeat([0, 1], 40)
+    z = (20 * groups[:, None] + rng.normal(size=(80, 5))).astype(np.float32)
+    points = report.PROJECTIONS[name](z)
+    assert points.shape == (80, 2) and silhouette_score(points, groups) > 0.5
+
+
+def test_figures_of_the_supplement_are_of_the_papers_data():
+    for name, dataset in cells.SUPPLEMENT.items():
+        assert {run.dataset for run in artefacts.plan(name, "full", 10)} == {dataset}
+        with pytest.raises(ValueError, match=f"scale small has no data set of {name}"):
+            artefacts.plan(name, "small", 3)
+    others = {run.dataset for run in artefacts.plan("figure2", "full", 10)}
+    assert "lung_atlas" in others and others.isdisjoint(cells.SUPPLEMENT.values())
+    clustering = {run.path for run in artefacts.plan("table3", "full", 1)}
+    assert all(run.path in clustering for run in artefacts.plan("figure6", "full", 10))
 
 
 def test_tables_3_and_4_have_the_integration_benchmarks_methods_and_scores():

@@ -138,3 +138,24 @@ def test_artefacts_have_the_paper_beside_them():
     assert paper.beside("table2")["fashion_mnist", "vmm"]["log_px"].mean == 104
     assert paper.beside("table4")["pbmc", "vmm"]["clusters"].mean == 14.1
     assert paper.beside("tabular") == {}
+
+
+# --- the page of claims ---
+
+
+def test_claims_are_counted_as_they_are_judged():
+    names = ["seen", "seen at small scale", "not seen", "not tested"]
+    page = (ROOT / "benchmarks" / "results" / "claims.md").read_text(encoding="utf-8")
+    counts = {}
+    for section in page.split("\n## ")[1:]:
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"
+        ]
+        if rows[0][0] == "claim":
+            verdicts = [row[3] for row in rows[2:]]
+            assert {len(row) for row in rows} == {5} and set(verdicts) <= set(names), section
+            counts[section.splitlines()[0].partition(":")[0]] = [verdicts.count(name) for name in names]
+        elif rows[0][1:] == names:
+            told = {row[0]: [int(cell) for cell in row[1:]] for row in rows[2:]}
+    total = [sum(column) for column in zip(*counts.values(), strict=True)]
+    assert told == {**counts, f"all {sum(total)}": total}

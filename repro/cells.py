@@ -32,6 +32,8 @@ TITLES = {
     "vmm": "VMM",
 }
 OURS = ("standard_normal", "vamp", "gmm", "vmm")
+#: The data sets of the supplement's figures.
+SUPPLEMENT = {"figure5": "cortex", "figure6": "pbmc", "figure7": "split_seq"}
 
 
 class Unavailable(Exception):
@@ -39,7 +41,7 @@ class Unavailable(Exception):
 
 
 def integration_runs(scale: Scale, trials: int) -> Iterator[Run]:
-    """Of tables 3 and 4 and figure 2."""
+    """Of tables 3 and 4."""
     for trial in range(trials):
         for dataset in scale.cell_sets:
             for method in TITLES:
@@ -47,6 +49,17 @@ def integration_runs(scale: Scale, trials: int) -> Iterator[Run]:
                 if method in OURS:
                     options.update(data.CELL_PRESETS.get(dataset, {}))
                 yield Run("cells", dataset, method, "defaults", trial, options)
+
+
+def figure_runs(*datasets: str) -> Callable[[Scale, int], list[Run]]:
+    """Of figures 5 to 7, the four priors on one of the paper's data sets; without a name of figure 2, on all others."""
+
+    def runs(scale: Scale, trials: int) -> list[Run]:
+        shown = datasets or set(scale.cell_sets) - set(SUPPLEMENT.values())
+        every = integration_runs(scale, min(trials, 1))
+        return [run for run in every if run.dataset in shown and run.method in OURS]
+
+    return runs
 
 
 def integrate(run: Run, folder: Folder, data_dir: Path | None, progress: Callable[[int, int], None]) -> dict:

@@ -117,7 +117,7 @@ def _results_over(parameter: str, folders: Sequence[Folder]) -> pd.DataFrame:
 
 
 def embeddings(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | None":
-    """Figure 2: UMAP of each method's embedding, of the first finished trial, by batch, type and own cluster."""
+    """Figures 2 and 5 to 7: each prior's embedding, of the first finished trial, by batch, type and own cluster."""
     from repro.integration.report import draw
 
     stored = {}

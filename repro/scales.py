@@ -66,6 +66,7 @@ class Scale:
         cell_epochs: at most; None for the methods' own.
         varied_sets: data sets of presets, ablation and sensitivity.
         component_counts, varied_dims: K and D of sensitivity, besides table 1's.
+        gmvae_components: K of the GMVAE in table 1, besides ten, keys of ``images.GMVAES``.
         tables: with known classes, names in ``tabular.TABLES``.
         tabular: the settings of each method on them.
     """
@@ -85,6 +86,7 @@ class Scale:
     varied_sets: tuple[str, ...] = ("mnist",)
     component_counts: tuple[int, ...] = (20, 50, 100, 200, 500)
     varied_dims: tuple[int, ...] = (2, 5, 10, 20, 30)
+    gmvae_components: tuple[int, ...] = (16, 30)
     tables: tuple[str, ...] = (*BUNDLED, *GENERATED)
     tabular: dict[str, dict] = field(default_factory=lambda: tabular())
     baselines: dict = field(default_factory=lambda: {"n_init": 10, "max_iter": 500, "n_components": 100})
@@ -174,6 +176,7 @@ SCALES = {
         varied_sets=("digits",),
         component_counts=(6, 12),
         varied_dims=(2, 3),
+        gmvae_components=(),
         tables=("iris", "blobs"),
         tabular=tabular(n_components=12, hidden=8, steps=20, max_iter=20),
         baselines={"n_init": 1, "max_iter": 20, "n_components": 12},

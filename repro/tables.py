@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
+from repro.paper import Figure
 from repro.runs import Folder, Run
 from repro.statistics import best, mean_std, numbers
 
@@ -52,8 +54,10 @@ class Table:
         frame: from :func:`results`.
         columns: the scores.
         titles: of the methods, in the order of their rows.
-        paper: the paper's mean and standard deviation by data set and method, then by score.
+        paper: the paper's numbers by data set and method, then by score.
         trials: how many were asked for.
+        planned: data set, configuration and method of the runs. What has none finished, but numbers of the paper, has a
+            row with these.
     """
 
     def __init__(
@@ -61,26 +65,33 @@ class Table:
         frame: pd.DataFrame,
         columns: Sequence[Column],
         titles: Mapping[str, str],
-        paper: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]],
+        paper: Mapping[tuple[str, str], Mapping[str, Figure]],
         trials: int,
+        planned: Sequence[tuple[str, str, str]] = (),
     ):
-        self.columns = [c for c in columns if c.score in frame and frame[c.score].notna().any()]
         self.titles, self.paper, self.trials = titles, paper, trials
-        self.groups = {
-            group: {name: rows[rows["method"] == name] for name in titles if (rows["method"] == name).any()}
-            for group, rows in frame.groupby(["dataset", "configuration"], sort=False)
-        }
-        self.quoted = [c.score for c in self.columns if any(c.score in self._quoted(*key) for key in self._rows())]
+        scores = [column.score for column in columns]
+        known = {row for row in planned if not paper.get((row[0], row[2]), {}).keys().isdisjoint(scores)}
+        found = {(*group, name) for *group, name in frame[KEYS[:3]].itertuples(index=False)}
+        self.groups = {}
+        for group in dict.fromkeys([row[:2] for row in planned] + [tuple(g) for g in frame[KEYS[:2]].to_numpy()]):
+            of_group = frame[(frame["dataset"] == group[0]) & (frame["configuration"] == group[1])]
+            names = [name for name in titles if (*group, name) in found | known]
+            if names:
+                self.groups[group] = {name: of_group[of_group["method"] == name] for name in names}
+        self.quoted = [score for score in scores if any(score in self._quoted(*key) for key in self._rows())]
+        measured = [score for score in scores if score in frame and frame[score].notna().any()]
+        self.columns = [column for column in columns if column.score in {*measured, *self.quoted}]
 
     def _rows(self) -> list[tuple[str, str, str]]:
         """Data set, configuration and method of each row."""
         return [(*group, method) for group, methods in self.groups.items() for method in methods]
 
-    def _quoted(self, dataset: str, configuration: str, method: str) -> Mapping[str, tuple[float, float]]:
+    def _quoted(self, dataset: str, configuration: str, method: str) -> Mapping[str, Figure]:
         return self.paper.get((dataset, method), {})
 
     def _marked(self, column: Column, group: tuple[str, str]) -> set[str]:
-        samples = {name: rows[column.score] for name, rows in self.groups[group].items()}
+        samples = {name: _values(rows, column) for name, rows in self.groups[group].items()}
         return set() if column.larger is None else best(samples, column.larger)
 
     def header(self) -> list[str]:
@@ -95,15 +106,14 @@ class Table:
         marked = {(c.score, group): self._marked(c, group) for c in self.columns for group in self.groups}
         for dataset, configuration, method in self._rows():
             rows = self.groups[dataset, configuration][method]
-            plain = [dataset, configuration, self.titles[method], f"{rows['trial'].nunique()} of {self.trials}"]
+            trials = f"{rows['trial'].nunique()} of {self.trials}" if len(rows) else "not run"
+            plain = [dataset, configuration, self.titles[method], trials]
             line = [(text, False) for text in plain]
             for column in self.columns:
-                text = mean_std(rows[column.score], column.form, column.form)
+                text = mean_std(_values(rows, column), column.form, column.form)
                 line.append((text, method in marked[column.score, (dataset, configuration)]))
                 if column.score in self.quoted:
-                    quoted = self._quoted(dataset, configuration, method).get(column.score)
-                    text = "-" if quoted is None else f"{quoted[0]:{column.form}} ± {quoted[1]:{column.form}}"
-                    line.append((text, False))
+                    line.append((str(self._quoted(dataset, configuration, method).get(column.score, "-")), False))
             found.append(line)
         return found
 
@@ -131,15 +141,21 @@ class Table:
             trials = self.groups[dataset, configuration][method]
             row = {"dataset": dataset, "configuration": configuration, "method": method, "trials": len(trials)}
             for column in self.columns:
-                values, name = numbers(trials[column.score]), column.score
+                values, name = numbers(_values(trials, column)), column.score
                 row[f"{name}_mean"] = values.mean() if len(values) else None
                 row[f"{name}_std"] = values.std(ddof=1) if len(values) > 1 else None
                 row[f"{name}_best"] = method in self._marked(column, (dataset, configuration))
                 if name in self.quoted:
-                    quoted = self._quoted(dataset, configuration, method).get(name, (None, None))
-                    row[f"{name}_paper_mean"], row[f"{name}_paper_std"] = quoted
+                    quoted = self._quoted(dataset, configuration, method).get(name)
+                    row[f"{name}_paper_mean"] = quoted and quoted.mean
+                    row[f"{name}_paper_std"] = quoted and quoted.std
             rows.append(row)
         return pd.DataFrame(rows).to_csv(index=False)
+
+
+def _values(rows: pd.DataFrame, column: Column) -> Sequence[float] | np.ndarray:
+    """A score of some trials; none if no run has it."""
+    return rows[column.score].to_numpy(float) if column.score in rows else []
 
 
 def _row(cells) -> str:

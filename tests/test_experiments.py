@@ -10,18 +10,24 @@ import runpy
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from common import FORKS, finished, opened
+from sklearn.metrics import silhouette_score
 
 from pyro_vmm.estimators import building
 from repro import artefacts, cells, cli, images, tables, work
+from repro.integration import report
 from repro.integration.methods import METHODS
 from repro.integration.scores import CLUSTER_SCORES, EMBEDDING_SCORES
+from repro.paper import Figure
 from repro.runs import Folder
 from repro.scales import SCALES
 from repro.tables import Column, Table
@@ -65,8 +71,11 @@ def scores(out: Path) -> dict[Path, dict]:
 
 def test_table_1_is_every_data_set_method_configuration_and_trial():
     runs = artefacts.plan("table1", "full", 10)
-    assert len({run.path for run in runs}) == len(runs) == 10 * 2 * (6 * 2 + 2)
-    assert {run.method for run in runs if run.configuration == "labels"} == {*images.CLUSTERING} - {"vae", "pca"}
+    assert len({run.path for run in runs}) == len(runs) == 10 * 2 * (8 * 2 + 2)
+    assert {run.method for run in runs if run.configuration == "labels"} == {*images.CLUSTERING, *images.GMVAES} - {
+        "vae",
+        "pca",
+    }
     assert {
         run.settings["estimator"]["latent_dim"] for run in runs if "mnist" == run.dataset if run.method == "vmm"
     } == {10}
@@ -288,7 +297,8 @@ def table() -> Table:
     every = [frame("vmm", best), frame("gmm", near), frame("pca_x", best - 0.3), frame("vmm", [0.5], "fashion_mnist")]
     columns = [Column("nmi", "NMI"), Column("clusters", "clusters", ".1f", None), Column("void", "none")]
     titles = {"pca_x": "k-means on 50% & PCA_x", "gmm": "GMM", "vmm": "VMM"}
-    return Table(pd.concat(every), columns, titles, {("mnist", "vmm"): {"nmi": (0.899, 0.015)}}, 10)
+    paper = {("mnist", "vmm"): {"nmi": Figure("0.899 ± 0.015", 0.899, 0.015)}}
+    return Table(pd.concat(every), columns, titles, paper, 10)
 
 
 def test_the_best_and_what_is_not_significantly_worse_is_bold(table):
@@ -305,6 +315,21 @@ def test_the_best_and_what_is_not_significantly_worse_is_bold(table):
     assert found["k-means on 50% & PCA_x"][4] == ("0.550 ± 0.034", False)
     # Alone in its data set, with one trial.
     assert table.lines()[-1][3:5] == [("1 of 10", False), ("0.500", True)]
+
+
+def test_what_was_not_run_has_the_papers_numbers_beside_dashes():
+    paper = {("mnist", name): {"nmi": Figure(text, 0.0)} for name, text in (("gmm", "0.876 ± 0.013"), ("vmm", "0.899"))}
+    columns, titles = [Column("nmi", "NMI"), Column("ari", "ARI")], {"pca": "PCA", "gmm": "GMM", "vmm": "VMM"}
+    planned = [("mnist", "labels", name) for name in ("pca", "vmm", "gmm")] + [("wine", "labels", "vmm")]
+    table = Table(frame("vmm", [0.5, 0.7]), columns, titles, paper, 10, planned)
+    assert table.markdown().splitlines()[2:] == [
+        "| mnist | labels | GMM | not run | - | 0.876 ± 0.013 |",
+        "| mnist | labels | VMM | 2 of 10 | **0.600 ± 0.141** | 0.899 |",
+    ]
+    nothing = Table(tables.results([]), columns, titles, paper, 10, planned)
+    assert nothing.header() == ["data", "configuration", "method", "trials", "NMI", "NMI, paper"]
+    assert [line[3][0] for line in nothing.lines()] == ["not run", "not run"]
+    assert [row["trials"] for row in csv.DictReader(io.StringIO(nothing.csv()))] == ["0", "0"]
 
 
 def test_markdown(table):
@@ -346,7 +371,7 @@ def test_what_is_finished_is_rendered_without_running_anything(tmp_path, capsys,
     assert "1 of 28 runs are finished" in capsys.readouterr().out
     page = (tmp_path / "tiny" / "table1.md").read_text()
     assert "| digits | labels | VampPrior | 1 of 2 | 9.0 | **0.750** |" in page and "NMI |" not in page
-    assert "paper's own numbers are not shown beside these" in page
+    assert "The paper has no numbers of these data sets." in page
     assert {path.name for path in (tmp_path / "tiny").glob("table1.*")} == {"table1.md", "table1.csv", "table1.tex"}
 
 
@@ -375,6 +400,19 @@ def test_scikit_learn_on_a_latent_space_with_clusters():
     assert found["mixture_pca"]["nmi"] > 0.8
 
 
+def test_neighbours_label_held_back_rows():
+    """Beside counting by hand."""
+    rng = np.random.default_rng(0)
+    z, labels, held_back = rng.normal(size=(60, 2)), rng.integers(0, 3, 60), np.arange(60) % 3 == 0
+    right = 0
+    for i in np.flatnonzero(held_back):
+        near = sorted(np.flatnonzero(~held_back), key=lambda j: np.linalg.norm(z[i] - z[j]))[:3]
+        right += np.bincount(labels[near]).argmax() == labels[i]
+    assert 0 < right < 20
+    assert images.neighbour_accuracy(z, labels, held_back) == pytest.approx(right / 20)
+    assert images.neighbour_accuracy(100 * labels[:, None] + z, labels, held_back) == 1
+
+
 def test_figures_are_drawn(tmp_path, capsys):
     for name in ("figure1", "figure3", "figure4"):
         arguments = [name, "--scale", "tiny", "--trials", "1", "--quiet", "--out", str(tmp_path)]
@@ -399,6 +437,59 @@ def test_cells_are_skipped_with_a_reason_where_files_are_missing(tmp_path, capsy
     arguments = ["table4", "--scale", "tiny", "--quiet", "--out", str(tmp_path), "--data-dir", str(tmp_path)]
     assert cli.main(arguments) == 0
     assert "kang_ifnb_2800: skipped: no kang_ifnb_2800" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["MDE", "UMAP"])
+def test_cells_by_prior_are_drawn_from_finished_runs(kind, tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"batch": [*"ab"] * 20, "cell_type": ["B"] * 25 + ["T"] * 15}, index=[str(i) for i in range(40)])
+    for column in obs:
+        obs[column] = obs[column].astype("category")
+    adata = SimpleNamespace(obs=obs)
+    drawn = {}
+    monkeypatch.setitem(SCALES, "tiny", replace(SCALES["tiny"], cell_sets=("cortex",)))
+    monkeypatch.setattr(cells, "load", lambda *arguments: (adata, adata))
+    monkeypatch.setitem(sys.modules, "pymde", ModuleType("pymde") if kind == "MDE" else None)
+
+    def project(name: str, z: np.ndarray) -> np.ndarray:
+        drawn.setdefault(name, []).append(z)
+        return z[:, :2]
+
+    for name in report.PROJECTIONS:
+        monkeypatch.setitem(report.PROJECTIONS, name, partial(project, name))
+    runs = artefacts.plan("figure5", "tiny", 2)
+    assert [run.method for run in runs] == ["standard_normal", "vamp", "gmm", "vmm"]
+    for run in runs[1:]:
+        folder, z = opened(tmp_path / "tiny" / "runs", run), rng.normal(size=(40, 3))
+        cells.store(folder.path / "embedding.npz", z, None if run.method == "vamp" else rng.integers(0, 4, 40))
+        folder.finish({"scores": {}})
+    assert cli.main(["figure5", "--scale", "tiny", "--render", "--out", str(tmp_path)]) == 0
+    assert "3 of 4 runs are finished" in capsys.readouterr().out
+    assert (tmp_path / "tiny" / "figure5_cortex.png").stat().st_size > 5000
+    assert [*drawn] == [kind] and len(drawn[kind]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MDE", "UMAP"])
+def test_two_dimensions_keep_groups_apart(name):
+    if name == "MDE" and report.projection() != "MDE":
+        pytest.skip("needs pymde")
+    rng = np.random.default_rng(0)
+    groups = np.repeat([0, 1], 40)
+    z = (20 * groups[:, None] + rng.normal(size=(80, 5))).astype(np.float32)
+    points = report.PROJECTIONS[name](z)
+    assert points.shape == (80, 2) and silhouette_score(points, groups) > 0.5
+
+
+def test_figures_of_the_supplement_are_of_the_papers_data():
+    for name, dataset in cells.SUPPLEMENT.items():
+        assert {run.dataset for run in artefacts.plan(name, "full", 10)} == {dataset}
+        with pytest.raises(ValueError, match=f"scale small has no data set of {name}"):
+            artefacts.plan(name, "small", 3)
+    others = {run.dataset for run in artefacts.plan("figure2", "full", 10)}
+    assert "lung_atlas" in others and others.isdisjoint(cells.SUPPLEMENT.values())
+    clustering = {run.path for run in artefacts.plan("table3", "full", 1)}
+    assert all(run.path in clustering for run in artefacts.plan("figure6", "full", 10))
 
 
 def test_tables_3_and_4_have_the_integration_benchmarks_methods_and_scores():

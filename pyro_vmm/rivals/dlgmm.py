@@ -129,6 +129,9 @@ class DeepLatentGaussianMixture(VAE):
     cross entropy is that of z and c given pi: the sum is no bound on log p(x). Here c is part of both. And mu and s are
     trained by the ELBO, as in VaDE; the paper sets them by hand.
 
+    Clusters need not follow the data. Every component of the guide encodes a row by itself, the decoder sees z alone,
+    and a row's weights have a prior of their own: the bound loses nats where q(c; x) depends on x.
+
     Arguments:
         encoder: x -> q(v; x) and q(z | c; x), a :class:`MixtureEncoder`.
         decoder: z (N, D) -> parameters of the likelihood.

@@ -103,7 +103,9 @@ GREY, FRAME = "#8C8C8C", "#D0D0D0"
 
 
 def draw(adata: AnnData, results: Mapping[str, tuple[np.ndarray, np.ndarray | None]]) -> "Figure":
-    """UMAP of each method's embedding, in a column: by batch, by type, and by its own cluster.
+    """Each method's embedding in two dimensions, in a column: by batch, by type, and by its own cluster.
+
+    By MDE, as the paper, if pymde can be imported, else by UMAP; the figure says which.
 
     Arguments:
         adata: the cells.
@@ -111,10 +113,12 @@ def draw(adata: AnnData, results: Mapping[str, tuple[np.ndarray, np.ndarray | No
     """
     from matplotlib.figure import Figure
 
+    kind = projection()
+
     figure = Figure(figsize=(PANEL * len(results) + LEGEND, 3 * PANEL + 0.4), layout="constrained")
     panels = figure.subplots(3, len(results), squeeze=False)
     for column, (title, (embedding, clusters)) in zip(panels.T, results.items(), strict=True):
-        points = project(embedding)
+        points = PROJECTIONS[kind](embedding)
         column[0].set_title(title, fontsize=10)
         for axes, groups in zip(column, (adata.obs["batch"], adata.obs["cell_type"], clusters), strict=True):
             axes.set(xticks=[], yticks=[])
@@ -129,10 +133,20 @@ def draw(adata: AnnData, results: Mapping[str, tuple[np.ndarray, np.ndarray | No
         axes.set_ylabel(name, fontsize=10)
     add_legend(panels[0, -1], adata.obs["batch"])
     add_legend(panels[1, -1], adata.obs["cell_type"])
+    figure.supxlabel(f"{kind} of each embedding; the same points in a column", fontsize=8, color=GREY)
     return figure
 
 
-def project(embedding: np.ndarray) -> np.ndarray:
+def projection() -> str:
+    """The name of what makes two dimensions: a key of ``PROJECTIONS``."""
+    try:
+        import pymde  # noqa: F401
+    except Exception:  # a torchvision that does not fit torch raises others than ImportError
+        return "UMAP"
+    return "MDE"
+
+
+def umap(embedding: np.ndarray) -> np.ndarray:
     """Points (N, 2) that keep the neighbours of the embedding (N, D)."""
     import warnings
 
@@ -140,6 +154,20 @@ def project(embedding: np.ndarray) -> np.ndarray:
         warnings.simplefilter("ignore")  # it tells that TensorFlow is missing, which we don't need
         from umap import UMAP
     return UMAP(n_neighbors=15, min_dist=0.3, random_state=0, n_jobs=1).fit_transform(embedding)
+
+
+def mde(embedding: np.ndarray) -> np.ndarray:
+    """Points (N, 2) of a minimum-distortion embedding (Agrawal, Ali & Boyd 2021) that keeps neighbours, of z (N, D)."""
+    import pymde
+    import torch
+
+    # It seeds torch and NumPy too, which nothing needs any more. Even so, points may lie otherwise each time.
+    pymde.seed(0)
+    problem = pymde.preserve_neighbors(torch.as_tensor(embedding, dtype=torch.float32), n_neighbors=15)
+    return problem.embed().cpu().numpy()
+
+
+PROJECTIONS = {"MDE": mde, "UMAP": umap}
 
 
 def scatter(axes: "Axes", points: np.ndarray, groups: np.ndarray) -> None:

@@ -40,9 +40,14 @@ class Explanation:
         signs = ["+" if change > 0 else "-" for change in own[self.change]]
         return [f"{name}{sign}" for name, sign in zip(own[self.marker_kind], signs, strict=True)]
 
-    def table(self) -> pd.DataFrame:
-        """:attr:`clusters`, with the rows nearest to the centre and what sets each apart, as text."""
-        told = {"nearest": [" ".join(map(str, rows)) for rows in self.nearest]}
+    def table(self, names: np.ndarray | None = None) -> pd.DataFrame:
+        """:attr:`clusters`, with the rows nearest to the centre and what sets each apart, as text.
+
+        Arguments:
+            names: of the rows, (N,); by default their positions.
+        """
+        rows = self.nearest if names is None else [np.asarray(names)[rows] for rows in self.nearest]
+        told = {"nearest": [" ".join(map(str, each)) for each in rows]}
         if self.markers is not None:
             told["markers"] = [" ".join(self.top(k)) for k in self.clusters.index]
         return self.clusters.assign(**told)

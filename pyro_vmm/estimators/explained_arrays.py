@@ -58,16 +58,16 @@ class ExplainedArrays(FittedArrays):
             self.sample(n_samples, component=int(k), mean=True, random_state=seed % 2**31)[0] for k in seen.present
         ]
         decoded = self._batched(lambda z: typical(self.vae_.p_x(z)), seen.centres) * self.scale_ + self.shift_
-        q, markers = seen.q[:, seen.present], None
+        markers = None
         if len(self.event_shape_) == 1:
-            markers = self._features(values, q, seen.present, n_draws, max_rows, seed)
+            markers = self._features(values, seen.groups, seen.present, n_draws, max_rows, seed)
         return ArrayExplanation(
             clusters=summarise(seen.q, self.weights_, self.cluster_of_component_),
             nearest=seen.nearest,
             centres=seen.centres.cpu().numpy(),
             decoded=decoded,
             markers=markers,
-            means=_means(values, q),
+            means=_means(values, seen.q[:, seen.present]),
             samples=np.stack(samples),
         )
 
@@ -75,7 +75,7 @@ class ExplainedArrays(FittedArrays):
         self, X: np.ndarray, q: np.ndarray, present: np.ndarray, n_draws: int, max_rows: int, seed: int
     ) -> pd.DataFrame | None:
         """Every feature of every cluster with enough rows, beside all other rows."""
-        large = np.flatnonzero(np.bincount(q.argmax(1), minlength=len(present)) >= LEAST_ROWS)
+        large = np.flatnonzero(np.bincount(q[:, :-1].argmax(1)) >= LEAST_ROWS)
         if len(present) < 2 or not len(large):
             return None
         centre, scale = X.mean(0, dtype=float), X.std(0, dtype=float)

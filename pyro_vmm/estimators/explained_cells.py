@@ -199,17 +199,16 @@ class ExplainedCells(FittedCells):
         seed = draw_seed(self, random_state)
         seen = see(self, rows, n_nearest)
         batch = self.layout_.batch(rows.design).numpy()
-        q = seen.q[:, seen.present]
         table = summarise(seen.q, self.weights_, self.cluster_of_component_, "cells")
         here = batch.sum(0) > 0
-        labels = q.argmax(1)
+        labels = seen.q[:, seen.present].argmax(1)
         shares = np.stack([batch[labels == j].mean(0) for j in range(len(seen.present))])[:, here]
         table["batch_mixing"] = batch_mixing(shares, batch.mean(0)[here])
         batches = np.flatnonzero(here)
         markers = None
         large = np.flatnonzero(np.bincount(labels) >= LEAST_ROWS)
         if len(seen.present) > 1 and len(large):
-            compared = self._compare(rows, Population.of(q, max_cells, seed), batches, n_draws, seed)
+            compared = self._compare(rows, Population.of(seen.groups, max_cells, seed), batches, n_draws, seed)
             parts = {seen.present[j]: compared.table(j, DELTA, FDR, LEVEL, self._pseudo_count()) for j in large}
             markers = pd.concat(parts, names=["cluster"]).reset_index()
         return CellExplanation(

@@ -33,6 +33,12 @@ class Seen(NamedTuple):
     nearest: Sequence[np.ndarray]
     centres: Tensor
 
+    @property
+    def groups(self) -> np.ndarray:
+        """q(c | x) of the clusters that win a row, and of all others together, (N, K' + 1)."""
+        own = self.q[:, self.present]
+        return np.column_stack([own, (1 - own.sum(1)).clip(0)])
+
 
 def see(model: Estimator, x: Rows, n_nearest: int) -> Seen:
     """Probabilities, centres and the rows nearest to them: those of the highest density under the largest component."""

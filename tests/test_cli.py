@@ -72,9 +72,7 @@ def test_run_folder(table, tmp_path, capsys, replaced):
     names = {path.name for path in out.iterdir()}
     assert names == replaced
     figures = {"curves.png", "components.png", "latent.png", "weights.png"}
-    assert (
-        names == {"config.json", "history.csv", "model.pt", "checkpoint.pt", "assignments.csv", "latent.npy"} | figures
-    )
+    assert names == RESULTS | figures
     history = pd.read_csv(out / "history.csv")
     columns = ["epoch", "seconds", "elbo", "log_likelihood", "kl", "map_objective", "n_active", "n_trained", "val_elbo"]
     assert list(history.columns) == columns and len(history) == 2
@@ -178,6 +176,7 @@ DRAWN_BY = {
     "components": "component_samples",
 }
 RESULTS = {"config.json", "history.csv", "model.pt", "checkpoint.pt", "assignments.csv", "latent.npy"}
+RESULTS |= {"clusters.csv", "features.csv"}
 
 
 @pytest.mark.parametrize("name", DRAWN_BY)

@@ -7,6 +7,8 @@ Needs ``pip install -c constraints.txt -e ".[bench]"``, and for "kang" the file 
 """
 
 import argparse
+import resource
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
+from anndata import AnnData, concat, read_h5ad
 from scipy import sparse
 from sklearn.datasets import load_digits
 
@@ -206,7 +208,36 @@ def cost() -> list[str]:
         start = time.perf_counter()
         found = fit.explain(data)
         lines.append(pages.line([name, len(found.clusters), f"{time.perf_counter() - start:.1f}"]))
+    return [*lines, "", *memory()]
+
+
+def memory() -> list[str]:
+    """The peak of memory of ``explain`` and of a comparison on files of more and more cells, 500 genes each."""
+    adata, _ = simulate(10_000, 500)
+    model = SingleCellVMM("batch", epochs=2, n_components=20, random_state=0).fit(adata)
+    lines = [
+        'The same on files of 500 genes (`backed="r"`): how far the peak of the process\'s memory rises, smallest first.',
+        "",
+        *pages.header(["cells", "seconds of `explain`", "of `differential_expression`", "rise of the peak, MB"]),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for times in (1, 10):
+            path = Path(folder) / f"{times}.h5ad"
+            concat([adata] * times, index_unique="-").write_h5ad(path)
+            file = read_h5ad(path, backed="r")
+            before, start = peak(), time.perf_counter()
+            model.explain(file)
+            middle = time.perf_counter()
+            model.differential_expression(file, "t0", groupby="type")
+            seconds = [f"{middle - start:.1f}", f"{time.perf_counter() - middle:.1f}"]
+            lines.append(pages.line([f"{file.n_obs:,}", *seconds, f"{peak() - before:.0f}"]))
+            file.file.close()
     return lines
+
+
+def peak() -> float:
+    """The most memory that the process had so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 PARTS = {"calibration": calibration, "kang": kang, "cost": cost}

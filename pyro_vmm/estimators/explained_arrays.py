@@ -54,9 +54,7 @@ class ExplainedArrays(FittedArrays):
         values = np.asarray(self._validate(X, reset=False))
         seed = draw_seed(self, random_state)
         seen = see(self, self._checked_rows(values), n_nearest)
-        samples = [
-            self.sample(n_samples, component=int(k), mean=True, random_state=seed % 2**31)[0] for k in seen.present
-        ]
+        samples = [self.sample(n_samples, component=int(k), mean=True, random_state=seed)[0] for k in seen.present]
         decoded = self._batched(lambda z: typical(self.vae_.p_x(z)), seen.centres) * self.scale_ + self.shift_
         markers = None
         if len(self.event_shape_) == 1:

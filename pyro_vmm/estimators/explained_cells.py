@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vmm.analysis import CellExplanation, Population, Sums, batch_mixing, expected_fdr, shares_compared, summarise
 from pyro_vmm.analysis.abundance import ClusterCounts
-from pyro_vmm.analysis.changes import changes, log_fold_changes, model_assisted_means
+from pyro_vmm.analysis.expression import LIBRARY, ComparedCells
 from pyro_vmm.data.categories import Categories
 from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import quoted
@@ -25,8 +25,6 @@ from pyro_vmm.runtime.checks import check_positive, check_whole
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# What the expression of a cell adds up to in tables.
-LIBRARY = 1e4
 # Means of fewer counts a cell are as good as none: they are what a pseudo-count stands for.
 LEAST_COUNTS = 0.01
 # Of markers: what a log2 fold change is beyond, the expected share of false calls, and the probability of intervals.
@@ -257,7 +255,7 @@ class ExplainedCells(FittedCells):
 
     def _compare(
         self, rows: CellRows, population: Population, batches: np.ndarray | None, n_draws: int, seed: int
-    ) -> "Compared":
+    ) -> ComparedCells:
         """Draws of the sums of groups: expression in these batches (None: in a cell's own), counts, expected counts."""
         n = self.layout_.n_genes
         sums = Sums(population, 3 * n, n_draws, seed)
@@ -280,7 +278,7 @@ class ExplainedCells(FittedCells):
 
         self._each_block(add, rows.subset(population.rows), self._rows_at_once(3))
         size = (population.q * population.stands_for[:, None]).sum(0)
-        return Compared(sums, detected, size, self.genes_, self.vae_.likelihood.counts)
+        return ComparedCells(sums, detected, size, self.genes_, self.vae_.likelihood.counts)
 
     def _mean(self, z: Tensor, covariates: Tensor, library: Tensor) -> Tensor:
         """The mean of p(x | z), (M, G)."""
@@ -305,44 +303,6 @@ class ExplainedCells(FittedCells):
         both = torch.cat([centres, covariates], -1)
         size = centres.shape[1]
         return scale * self._batched(lambda rows: self._expression(rows[:, :size], rows[:, size:], batches), both)
-
-
-class Compared:
-    """Draws of the sums of groups of cells, and the tables that follow.
-
-    Arguments:
-        sums: of normalised expression, counts and expected counts, V = 3 G.
-        detected: how many cells of each group have a gene, (J, G).
-        size: how many cells each group has, (J,).
-        genes: names, (G,).
-        counts: whether the values are counts.
-    """
-
-    def __init__(self, sums: Sums, detected: np.ndarray, size: np.ndarray, genes: np.ndarray, counts: bool):
-        self.sums, self.detected, self.size, self.genes, self.counts = sums, detected, size, genes, counts
-
-    def table(self, j: int, delta: float, fdr: float, level: float, pseudo_count: float) -> pd.DataFrame:
-        """Group j beside all others, by gene."""
-        others = np.arange(len(self.size)) != j
-        weights = np.stack([self.sums.weights[j], self.sums.weights[others].sum(0)])
-        kept = (weights > 0).all(0)
-        totals = np.stack([self.sums.totals[j, kept], self.sums.totals[others][:, kept].sum(0)])
-        expression, observed, expected = np.split(totals, 3, axis=-1)
-        means = model_assisted_means(expression, observed, expected, weights[:, kept], self.counts)
-        if self.counts:
-            name, scale = "lfc", LIBRARY
-            found = log_fold_changes(*means, pseudo_count, *observed.mean(1))
-        else:
-            name, scale = "difference", 1.0
-            found = changes(*means)
-        table = found.table(name, delta, fdr, level)
-        table["mean1"], table["mean2"] = scale * means.mean(1)
-        if self.counts:
-            table["detected1"] = self.detected[j] / self.size[j]
-            table["detected2"] = self.detected[others].sum(0) / self.size[others].sum()
-        table.index = pd.Index(self.genes, name="gene")
-        order = np.lexsort((-table[name].abs().to_numpy(), -table["probability"].to_numpy()))
-        return table.iloc[order]
 
 
 def described_group(group: Any) -> str:

@@ -216,7 +216,7 @@ def memory() -> list[str]:
     adata, _ = simulate(10_000, 500)
     model = SingleCellVMM("batch", epochs=2, n_components=20, random_state=0).fit(adata)
     lines = [
-        'The same on files of 500 genes (`backed="r"`): how far the peak of the process\'s memory rises, smallest first.',
+        'The same on files of 500 genes (`backed="r"`), the smaller first: how far the peak of memory rises.',
         "",
         *pages.header(["cells", "seconds of `explain`", "of `differential_expression`", "rise of the peak, MB"]),
     ]

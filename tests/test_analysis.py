@@ -79,6 +79,8 @@ def test_rows_of_a_large_group_stand_for_those_left_out():
     population = Population.of(one_hot(labels), 50, 0)
     assert len(population) == 80 and (np.diff(population.rows) > 0).all()
     np.testing.assert_array_equal(population.stands_for, np.r_[np.full(50, 20.0), np.ones(30)])
+    weights = summed(population, np.zeros((1030, 1), np.float32)).weights
+    np.testing.assert_allclose(weights.mean(1), [1000, 30], rtol=0.03)
 
 
 def test_rows_of_no_group_are_not_looked_at():

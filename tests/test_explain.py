@@ -70,6 +70,8 @@ def test_of_values_that_are_no_counts_changes_are_differences(adata):
     expected = pd.Series(values.X[one].mean(0) - values.X[~one].mean(0), adata.var_names)[found.index]
     np.testing.assert_allclose(found["difference"], expected, atol=0.1)
     assert "detected1" not in found and "lfc" not in found
+    explained = model.explain(values)
+    assert "difference" in explained.markers and "gene" in str(explained)
 
 
 def test_batches_are_taken_out(adata, model):

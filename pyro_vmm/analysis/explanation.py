@@ -12,14 +12,14 @@ CLUSTERS_SHOWN, MARKERS_SHOWN = 20, 6
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What the clusters are. ``print`` it, or look at :meth:`table`.
+    """What the clusters are. ``print`` it, or look at its ``table()``.
 
     Arguments:
         clusters: a line for each of the K' clusters that win a row, see :func:`~pyro_vmm.analysis.summarise`.
         nearest: of each, the rows nearest to its centre, best first: positions in the data.
         centres: z at the centre of each cluster's largest component, (K', D).
         decoded: what the model decodes there, (K', ...).
-        markers: what sets each cluster apart, see :attr:`marker_kind`; None where nothing was compared.
+        markers: what sets each cluster apart, genes or features; None where nothing was compared.
     """
 
     clusters: pd.DataFrame
@@ -28,8 +28,13 @@ class Explanation:
     decoded: np.ndarray
     markers: pd.DataFrame | None
 
-    #: The column of ``markers`` that names what sets a cluster apart, and the one that says by how much.
-    marker_kind, change = "feature", "difference"
+    #: The column of ``markers`` that names what sets a cluster apart.
+    marker_kind = "feature"
+
+    @property
+    def change(self) -> str:
+        """The column of ``markers`` that says by how much: log2 fold changes of counts, else differences."""
+        return "lfc" if self.markers is not None and "lfc" in self.markers else "difference"
 
     def top(self, cluster: int, n: int = MARKERS_SHOWN) -> list[str]:
         """What sets a cluster apart, called and largest first, with + or - for more or less than elsewhere."""
@@ -41,7 +46,7 @@ class Explanation:
         return [f"{name}{sign}" for name, sign in zip(own[self.marker_kind], signs, strict=True)]
 
     def table(self, names: np.ndarray | None = None) -> pd.DataFrame:
-        """:attr:`clusters`, with the rows nearest to the centre and what sets each apart, as text.
+        """``clusters``, with the rows nearest to the centre and what sets each apart, as text.
 
         Arguments:
             names: of the rows, (N,); by default their positions.
@@ -80,4 +85,4 @@ class ArrayExplanation(Explanation):
 class CellExplanation(Explanation):
     """What the clusters of cells are; ``clusters`` has ``batch_mixing`` besides, and ``markers`` are genes."""
 
-    marker_kind, change = "gene", "lfc"
+    marker_kind = "gene"

@@ -198,28 +198,28 @@ def kang() -> list[str]:
 
 
 def cost() -> list[str]:
-    """Seconds of ``explain``."""
-    lines = ["What `explain` takes, with its defaults.", "", *pages.header(["data", "clusters", "seconds"])]
+    """Processor time and memory of ``explain``."""
+    lines = ["Processor time of `explain` with its defaults.", "", *pages.header(["data", "clusters", "seconds"])]
     adata, _ = simulate(10_000, 2_000)
-    model = SingleCellVMM("batch", epochs=3, n_components=20, random_state=0).fit(adata)
+    model = SingleCellVMM("batch", epochs=10, n_components=20, random_state=0).fit(adata[:1000].copy())
     X = load_digits().data
     for name, fit, data in (
         ("10,000 cells, 2,000 genes, 2 batches", model, adata),
-        ("digits, a table of 1,797 rows and 64 features", VMM(epochs=20, random_state=0).fit(X), X),
-        ("digits, images", VMM(epochs=20, random_state=0).fit(X.reshape(-1, 8, 8)), X.reshape(-1, 8, 8)),
+        ("digits, a table of 1,797 rows and 64 features", VMM(epochs=5, random_state=0).fit(X), X),
+        ("digits, images", VMM(epochs=5, random_state=0).fit(X.reshape(-1, 8, 8)), X.reshape(-1, 8, 8)),
     ):
-        start = time.perf_counter()
+        start = time.process_time()
         found = fit.explain(data)
-        lines.append(pages.line([name, len(found.clusters), f"{time.perf_counter() - start:.1f}"]))
+        lines.append(pages.line([name, len(found.clusters), f"{time.process_time() - start:.1f}"]))
     return [*lines, "", *memory()]
 
 
 def memory() -> list[str]:
     """The peak of memory of ``explain`` and of a comparison on files of more and more cells, 500 genes each."""
     adata, _ = simulate(10_000, 500)
-    model = SingleCellVMM("batch", epochs=2, n_components=20, random_state=0).fit(adata)
+    model = SingleCellVMM("batch", epochs=10, n_components=20, random_state=0).fit(adata[:1000].copy())
     lines = [
-        'The same on files of 500 genes (`backed="r"`), the smaller first: how far the peak of memory rises.',
+        'The same on files of 500 genes (`backed="r"`), the smaller first, after `predict`: how far the peak of memory rises.',
         "",
         *pages.header(["cells", "seconds of `explain`", "of `differential_expression`", "rise of the peak, MB"]),
     ]
@@ -228,11 +228,12 @@ def memory() -> list[str]:
             path = Path(folder) / f"{times}.h5ad"
             concat([adata] * times, index_unique="-").write_h5ad(path)
             file = read_h5ad(path, backed="r")
-            before, start = peak(), time.perf_counter()
+            model.predict(file)
+            before, start = peak(), time.process_time()
             model.explain(file)
-            middle = time.perf_counter()
+            middle = time.process_time()
             model.differential_expression(file, "t0", groupby="type")
-            seconds = [f"{middle - start:.1f}", f"{time.perf_counter() - middle:.1f}"]
+            seconds = [f"{middle - start:.1f}", f"{time.process_time() - middle:.1f}"]
             lines.append(pages.line([f"{file.n_obs:,}", *seconds, f"{peak() - before:.0f}"]))
             file.file.close()
     return lines

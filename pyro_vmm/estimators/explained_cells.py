@@ -17,7 +17,7 @@ from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import quoted
 from pyro_vmm.estimators import groups
 from pyro_vmm.estimators.base import typical
-from pyro_vmm.estimators.explaining import LEAST_ROWS, check_change, check_draws, check_share, draw_seed, see
+from pyro_vmm.estimators.explaining import LEAST_ROWS, check_calls, check_draws, draw_seed, see
 from pyro_vmm.estimators.fitted_cells import FittedCells
 from pyro_vmm.networks import scale_tril
 from pyro_vmm.runtime.checks import check_positive, check_whole
@@ -91,8 +91,9 @@ class ExplainedCells(FittedCells):
             ValueError: an argument is wrong, a group has fewer than 3 cells, or the groups share no batch.
         """
         check_is_fitted(self)
-        check_change(delta), check_share("fdr", fdr), check_share("level", level)
-        check_draws(n_draws), check_whole("max_cells", max_cells)
+        check_calls(delta, fdr, level)
+        check_draws(n_draws)
+        check_whole("max_cells", max_cells)
         if pseudo_count is not None:
             check_positive("pseudo_count", pseudo_count)
         rows = self._rows(adata)
@@ -145,7 +146,8 @@ class ExplainedCells(FittedCells):
             delta, fdr, level, n_draws, random_state: as of :meth:`differential_expression`.
         """
         check_is_fitted(self)
-        check_change(delta), check_share("fdr", fdr), check_share("level", level), check_draws(n_draws)
+        check_calls(delta, fdr, level)
+        check_draws(n_draws)
         rows = self._rows(adata)
         side = _conditions(adata, condition, group1, group2)
         known = side >= 0
@@ -192,7 +194,9 @@ class ExplainedCells(FittedCells):
             random_state: an int for the same answer; None goes by the estimator's.
         """
         check_is_fitted(self)
-        check_whole("n_nearest", n_nearest), check_whole("max_cells", max_cells), check_draws(n_draws)
+        check_whole("n_nearest", n_nearest)
+        check_whole("max_cells", max_cells)
+        check_draws(n_draws)
         rows = self._rows(adata)
         seed = draw_seed(self, random_state)
         seen = see(self, rows, n_nearest)

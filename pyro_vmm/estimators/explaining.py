@@ -10,12 +10,14 @@ from torch import Tensor
 
 from pyro_vmm.analysis.clusters import nearest
 from pyro_vmm.estimators.base import Estimator
-from pyro_vmm.runtime.checks import is_real
+from pyro_vmm.runtime.checks import is_real, is_whole
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.rows import Rows
 
 # A group of fewer rows has no spread to speak of.
 LEAST_ROWS = 3
+# Of fewer draws no standard error is known.
+LEAST_DRAWS = 10
 
 
 class Seen(NamedTuple):
@@ -69,19 +71,16 @@ def draw_seed(model: Estimator, random_state) -> int:
     return check_random_state(model.random_state if random_state is None else random_state).randint(2**31)
 
 
-def check_share(name: str, value) -> None:
-    """Raise ``ValueError`` unless the value lies between 0 and 1, the ends excluded."""
-    if not (is_real(value) and 0 < value < 1):
-        raise ValueError(f"{name}={value!r} should lie between 0 and 1")
-
-
-def check_change(delta) -> None:
-    """Raise ``ValueError`` unless delta is a finite number, at least 0."""
+def check_calls(delta, fdr, level) -> None:
+    """Raise ``ValueError`` unless delta is a finite number, at least 0, and the others lie between 0 and 1."""
     if not (is_real(delta) and 0 <= delta < np.inf):
         raise ValueError(f"delta={delta!r} should be a number, at least 0")
+    for name, value in (("fdr", fdr), ("level", level)):
+        if not (is_real(value) and 0 < value < 1):
+            raise ValueError(f"{name}={value!r} should lie between 0 and 1")
 
 
 def check_draws(n_draws) -> None:
     """Raise ``ValueError`` unless there are enough draws for a standard error."""
-    if not (isinstance(n_draws, int | np.integer) and not isinstance(n_draws, bool) and n_draws >= 10):
-        raise ValueError(f"n_draws={n_draws!r} should be a whole number, at least 10")
+    if not (is_whole(n_draws) and n_draws >= LEAST_DRAWS):
+        raise ValueError(f"n_draws={n_draws!r} should be a whole number, at least {LEAST_DRAWS}")

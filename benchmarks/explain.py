@@ -219,7 +219,7 @@ def memory() -> list[str]:
     adata, _ = simulate(10_000, 500)
     model = SingleCellVMM("batch", epochs=10, n_components=20, random_state=0).fit(adata[:1000].copy())
     lines = [
-        'The same on files of 500 genes (`backed="r"`), the smaller first, after `predict`: how far the peak of memory rises.',
+        'Files of 500 genes (`backed="r"`), after `predict`: how far the peak of memory rises further.',
         "",
         *pages.header(["cells", "seconds of `explain`", "of `differential_expression`", "rise of the peak, MB"]),
     ]

@@ -212,6 +212,7 @@ def tidy(app, what, name, obj, options, lines: list[str]) -> None:
 #: The modules whose ``__all__`` is the public interface.
 PUBLIC = [
     "pyro_vmm",
+    "pyro_vmm.analysis",
     "pyro_vmm.data",
     "pyro_vmm.distributions",
     "pyro_vmm.estimators",

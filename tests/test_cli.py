@@ -72,9 +72,7 @@ def test_run_folder(table, tmp_path, capsys, replaced):
     names = {path.name for path in out.iterdir()}
     assert names == replaced
     figures = {"curves.png", "components.png", "latent.png", "weights.png", "tree.png"}
-    assert (
-        names == {"config.json", "history.csv", "model.pt", "checkpoint.pt", "assignments.csv", "latent.npy"} | figures
-    )
+    assert names == RESULTS | figures
     history = pd.read_csv(out / "history.csv")
     columns = ["epoch", "seconds", "elbo", "log_likelihood", "kl", "map_objective", "n_active", "n_trained", "val_elbo"]
     assert list(history.columns) == columns and len(history) == 2
@@ -179,6 +177,7 @@ DRAWN_BY = {
     "tree": "cluster_tree",
 }
 RESULTS = {"config.json", "history.csv", "model.pt", "checkpoint.pt", "assignments.csv", "latent.npy"}
+RESULTS |= {"clusters.csv", "features.csv"}
 
 
 @pytest.mark.parametrize("name", DRAWN_BY)

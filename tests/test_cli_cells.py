@@ -88,6 +88,7 @@ def test_run_folder(path, adata, tmp_path, capsys, replaced):
     out = tmp_path / "run"
     assert run("--dataset", path, *KEYS, "--n-top-genes", "30", "--out", out, *FAST) == 0
     tables = {"history.csv", "assignments.csv", "clusters_by_batch.csv", "clusters_by_type.csv"}
+    tables |= {"clusters.csv", "markers.csv"}
     figures = {"curves.png", "umap.png", "weights.png", "batches.png", "tree.png"}
     others = {"config.json", "model.pt", "checkpoint.pt", "latent.npy", "annotated.h5ad"}
     assert {file.name for file in out.iterdir()} == tables | figures | others == replaced
@@ -472,7 +473,7 @@ def test_a_file_that_is_not_there(capsys):
 
 
 RESULTS = {"config.json", "model.pt", "checkpoint.pt", "history.csv", "assignments.csv", "latent.npy"}
-RESULTS |= {"annotated.h5ad", "clusters_by_batch.csv", "clusters_by_type.csv"}
+RESULTS |= {"annotated.h5ad", "clusters_by_batch.csv", "clusters_by_type.csv", "clusters.csv", "markers.csv"}
 QUICK = {"curves.png", "weights.png", "batches.png", "tree.png"}  # figures that need no map
 
 

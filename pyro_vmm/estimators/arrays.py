@@ -6,6 +6,7 @@ from torch import Tensor
 from pyro_vmm.estimators import building
 from pyro_vmm.estimators.array_estimator import ArrayEstimator
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
+from pyro_vmm.estimators.explained_arrays import ExplainedArrays
 from pyro_vmm.estimators.settings import ArraySettings
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import VAE
@@ -15,7 +16,7 @@ from pyro_vmm.runtime.settings import settings
 
 
 @settings
-class VMM(ChosenPrior, ArrayEstimator, ArraySettings):
+class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
     """Clustering, embedding and density estimation by a variational autoencoder with a mixture prior.
 
     Starts from ``n_components`` clusters and keeps those that the data need. Rows may be vectors, images or any arrays:

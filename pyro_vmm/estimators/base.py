@@ -236,17 +236,26 @@ class Estimator(BaseEstimator):
         return self.vae_.prior.origin.device
 
     @torch.no_grad()
+    def _each_block(self, consume: Callable[[Tensor], None], x: Rows, rows_at_once: int = 1024) -> None:
+        """Hand all rows over, in order, some at a time."""
+        with inference_mode(self.vae_), closing(read(x, torch.arange(len(x)).split(rows_at_once))) as stream:
+            for rows in stream:
+                with exclusive():
+                    consume(rows)
+
     def _batched(self, function: Callable[[Tensor], Tensor], x: Rows, rows_at_once: int = 1024) -> np.ndarray:
         # Results go where there is room for all: kept one by one, they would lie between the rows read and keep the
         # memory of those from being used again (5 GB with a million cells).
         found, done = None, 0
-        with inference_mode(self.vae_), closing(read(x, torch.arange(len(x)).split(rows_at_once))) as stream:
-            for rows in stream:
-                with exclusive():
-                    part = function(rows)
-                found = part.new_empty(len(x), *part.shape[1:]) if found is None else found
-                found[done : done + len(part)] = part
-                done += len(part)
+
+        def keep(rows: Tensor) -> None:
+            nonlocal found, done
+            part = function(rows)
+            found = part.new_empty(len(x), *part.shape[1:]) if found is None else found
+            found[done : done + len(part)] = part
+            done += len(part)
+
+        self._each_block(keep, x, rows_at_once)
         assert found is not None, "there are rows"
         return found.cpu().numpy()
 

@@ -14,7 +14,7 @@ from pyro_vmm.data.cell_rows import CellRows, Covariates
 from pyro_vmm.data.cells import CellBatches, check_cells, require_anndata
 from pyro_vmm.estimators import annotation, building, choices, storing
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
-from pyro_vmm.estimators.fitted_cells import FittedCells
+from pyro_vmm.estimators.explained_cells import ExplainedCells
 from pyro_vmm.estimators.settings import DTYPES, CellSettings
 from pyro_vmm.likelihoods import CellLikelihood, of_counts
 from pyro_vmm.models import SingleCellVAE
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @settings
-class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
+class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
     """Integrates, embeds and clusters single cells at once: scVI's model of counts with a mixture prior.
 
     Labels of cells are never used. Counts may be sparse or dense, in memory or in a file (``backed="r"``, Zarr) of more

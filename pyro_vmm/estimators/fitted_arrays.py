@@ -95,7 +95,11 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
 
     def _rows(self, X) -> Rows:
         check_is_fitted(self)
-        x = place(self._scaled(self._validate(X, reset=False)), self._own_device())
+        return self._checked_rows(self._validate(X, reset=False))
+
+    def _checked_rows(self, X: np.ndarray) -> Rows:
+        """Rows of what :meth:`_validate` let pass."""
+        x = place(self._scaled(X), self._own_device())
         self._check_support(cast(Likelihood, self.vae_.likelihood), x)  # as building makes them
         return x
 

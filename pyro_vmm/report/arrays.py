@@ -1,7 +1,7 @@
 """What a run on arrays comes to."""
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,8 +47,16 @@ class ArrayResults:
         return self.model.transform(self.data.x)
 
     def decorate(self, path: Path) -> Iterator[str]:
-        """The figures, each when the one before is written; a line for each that fails."""
-        return ornaments.draw(self.figures(), path)
+        """The tables of clusters and of features, then the figures; a line for each that fails."""
+        yield from ornaments.attempt("the clusters were not explained", partial(self.explain, path))
+        yield from ornaments.draw(self.figures(), path)
+
+    def explain(self, path: Path) -> None:
+        """``clusters.csv``, and of a table ``features.csv``."""
+        found = self.model.explain(self.data.x, random_state=self.model.seed_)
+        files.write_table(path / "clusters.csv", found.table(self.data.row_names), index=True)
+        if found.markers is not None:
+            files.write_table(path / "features.csv", found.markers)
 
     def figures(self) -> dict[str, Callable[[], "Figure"]]:
         """What makes each figure, by its name; without clusters (one component) there are fewer."""

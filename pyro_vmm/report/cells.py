@@ -96,7 +96,11 @@ class CellResults:
         write_h5ad(adata, path / "annotated.h5ad")
 
     def decorate(self, path: Path) -> Iterator[str]:
-        """Figures, then neighbours and a UMAP in ``annotated.h5ad`` and its figure; a line for each that fails."""
+        """Tables of clusters and markers, figures, then neighbours and a UMAP in ``annotated.h5ad`` and its figure.
+
+        Yields a line for each that fails.
+        """
+        yield from ornaments.attempt("the clusters were not explained", partial(self.explain, path))
         yield from ornaments.draw(self.figures(), path)
         try:
             umap = embed(self.adata)
@@ -108,6 +112,14 @@ class CellResults:
             failure = "neighbours and UMAP were not written to annotated.h5ad"
             yield from ornaments.attempt(failure, partial(write_h5ad, self.adata, path / "annotated.h5ad"))
             yield from ornaments.draw({"umap": partial(self.umap_figure, umap)}, path)
+
+    def explain(self, path: Path) -> None:
+        """``clusters.csv``, and ``markers.csv`` of the genes that are called."""
+        selected = self.data.selected
+        found = self.model.explain(selected, random_state=self.model.seed_)
+        files.write_table(path / "clusters.csv", found.table(selected.obs_names.to_numpy()), index=True)
+        if found.markers is not None:
+            files.write_table(path / "markers.csv", found.markers[found.markers["called"]])
 
     def figures(self) -> dict[str, Callable[[], "Figure"]]:
         """What makes each figure but the UMAP, by its name; those of several batches or clusters where there are."""

@@ -1,0 +1,279 @@
+"""Are the genes that ``differential_expression`` calls the right ones, and what does ``explain`` cost?
+
+    python benchmarks/explain.py --out benchmarks/results/explain.md
+
+Needs ``pip install -c constraints.txt -e ".[bench]"``, and for "kang" the file of ``repro/integration/data.py`` under
+``$PYRO_VMM_DATA/cells``. Each part is kept in ``--runs`` and not repeated.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData, concat, read_h5ad
+from scipy import sparse
+from sklearn.datasets import load_digits
+
+from pyro_vmm import VMM, SingleCellVMM
+from pyro_vmm.runtime import files
+from repro import pages
+from repro.integration import data as integration
+from repro.integration.methods import limit_threads, quieten_lightning
+
+NOMINAL = (0.05, 0.1, 0.2)
+DELTA = 0.5
+#: Of the simulated counts, and of kang.
+EPOCHS, KANG_EPOCHS = 150, 60
+#: Genes that interferon beta is known to switch on, as far as they are among the most variable ones.
+INTERFERON = ["ISG15", "ISG20", "IFI6", "IFI27", "IFIT1", "IFIT2", "IFIT3", "IFITM3", "MX1", "LY6E", "OAS1", "CXCL10"]
+#: Types that are compared between CTRL and STIM.
+TYPES = ["CD14 Mono", "CD4 Naive T", "B", "NK", "CD8 T"]
+
+
+def simulate(cells: int = 1500, genes: int = 600, seed: int = 0) -> tuple[AnnData, np.ndarray]:
+    """Negative binomial counts of three types in two batches, and the types' true log2 expression, (3, G).
+
+    Of each type 15 % of the genes are 0.6 to 2 log2 units up or down; each batch moves all genes.
+    """
+    random = np.random.default_rng(seed)
+    log_expression = np.tile(np.log2(random.gamma(0.6, 1, genes) + 0.01), (3, 1))
+    for profile in log_expression:
+        changed = random.random(genes) < 0.15
+        profile[changed] += random.choice([-1, 1], changed.sum()) * random.uniform(0.6, 2.0, changed.sum())
+    batch_effect = random.normal(0, 0.3, (2, genes))
+    kind, batch = random.choice(3, cells, p=[0.5, 0.3, 0.2]), random.integers(2, size=cells)
+    rate = 2 ** (log_expression[kind] + batch_effect[batch])
+    rate *= 1500 * np.exp(random.normal(0, 0.3, (cells, 1))) / rate.sum(1, keepdims=True)
+    counts = random.poisson(rate * random.gamma(5, 1 / 5, rate.shape)).astype(np.float32)
+    names = {"batch": [f"b{i}" for i in batch], "type": pd.Categorical([f"t{i}" for i in kind])}
+    obs = pd.DataFrame(names, index=[f"cell{i}" for i in range(cells)])
+    var = pd.DataFrame(index=[f"gene{j}" for j in range(genes)])
+    expression = 2**log_expression
+    return AnnData(sparse.csr_matrix(counts), obs=obs, var=var), expression / expression.sum(1, keepdims=True)
+
+
+def own(adata: AnnData, model: SingleCellVMM, one: np.ndarray, other: np.ndarray, correct: bool) -> pd.DataFrame:
+    """Ours, by mask."""
+    found = model.differential_expression(adata, one, other, batch_correction=correct, delta=DELTA)
+    return pd.DataFrame({"lfc": found["lfc"], "q": found["expected_fdr"], "rank": np.arange(len(found))})
+
+
+def own_clusters(adata: AnnData, model: SingleCellVMM, one: np.ndarray, other: np.ndarray) -> pd.DataFrame:
+    """Ours, of the clusters that have most of these cells, without a label."""
+    group1 = np.bincount(model.labels_[one]).argmax()
+    group2 = np.setdiff1d(np.unique(model.labels_[other]), group1)
+    sizes = np.bincount(model.labels_[other], minlength=group1 + 1)
+    large = [int(k) for k in group2 if sizes[k] >= 20]
+    found = model.differential_expression(adata, int(group1), large, delta=DELTA)
+    return pd.DataFrame({"lfc": found["lfc"], "q": found["expected_fdr"], "rank": np.arange(len(found))})
+
+
+def wilcoxon(adata: AnnData, one: np.ndarray, other: np.ndarray) -> pd.DataFrame:
+    """Scanpy's, with Benjamini and Hochberg's q, of genes whose log2 fold change is beyond DELTA."""
+    import scanpy as sc
+
+    compared = integration_log(adata[one | other].copy())
+    compared.obs["side"] = pd.Categorical(np.where(one[one | other], "one", "other"))
+    sc.tl.rank_genes_groups(compared, "side", groups=["one"], reference="other", method="wilcoxon")
+    table = sc.get.rank_genes_groups_df(compared, "one").set_index("names")
+    q = table["pvals_adj"].where(table["logfoldchanges"].abs() > DELTA, 1.0)
+    order = pd.DataFrame({"lfc": table["logfoldchanges"], "q": q, "score": -table["scores"].abs()})
+    order = order.sort_values("score")
+    return order.assign(rank=np.arange(len(order)))
+
+
+def integration_log(adata: AnnData) -> AnnData:
+    """log(1 + counts per 10,000)."""
+    import scanpy as sc
+
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    return adata
+
+
+def stock(adata: AnnData, model, one: np.ndarray, other: np.ndarray, correct: bool) -> pd.DataFrame:
+    """scvi-tools' mode "change"."""
+    settings = {"mode": "change", "delta": DELTA, "batch_correction": correct, "silent": True, "all_stats": False}
+    found = model.differential_expression(adata, idx1=one, idx2=other, **settings)
+    probability = found["proba_de"].sort_values(ascending=False)
+    q = (1 - probability).cumsum() / np.arange(1, len(probability) + 1)
+    return pd.DataFrame({"lfc": found["lfc_mean"][probability.index], "q": q, "rank": np.arange(len(q))})
+
+
+def fitted(adata: AnnData, epochs: int, seed: int = 0):
+    """Our model and scVI's, of the same number of epochs."""
+    import scvi
+
+    ours = SingleCellVMM("batch", epochs=epochs, random_state=seed).fit(adata)
+    scvi.settings.seed = seed
+    scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
+    theirs = scvi.model.SCVI(adata)
+    theirs.train(epochs, accelerator="cpu", enable_progress_bar=False)
+    return ours, theirs
+
+
+def calibration() -> list[str]:
+    """Nominal and real shares of false calls, and power, on simulated counts."""
+    adata, expression = simulate()
+    ours, theirs = fitted(adata, EPOCHS)
+    kind = adata.obs["type"].cat.codes.to_numpy()
+    lines = [
+        "Simulated counts: 1,500 cells, 600 genes, 3 types, 2 batches. A gene counts as changed if the true log2 fold "
+        f"change is beyond {DELTA}. Both models were trained for {EPOCHS} epochs; ours found {ours.n_clusters_} "
+        "clusters. Told are the real share of false calls, and in brackets the share of the changed genes that are "
+        "called. The nominal level is the expected share of false calls of the Bayesian methods, of Wilcoxon's test "
+        'the q of "no change at all"; its fold change is cut at the same threshold afterwards, which no q knows of. '
+        "scVI compares random pairs of cells, so that a gene that only some of the others lack is no sure call.",
+        "",
+        *pages.header(["comparison", "method", *(f"nominal {level}" for level in NOMINAL), "error of the fold change"]),
+    ]
+    for name, one, other in (
+        ("type 0, type 1", kind == 0, kind == 1),
+        ("type 1, type 2", kind == 1, kind == 2),
+        ("type 2, all others", kind == 2, kind != 2),
+    ):
+        shares = np.bincount(kind[other], minlength=3) / other.sum()
+        truth = np.log2(expression[kind[one][0]] / (shares @ expression))
+        truth = pd.Series(truth, index=adata.var_names)
+        methods: dict[str, Callable[[], pd.DataFrame]] = {
+            "clusters, assignments drawn": lambda one=one, other=other: own_clusters(adata, ours, one, other),
+            "known types": lambda one=one, other=other: own(adata, ours, one, other, True),
+            "scVI, mode change": lambda one=one, other=other: stock(adata, theirs, one, other, True),
+            "Wilcoxon and fold change": lambda one=one, other=other: wilcoxon(adata, one, other),
+        }
+        for method, compare in methods.items():
+            lines.append(pages.line([name, method, *scored(compare(), truth)]))
+    return lines
+
+
+def scored(found: pd.DataFrame, truth: pd.Series) -> list[str]:
+    """Real shares of false calls with the power, and the root mean square error of fold changes."""
+    truth = truth[found.index]
+    changed = truth.abs() > DELTA
+    cells = []
+    for level in NOMINAL:
+        called = found["q"] <= level
+        cells.append(f"{(~changed)[called].mean():.3f} ({(called & changed).sum() / changed.sum():.2f})")
+    frequent = np.isfinite(found["lfc"])
+    return [*cells, f"{np.sqrt(np.square(found['lfc'] - truth)[frequent].mean()):.2f}"]
+
+
+def kang() -> list[str]:
+    """Where interferon genes stand between CTRL and STIM, by cell type."""
+    adata = integration.load("kang_ifnb_2800")
+    ours, theirs = fitted(adata, KANG_EPOCHS)
+    known = [gene for gene in INTERFERON if gene in adata.var_names]
+    kind, batch = adata.obs["cell_type"].to_numpy(), adata.obs["batch"].to_numpy()
+    lines = [
+        "Kang, 2,800 PBMC with (STIM) and without (CTRL) interferon beta, the 2,000 most variable genes. Within each "
+        "type STIM is compared with CTRL without batch correction, as the batch is the condition. How many of "
+        f"{len(known)} known interferon genes ({', '.join(known)}) are among the first 20, and their median rank; "
+        f"called: at an expected FDR of 0.05. {KANG_EPOCHS} epochs.",
+        "",
+        *pages.header(
+            ["type", "cells", "method", "among the first 20", "median rank", "called", "of them known", "first five"]
+        ),
+    ]
+    for each in TYPES:
+        one, other = ((kind == each) & (batch == side) for side in ("STIM", "CTRL"))
+        methods = {
+            "VMM": lambda one=one, other=other: own(adata, ours, one, other, False),
+            "scVI, mode change": lambda one=one, other=other: stock(adata, theirs, one, other, False),
+            "Wilcoxon and fold change": lambda one=one, other=other: wilcoxon(adata, one, other),
+        }
+        for method, compare in methods.items():
+            found = compare()
+            called = found.index[found["q"] <= 0.05]
+            ranks = found.loc[known, "rank"] + 1
+            first = found.sort_values("rank").index[:5]
+            row = [each, f"{one.sum()} + {other.sum()}", method, (ranks <= 20).sum(), f"{ranks.median():.0f}"]
+            lines.append(pages.line([*row, len(called), len(called.intersection(known)), " ".join(first)]))
+    return lines
+
+
+def cost() -> list[str]:
+    """Processor time and memory of ``explain``."""
+    lines = ["Processor time of `explain` with its defaults.", "", *pages.header(["data", "clusters", "seconds"])]
+    adata, _ = simulate(10_000, 2_000)
+    model = SingleCellVMM("batch", epochs=10, n_components=20, random_state=0).fit(adata[:1000].copy())
+    X = load_digits().data
+    for name, fit, data in (
+        ("10,000 cells, 2,000 genes, 2 batches", model, adata),
+        ("digits, a table of 1,797 rows and 64 features", VMM(epochs=5, random_state=0).fit(X), X),
+        ("digits, images", VMM(epochs=5, random_state=0).fit(X.reshape(-1, 8, 8)), X.reshape(-1, 8, 8)),
+    ):
+        start = time.process_time()
+        found = fit.explain(data)
+        lines.append(pages.line([name, len(found.clusters), f"{time.process_time() - start:.1f}"]))
+    return [*lines, "", *memory()]
+
+
+def memory() -> list[str]:
+    """The peak of memory of ``explain`` and of a comparison on files of more and more cells, 500 genes each."""
+    adata, _ = simulate(10_000, 500)
+    model = SingleCellVMM("batch", epochs=10, n_components=20, random_state=0).fit(adata[:1000].copy())
+    lines = [
+        'Files of 500 genes (`backed="r"`), after `predict`: how far the peak of memory rises further.',
+        "",
+        *pages.header(["cells", "seconds of `explain`", "of `differential_expression`", "rise of the peak, MB"]),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for times in (1, 10):
+            path = Path(folder) / f"{times}.h5ad"
+            concat([adata] * times, index_unique="-").write_h5ad(path)
+            file = read_h5ad(path, backed="r")
+            model.predict(file)
+            before, start = peak(), time.process_time()
+            model.explain(file)
+            middle = time.process_time()
+            model.differential_expression(file, "t0", groupby="type")
+            seconds = [f"{middle - start:.1f}", f"{time.process_time() - middle:.1f}"]
+            lines.append(pages.line([f"{file.n_obs:,}", *seconds, f"{peak() - before:.0f}"]))
+            file.file.close()
+    return lines
+
+
+def peak() -> float:
+    """The most memory that the process had so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+PARTS = {"calibration": calibration, "kang": kang, "cost": cost}
+TITLES = {
+    "calibration": "Is one call in twenty false, if one in twenty is expected?",
+    "kang": "Are interferon genes found?",
+    "cost": "What does it cost?",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/explain"), help="keeps finished parts")
+    parser.add_argument("--out", type=Path, help="a Markdown file")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    limit_threads(1)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    for name in args.only:
+        kept = args.runs / f"{name}.md"
+        if not kept.exists():
+            if name != "cost":
+                quieten_lightning()
+            files.write_text(kept, "\n".join(PARTS[name]()) + "\n")
+        lines += ["", f"## {TITLES[name]}", "", *kept.read_text(encoding="utf-8").splitlines()]
+    print(*lines, sep="\n")
+    if args.out:
+        about = f"`python benchmarks/explain.py`, one seed; {pages.machine(1)}, shared with other runs."
+        pages.write(args.out, "What the clusters are, and what differs", about, lines[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""What are the clusters, and what differs between groups? Plain arrays in, tables out."""
+
+from pyro_vmm.analysis.abundance import shares_compared
+from pyro_vmm.analysis.bootstrap import Population, Sums
+from pyro_vmm.analysis.changes import Changes, changes, expected_fdr, log_fold_changes, model_assisted_means
+from pyro_vmm.analysis.clusters import batch_mixing, summarise
+from pyro_vmm.analysis.explanation import ArrayExplanation, CellExplanation, Explanation
+from pyro_vmm.analysis.shrinkage import Posterior, shrunken, unshrunken
+
+__all__ = [
+    "ArrayExplanation",
+    "CellExplanation",
+    "Changes",
+    "Explanation",
+    "Population",
+    "Posterior",
+    "Sums",
+    "batch_mixing",
+    "changes",
+    "expected_fdr",
+    "log_fold_changes",
+    "model_assisted_means",
+    "shares_compared",
+    "shrunken",
+    "summarise",
+    "unshrunken",
+]

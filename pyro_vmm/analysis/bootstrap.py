@@ -1,0 +1,122 @@
+"""The Bayesian bootstrap of groups whose rows are known by their probabilities alone.
+
+A draw says of each row what group it is of, by the row's probabilities, and how much it weighs, by an exponential
+number. The weighted mean of a group is then a draw from the posterior of the group's mean, with no assumption on how
+values are distributed (Rubin, The Bayesian bootstrap, Annals of Statistics 9:130, 1981). Rows that may be of several
+groups come and go between draws, and widen what is known of the mean.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# A row that is less probably of the groups than this is left out: it would be in hardly a draw.
+LEAST_PROBABILITY = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """Rows that are looked at, what groups they may be of, and how many rows each stands for.
+
+    Arguments:
+        rows: positions in the data, ascending, (M,).
+        q: the probability that a row is of each group, (M, J); what lacks to one is that it is of none.
+        stands_for: how many rows of the data a row stands for, (M,).
+        sample: the sample (donor) of each row, from 0 without gaps, (M,); None where rows are independent.
+    """
+
+    rows: np.ndarray
+    q: np.ndarray
+    stands_for: np.ndarray
+    sample: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls,
+        q: np.ndarray,  # (N, J)
+        most: int,
+        seed: int,
+        sample: np.ndarray | None = None,  # (N,)
+    ) -> "Population":
+        """All rows that may be of a group; of a group with more than ``most`` rows so many, drawn at random.
+
+        A row is counted to the group that it is most probably of.
+        """
+        random = np.random.default_rng(seed)
+        candidates = np.flatnonzero(q.sum(1) > LEAST_PROBABILITY)
+        group = q[candidates].argmax(1)
+        stands_for = np.zeros(len(q), np.float32)
+        for j in range(q.shape[1]):
+            members = candidates[group == j]
+            chosen = members if len(members) <= most else random.choice(members, most, replace=False)
+            stands_for[chosen] = len(members) / max(len(chosen), 1)
+        rows = np.flatnonzero(stands_for)
+        codes = None if sample is None else np.unique(sample[rows], return_inverse=True)[1]
+        return cls(rows, q[rows], stands_for[rows], codes)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Sums:
+    """Weighted sums of each group in each draw, added up some rows at a time: memory does not grow with the rows.
+
+    The draws do not depend on how the rows are cut into blocks. With samples, all rows of a sample share a second
+    exponential weight, so that the spread between samples is in the draws.
+
+    Arguments:
+        population: M rows of J groups.
+        n_values: V, the numbers of a row.
+        n_draws: S.
+        seed: of the draws.
+
+    Attributes:
+        totals: sums of weighted values, (J, S, V).
+        weights: sums of weights, (J, S).
+    """
+
+    def __init__(self, population: Population, n_values: int, n_draws: int, seed: int):
+        groups = population.q.shape[1]
+        self.population, self.n_draws, self._done = population, n_draws, 0
+        self.totals = np.zeros((groups, n_draws, n_values), np.float32)
+        self.weights = np.zeros((groups, n_draws))
+        streams = (np.random.default_rng(each) for each in np.random.SeedSequence(seed).spawn(3))
+        self._assigning, self._weighing, between = streams
+        self._of_sample = None
+        if population.sample is not None:
+            shape = (population.sample.max() + 1, n_draws)
+            self._of_sample = between.standard_exponential(shape, dtype=np.float32)
+
+    def add(self, values: np.ndarray) -> None:
+        """The values (m, V) of the next m rows."""
+        rows = slice(self._done, self._done + len(values))
+        self._done = rows.stop
+        group, weight = self._draw(rows)
+        for j in range(len(self.totals)):
+            here = group == j
+            members = here.any(1)
+            if members.any():
+                weighed = np.where(here[members], weight[members], 0)  # (m_j, S)
+                self.totals[j] += weighed.T @ values[members]
+                self.weights[j] += weighed.sum(0)
+
+    def compared(self, j: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draws of the mean of group j and of all others, (S', V) each; but for draws without a row of either."""
+        others = np.arange(len(self.totals)) != j
+        weight, other = self.weights[j], self.weights[others].sum(0)
+        kept = (weight > 0) & (other > 0)
+        rest = self.totals[others][:, kept].sum(0)
+        return self.totals[j, kept] / weight[kept, None], rest / other[kept, None]
+
+    def _draw(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """The group of each row in each draw, J for none, and its weight: (m, S) each."""
+        shape = (rows.stop - rows.start, self.n_draws)
+        uniform = self._assigning.random(shape, dtype=np.float32)
+        group = np.zeros(shape, np.int16)
+        for reached in self.population.q[rows].cumsum(1).T:
+            group += uniform >= reached[:, None]
+        weight = self._weighing.standard_exponential(shape, dtype=np.float32)
+        weight *= self.population.stands_for[rows, None]
+        if self._of_sample is not None:
+            weight *= self._of_sample[self.population.sample[rows]]
+        return group, weight

@@ -1,0 +1,48 @@
+"""Expression of groups of cells, compared: from sums over cells to a table of genes."""
+
+import numpy as np
+import pandas as pd
+
+from pyro_vmm.analysis.bootstrap import Sums
+from pyro_vmm.analysis.changes import changes, log_fold_changes, model_assisted_means
+
+# What the expression of a cell adds up to in tables.
+LIBRARY = 1e4
+
+
+class ComparedCells:
+    """Draws of the sums of groups of cells, and the tables that follow.
+
+    Arguments:
+        sums: of normalised expression, counts and expected counts, V = 3 G.
+        detected: how many cells of each group have a gene, (J, G).
+        size: how many cells each group has, (J,).
+        genes: names, (G,).
+        counts: whether the values are counts.
+    """
+
+    def __init__(self, sums: Sums, detected: np.ndarray, size: np.ndarray, genes: np.ndarray, counts: bool):
+        self.sums, self.detected, self.size, self.genes, self.counts = sums, detected, size, genes, counts
+
+    def table(self, j: int, delta: float, fdr: float, level: float, pseudo_count: float) -> pd.DataFrame:
+        """Group j beside all others, by gene."""
+        others = np.arange(len(self.size)) != j
+        weights = np.stack([self.sums.weights[j], self.sums.weights[others].sum(0)])
+        kept = (weights > 0).all(0)
+        totals = np.stack([self.sums.totals[j, kept], self.sums.totals[others][:, kept].sum(0)])
+        expression, observed, expected = np.split(totals, 3, axis=-1)
+        means = model_assisted_means(expression, observed, expected, weights[:, kept], self.counts)
+        if self.counts:
+            name, scale = "lfc", LIBRARY
+            found = log_fold_changes(*means, pseudo_count, *observed.mean(1))
+        else:
+            name, scale = "difference", 1.0
+            found = changes(*means)
+        table = found.table(name, delta, fdr, level)
+        table["mean1"], table["mean2"] = scale * means.mean(1)
+        if self.counts:
+            table["detected1"] = self.detected[j] / self.size[j]
+            table["detected2"] = self.detected[others].sum(0) / self.size[others].sum()
+        table.index = pd.Index(self.genes, name="gene")
+        order = np.lexsort((-table[name].abs().to_numpy(), -table["probability"].to_numpy()))
+        return table.iloc[order]

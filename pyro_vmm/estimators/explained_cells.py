@@ -1,0 +1,339 @@
+"""What sets groups of cells apart: genes, and how frequent clusters are."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from pyro_vmm.analysis import CellExplanation, Population, Sums, batch_mixing, expected_fdr, shares_compared, summarise
+from pyro_vmm.analysis.abundance import ClusterCounts
+from pyro_vmm.analysis.expression import LIBRARY, ComparedCells
+from pyro_vmm.data.categories import Categories
+from pyro_vmm.data.cell_rows import CellRows
+from pyro_vmm.data.cells import quoted
+from pyro_vmm.estimators import groups
+from pyro_vmm.estimators.base import typical
+from pyro_vmm.estimators.explaining import LEAST_ROWS, check_calls, check_draws, draw_seed, see
+from pyro_vmm.estimators.fitted_cells import FittedCells
+from pyro_vmm.networks import scale_tril
+from pyro_vmm.runtime.checks import check_positive, check_whole
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# Means of fewer counts a cell are as good as none: they are what a pseudo-count stands for.
+LEAST_COUNTS = 0.01
+# Of markers: what a log2 fold change is beyond, the expected share of false calls, and the probability of intervals.
+DELTA, FDR, LEVEL = 0.5, 0.05, 0.95
+
+
+class ExplainedCells(FittedCells):
+    """What :class:`~pyro_vmm.SingleCellVMM` says about groups of cells; never used by itself."""
+
+    def differential_expression(
+        self,
+        adata: "AnnData",
+        group1: Any,
+        group2: Any = None,
+        *,
+        groupby: str | None = None,
+        within: int | Sequence[int] | None = None,
+        sample: str | None = None,
+        batch_correction: bool = True,
+        delta: float = DELTA,
+        fdr: float = FDR,
+        level: float = LEVEL,
+        pseudo_count: float | None = None,
+        n_draws: int = 200,
+        max_cells: int = 5000,
+        random_state=None,
+    ) -> pd.DataFrame:
+        r"""Genes whose mean expression differs between two groups of cells: a row for each, most probable first.
+
+        z of each cell is drawn from q(z | x), and decoded. A draw then says what group each cell is of and how much it
+        weighs (:mod:`pyro_vmm.analysis.bootstrap`), which gives a mean of each group, set right by the counts
+        (:func:`~pyro_vmm.analysis.model_assisted_means`). The log2 fold changes of the draws, and what those of all
+        genes tell about each one (:func:`~pyro_vmm.analysis.shrunken`), give the posterior. With a likelihood of values
+        that are no counts, changes are differences of means in their units, and the column is ``difference``, not
+        ``lfc``.
+
+        Columns, by ``gene``: ``lfc``, the posterior mean of the log2 fold change of group 1 over group 2, and its
+        interval ``lfc_low`` to ``lfc_high``; ``probability`` that it is beyond ``delta`` either way; ``expected_fdr``,
+        the expected share of false ones among this gene and those above it; ``called``, whether that is at most
+        ``fdr``; ``mean1`` and ``mean2``, the groups' mean expression (counts per 10,000); of counts ``detected1`` and
+        ``detected2``, the shares of their cells that have the gene. ``attrs`` say what was compared.
+
+        Arguments:
+            adata: cells of known batches. Of cells in a file, those that are compared are read again.
+            group1: a cluster or several; their assignments are drawn from q(c | x), so that cells that hesitate widen
+                the intervals. Or, with ``groupby``, a category or several; or a mask of cells, (N,).
+            group2: what to compare with, of the same kind; None for all other cells.
+            groupby: the column of ``adata.obs`` that holds the groups; None for clusters or masks.
+            within: compare cells of these clusters alone, drawn from q(c | x); None for all cells.
+            sample: the column of samples (donors). Their spread is then in the intervals, which takes several samples
+                in each group; None takes cells as independent.
+            batch_correction: whether to compare means decoded in each batch that both groups have cells of, on
+                average; else in each cell's own batch, as where the batches are what to compare.
+            delta: what a change is beyond, in log2 units.
+            fdr: the expected share of false calls.
+            level: the probability of the intervals.
+            pseudo_count: added to both means of normalised expression, which add up to one; None for what a gene of one
+                count in a hundred cells of the training data's mean library size has.
+            n_draws: at least 10.
+            max_cells: of a group with more cells so many are drawn at random. Memory grows with them, not with N.
+            random_state: an int for the same draws; None goes by the estimator's.
+
+        Raises:
+            ValueError: an argument is wrong, a group has fewer than 3 cells, or the groups share no batch.
+        """
+        check_is_fitted(self)
+        check_calls(delta, fdr, level)
+        check_draws(n_draws)
+        check_whole("max_cells", max_cells)
+        if pseudo_count is not None:
+            check_positive("pseudo_count", pseudo_count)
+        rows = self._rows(adata)
+        q = self._groups(adata, rows, group1, group2, groupby, within)
+        seed = draw_seed(self, random_state)
+        population = Population.of(q, max_cells, seed, None if sample is None else _codes(adata, sample, "sample"))
+        batches = self._shared_batches(rows, q) if batch_correction else None
+        compared = self._compare(rows, population, batches, n_draws, seed)
+        epsilon = self._pseudo_count() if pseudo_count is None else pseudo_count
+        table = compared.table(0, delta, fdr, level, epsilon)
+        table.attrs = {
+            "groups": [described_group(group1), "all others" if group2 is None else described_group(group2)],
+            "batches": None if batches is None else [self.batches_[code] for code in batches],
+            "pseudo_count": epsilon,
+            "delta": delta,
+            "fdr": fdr,
+        }
+        return table
+
+    def differential_abundance(
+        self,
+        adata: "AnnData",
+        condition: str,
+        group1: Any = None,
+        group2: Any = None,
+        *,
+        sample: str | None = None,
+        delta: float = 0.5,
+        fdr: float = FDR,
+        level: float = LEVEL,
+        n_draws: int = 1000,
+        random_state=None,
+    ) -> pd.DataFrame:
+        """How much more or less frequent each cluster is in one condition than in another: a row for each cluster.
+
+        The cluster of each cell is drawn from q(c | x). Shares and their ratio follow as
+        :func:`~pyro_vmm.analysis.shares_compared` says, where ``sample`` is given with the spread between samples.
+        Shares add up to one: where one cluster grows, others shrink without a change of their own.
+
+        Columns, by ``cluster``: ``share1`` and ``share2``; ``log2_ratio`` with its interval ``log2_ratio_low`` to
+        ``log2_ratio_high``; ``probability`` that it is beyond ``delta`` either way; ``expected_fdr`` and ``called`` as
+        of :meth:`differential_expression`. Most probable first.
+
+        Arguments:
+            adata: cells of known batches.
+            condition: the column of ``adata.obs`` that holds the conditions.
+            group1, group2: which two of its categories; None for both of two, in their order.
+            sample: the column of samples (donors), each of one condition, at least two of each; None takes cells as
+                independent, and intervals are then too narrow where samples differ.
+            delta, fdr, level, n_draws, random_state: as of :meth:`differential_expression`.
+        """
+        check_is_fitted(self)
+        check_calls(delta, fdr, level)
+        check_draws(n_draws)
+        rows = self._rows(adata)
+        side = _conditions(adata, condition, group1, group2)
+        known = side >= 0
+        unit = side if sample is None else _codes(adata, sample, "sample")
+        names, unit = np.unique(unit[known], return_inverse=True)
+        side = side[known]
+        of_unit = np.zeros(len(names), int)
+        of_unit[unit] = side
+        if sample is not None:
+            _check_samples(sample, side, unit, of_unit)
+        q = self._probabilities(rows.subset(np.flatnonzero(known)))
+        present = np.flatnonzero(np.bincount(q.argmax(1), minlength=q.shape[1]))
+        if len(present) < 2:
+            raise ValueError("all of these cells are of one cluster: its share is 1 in any condition")
+        q = q[:, present] / q[:, present].sum(1, keepdims=True)
+        seed = draw_seed(self, random_state)
+        counts = ClusterCounts(q, unit, len(names), n_draws, seed).counts
+        table = shares_compared(counts, of_unit, sample is not None, delta, level, seed)
+        table.index = pd.Index(present, name="cluster")
+        table["expected_fdr"] = expected_fdr(table["probability"].to_numpy())
+        table["called"] = table["expected_fdr"] <= fdr
+        return table.sort_values("probability", ascending=False, kind="stable")
+
+    def explain(
+        self,
+        adata: "AnnData",
+        *,
+        n_nearest: int = 5,
+        n_draws: int = 100,
+        max_cells: int = 1000,
+        random_state=None,
+    ) -> CellExplanation:
+        """What the clusters of these cells are: size, confidence, mixing of batches, typical cells, marker genes.
+
+        ``markers`` are every gene of every cluster of at least 3 cells beside all other cells, by ``cluster`` and
+        ``gene`` and then as of :meth:`differential_expression`, with its defaults; expression is decoded in all batches
+        that these cells have, on average. ``decoded`` is the expression (per 10,000) at the centre of each cluster.
+
+        Arguments:
+            adata: cells of known batches, those of the fit or others.
+            n_nearest: how many cells nearest to the centre to name, of each cluster.
+            n_draws: of assignments and weights, at least 10.
+            max_cells: at most so many cells of a cluster are compared, drawn at random.
+            random_state: an int for the same answer; None goes by the estimator's.
+        """
+        check_is_fitted(self)
+        check_whole("n_nearest", n_nearest)
+        check_whole("max_cells", max_cells)
+        check_draws(n_draws)
+        rows = self._rows(adata)
+        seed = draw_seed(self, random_state)
+        seen = see(self, rows, n_nearest)
+        batch = self.layout_.batch(rows.design).numpy()
+        table = summarise(seen.q, self.weights_, self.cluster_of_component_, "cells")
+        here = batch.sum(0) > 0
+        labels = seen.q[:, seen.present].argmax(1)
+        shares = np.stack([batch[labels == j].mean(0) for j in range(len(seen.present))])[:, here]
+        table["batch_mixing"] = batch_mixing(shares, batch.mean(0)[here])
+        batches = np.flatnonzero(here)
+        markers = None
+        large = np.flatnonzero(np.bincount(labels) >= LEAST_ROWS)
+        if len(seen.present) > 1 and len(large):
+            compared = self._compare(rows, Population.of(seen.groups, max_cells, seed), batches, n_draws, seed)
+            parts = {seen.present[j]: compared.table(j, DELTA, FDR, LEVEL, self._pseudo_count()) for j in large}
+            markers = pd.concat(parts, names=["cluster"]).reset_index()
+        return CellExplanation(
+            clusters=table,
+            nearest=seen.nearest,
+            centres=seen.centres.cpu().numpy(),
+            decoded=self._decoded(seen.centres, batches),
+            markers=markers,
+        )
+
+    def _groups(
+        self, adata: "AnnData", rows: CellRows, group1: Any, group2: Any, groupby: str | None, within: Any
+    ) -> np.ndarray:
+        """The probability that a cell is of either group, (N, 2)."""
+        n_clusters = int(self.cluster_of_component_.max()) + 1
+        by_cluster = groupby is None and not groups.is_mask(group1)
+        q_c = self._probabilities(rows)[:, :n_clusters] if by_cluster or within is not None else None
+        if groupby is not None:
+            q = groups.of_column(adata, groupby, group1, group2)
+        elif not by_cluster:
+            q = groups.of_masks(len(rows), group1, group2)
+        else:
+            q = groups.of_clusters(q_c, group1, group2)
+        if within is not None:
+            q = q * q_c[:, groups.clusters("within", within, n_clusters)].sum(1, keepdims=True)
+        for name, size in zip(("group1", "group2"), q.sum(0), strict=True):
+            if size < LEAST_ROWS:
+                raise ValueError(f"{name} has {size:.3g} cells, expected at least {LEAST_ROWS}")
+        return q
+
+    def _shared_batches(self, rows: CellRows, q: np.ndarray) -> np.ndarray:
+        """The codes of batches that both groups have a cell of, by the cells' most probable group."""
+        batch = self.layout_.batch(rows.design).numpy()
+        sure = q.max(1) >= 0.5
+        counts = np.stack([batch[sure & (q.argmax(1) == j)].sum(0) for j in (0, 1)])
+        shared = np.flatnonzero((counts > 0).all(0))
+        if not len(shared):
+            raise ValueError(
+                "the groups have no batch in common, so that a batch effect can't be told from a difference of the "
+                "groups; give batch_correction=False to compare them as they are"
+            )
+        return shared
+
+    def _pseudo_count(self) -> float:
+        return LEAST_COUNTS / self.library_size_
+
+    def _compare(
+        self, rows: CellRows, population: Population, batches: np.ndarray | None, n_draws: int, seed: int
+    ) -> ComparedCells:
+        """Draws of the sums of groups: expression in these batches (None: in a cell's own), counts, expected counts."""
+        n = self.layout_.n_genes
+        sums = Sums(population, 3 * n, n_draws, seed)
+        detected, done = np.zeros((population.q.shape[1], n)), 0
+        noise = np.random.default_rng([seed, 1])
+
+        def add(cells: Tensor) -> None:
+            nonlocal done
+            q_z, covariates = self.vae_.encoder(cells), self.layout_.covariates(cells)
+            drawn = noise.standard_normal((len(cells), self.latent_dim))
+            drawn = torch.as_tensor(drawn, dtype=q_z.mean.dtype, device=q_z.mean.device)
+            z = q_z.mean + (scale_tril(q_z) @ drawn[..., None])[..., 0]
+            expected = self._mean(z, covariates, self.vae_.library_size(cells))
+            expression = self._expression(z, covariates, batches)
+            x = self.layout_.counts(cells)
+            sums.add(torch.cat([expression, x, expected], -1).cpu().numpy())
+            of = population.q[done : done + len(cells)] * population.stands_for[done : done + len(cells), None]
+            detected[:] += of.T @ (x != 0).cpu().numpy()
+            done += len(cells)
+
+        self._each_block(add, rows.subset(population.rows), self._rows_at_once(3))
+        size = (population.q * population.stands_for[:, None]).sum(0)
+        return ComparedCells(sums, detected, size, self.genes_, self.vae_.likelihood.counts)
+
+    def _mean(self, z: Tensor, covariates: Tensor, library: Tensor) -> Tensor:
+        """The mean of p(x | z), (M, G)."""
+        return typical(self.vae_.likelihood(self.vae_.decoder(z, covariates), library, covariates))
+
+    def _expression(self, z: Tensor, covariates: Tensor, batches: np.ndarray | None) -> Tensor:
+        """Expression at z (M, D), (M, G): on average in these batches, or in the cells' own.
+
+        Of counts it is what a cell of the training data's mean library size is expected to have, over that size; after
+        zero inflation, as what it is compared with.
+        """
+        library = z.new_full((len(z), 1), self.library_size_)
+        codes = [None] if batches is None else [int(code) for code in batches]
+        total = sum(self._mean(z, self._as_of(covariates, code), library) for code in codes)
+        return total / (len(codes) * (self.library_size_ if self.vae_.likelihood.counts else 1.0))
+
+    def _decoded(self, centres: Tensor, batches: np.ndarray) -> np.ndarray:
+        """Expression at z (K', D), at the middle of other covariates, (K', G)."""
+        middle = [centres.new_full((len(centres), size), 1 / size) for size in self.layout_.n_categories]
+        covariates = torch.cat([*middle, centres.new_zeros(len(centres), self.layout_.n_continuous)], -1)
+        scale = LIBRARY if self.vae_.likelihood.counts else 1.0
+        both = torch.cat([centres, covariates], -1)
+        size = centres.shape[1]
+        return scale * self._batched(lambda rows: self._expression(rows[:, :size], rows[:, size:], batches), both)
+
+
+def described_group(group: Any) -> str:
+    """A group in a few words."""
+    return "a mask of cells" if groups.is_mask(group) else str(group)
+
+
+def _codes(adata: "AnnData", key: str, argument: str) -> np.ndarray:
+    """The code of each cell's category in a column of ``adata.obs``, (N,)."""
+    return Categories.of(adata, key, argument).codes(adata).numpy()
+
+
+def _conditions(adata: "AnnData", key: str, group1: Any, group2: Any) -> np.ndarray:
+    """0 for cells of the first condition, 1 for those of the second, -1 for others, (N,)."""
+    categories = Categories.of(adata, key, "condition")
+    if group1 is None and group2 is None:
+        if len(categories) != 2:
+            told = f"condition={key!r} has {len(categories)} categories"
+            raise ValueError(f"{told}, expected group1 and group2 to name two of {quoted(categories.names)}")
+        group1, group2 = categories.names
+    q = groups.of_column(adata, key, group1, group2)
+    return np.where(q[:, 0] > 0, 0, np.where(q[:, 1] > 0, 1, -1))
+
+
+def _check_samples(key: str, side: np.ndarray, unit: np.ndarray, of_unit: np.ndarray) -> None:
+    """Raise ``ValueError`` for a sample of both conditions, or for a condition of one sample."""
+    if (of_unit[unit] != side).any():
+        raise ValueError(f"sample={key!r} has samples with cells of both conditions, expected each to be of one")
+    if (np.bincount(of_unit, minlength=2) < 2).any():
+        raise ValueError(f"sample={key!r} has a condition of fewer than 2 samples, whose spread can't be known")

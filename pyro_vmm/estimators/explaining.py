@@ -1,0 +1,86 @@
+"""What the methods that explain clusters share, of arrays and of cells."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from pyro_vmm.analysis.clusters import nearest
+from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.runtime.checks import is_real, is_whole
+from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.rows import Rows
+
+# A group of fewer rows has no spread to speak of.
+LEAST_ROWS = 3
+# Of fewer draws no standard error is known.
+LEAST_DRAWS = 10
+
+
+class Seen(NamedTuple):
+    """What one pass over the rows tells of the clusters.
+
+    Arguments:
+        q: q(c | x) of clusters, (N, K), zero from the number of clusters on.
+        present: the clusters that win a row, ascending, (K',).
+        nearest: the rows of each of these nearest to its centre.
+        centres: z at the centre of the largest component of each, (K', D).
+    """
+
+    q: np.ndarray
+    present: np.ndarray
+    nearest: Sequence[np.ndarray]
+    centres: Tensor
+
+    @property
+    def groups(self) -> np.ndarray:
+        """q(c | x) of the clusters that win a row, and of all others together, (N, K' + 1)."""
+        own = self.q[:, self.present]
+        return np.column_stack([own, (1 - own.sum(1)).clip(0)])
+
+
+def see(model: Estimator, x: Rows, n_nearest: int) -> Seen:
+    """Probabilities, centres and the rows nearest to them: those of the highest density under the largest component."""
+    device = model._own_device()
+    clusters = torch.as_tensor(model.cluster_of_component_, device=device)
+    n_clusters = int(clusters.max()) + 1
+    own = np.where(model.cluster_of_component_ == np.arange(n_clusters)[:, None], model.component_weights_, -1)
+    main = torch.as_tensor(own.argmax(1), device=device)
+    with torch.no_grad(), exclusive():
+        clustering = model.vae_.prior.clustering(model.vae_.encoder)
+
+    def look(rows: Tensor) -> Tensor:
+        z = model.vae_.encoder(rows).mean
+        q_c = clustering.responsibilities(z)
+        q_c = q_c.new_zeros(len(z), n_clusters).index_add_(-1, clusters, q_c)
+        component = main[q_c.argmax(-1)]
+        return torch.cat([q_c, clustering.component_log_prob(z).gather(-1, component[:, None])], -1)
+
+    found = model._batched(look, x)
+    q, nearness = found[:, :-1], found[:, -1]
+    labels = q.argmax(1)
+    present = np.unique(labels)
+    return Seen(q, present, nearest(labels, nearness, present, n_nearest), clustering.loc[main[present]].detach())
+
+
+def draw_seed(model: Estimator, random_state) -> int:
+    """A seed by ``random_state``, or by the estimator's if it is None."""
+    return check_random_state(model.random_state if random_state is None else random_state).randint(2**31)
+
+
+def check_calls(delta, fdr, level) -> None:
+    """Raise ``ValueError`` unless delta is a finite number, at least 0, and the others lie between 0 and 1."""
+    if not (is_real(delta) and 0 <= delta < np.inf):
+        raise ValueError(f"delta={delta!r} should be a number, at least 0")
+    for name, value in (("fdr", fdr), ("level", level)):
+        if not (is_real(value) and 0 < value < 1):
+            raise ValueError(f"{name}={value!r} should lie between 0 and 1")
+
+
+def check_draws(n_draws) -> None:
+    """Raise ``ValueError`` unless there are enough draws for a standard error."""
+    if not (is_whole(n_draws) and n_draws >= LEAST_DRAWS):
+        raise ValueError(f"n_draws={n_draws!r} should be a whole number, at least {LEAST_DRAWS}")

@@ -1,0 +1,86 @@
+"""Groups of cells that a user names: clusters, categories of a column, masks."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyro_vmm.data.categories import Categories
+from pyro_vmm.data.cells import quoted
+from pyro_vmm.runtime.checks import described, is_whole
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def of_clusters(
+    q: np.ndarray,  # (N, K)
+    group1: int | Sequence[int],
+    group2: int | Sequence[int] | None,
+) -> np.ndarray:
+    """The probabilities that a cell is of these clusters, (N, 2); without a second group it is of all others."""
+    one = clusters("group1", group1, q.shape[1])
+    other = [k for k in range(q.shape[1]) if k not in one] if group2 is None else clusters("group2", group2, q.shape[1])
+    both = sorted(set(one) & set(other))
+    if both:
+        raise ValueError(f"group1={group1!r} and group2={group2!r} share cluster {both[0]}, expected two groups apart")
+    if not other:
+        raise ValueError(f"group1={group1!r} holds all {q.shape[1]} clusters: there are no others to compare with")
+    return np.stack([q[:, one].sum(1), q[:, other].sum(1)], 1)
+
+
+def of_column(adata: "AnnData", groupby: str, group1: Any, group2: Any) -> np.ndarray:
+    """1 or 0 for whether a cell is of these categories of a column of ``adata.obs``, (N, 2)."""
+    categories = Categories.of(adata, groupby, "groupby")
+    codes = categories.codes(adata).numpy()
+    one = np.isin(codes, _codes("group1", group1, categories))
+    other = ~one if group2 is None else np.isin(codes, _codes("group2", group2, categories))
+    return _apart(one, other)
+
+
+def of_masks(n: int, group1: np.ndarray, group2: np.ndarray | None) -> np.ndarray:
+    """1 or 0 for whether a cell is in a mask, (N, 2)."""
+    one = _mask("group1", group1, n)
+    return _apart(one, ~one if group2 is None else _mask("group2", group2, n))
+
+
+def is_mask(group: Any) -> bool:
+    """Whether a group is given as a mask of cells."""
+    kinds = {type(each) for each in group} if isinstance(group, list) else set()
+    return getattr(group, "dtype", None) == np.bool_ or kinds == {bool}
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    if (one & other).any():
+        raise ValueError(f"group1 and group2 share {(one & other).sum()} cells, expected two groups apart")
+    return np.stack([one, other], 1).astype(np.float32)
+
+
+def _mask(name: str, mask: Any, n: int) -> np.ndarray:
+    if not is_mask(mask):
+        raise ValueError(f"{name}={described(mask)} should be a mask, as the other group is one")
+    found = np.asarray(mask)
+    if found.shape != (n,):
+        raise ValueError(f"{name} is a mask of shape {found.shape}, expected ({n},): a truth value for each cell")
+    return found
+
+
+def clusters(name: str, group: Any, n_clusters: int) -> list[int]:
+    found = [group] if np.ndim(group) == 0 else list(group)
+    if not found or not all(is_whole(k) and 0 <= k < n_clusters for k in found):
+        raise ValueError(
+            f"{name}={described(group)} should be a cluster from 0 to {n_clusters - 1} or a list of them; groupby "
+            "names the column of other groups"
+        )
+    return [int(k) for k in found]
+
+
+def _codes(name: str, group: Any, categories: Categories) -> list[int]:
+    found = [str(each) for each in ([group] if np.ndim(group) == 0 else group)]
+    unknown = [each for each in found if each not in categories.names]
+    if unknown or not found:
+        raise ValueError(
+            f"{name}={described(group)} should be one of the categories of {categories.key!r}, or a list of them: "
+            f"{quoted(categories.names)}"
+        )
+    return [categories.names.index(each) for each in found]

@@ -1,0 +1,253 @@
+"""Draws of groups, changes and their posterior, expected false calls, shares: against closed forms and SciPy."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from pyro_vmm.analysis import (
+    Changes,
+    Population,
+    Sums,
+    batch_mixing,
+    changes,
+    expected_fdr,
+    log_fold_changes,
+    model_assisted_means,
+    shares_compared,
+    shrunken,
+    summarise,
+    unshrunken,
+)
+from pyro_vmm.analysis.abundance import ClusterCounts
+
+N, J, V = 400, 2, 3
+
+
+@pytest.fixture(scope="module")
+def values() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(N, V)).astype(np.float32)
+
+
+def one_hot(labels: np.ndarray, groups: int = J) -> np.ndarray:
+    return (labels[:, None] == np.arange(groups)).astype(np.float32)
+
+
+def summed(population: Population, values: np.ndarray, draws: int = 1000, block: int = 100, seed: int = 3) -> Sums:
+    sums = Sums(population, values.shape[1], draws, seed)
+    for start in range(0, len(population), block):
+        sums.add(values[population.rows[start : start + block]])
+    return sums
+
+
+# Draws
+
+
+def test_draws_of_a_mean_have_the_moments_of_the_bayesian_bootstrap(values):
+    """Rubin (1981): mean x-bar, and variance s^2 / (n + 1) with the variance s^2 over n rows."""
+    labels = np.arange(N) % 4 > 0  # 300 rows in group 1
+    sums = summed(Population.of(one_hot(labels), N, 0), values)
+    own, elsewhere = sums.compared(1)
+    x = values[labels]
+    np.testing.assert_allclose(own.mean(0), x.mean(0), atol=5 * x.std() / 300**0.5 / 1000**0.5)
+    np.testing.assert_allclose(own.var(0), x.var(0) / 301, rtol=0.15)
+    np.testing.assert_allclose(elsewhere.mean(0), values[~labels].mean(0), atol=0.02)
+
+
+def test_a_row_that_hesitates_is_in_as_many_draws_as_its_probability_says_and_widens_the_mean():
+    x = np.repeat([[0.0], [10.0]], 100, 0).astype(np.float32)
+    sure = one_hot(np.repeat([0, 1], 100))
+    doubtful = sure.copy()
+    doubtful[90:110] = 0.5
+    narrow, wide = (summed(Population.of(q, N, 0), x).compared(0)[0] for q in (sure, doubtful))
+    assert narrow.std() == 0
+    # 90 rows of 0 and 20 halves, of which 10 are of 10: 50 / 100 in expectation.
+    assert abs(wide.mean() - 0.5) < 0.02 and wide.std() > 0.1
+
+
+def test_draws_do_not_depend_on_blocks_and_follow_the_seed(values):
+    q = np.random.default_rng(1).dirichlet([1, 1], N).astype(np.float32)
+    population = Population.of(q, N, 0)
+    one, other, another = (summed(population, values, 20, block, seed) for block, seed in ((7, 3), (N, 3), (N, 4)))
+    np.testing.assert_allclose(one.totals, other.totals, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(one.weights, other.weights, rtol=1e-5)
+    assert not np.allclose(one.weights, another.weights, rtol=1e-2)
+
+
+def test_rows_of_a_large_group_stand_for_those_left_out():
+    labels = np.r_[np.zeros(1000, int), np.ones(30, int)]
+    population = Population.of(one_hot(labels), 50, 0)
+    assert len(population) == 80 and (np.diff(population.rows) > 0).all()
+    np.testing.assert_array_equal(population.stands_for, np.r_[np.full(50, 20.0), np.ones(30)])
+    weights = summed(population, np.zeros((1030, 1), np.float32)).weights
+    np.testing.assert_allclose(weights.mean(1), [1000, 30], rtol=0.03)
+
+
+def test_rows_of_no_group_are_not_looked_at():
+    q = np.zeros((10, 2), np.float32)
+    q[3, 0] = q[7, 1] = 1
+    np.testing.assert_array_equal(Population.of(q, 5, 0).rows, [3, 7])
+
+
+def test_samples_that_differ_widen_the_mean():
+    """Of D samples that differ by a normal of variance v alone, a mean has the variance v / (D + 1)."""
+    random = np.random.default_rng(0)
+    samples = np.repeat(np.arange(40), 25)
+    effect = random.normal(size=40)
+    x = effect[samples, None].astype(np.float32)
+    q = np.ones((len(x), 1), np.float32)
+    independent = summed(Population.of(q, len(x), 0), x)
+    together = summed(Population.of(q, len(x), 0, samples), x)
+    means = [sums.totals[0] / sums.weights[0][:, None] for sums in (independent, together)]
+    assert means[0].var() < 0.1 * effect.var() / 41
+    # The cells' own weights are in it too: (1 + 1/25) of the samples' variance, to first order.
+    assert means[1].var() == pytest.approx(effect.var() / 41 * (1 + 1 / 25), rel=0.2)
+
+
+# Means and changes
+
+
+def test_the_counts_set_right_what_the_decoder_got_wrong():
+    """A decoder that is off by a factor in one group: the factor comes back where there are many counts."""
+    expression = np.array([[[10.0, 10.0]]])  # the sum over ten rows
+    found = model_assisted_means(expression, np.array([[[400.0, 3.0]]]), np.array([[[200.0, 1.0]]]), np.array([[10.0]]))
+    np.testing.assert_allclose(found[0, 0], [401 / 201, 4 / 2])
+    # Of values that are no counts the mean residual is added.
+    found = model_assisted_means(expression, np.array([[[12.0, 5.0]]]), expression, np.array([[10.0]]), counts=False)
+    np.testing.assert_allclose(found[0, 0], [1.2, 0.5])
+
+
+def test_log_fold_changes_of_known_means():
+    one, other = np.full((50, 2), [0.4, 1e-9]), np.full((50, 2), [0.1, 1e-12])
+    many = np.full(2, 1e9)
+    found = log_fold_changes(one, other, 1e-6, many, many)
+    np.testing.assert_allclose(found.estimate, [2, 0], atol=2e-3)  # far below the pseudo-count there is no change
+
+
+def test_the_error_of_a_log_fold_change_is_at_least_that_of_poisson_counts():
+    """log of a Poisson count of mean m has the variance 1 / m, for large m: by simulation."""
+    counts = np.random.default_rng(0).poisson(200, (20_000, 2))
+    expected = np.log2(counts[:, 0] / counts[:, 1]).std()
+    same = np.full((50, 1), 1e-2)
+    found = log_fold_changes(same, same, 1e-9, np.array([200.0]), np.array([200.0]))
+    assert found.error[0] == pytest.approx(expected, rel=0.02)
+
+
+def test_the_error_of_a_difference_is_that_of_its_draws():
+    random = np.random.default_rng(0)
+    found = changes(random.normal(3, 2, (4000, 1)), random.normal(1, 1, (4000, 1)))
+    assert found.estimate[0] == pytest.approx(2, abs=0.15) and found.error[0] == pytest.approx(5**0.5, rel=0.05)
+
+
+# Posterior
+
+
+def test_without_shrinkage_the_posterior_is_normal():
+    posterior = unshrunken(np.array([0.3, -1.0]), np.array([0.5, 0.2]))
+    normal = stats.norm([0.3, -1.0], [0.5, 0.2])
+    np.testing.assert_allclose(posterior.mean, [0.3, -1])
+    np.testing.assert_allclose(posterior.beyond(0.5), normal.cdf(-0.5) + normal.sf(0.5))
+    np.testing.assert_allclose(posterior.quantile(0.9), normal.ppf(0.9), atol=1e-4)
+
+
+def test_a_normal_prior_is_found_and_gives_the_conjugate_posterior():
+    random = np.random.default_rng(0)
+    truth = random.normal(0.2, 0.7, 2000)
+    error = random.uniform(0.3, 0.9, 2000)
+    estimate = truth + error * random.normal(size=2000)
+    posterior = shrunken(estimate, error)
+    conjugate = 0.2 + 0.49 / (0.49 + error**2) * (estimate - 0.2)
+    # Other priors fit 2000 estimates as well, and differ in the tails.
+    assert np.abs(posterior.mean - conjugate).mean() < 0.05
+    assert np.corrcoef(posterior.mean, conjugate)[0, 1] > 0.99
+    low, high = posterior.quantile(0.05), posterior.quantile(0.95)
+    assert ((low < truth) & (truth < high)).mean() == pytest.approx(0.9, abs=0.03)
+
+
+@pytest.mark.parametrize("null", [0.5, 0.9])
+def test_expected_false_calls_are_real_ones(null):
+    """Changes of a known kind, noise of a known size: among the called, as many are false as expected."""
+    random = np.random.default_rng(0)
+    truth = np.where(random.random(2500) < null, 0.0, random.normal(0, 1.5, 2500))
+    error = random.uniform(0.1, 0.6, 2500)
+    table = Changes(truth + error * random.normal(size=2500), error).table("lfc", 0.5, 0.1, 0.95)
+    false = np.abs(truth) <= 0.5
+    assert false[table["called"]].mean() == pytest.approx(0.1, abs=0.04)
+    assert ((table["lfc_low"] < truth) & (truth < table["lfc_high"])).mean() > 0.93
+    # A flat prior expects far too few.
+    flat = Changes(truth + error * random.normal(size=2500), error).table("lfc", 0.5, 0.1, 0.95, shrink=False)
+    assert table["called"].sum() > 0 and false[flat["called"]].mean() > false[table["called"]].mean()
+
+
+def test_estimates_that_are_all_alike_have_a_posterior():
+    posterior = shrunken(np.full(5, 0.3), np.full(5, 0.1))
+    assert np.isfinite(posterior.mean).all() and np.isfinite(posterior.quantile(0.9)).all()
+
+
+def test_expected_fdr_is_the_running_mean_of_what_is_not_probable():
+    found = expected_fdr(np.array([0.5, 1.0, 0.9]))
+    np.testing.assert_allclose(found, [(0 + 0.1 + 0.5) / 3, 0, 0.05])
+
+
+# Clusters
+
+
+def test_the_summary_counts_rows_and_names_where_they_hesitate():
+    q = np.array([[0.95, 0.05, 0], [0.6, 0.4, 0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    table = summarise(q, np.array([0.5, 0.4, 0.1]), np.array([0, 1, 1]))
+    expected = {
+        "weight": [0.5, 0.4],
+        "rows": [2, 2],
+        "share": [0.5, 0.5],
+        "confidence": [0.775, 1.0],
+        "hesitating": [0.5, 0.0],
+        "hesitates_with": ["1", ""],
+        "components": [1, 2],
+    }
+    pd.testing.assert_frame_equal(table, pd.DataFrame(expected, index=pd.Index([0, 1], name="cluster")))
+
+
+def test_batch_mixing_is_one_as_in_all_cells_and_zero_in_one_batch():
+    overall = np.array([0.7, 0.2, 0.1])
+    np.testing.assert_allclose(batch_mixing(np.array([overall, [0, 1, 0]]), overall), [1, 0], atol=1e-12)
+    np.testing.assert_array_equal(batch_mixing(np.ones((2, 1)), np.ones(1)), [1, 1])
+
+
+# Shares
+
+
+def test_shares_of_sure_cells_are_beta():
+    """Two clusters: Dirichlet(counts + 1/2) is Beta; log2 ratios by SciPy's draws."""
+    counts = np.tile(np.array([[[30.0, 70.0], [60.0, 40.0]]]), (20_000, 1, 1))
+    table = shares_compared(counts, np.array([0, 1]), False, 0.5, 0.9, 0)
+    one = stats.beta.rvs(30.5, 70.5, size=20_000, random_state=1)
+    ratio = np.log2(one / stats.beta.rvs(60.5, 40.5, size=20_000, random_state=2))
+    expected = [np.median(ratio), *np.quantile(ratio, [0.05, 0.95]), (np.abs(ratio) > 0.5).mean()]
+    found = table.loc[0, ["log2_ratio", "log2_ratio_low", "log2_ratio_high", "probability"]]
+    np.testing.assert_allclose(found.astype(float), expected, atol=0.02)
+    assert table.loc[0, "share1"] == pytest.approx(0.3, abs=0.005)
+
+
+def test_the_spread_between_samples_gives_the_interval_of_a_t_distribution():
+    """Samples of so many cells that their shares are known: what is left is Student's t of their logarithms."""
+    shares = np.array([0.2, 0.3, 0.25, 0.4, 0.6, 0.5])
+    counts = np.tile(np.stack([shares, 1 - shares], 1)[None] * 1e8, (40_000, 1, 1))
+    table = shares_compared(counts, np.array([0, 0, 0, 1, 1, 1]), True, 0.5, 0.9, 0)
+    logs = np.log2(shares)
+    draws = [
+        part.mean() + part.std(ddof=1) / 3**0.5 * stats.t.rvs(2, size=40_000, random_state=i)
+        for i, part in enumerate((logs[:3], logs[3:]))
+    ]
+    expected = np.quantile(draws[0] - draws[1], [0.05, 0.5, 0.95])
+    found = table.loc[0, ["log2_ratio_low", "log2_ratio", "log2_ratio_high"]].astype(float)
+    np.testing.assert_allclose(found, expected, atol=0.05)
+    pooled = shares_compared(counts.reshape(-1, 2, 3, 2).sum(2), np.array([0, 1]), False, 0.5, 0.9, 0)
+    width = [t.loc[0, "log2_ratio_high"] - t.loc[0, "log2_ratio_low"] for t in (table, pooled)]
+    assert width[0] > 100 * width[1]
+
+
+def test_counts_of_cells_that_hesitate_vary():
+    q = np.array([[1.0, 0.0]] * 50 + [[0.5, 0.5]] * 20)
+    counts = ClusterCounts(q, np.zeros(70, int), 1, 4000, 0).counts
+    assert counts.shape == (4000, 1, 2) and (counts.sum((1, 2)) == 70).all()
+    assert counts[:, 0, 0].mean() == pytest.approx(60, abs=0.2) and counts[:, 0, 0].var() == pytest.approx(5, rel=0.1)

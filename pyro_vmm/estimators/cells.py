@@ -1,5 +1,6 @@
 """The estimator of single cells: AnnData in, an integrated and clustered AnnData out."""
 
+import copy
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pyro_vmm.data.cell_rows import CellRows, Covariates
 from pyro_vmm.data.cells import CellBatches, check_cells, require_anndata
-from pyro_vmm.estimators import annotation, building, choices, storing
+from pyro_vmm.estimators import annotation, building, choices, mapping, storing
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.fitted_cells import FittedCells
 from pyro_vmm.estimators.settings import DTYPES, CellSettings
@@ -21,7 +22,7 @@ from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.priors.pseudo_inputs import CellPseudoInputs
 from pyro_vmm.runtime.device_rows import resident, subset
-from pyro_vmm.runtime.settings import settings
+from pyro_vmm.runtime.settings import AUTO, settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -150,6 +151,37 @@ class SingleCellVMM(ChosenPrior, FittedCells, CellSettings):
         batch = self.layout_.batch(design).argmax(1).numpy()
         self.batch_shares_ = annotation.batch_shares(self.labels_, batch, self.labels_.max() + 1, self.batches_)
         return self
+
+    def map_query(
+        self,
+        adata: "AnnData",
+        batch_key: str | None = None,
+        *,
+        gene_key: str | None = None,
+        most_missing: float = 0.2,
+        epochs: int | str = AUTO,
+        learning_rate: float = 5e-3,
+        batch_size: int = 128,
+    ) -> "SingleCellVMM":
+        how = mapping.QueryTraining(epochs, learning_rate, batch_size)
+        check_is_fitted(self)
+        shares = mapping.expected_shares(self.vae_)
+        match = mapping.match_query(adata, self.genes_, shares, gene_key, most_missing)
+        covariates, n_new = mapping.new_batches(adata, self.covariates_, batch_key)
+        model = copy.deepcopy(self)
+        model.gene_match_, model.covariates_ = match, covariates
+        model.batch_key = None if covariates.categorical[0] is None else covariates.categorical[0].key
+        model.layout_ = covariates.layout(len(self.genes_))
+        rows, elbo = model._rows(adata), []
+        batch = model.layout_.batch(rows.design).argmax(1)
+        if n_new:
+            mapping.warn_of_few_cells(rows, covariates, batch, n_new)
+            model.vae_, elbo = mapping.learn_batches(
+                self.vae_, rows, batch, n_new, how, self.seed_, self.progress
+            )
+        known = mapping.Mapping(self.layout_.n_batches, self.n_components_, len(rows), tuple(elbo))
+        model.mappings_ = (*self.mappings_, known)
+        return model
 
     def fit_predict(self, adata: "AnnData", y=None, **arguments) -> np.ndarray:
         """:meth:`fit`, then the cluster of each cell, (N,)."""

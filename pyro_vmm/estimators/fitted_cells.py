@@ -11,9 +11,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pyro_vmm.data.cell_rows import CellRows, Covariates
-from pyro_vmm.data.cells import CellBatches, check_cells, match_genes
+from pyro_vmm.data.cells import CellBatches, check_cells
+from pyro_vmm.data.genes import GeneMatch
 from pyro_vmm.estimators import annotation
 from pyro_vmm.estimators.base import DTYPES, Estimator, typical
+from pyro_vmm.estimators.mapping import Mapping
 from pyro_vmm.likelihoods import CellLikelihood
 from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.networks import inference_mode
@@ -43,6 +45,10 @@ class FittedCells(Estimator):
     genes_: np.ndarray
     library_size_: float
     batch_shares_: pd.DataFrame
+    #: How cells tell their genes; those that are mapped may do so in other ways than those of the fit.
+    gene_match_ = GeneMatch()
+    #: The calls of ``map_query`` that this model comes from.
+    mappings_: tuple[Mapping, ...] = ()
 
     @property
     def batches_(self) -> tuple[str, ...]:
@@ -189,7 +195,7 @@ class FittedCells(Estimator):
     def _rows(self, adata: "AnnData") -> CellRows:
         """Cells of this ``adata`` as the model reads them, genes matched by name."""
         check_is_fitted(self)
-        counts = CellBatches(adata, self.layer, match_genes(adata, self.genes_))
+        counts = CellBatches(adata, self.layer, self.gene_match_.positions(adata, self.genes_), self.genes_)
         totals = check_cells(counts, self.vae_.likelihood.counts, training=False)
         design = self.covariates_.design(adata, totals)
         rows = CellRows(counts, design, self._own_device(), DTYPES[self.dtype])

@@ -18,9 +18,12 @@ from pyro_vmm.data.cells import quoted
 from pyro_vmm.data.genes import GeneMatch, positions_by
 from pyro_vmm.estimators import choices
 from pyro_vmm.inference import Trainer, TrainingConfig
+from pyro_vmm.inference.settling import encode, places, sharpened, some_rows
 from pyro_vmm.models import SingleCellVAE
-from pyro_vmm.models.growth import with_batches
+from pyro_vmm.models.growth import with_batches, with_components
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.priors.groups import find_groups
+from pyro_vmm.priors.moves import compact, find_components
 from pyro_vmm.runtime.checks import check_choice, check_positive, check_share, check_whole
 from pyro_vmm.runtime.settings import AUTO
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 #: What ``new_clusters`` may be.
 NEW_CLUSTERS = (None, AUTO)
+# New components there may be.
+MOST_NEW = 50
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class QueryTraining:
 
 
 @dataclass(frozen=True)
-class Mapping:
+class Mapped:
     """One call of ``map_query``, as the new model remembers it.
 
     Arguments:
@@ -81,14 +86,14 @@ class Mapping:
 
 
 def match_query(
-    adata: "AnnData", genes: np.ndarray, shares: np.ndarray | None, key: str | None, most_missing: float
+    adata: "AnnData", genes: np.ndarray, vae: SingleCellVAE, key: str | None, most_missing: float
 ) -> GeneMatch:
     """How these cells tell their genes; a warning of those that they lack.
 
     Arguments:
         adata: cells.
         genes: of the model, (G,).
-        shares: of the reference's counts that each gene has, (G,); None for the same of each.
+        vae: the model, which knows what shares of the counts they have.
         key: the column of ``adata.var`` to find them in; None for their names.
         most_missing: the share of counts that missing genes may have.
 
@@ -99,6 +104,7 @@ def match_query(
     missing = positions_by(adata, genes, key) < 0
     if not missing.any():
         return GeneMatch(key)
+    shares = expected_shares(vae)
     share = float(missing.mean() if shares is None else shares[missing].sum())
     of = "genes" if shares is None else "counts"
     told = (
@@ -108,7 +114,7 @@ def match_query(
     if share > most_missing:
         hint = "" if key is not None else "; if its genes go by other names, name the column of adata.var as gene_key"
         raise ValueError(f"{told}; at most {most_missing:.1%} may be missing (most_missing){hint}")
-    warnings.warn(f"{told}; they count as zero", stacklevel=4)
+    warnings.warn(f"{told}; they count as zero", stacklevel=3)
     return GeneMatch(key, tuple(genes[missing]))
 
 
@@ -151,15 +157,15 @@ def new_batches(adata: "AnnData", known: Covariates, key: str | None) -> tuple[C
     return known.with_batches(key, new), len(new)
 
 
-def warn_of_few_cells(rows: CellRows, covariates: Covariates, batch: Tensor, n: int) -> None:
+def warn_of_few_cells(covariates: Covariates, batch: Tensor, n: int) -> None:
     """One warning, if there are fewer than ten cells in some of the n last batches; ``batch`` (N,) is that of cells."""
     sizes = torch.bincount(batch, minlength=len(covariates.batches))[-n:]
     few = [name for name, size in zip(covariates.batches[-n:], sizes, strict=True) if size < FEW_CELLS]
     if few:
         warnings.warn(
-            f"fewer than {FEW_CELLS} cells in {len(few)} of {n} new batches, {quoted(few, 3)}, from which little can be "
-            "learned",
-            stacklevel=4,
+            f"fewer than {FEW_CELLS} cells in {len(few)} of {n} new batches, {quoted(few, 3)}, from which little can "
+            "be learned",
+            stacklevel=3,
         )
 
 
@@ -195,6 +201,42 @@ def learn_batches(
     return grown.requires_grad_(False), [row["elbo"] for row in history]
 
 
-def check_new_clusters(new_clusters: str | None) -> None:
-    """Raise ``ValueError`` for anything but None or "auto"."""
+def check_new_clusters(new_clusters: str | None, novel_below: float) -> None:
+    """Raise ``ValueError`` for anything but None or "auto", or for a threshold that is no probability."""
     check_choice("new_clusters", new_clusters, NEW_CLUSTERS)
+    check_share("novel_below", novel_below)
+
+
+# Clusters
+
+
+def new_components(
+    vae: SingleCellVAE, rows: CellRows, novel: np.ndarray, known: int, seed: int
+) -> tuple[SingleCellVAE, np.ndarray]:
+    """A model with components for the cells at these positions (M,), and the cluster of each of those, from 0.
+
+    They are found as those of a fit are (:mod:`pyro_vmm.priors.moves`), among these cells alone. One that fewer cells
+    make up than fill a covariance, D + 1, is left out.
+
+    Arguments:
+        vae: the model that reads these cells.
+        rows: all of the query's cells.
+        novel: positions of those that no cluster explains.
+        known: of how many cells the components of ``vae`` are.
+        seed: of which cells are looked at, where there are more than settling looks at.
+    """
+    some = torch.as_tensor(novel)[some_rows(len(novel), seed)]
+    least = vae.prior.latent_dim + 2
+    if len(some) < least:
+        return vae, np.empty(0, int)
+    encoded, _ = encode(vae, rows, some)
+    sharp, family = sharpened(encoded), vae.prior.covariance
+    labels = find_components(sharp, np.zeros(len(some), int), MOST_NEW, family.vague, family.fitted)
+    large = np.bincount(labels) >= least
+    if not large.any():
+        return vae, np.empty(0, int)
+    kept = large[labels]
+    labels, encoded, sharp, some = compact(labels[kept]), encoded[kept], sharp[kept], some[torch.as_tensor(kept)]
+    found = places(vae, rows, some, encoded, labels)
+    share = found.count * (len(novel) / max(len(kept), 1) / known)
+    return with_components(vae, found, share), find_groups(sharp, labels)

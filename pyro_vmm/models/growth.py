@@ -36,12 +36,11 @@ def with_batches(vae: SingleCellVAE, n: int, library: tuple[Tensor, Tensor] | No
     grown.held = True
     before, layout = vae.layout, vae.layout.with_batches(vae.layout.n_batches + n)
     trained = grown.likelihood.add_batches(layout)
-    bodies = [(grown.encoder.body, before.n_genes)] + ([] if grown.library is None else [_library(grown)])
-    for body, start in bodies:
-        features, layers = body[0], _layers(body)
-        if features.covariates:
-            trained.append(_widen(layers, start, before.n_batches, n))
-    trained.append(_widen(grown.decoder.body, vae.prior.latent_dim, before.n_batches, n))
+    # Of each network the layers, and how many of their inputs come before the batch.
+    networks = [(grown.decoder.body, vae.prior.latent_dim)]
+    bodies = [grown.encoder.body] + ([] if grown.library is None else [grown.library.encoder])
+    networks += [(body[1], before.n_genes) for body in bodies if body[0].covariates]
+    trained += [_widen(layers, start, before.n_batches, n) for layers, start in networks]
     if grown.library is not None and library is not None:
         grown.library.add_batches(*library)
     if grown.balance is not None:
@@ -52,21 +51,13 @@ def with_batches(vae: SingleCellVAE, n: int, library: tuple[Tensor, Tensor] | No
     return grown
 
 
-def _library(vae: SingleCellVAE) -> tuple[nn.Module, int]:
-    assert vae.library is not None
-    return vae.library.encoder, vae.layout.n_genes
-
-
-def _layers(body: nn.Module) -> nn.Module:
-    """The layers after the features that an encoder sees."""
-    return body[1]
-
-
 def _widen(layers: nn.Module, start: int, known: int, n: int) -> nn.Parameter:
     """Give the first layer n inputs after those of the known batches, which begin at ``start``; their weights."""
     first = layers[0]
-    weights = first.weights(start, known) if isinstance(first, WidenedLinear) else first.weight[:, start : start + known]
-    at = first.start if isinstance(first, WidenedLinear) else start + known
+    if isinstance(first, WidenedLinear):
+        at, weights = first.start, first.weights(start, known)
+    else:
+        at, weights = start + known, first.weight[:, start : start + known]
     layers[0] = WidenedLinear(first, at, weights.detach().mean(1, keepdim=True).repeat(1, n))
     return layers[0].added
 

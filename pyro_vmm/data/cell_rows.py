@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -138,6 +138,11 @@ class Covariates:
     def batches(self) -> tuple[str, ...]:
         """The names of the batches, (B,); a model of one batch calls it "all"."""
         return ("all",) if self.categorical[0] is None else self.categorical[0].names
+
+    def with_batches(self, key: str, names: Sequence[str]) -> "Covariates":
+        """The same with further batches, in another column of ``adata.obs`` or the same."""
+        batch = Categories("batch_key", str(key), (*self.batches, *names))
+        return replace(self, categorical=(batch, *self.categorical[1:]))
 
     def layout(self, n_genes: int) -> CellLayout:
         """The columns of a cell."""

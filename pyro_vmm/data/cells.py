@@ -39,27 +39,41 @@ class CellBatches:
         adata: N cells, in memory or in a file, a view or not. A file is an ``.h5ad`` opened with ``backed="r"``, or an
             AnnData made around a matrix in one, such as ``anndata.io.sparse_dataset(zarr.open("cells.zarr")["X"])``.
         layer: the layer of ``adata`` that holds the counts; None for ``adata.X``.
-        columns: positions of the genes wanted, (G,), in their order (see ``match_genes``); None for all of them.
+        columns: positions of the genes wanted, (G,), in their order (see ``match_genes``); None for all of them. A gene
+            at -1 is not there: it has zeros.
+        names: of the genes wanted, (G,); None for those in ``adata``.
 
     A CSC matrix is converted to CSR once, in memory; anything else stays what and where it is. Of a file, some blocks
     of rows are in memory at once, as they are stored (see :mod:`pyro_vmm.data.blocks`).
     """
 
-    def __init__(self, adata: "AnnData", layer: str | None = None, columns: np.ndarray | None = None):
+    def __init__(
+        self,
+        adata: "AnnData",
+        layer: str | None = None,
+        columns: np.ndarray | None = None,
+        names: Sequence[str] | np.ndarray | None = None,
+    ):
         require_anndata(adata)
         cells, genes, source = None, None, adata
+        self._present = None  # where the genes that are there belong, if there are others
+        if columns is not None and (columns < 0).any():
+            self._present = np.flatnonzero(columns >= 0)
         if adata.is_view and _has_no_views(_stored(adata._adata_ref, layer)):
             # The view's own matrix would be read as a whole; only private names tell which rows of the file it shows.
             source = adata._adata_ref
             cells, genes = np.arange(source.n_obs)[adata._oidx], np.arange(source.n_vars)[adata._vidx]
         if columns is not None:
-            genes = columns if genes is None else genes[columns]
+            there = columns if self._present is None else columns[self._present]
+            genes = there if genes is None else genes[there]
         self._matrix = _by_rows(counts_matrix(source, layer), _place(layer), source.file)
         self._cells, self._genes = cells, genes
         self.adata, self.layer = adata, layer
         self.all_genes = columns is None
         self.cell_names = adata.obs_names
         self.gene_names = adata.var_names if columns is None else adata.var_names[columns]
+        if names is not None:
+            self.gene_names = pd.Index(names)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -103,7 +117,8 @@ class CellBatches:
         if self._cells is not None:
             index = self._cells[index]
         block = self._matrix.rows(index) if isinstance(self._matrix, RowFile) else self._matrix[index]
-        return native(block if self._genes is None else block[:, self._genes])
+        block = native(block if self._genes is None else block[:, self._genes])
+        return block if self._present is None else _spread(block, self._present, self.shape[1])
 
 
 def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
@@ -180,20 +195,42 @@ def require_anndata(adata: Any) -> None:
         raise ValueError(f"adata is a {kind}, expected an AnnData{advice}")
 
 
-def match_genes(adata: "AnnData", var_names: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Positions in ``adata`` of the genes of these names, (G,), in their order; ``adata`` may have others besides."""
+def match_genes(adata: "AnnData", var_names: Sequence[str] | np.ndarray, absent: Sequence[str] = ()) -> np.ndarray:
+    """Positions in ``adata`` of the genes of these names, (G,), in their order; ``adata`` may have others besides.
+
+    A gene that is missing is an error, unless it is one of ``absent``: its position is then -1.
+    """
     require_anndata(adata)
-    wanted = pd.Index(var_names)
-    missing = wanted[~wanted.isin(adata.var_names)]
+    positions = find_genes(adata.var_names, var_names)
+    missing = pd.Index(var_names)[positions < 0].difference(absent, sort=False)
     if len(missing):
         raise ValueError(
             f"adata lacks {len(missing)} of the {len(var_names)} genes that the model was trained on: "
             f"{quoted(missing)}; its own var_names start with {quoted(adata.var_names, limit=3)}"
         )
-    twice = adata.var_names[adata.var_names.duplicated()].unique().intersection(var_names)
+    return positions
+
+
+def find_genes(
+    names: pd.Index, wanted: Sequence[str] | np.ndarray, place: str = "adata.var_names", advice: str | None = None
+) -> np.ndarray:
+    """Positions of the wanted genes among these names, (G,), -1 where a gene is missing.
+
+    Arguments:
+        names: of the genes in ``adata``.
+        wanted: the genes, in their order.
+        place: where the names are, for the error.
+        advice: how to make them unique.
+
+    Raises:
+        ValueError: a wanted gene is there more than once.
+    """
+    twice = names[names.duplicated()].unique().intersection(wanted)
     if len(twice):
-        raise ValueError(_told_twice("gene", "var", twice))
-    return adata.var_names.get_indexer_for(var_names)
+        raise ValueError(_told_twice("gene", place, twice, advice))
+    first = np.flatnonzero(~names.duplicated())
+    found = names[first].get_indexer(wanted)
+    return np.where(found < 0, -1, first[found])
 
 
 # --- checks ---
@@ -256,7 +293,7 @@ def _check_names(cells: CellBatches) -> None:
                 f"adata.{attribute}_names holds {len(strange)} {kind} names that are not text: {quoted(strange)}"
             )
         if not names.is_unique:
-            raise ValueError(_told_twice(kind, attribute, names[names.duplicated()].unique()))
+            raise ValueError(_told_twice(kind, f"adata.{attribute}_names", names[names.duplicated()].unique()))
 
 
 def _check_block(cells: CellBatches, start: int, block: sparse.csr_matrix) -> None:
@@ -406,10 +443,10 @@ def _check_nonzero(cells: CellBatches, kind: str, kept: np.ndarray) -> None:
     )
 
 
-def _told_twice(kind: str, attribute: str, names: pd.Index) -> str:
+def _told_twice(kind: str, place: str, names: pd.Index, advice: str | None = None) -> str:
     return (
-        f"adata.{attribute}_names holds {len(names)} {kind} names more than once: {quoted(names)}; expected each once. "
-        f"Make them unique: adata.{attribute}_names_make_unique()"
+        f"{place} holds {len(names)} {kind} names more than once: {quoted(names)}; expected each once. "
+        f"{advice or f'Make them unique: {place}_make_unique()'}"
     )
 
 
@@ -436,6 +473,16 @@ def _in_file(matrix: Any) -> bool:
 def _has_no_views(matrix: Any) -> bool:
     """Whether AnnData takes no part of it, or reads all of it to do so."""
     return _in_file(matrix) or (sparse.issparse(matrix) and not is_native(matrix.dtype))
+
+
+def _spread(block: np.ndarray | sparse.csr_matrix, positions: np.ndarray, n: int) -> np.ndarray | sparse.csr_matrix:
+    """Columns (M, P) at their positions (P,) among n, the others zero, (M, n)."""
+    if isinstance(block, np.ndarray):
+        spread = np.zeros((len(block), n), block.dtype)
+        spread[:, positions] = block
+        return spread
+    block = sparse.csr_matrix(block)
+    return sparse.csr_matrix((block.data, positions[block.indices], block.indptr), shape=(block.shape[0], n))
 
 
 def _dense(block: np.ndarray | sparse.csr_matrix) -> Tensor:

@@ -51,6 +51,30 @@ def batch_shares(
     return table(counts / counts.sum(1, keepdims=True).clip(1), names)
 
 
+def more_shares(
+    before: pd.DataFrame,
+    sizes: np.ndarray,
+    clusters: np.ndarray,
+    batch: np.ndarray,
+    n_clusters: int,
+    names: Sequence[str],
+) -> pd.DataFrame:
+    """:func:`batch_shares` with further cells.
+
+    Arguments:
+        before: the shares, of the first of these batches.
+        sizes: cells in each cluster that they are of.
+        clusters, batch: of each further cell, (N,).
+        n_clusters: of all of them.
+        names: of the batches, (B,).
+    """
+    counts = np.zeros((n_clusters + 1, len(names)))
+    counts[: len(sizes), : before.shape[1]] = sizes[:, None] * before.to_numpy()[: len(sizes)]
+    np.add.at(counts, (clusters, batch), 1)
+    counts[-1] = counts[:-1].sum(0)
+    return table(counts / counts.sum(1, keepdims=True).clip(1), names)
+
+
 def table(shares: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
     """Name the rows and columns of shares (clusters + 1, B)."""
     clusters = pd.Index([*map(str, range(len(shares) - 1)), "all"], name="cluster")
@@ -76,7 +100,7 @@ def check_key(key: str, read: Collection[str]) -> None:
     """
     if not isinstance(key, str) or key in ("", ".") or "/" in key:
         raise ValueError(f"key_added={key!r} should be a name without '/': files of AnnData can't hold others")
-    for column in columns(key):
+    for column in (*columns(key), f"{key}_novelty"):
         if column in read:
             raise ValueError(
                 f"key_added={key!r} would replace the column {column!r} of adata.obs, which the model reads"
@@ -97,7 +121,9 @@ def check_writable(adata: "AnnData") -> None:
         check_members(adata)
 
 
-def write(adata: "AnnData", key: str, z: np.ndarray, summary: np.ndarray, model: Fitted) -> None:
+def write(
+    adata: "AnnData", key: str, z: np.ndarray, summary: np.ndarray, model: Fitted, novelty: np.ndarray | None = None
+) -> None:
     """Write an embedding, and cluster, its probability and the entropy, and what the model says of itself.
 
     All of it survives ``write_h5ad``.
@@ -108,6 +134,7 @@ def write(adata: "AnnData", key: str, z: np.ndarray, summary: np.ndarray, model:
         z: (N, D).
         summary: cluster, probability, entropy, (N, 3).
         model: what found them.
+        novelty: of each cell, (N,); None to write none.
     """
     if adata.is_view:
         adata._init_as_actual(adata.copy())  # as scanpy does: without a warning
@@ -116,6 +143,8 @@ def write(adata: "AnnData", key: str, z: np.ndarray, summary: np.ndarray, model:
     values = categorical(cluster.astype(int), model.n_components_), probability.astype(z.dtype), entropy.astype(z.dtype)
     for column, value in zip(columns(key), values, strict=True):
         adata.obs[column] = value
+    if novelty is not None:
+        adata.obs[f"{key}_novelty"] = novelty.astype(z.dtype)
     # Another annotation's colours may have other clusters in mind.
     adata.uns.pop(f"{key}_colors", None)
     adata.uns[key] = {

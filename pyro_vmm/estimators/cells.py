@@ -1,5 +1,6 @@
 """The estimator of single cells: AnnData in, an integrated and clustered AnnData out."""
 
+import copy
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,16 +13,20 @@ from torch import Tensor
 
 from pyro_vmm.data.cell_rows import CellRows, Covariates
 from pyro_vmm.data.cells import CellBatches, check_cells, require_anndata
-from pyro_vmm.estimators import annotation, building, choices, storing
+from pyro_vmm.estimators import annotation, building, choices, mapping, storing
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.explained_cells import ExplainedCells
+from pyro_vmm.estimators.novelty import Usual
 from pyro_vmm.estimators.settings import DTYPES, CellSettings
 from pyro_vmm.likelihoods import CellLikelihood, of_counts
 from pyro_vmm.models import SingleCellVAE
+from pyro_vmm.models.growth import blank_components, with_batches
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.priors.pseudo_inputs import CellPseudoInputs
+from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.device_rows import resident, subset
-from pyro_vmm.runtime.settings import settings
+from pyro_vmm.runtime.rows import Rows
+from pyro_vmm.runtime.settings import AUTO, settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -148,10 +153,13 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         x_val = subset(x, val) if len(val) else None
         self._train(subset(x, train), x_val, callbacks=callbacks, checkpoint=writer, state=state)
         self._number_clusters(x)
-        self._count_batches(design)
+        self._look_at_clusters(x, design)
         return self
 
-    def _count_batches(self, design: Tensor) -> None:
+    def _look_at_clusters(self, x: Rows, design: Tensor) -> None:
+        """Say which batches the clusters are of, and what is usual in them, by the cells of the fit."""
+        self.usual_ = Usual.of(self._looked_at(x), int(self.labels_.max()) + 1, self.validation_rows_)
+        self.shifts_ = np.full(self.layout_.n_batches, self.usual_.unseen)
         batch = self.layout_.batch(design).argmax(1).numpy()
         self.batch_shares_ = annotation.batch_shares(self.labels_, batch, self.labels_.max() + 1, self.batches_)
 
@@ -163,9 +171,99 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             adata: the cells that the model was fitted to, which are numbered anew.
         """
         rows = self._rows(adata)
+        if self.mappings_:
+            raise ValueError("a model that cells were mapped onto can't be merged: merge the reference, and map again")
         merged = self._merged(n_clusters, rows)
-        merged._count_batches(rows.design)
+        merged._look_at_clusters(rows, rows.design)
         return merged
+
+    # Mapping
+
+    def map_query(
+        self,
+        adata: "AnnData",
+        batch_key: str | None = None,
+        *,
+        gene_key: str | None = None,
+        most_missing: float = 0.2,
+        new_clusters: str | None = None,
+        novel_below: float = 0.01,
+        epochs: int | str = AUTO,
+        learning_rate: float = 5e-3,
+        batch_size: int = 128,
+    ) -> "SingleCellVMM":
+        """A model that takes these cells too, of batches that this one does not know; this one stays as it is.
+
+        Of a new batch the weights are trained that bring it into the first layers of the networks, and its dispersions
+        and library sizes where the model has those by batch (scArches, Lotfollahi et al., Nature Biotechnology 40:121,
+        2022). All else is held: cells of known batches get the same answers, bit for bit. Without a new batch nothing
+        is trained. ``labels_``, ``weights_``, ``history_`` and what else tells of the fit stay those of the reference.
+
+        Arguments:
+            adata: M cells with raw counts, in memory or in a file. Further genes are ignored.
+            batch_key: the column of ``adata.obs`` that holds the batch; None for that of the reference. A batch of a
+                name that the reference knows is that batch. The new model reads this column of all cells; those of a
+                reference without a column of batches are of the batch "all".
+            gene_key: the column of ``adata.var`` that holds the genes' names as the reference has them; None for
+                ``adata.var_names``. The new model goes by it where that finds more genes.
+            most_missing: genes that are missing count as zero, with a warning, as long as they have no larger share of
+                the counts that the reference expects.
+            new_clusters: "auto" to add clusters for cells of a novelty below ``novel_below``, numbered after the
+                reference's. The weights of the reference's clusters relative to each other stay, and their components;
+                their probabilities fall for cells that a new one explains.
+            novel_below: see ``new_clusters``.
+            epochs: at most so many passes over the cells of new batches; "auto" for 5 / learning_rate steps, at least
+                10 passes.
+            learning_rate: of Adam; it falls to nothing over the second half of the epochs.
+            batch_size: cells in a minibatch.
+
+        Raises:
+            ValueError: what is wrong with an argument, the genes, the counts or a column, before any training.
+        """
+        how = mapping.QueryTraining(epochs, learning_rate, batch_size)
+        mapping.check_new_clusters(new_clusters, novel_below)
+        check_is_fitted(self)
+        require_anndata(adata)
+        match = mapping.match_query(adata, self.genes_, self.vae_, gene_key, most_missing)
+        covariates, n_new = mapping.new_batches(adata, self.covariates_, batch_key)
+        model = copy.deepcopy(self)
+        model.gene_match_, model.covariates_ = match, covariates
+        model.batch_key = None if covariates.categorical[0] is None else covariates.categorical[0].key
+        model.layout_ = covariates.layout(len(self.genes_))
+        rows, elbo = model._rows(adata), []
+        batch = model.layout_.batch(rows.design).argmax(1)
+        if n_new:
+            mapping.warn_of_few_cells(covariates, batch, n_new)
+            model.vae_, elbo = mapping.learn_batches(self.vae_, rows, batch, n_new, how, self.seed_, self.progress)
+        known = mapping.Mapped(self.layout_.n_batches, self.n_components_, len(rows), tuple(elbo))
+        model.mappings_ = (*self.mappings_, known)
+        model._judge(rows, batch.numpy(), n_new, novel_below if new_clusters == AUTO else 0.0)
+        return model
+
+    def _judge(self, rows: CellRows, batch: np.ndarray, n_new: int, novel_below: float) -> None:
+        """Tell what is usual in new batches, add components for novel cells, and count the cells of clusters."""
+        if self.usual_ is not None:
+            cells = self._looked_at(rows)
+            new = range(self.layout_.n_batches - n_new, self.layout_.n_batches)
+            self.shifts_ = np.append(self.shifts_, [self.usual_.shift(cells[batch == code]) for code in new])
+        if novel_below:
+            self._add_clusters(rows, np.flatnonzero(self._novelty(rows) < novel_below))
+        sizes = np.bincount(self.labels_, minlength=len(self.batch_shares_) - 1)
+        n_clusters, shares = int(self.cluster_of_component_.max()) + 1, self.batch_shares_
+        self.batch_shares_ = annotation.more_shares(
+            shares, sizes, self._clusters(rows), batch, n_clusters, self.batches_
+        )
+
+    def _add_clusters(self, rows: CellRows, novel: np.ndarray) -> None:
+        """Add clusters for cells at these positions."""
+        before = int(self.cluster_of_component_.max()) + 1
+        self.vae_, groups = mapping.new_components(self.vae_, rows, novel, len(self.labels_), self.seed_)
+        self.n_components_ = self.vae_.prior.n_components
+        self.tree_ = None  # which is of the reference's components
+        self.cluster_of_component_ = np.append(self.cluster_of_component_, before + groups)
+        with torch.no_grad():
+            self.component_weights_ = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
+        self.weights_ = self._by_cluster(self.component_weights_)
 
     def fit_predict(self, adata: "AnnData", y=None, **arguments) -> np.ndarray:
         """:meth:`fit`, then the cluster of each cell, (N,)."""
@@ -264,6 +362,10 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             "library_size": self.library_size_,
             "batch_shares": torch.as_tensor(self.batch_shares_.to_numpy()),
         }
+        if self.usual_ is not None:
+            fitted["usual"] = storing.usual_to_plain(self.usual_, self.shifts_)
+        if self.mappings_:
+            fitted["mapped"] = storing.mappings_to_plain(self.mappings_, self.gene_match_)
         self._save(path, fitted)
 
     @classmethod
@@ -282,16 +384,33 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             several = (model.categorical_covariate_keys or (), model.continuous_covariate_keys or ())
             keys = [model.batch_key, *several[0], *several[1], model.size_factor_key]
             model.covariates_ = storing.covariates(fitted, keys)
-        model.layout_ = model.covariates_.layout(len(model.genes_))
+        model.mappings_, model.gene_match_ = storing.mappings(fitted)
+        layout = model.covariates_.layout(len(model.genes_))
         model.library_size_ = fitted.positive("library_size")
-        shares = fitted.floats("batch_shares", (int(model.labels_.max()) + 2, model.layout_.n_batches))
+        clusters = model.cluster_of_component_ if model.mappings_ else model.labels_
+        shares = fitted.floats("batch_shares", (int(clusters.max()) + 2, layout.n_batches))
         model.batch_shares_ = annotation.table(shares.numpy(), model.batches_)
+        model.usual_, model.shifts_ = storing.usual(fitted, layout.n_batches)
         model._restore_training(path)
         with storing.restoring(path), building.random_start(model.seed_):
-            likelihood, unknown = model._build_likelihood(), torch.zeros(model.layout_.n_batches)
-            vae = model._build_vae(likelihood, (unknown, unknown) if model.library == "inferred" else None)
-            initial = torch.zeros(model.n_components_, model.layout_.width)
-            vae.prior = model._build_prior(initial, likelihood.counts)
-            model.vae_ = model._place(vae)
+            model.vae_ = model._place(model._build_alike(layout))
         storing.load_state(model.vae_, entries)
         return model
+
+    def _build_alike(self, layout: CellLayout) -> SingleCellVAE:
+        """A model of cells of this layout to load into: that of the fit, with what mappings have added."""
+        whole = self.n_components_
+        self.layout_ = layout
+        if self.mappings_:
+            before = self.mappings_[0]
+            self.layout_, self.n_components_ = layout.with_batches(before.n_batches), before.n_components
+        likelihood, unknown = self._build_likelihood(), torch.zeros(self.layout_.n_batches)
+        vae = self._build_vae(likelihood, (unknown, unknown) if self.library == "inferred" else None)
+        initial = torch.zeros(self.n_components_, self.layout_.width)
+        vae.prior = self._build_prior(initial, likelihood.counts)
+        if more := whole - self.n_components_:
+            vae = blank_components(vae, more)
+        if new := layout.n_batches - self.layout_.n_batches:
+            vae = with_batches(vae, new, (torch.zeros(new), torch.zeros(new)))
+        self.layout_, self.n_components_ = layout, whole
+        return vae

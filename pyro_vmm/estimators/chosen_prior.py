@@ -115,7 +115,9 @@ class ChosenPrior(Estimator):
         if len(x) != len(self.labels_):
             raise ValueError(f"there are {len(x)} rows, expected the {len(self.labels_)} that the model was fitted to")
         if self.tree_ is None:
-            raise ValueError("this model is of a file from before there was a tree: fit it again")
+            raise ValueError(
+                "there is no tree_: the model has new clusters, or is of a file from before there was one; fit it again"
+            )
         merged = copy.deepcopy(self)
         merged.cluster_of_component_ = cut(self.tree_, self.cluster_of_component_, n_clusters)
         merged._number_clusters(x)

@@ -9,17 +9,22 @@ import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
+from torch.nn import functional as F
 
 from pyro_vmm.data.cell_rows import CellRows, Covariates
-from pyro_vmm.data.cells import CellBatches, check_cells, match_genes
+from pyro_vmm.data.cells import CellBatches, check_cells
+from pyro_vmm.data.genes import GeneMatch
 from pyro_vmm.estimators import annotation
 from pyro_vmm.estimators.base import DTYPES, Estimator, typical
+from pyro_vmm.estimators.mapping import Mapped
+from pyro_vmm.estimators.novelty import Cells, Usual
 from pyro_vmm.likelihoods import CellLikelihood
 from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_positive, check_whole
 from pyro_vmm.runtime.randomness import seeded
+from pyro_vmm.runtime.rows import Rows
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,6 +48,19 @@ class FittedCells(Estimator):
     genes_: np.ndarray
     library_size_: float
     batch_shares_: pd.DataFrame
+    #: How cells tell their genes; those that are mapped may do so in other ways than those of the fit.
+    gene_match_ = GeneMatch()
+    #: The calls of ``map_query`` that this model comes from.
+    mappings_: tuple[Mapped, ...] = ()
+    #: What novelty is measured by; None of a model from a file that lacks it.
+    usual_: Usual | None = None
+    #: By how much the counts of each batch are less usual than the reference's, (B,).
+    shifts_: np.ndarray
+
+    def _forget(self) -> None:
+        super()._forget()
+        for name in ("gene_match_", "mappings_", "usual_", "shifts_"):
+            self.__dict__.pop(name, None)
 
     @property
     def batches_(self) -> tuple[str, ...]:
@@ -61,11 +79,51 @@ class FittedCells(Estimator):
         """q(c | x) at the mean of q(z | x), (N, K)."""
         return self._probabilities(self._rows(adata))
 
+    def novelty(self, adata: "AnnData") -> np.ndarray:
+        """How well the clusters explain each cell, (N,): a p-value by the reference's own cells.
+
+        Near 0 for a cell that no cluster explains, such as one of a type that the reference lacks; uniform over the
+        reference's cells. See :mod:`pyro_vmm.estimators.novelty`.
+
+        Arguments:
+            adata: cells of known batches.
+
+        Raises:
+            ValueError: the model is from a file of before there was novelty.
+        """
+        return self._novelty(self._rows(adata))
+
+    def _novelty(self, rows: CellRows) -> np.ndarray:
+        if self.usual_ is None:
+            raise ValueError("the model was saved before there was novelty; fit it again")
+        batch = self.layout_.batch(rows.design).argmax(1).numpy()
+        return self.usual_.novelty(self._looked_at(rows), self.shifts_[batch])
+
+    def _looked_at(self, x: Rows) -> Cells:
+        """What novelty looks at."""
+        with torch.no_grad():
+            p_z = self.vae_.prior(self.vae_.encoder)
+        there = torch.as_tensor(~np.isin(self.genes_, self.gene_match_.absent), device=self._own_device())
+        counts = self.vae_.likelihood.counts
+
+        def look(cells: Tensor) -> Tensor:
+            z, x = self.vae_.encoder(cells).mean, self.layout_.counts(cells)
+            decoded = self.vae_.likelihood.expression(self.vae_.decoder(z, self.layout_.covariates(cells)))
+            x, decoded = x * there, decoded * there
+            if counts:
+                x, decoded = x.sqrt(), decoded.sqrt()
+            size = self.layout_.library(cells)[:, 0].log() if counts else torch.zeros_like(z[:, 0])
+            return torch.stack([p_z.log_prob(z), F.cosine_similarity(x, decoded, dim=-1), size], -1)
+
+        found = self._batched(look, x, self._rows_at_once()).astype(float)
+        return Cells(self._clusters(x), *found.T)
+
     def annotate(self, adata: "AnnData", key_added: str = "vmm") -> "AnnData":
         """Write the embedding and the clusters into ``adata``, and return it.
 
         - ``obsm["X_vmm"]``: the means of q(z | x), (N, D);
         - ``obs["vmm"]``: the cluster, a categorical, largest cluster first;
+        - ``obs["vmm_novelty"]``, of a model that cells were mapped onto: see :meth:`novelty`;
         - ``obs["vmm_probability"]``: that cluster's probability q(c | x); ``obs["vmm_entropy"]``: q(c | x)'s entropy;
         - ``uns["vmm"]``: weights, batch shares, history, settings, versions.
 
@@ -78,7 +136,8 @@ class FittedCells(Estimator):
         rows = self._rows(adata)
         annotation.check_writable(adata)
         summary = self._probabilities(rows, annotation.summary)
-        annotation.write(adata, key_added, self._latent_means(rows), summary, self)
+        novelty = self._novelty(rows) if self.mappings_ and self.usual_ is not None else None
+        annotation.write(adata, key_added, self._latent_means(rows), summary, self, novelty)
         return adata
 
     def normalized_expression(
@@ -189,7 +248,7 @@ class FittedCells(Estimator):
     def _rows(self, adata: "AnnData") -> CellRows:
         """Cells of this ``adata`` as the model reads them, genes matched by name."""
         check_is_fitted(self)
-        counts = CellBatches(adata, self.layer, match_genes(adata, self.genes_))
+        counts = CellBatches(adata, self.layer, self.gene_match_.positions(adata, self.genes_), self.genes_)
         totals = check_cells(counts, self.vae_.likelihood.counts, training=False)
         design = self.covariates_.design(adata, totals)
         rows = CellRows(counts, design, self._own_device(), DTYPES[self.dtype])

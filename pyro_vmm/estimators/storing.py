@@ -16,6 +16,9 @@ import torch
 from torch import nn
 
 from pyro_vmm.data.cell_rows import Covariates
+from pyro_vmm.data.genes import GeneMatch
+from pyro_vmm.estimators.mapping import Mapped
+from pyro_vmm.estimators.novelty import QUANTILES, Usual
 from pyro_vmm.inference.state import COLUMNS, check_model
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
 from pyro_vmm.priors import Covariance, Prior
@@ -160,6 +163,49 @@ def covariates(fitted: Entries, keys: Sequence[str | None]) -> Covariates:
     if restored.keys != (wanted := tuple(str(key) for key in keys if key is not None)):
         raise found.wrong(f"it is of the columns {restored.keys}, and params of {wanted}")
     return restored
+
+
+def mappings_to_plain(mappings: Sequence[Mapped], genes: GeneMatch) -> dict:
+    """How a model was mapped, for a file."""
+    calls = [{**asdict(each), "elbo": list(each.elbo)} for each in mappings]
+    return {"calls": calls, "gene_key": genes.key, "absent": list(genes.absent)}
+
+
+def mappings(fitted: Entries) -> tuple[tuple[Mapped, ...], GeneMatch]:
+    """What :func:`mappings_to_plain` wrote; of a model that was not mapped there is nothing."""
+    if "mapped" not in fitted:
+        return (), GeneMatch()
+    found = fitted.part("mapped")
+    calls = tuple(
+        Mapped(
+            each.whole("n_batches", 1),
+            each.whole("n_components", 1),
+            each.whole("cells", 1),
+            tuple(each.each("elbo", float, "numbers")),
+        )
+        for each in found.parts("calls", least=1)
+    )
+    key = found.content.get("gene_key")
+    if not (key is None or isinstance(key, str)):
+        raise found.wrong("gene_key should be text, or none")
+    return calls, GeneMatch(key, tuple(found.each("absent", str, "names")))
+
+
+def usual_to_plain(usual: Usual, shifts: np.ndarray) -> dict:
+    """What novelty is measured by, for a file."""
+    tensors = {name: torch.as_tensor(getattr(usual, name)) for name in ("latent", "counts", "quantiles")}
+    return {**tensors, "n": usual.n, "unseen": usual.unseen, "shifts": torch.as_tensor(shifts)}
+
+
+def usual(fitted: Entries, n_batches: int) -> tuple[Usual | None, np.ndarray]:
+    """What :func:`usual_to_plain` wrote; of a file from before there was novelty there is nothing."""
+    if "usual" not in fitted:
+        return None, np.zeros(n_batches)
+    found = fitted.part("usual")
+    latent, quantiles = found.floats("latent"), found.floats("quantiles", (QUANTILES,))
+    counts = found.floats("counts", (len(latent), 3))
+    usual = Usual(latent.numpy(), counts.numpy(), quantiles.numpy(), found.whole("n", 1), found.number("unseen"))
+    return usual, found.floats("shifts", (n_batches,)).numpy()
 
 
 def _texts(values) -> bool:

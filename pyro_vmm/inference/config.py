@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from pyro_vmm.runtime.checks import check_choice, is_real
+from pyro_vmm.runtime.checks import check_choice, check_share
 from pyro_vmm.runtime.precision import PRECISIONS
 from pyro_vmm.runtime.settings import (
     POSITIVE,
@@ -25,11 +25,6 @@ from pyro_vmm.runtime.settings import (
 
 MONITORS = ("val_elbo", "val_nmi")
 CAPTURES = ("auto", True, False)
-
-
-def _check_share(name: str, value: Any) -> None:
-    if not (is_real(value) and 0 <= value <= 1):
-        raise ValueError(f"{name}={value!r} should be between 0 and 1")
 
 
 @settings
@@ -55,7 +50,7 @@ class Optimisation:
     decay_fraction: float = setting(
         default=0.0,
         help="share of the epochs, the last, over which the rates fall",
-        values=Values(_check_share, float),
+        values=Values(check_share, float),
         metavar="F",
     )
     patience: int | None = setting(

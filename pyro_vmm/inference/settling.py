@@ -68,7 +68,7 @@ def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
     sharp, family = sharpened(encoded), prior.covariance
     found = find_components(sharp, before, prior.n_components, family.vague, family.fitted)
     with exclusive(), inference_mode(vae):
-        prior.place(_places(vae, x, rows, encoded, found), _slots(found, before, prior.n_components), vae.encoder)
+        prior.place(places(vae, x, rows, encoded, found), _slots(found, before, prior.n_components), vae.encoder)
     labels = responsibilities(vae, encoded).argmax(1)
     used, present = np.unique(labels, return_inverse=True)
     groups = np.full(prior.n_components, -1)
@@ -118,7 +118,16 @@ def responsibilities(vae: LatentVariableModel, encoded: Encoded) -> np.ndarray:
     return torch.cat([clustering.responsibilities(part.to(origin)).cpu() for part in parts]).numpy()
 
 
-def _places(vae: LatentVariableModel, x: Rows, rows: Tensor, encoded: Encoded, labels: np.ndarray) -> Places:
+def places(vae: LatentVariableModel, x: Rows, rows: Tensor, encoded: Encoded, labels: np.ndarray) -> Places:
+    """Where components of these labels (n,) belong: the moments of their encoded rows, and the rows near their means.
+
+    Arguments:
+        vae: what has encoded them.
+        x: all rows.
+        rows: positions of those encoded, (n,).
+        encoded: what the encoder makes of them.
+        labels: the component of each, numbered from 0 without gaps.
+    """
     moments = Moments.of(encoded, labels, labels.max() + 1)
     mean, covariance = moments.mean, moments.covariance
     near = np.empty((len(moments), CANDIDATES), dtype=int)

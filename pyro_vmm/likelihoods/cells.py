@@ -60,6 +60,14 @@ class CellLikelihood(nn.Module, ABC):
         """The decoder's first row, (..., G)."""
         return h if self.outputs_per_gene == 1 else h[..., 0, :]
 
+    def add_batches(self, layout: CellLayout) -> list[nn.Parameter]:
+        """Take the cells of this layout, which has further batches, in place; what is to be trained for those.
+
+        A likelihood with parameters by batch extends them, and leaves those of the batches that it knows as they are.
+        """
+        self.layout = layout
+        return []
+
     def check(self, values: Tensor) -> None:
         """Raise ``ValueError`` if values (M, G), already known to be counts where they should be, have no density."""
 
@@ -88,6 +96,17 @@ class NegativeBinomialCounts(CellLikelihood):
         else:
             rows = layout.n_batches if dispersion == "gene-batch" else 1
             self.log_inverse_dispersion = nn.Parameter(torch.zeros(rows, layout.n_genes))
+
+    def add_batches(self, layout: CellLayout) -> list[nn.Parameter]:
+        """A new batch's dispersions start at the mean of those known."""
+        new = layout.n_batches - self.layout.n_batches
+        super().add_batches(layout)
+        if self.dispersion != "gene-batch":
+            return []
+        known = self.log_inverse_dispersion.detach()
+        grown = torch.cat([known, known.mean(0, keepdim=True).expand(new, -1)])
+        self.log_inverse_dispersion = nn.Parameter(grown)
+        return [self.log_inverse_dispersion]
 
     def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
         mean = library * self.expression(h)

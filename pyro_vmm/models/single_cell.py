@@ -2,9 +2,11 @@
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.likelihoods import CellLikelihood
@@ -14,6 +16,7 @@ from pyro_vmm.priors import Prior, latent
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.precision import in_precision
+from pyro_vmm.runtime.ranks import ALONE, Ranks
 
 # A batch of alike cells would have a prior without width.
 LEAST_LIBRARY_SCALE = 0.01
@@ -36,6 +39,8 @@ class SingleCellVAE(LatentVariableModel):
     """
 
     likelihood: CellLikelihood
+    #: Whether the networks stay as they are in training: no dropout, BatchNorm by its running statistics.
+    held = False
 
     def __init__(
         self,
@@ -87,6 +92,14 @@ class SingleCellVAE(LatentVariableModel):
             if self.library is not None:
                 pyro.sample("library", self.library(cells))
 
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; where ``held``, to no effect."""
+        return super().train(mode and not self.held)
+
+    def observe_clusters(self, x: Tensor, responsibilities: Tensor, ranks: Ranks = ALONE) -> None:
+        if not self.held:
+            super().observe_clusters(x, responsibilities, ranks)
+
     def batch(self, cells: Tensor) -> Tensor:
         """The batch of cells (M, G + P + 1), one-hot, (M, B)."""
         return self.layout.batch(self.layout.covariates(cells))
@@ -129,6 +142,13 @@ class Library(nn.Module):
         """p(library) of cells with these covariates (..., P), batch shape (...)."""
         batch = self.layout.batch(covariates)
         return dist.LogNormal(batch @ self.log_mean, batch @ self.log_scale)
+
+    @torch.no_grad()
+    def add_batches(self, log_mean: Tensor, log_variance: Tensor) -> None:
+        """Take cells of further batches with these moments, (n,) each, in place."""
+        log_scale = log_variance.sqrt().clamp(min=LEAST_LIBRARY_SCALE)
+        self.log_mean = torch.cat([self.log_mean, log_mean.to(self.log_mean)])
+        self.log_scale = torch.cat([self.log_scale, log_scale.to(self.log_scale)])
 
     def forward(self, cells: Tensor) -> TorchDistribution:
         """q(library; x), batch shape (N,)."""

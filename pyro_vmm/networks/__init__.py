@@ -9,7 +9,16 @@ from pyro_vmm.networks.factors import (
     lower_cholesky,
     scale_tril,
 )
-from pyro_vmm.networks.layers import Asinh, SoftOneHot, cell_mlp, inference_mode, linear, mlp, output_width
+from pyro_vmm.networks.layers import (
+    Asinh,
+    SoftOneHot,
+    WidenedLinear,
+    cell_mlp,
+    inference_mode,
+    linear,
+    mlp,
+    output_width,
+)
 
 __all__ = [
     "COVARIANCES",
@@ -21,6 +30,7 @@ __all__ = [
     "Decoder",
     "GaussianEncoder",
     "SoftOneHot",
+    "WidenedLinear",
     "cell_mlp",
     "conv_decoder",
     "conv_encoder",

@@ -49,7 +49,8 @@ class CellFeatures(nn.Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         if not self.log:
-            return cells[:, : self.width]
+            # In memory as it is for a model of other batches: a product differs in its last bit by how rows lie.
+            return cells[:, : self.width].contiguous()
         values = self.layout.counts(cells).log1p()
         return torch.cat([values, self.layout.covariates(cells)], -1) if self.covariates else values
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def linear(in_features: int, out_features: int) -> nn.Linear:
@@ -44,6 +45,33 @@ def cell_mlp(in_features: int, hidden: Sequence[int], dropout: float = 0.0) -> n
         layers += [linear(n_in, n_out), nn.BatchNorm1d(n_out, momentum=0.01, eps=0.001), nn.ReLU()]
         layers += [nn.Dropout(dropout)] if dropout > 0 else []
     return nn.Sequential(*layers)
+
+
+class WidenedLinear(nn.Module):
+    """A linear layer that takes further inputs in the midst of its own, (..., I + n) -> (..., O).
+
+    Where these are zero the output is that of the layer, bit for bit: its product is made as before, and nothing added.
+
+    Arguments:
+        layer: from I inputs to O outputs; or one that is widened at the same place, which is widened further.
+        start: how many of the layer's inputs come before the new ones.
+        added: the weights of the new inputs, (O, n).
+    """
+
+    def __init__(self, layer: "nn.Linear | WidenedLinear", start: int, added: Tensor):
+        super().__init__()
+        if isinstance(layer, WidenedLinear):
+            layer, added = layer.layer, torch.cat([layer.added.detach(), added], 1)
+        self.layer, self.start, self.added = layer, start, nn.Parameter(added)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, new, after = x.tensor_split([self.start, self.start + self.added.shape[1]], -1)
+        return self.layer(torch.cat([before, after], -1)) + F.linear(new, self.added)
+
+    def weights(self, start: int, n: int) -> Tensor:
+        """The weights (O, n) of n inputs from this one on, as they are given."""
+        own, at = self.layer.weight, self.start
+        return torch.cat([own[:, :at], self.added, own[:, at:]], 1)[:, start : start + n]
 
 
 class Asinh(nn.Module):

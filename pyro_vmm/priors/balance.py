@@ -63,6 +63,10 @@ class BatchBalance(nn.Module):
         """Renumber the components in place: number k becomes what ``order[k]`` was, (K,)."""
         self.cells.copy_(self.cells[:, order])
 
+    def add_batches(self, n: int) -> None:
+        """Take cells of n further batches, in place: of no cells yet, they have the weights of the mixture itself."""
+        self.cells = torch.cat([self.cells, self.cells.new_zeros(n, self.cells.shape[1])])
+
     def subset(self, kept: Tensor) -> "BatchBalance":
         """The table of components ``kept`` (n,) alone, a copy."""
         subset = copy.deepcopy(self)

@@ -83,6 +83,11 @@ class CellPseudoInputs(PseudoInputs):
         initial: cells to start from, (K, G + P) or wider.
         batch: one of ``PSEUDO_BATCHES``.
         counts: whether the data are counts; else u stands for itself.
+
+    Batches that the layout gets later (:mod:`pyro_vmm.models.growth`) are none of a pseudo-cell's.
+
+    Attributes:
+        n_batches: of how many batches a pseudo-cell is, the first ones of the layout.
     """
 
     per_component = ("covariates_raw",)
@@ -92,25 +97,34 @@ class CellPseudoInputs(PseudoInputs):
         check_choice("pseudo_batch", batch, PSEUDO_BATCHES)
         values = layout.counts(initial)
         super().__init__(inverse_softplus(values + 1) if counts else values)
-        self.layout, self.batch, self.counts = layout, batch, counts
+        self.layout, self.batch, self.counts, self.n_batches = layout, batch, counts, layout.n_batches
         raw = nn.Parameter(values.new_zeros(len(values), layout.n_covariates)) if batch == "trained" else None
         self.register_parameter("covariates_raw", raw)
 
     def like(self, rows: Tensor) -> "CellPseudoInputs":
-        return type(self)(self.layout, rows, self.batch, self.counts)
+        like = type(self)(self.layout.with_batches(self.n_batches), self._without_later(rows), self.batch, self.counts)
+        like.layout = self.layout
+        return like
+
+    def _without_later(self, rows: Tensor) -> Tensor:
+        """Cells (n, G + P) or wider without the columns of later batches."""
+        own, layout = self.layout.n_genes + self.n_batches, self.layout
+        return torch.cat([rows[:, :own], rows[:, layout.n_genes + layout.n_batches :]], -1)
 
     @property
     def covariates(self) -> Tensor:
         """(K, P); where the batch is averaged over, (B K, P), each batch in turn."""
         raw = self.covariates_raw
         if raw is None:
-            raw = self.u.new_zeros(len(self), self.layout.n_covariates)
-        *categorical, continuous = raw.split([*self.layout.n_categories, self.layout.n_continuous], -1)
+            raw = self.u.new_zeros(len(self), self.layout.with_batches(self.n_batches).n_covariates)
+        others = self.layout.n_categories[1:]
+        *categorical, continuous = raw.split([self.n_batches, *others, self.layout.n_continuous], -1)
         parts = [*(logits.softmax(-1) for logits in categorical), continuous]
         if self.batch == "averaged":
-            parts = [part.repeat(self.layout.n_batches, 1) for part in parts]
-            identity = torch.eye(self.layout.n_batches, dtype=parts[0].dtype, device=parts[0].device)
+            parts = [part.repeat(self.n_batches, 1) for part in parts]
+            identity = torch.eye(self.n_batches, dtype=parts[0].dtype, device=parts[0].device)
             parts[0] = identity.repeat_interleave(len(self), 0)
+        parts[0] = F.pad(parts[0], (0, self.layout.n_batches - self.n_batches))
         return torch.cat(parts, -1)
 
     def forward(self) -> Tensor:
@@ -121,7 +135,7 @@ class CellPseudoInputs(PseudoInputs):
 
     def encode(self, encoder: nn.Module) -> Centres:
         centres = super().encode(encoder)
-        return averaged(centres, self.layout.n_batches) if self.batch == "averaged" else centres
+        return averaged(centres, self.n_batches) if self.batch == "averaged" else centres
 
 
 def averaged(centres: Centres, n_batches: int) -> Centres:

@@ -1,6 +1,6 @@
 """How a cell is one row of numbers, so that minibatches of cells are plain tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -36,6 +36,10 @@ class CellLayout:
     def width(self) -> int:
         """G + P + 1."""
         return self.n_genes + self.n_covariates + 1
+
+    def with_batches(self, n: int) -> "CellLayout":
+        """The same with n batches."""
+        return replace(self, n_categories=(n, *self.n_categories[1:]))
 
     def counts(self, cells: Tensor) -> Tensor:
         """(..., G) of (..., G + P + 1)."""

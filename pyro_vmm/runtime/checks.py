@@ -36,6 +36,12 @@ def check_positive(name: str, value) -> None:
         raise ValueError(f"{name}={value!r} should be a positive number")
 
 
+def check_share(name: str, value) -> None:
+    """Raise ``ValueError`` unless the value is a number from 0 to 1."""
+    if not (is_real(value) and 0 <= value <= 1):
+        raise ValueError(f"{name}={value!r} should be between 0 and 1")
+
+
 def check_choice(name: str, value, choices: tuple) -> None:
     """Raise ``ValueError`` unless the value is one of the choices."""
     if value not in choices:

@@ -1,0 +1,68 @@
+"""The genes of a model among those of other cells."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pyro_vmm.data.cells import find_genes, match_genes, quoted, require_anndata
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True)
+class GeneMatch:
+    """How cells tell their genes to a model.
+
+    Arguments:
+        key: a column of ``adata.var`` that may hold the model's names of genes; None for ``adata.var_names`` alone.
+        absent: genes that cells may lack. They count as zero.
+    """
+
+    key: str | None = None
+    absent: tuple[str, ...] = ()
+
+    def positions(self, adata: "AnnData", genes: np.ndarray) -> np.ndarray:
+        """Positions in ``adata`` of these genes, (G,), -1 where one is absent.
+
+        Of ``adata.var_names`` and the column those count that hold more of them.
+        """
+        require_anndata(adata)
+        if self.key is not None and self.key in adata.var:
+            found = positions_by(adata, genes, self.key)
+            if (found >= 0).sum() > np.isin(genes, adata.var_names).sum():
+                lacking = pd.Index(genes)[found < 0].difference(self.absent, sort=False)
+                if not len(lacking):
+                    return found
+                raise ValueError(
+                    f"adata.var[{self.key!r}] lacks {len(lacking)} of the {len(genes)} genes that the model was "
+                    f"trained on: {quoted(lacking)}"
+                )
+        return match_genes(adata, genes, self.absent)
+
+
+def positions_by(adata: "AnnData", genes: Sequence[str] | np.ndarray, key: str | None) -> np.ndarray:
+    """Positions in ``adata`` of these genes by name, or by a column of ``var``, (G,); -1 where one is missing.
+
+    Raises:
+        ValueError: there is no such column, it holds a gene twice, or no gene is in it.
+    """
+    require_anndata(adata)
+    if key is None:
+        place, names, advice = "adata.var_names", adata.var_names, None
+    elif key not in adata.var:
+        raise ValueError(f"gene_key={key!r} is not a column of adata.var, which has {quoted(adata.var.columns)}")
+    else:
+        place, names = f"adata.var[{key!r}]", pd.Index(adata.var[key].astype(str))
+        advice = f"Leave out the others: adata[:, ~{place}.duplicated()]"
+    found = find_genes(names, genes, place, advice)
+    if (found < 0).all():
+        advice = "" if key is not None else "; a column of adata.var may hold them: name it as gene_key"
+        raise ValueError(
+            f"{place} has none of the {len(genes)} genes of the model, {quoted(genes, 3)}; it starts with "
+            f"{quoted(names, 3)}{advice}"
+        )
+    return found

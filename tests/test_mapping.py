@@ -1,0 +1,351 @@
+"""Mapping new cells onto a fitted model: what is held, what is trained, what is new, and what is refused."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from common import annotated, planted
+from scipy import sparse
+from scipy.stats import kstest
+from torch import nn
+
+from pyro_vmm import SingleCellVMM
+from pyro_vmm.data.cells import CellBatches
+from pyro_vmm.estimators.novelty import Cells, Usual
+from pyro_vmm.networks import WidenedLinear
+
+TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 3, "settle": False, "random_state": 0}
+#: What ``map_query`` trains with here.
+SHORT = {"epochs": 2, "batch_size": 32}
+ANSWERS = ("predict_proba", "transform", "reconstruct", "score_samples")
+
+
+def query(n: int = 60, batches: tuple[str, ...] = ("n0", "n1"), **settings) -> ad.AnnData:
+    """Cells of the types of the reference in batches of these names."""
+    adata = planted(n, **settings)
+    adata.obs["batch"] = np.resize(batches, n)
+    return adata
+
+
+def fit(**settings) -> SingleCellVMM:
+    return SingleCellVMM(**{"batch_key": "batch", **TINY, **settings}).fit(planted(90, batches=3))
+
+
+@pytest.fixture(scope="module")
+def reference() -> SingleCellVMM:
+    torch.set_default_dtype(torch.float64)
+    return fit(library="inferred", likelihood_options={"dispersion": "gene-batch"})
+
+
+@pytest.fixture(scope="module")
+def mapped(reference) -> SingleCellVMM:
+    return reference.map_query(query(), **SHORT)
+
+
+def state(model: SingleCellVMM) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by the names that they had before a layer was widened."""
+    return {name.replace(".layer.", "."): value.clone() for name, value in model.vae_.state_dict().items()}
+
+
+def assert_same_answers(left: SingleCellVMM, right: SingleCellVMM, adata: ad.AnnData) -> None:
+    for name in ANSWERS:
+        np.testing.assert_array_equal(getattr(left, name)(adata), getattr(right, name)(adata), err_msg=name)
+
+
+# What is held
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"library": "inferred", "likelihood_options": {"dispersion": "gene-batch"}},
+        {"pseudo_batch": "averaged"},
+        {"pseudo_batch": "trained", "categorical_covariate_keys": ["donor"]},
+        {"likelihood": "normal", "continuous_covariate_keys": ["age"]},
+        {"encode_covariates": False, "prior": "gmm"},
+    ],
+    ids=["inferred", "averaged", "trained", "normal", "gmm"],
+)
+def test_known_cells_get_the_same_answers_to_the_last_bit(settings):
+    model, cells = fit(**settings), planted(90, batches=3)
+    before = [getattr(model, name)(cells) for name in ANSWERS]
+    mapped = model.map_query(query(), **SHORT)
+    assert mapped is not model and mapped.batches_ == ("b0", "b1", "b2", "n0", "n1")
+    for name, value in zip(ANSWERS, before, strict=True):
+        np.testing.assert_array_equal(getattr(model, name)(cells), value, err_msg=name)
+    assert_same_answers(model, mapped, cells)
+
+
+def test_only_what_is_new_batches_changes(reference, mapped):
+    before, after = state(reference), state(mapped)
+    # What has rows for batches: those known stay, those new are added. The balance counts none of their cells.
+    by_batch = {"likelihood.log_inverse_dispersion", "library.log_mean", "library.log_scale", "balance.cells"}
+    added = after.keys() - before.keys()
+    assert added == {"encoder.body.1.0.added", "decoder.body.0.added", "library.encoder.1.0.added"}
+    for name, value in before.items():
+        assert torch.equal(after[name][: len(value)] if name in by_batch else after[name], value), name
+    start = torch.cat([before["decoder.body.0.weight"][:, 2:5].mean(1, keepdim=True)] * 2, 1)
+    assert after["decoder.body.0.added"].shape == (8, 2)
+    assert (after["decoder.body.0.added"] != start).any(), "it is trained"
+    assert (after["likelihood.log_inverse_dispersion"][3:] != before["likelihood.log_inverse_dispersion"].mean(0)).any()
+
+
+def test_library_sizes_of_a_new_batch_are_those_of_its_cells(mapped):
+    cells = query()
+    logs = np.log(np.asarray(cells.X.sum(1)).ravel())
+    for i, name in enumerate(("n0", "n1")):
+        own = logs[cells.obs["batch"] == name]
+        assert float(mapped.vae_.library.log_mean[3 + i]) == pytest.approx(own.mean(), rel=1e-5)
+        assert float(mapped.vae_.library.log_scale[3 + i]) == pytest.approx(own.std(), rel=1e-4)
+
+
+def test_without_a_new_batch_nothing_is_trained(reference):
+    mapped = reference.map_query(query(batches=("b1", "b0")))
+    assert mapped.vae_.state_dict().keys() == reference.vae_.state_dict().keys()
+    assert mapped.mappings_[0].elbo == () and mapped.batches_ == reference.batches_
+
+
+def test_training_raises_the_elbo_of_the_new_batch(reference):
+    elbo = reference.map_query(query(), epochs=20, batch_size=16, learning_rate=2e-2).mappings_[0].elbo
+    assert len(elbo) == 20 and np.mean(elbo[-3:]) > np.mean(elbo[:3])
+
+
+def test_query_of_a_query(reference, mapped):
+    again = mapped.map_query(query(batches=("n1", "m")), **SHORT)
+    assert again.batches_ == ("b0", "b1", "b2", "n0", "n1", "m") and len(again.mappings_) == 2
+    assert_same_answers(mapped, again, query())
+    assert_same_answers(reference, again, planted(90, batches=3))
+
+
+def test_the_same_twice(reference, mapped):
+    again = reference.map_query(query(), **SHORT)
+    for name, value in mapped.vae_.state_dict().items():
+        assert torch.equal(value, again.vae_.state_dict()[name]), name
+    assert again.mappings_ == mapped.mappings_
+
+
+@pytest.mark.filterwarnings("ignore:adata lacks 1 of the 12 genes:UserWarning")
+def test_save_and_load(reference, tmp_path):
+    cells = query()
+    mapped = reference.map_query(cells[:, 1:].copy(), new_clusters="auto", novel_below=0.9, most_missing=0.5, **SHORT)
+    assert mapped.n_components_ > reference.n_components_, "there should be new components to save"
+    mapped.save(tmp_path / "mapped.pt")
+    loaded = SingleCellVMM.load(tmp_path / "mapped.pt")
+    assert loaded.mappings_ == mapped.mappings_ and loaded.gene_match_ == mapped.gene_match_
+    assert_same_answers(mapped, loaded, cells[:, 1:].copy())
+    np.testing.assert_array_equal(mapped.novelty(cells), loaded.novelty(cells))
+    pd.testing.assert_frame_equal(mapped.batch_shares_, loaded.batch_shares_)
+    assert loaded.map_query(query(batches=("m",)), **SHORT).batches_[-1] == "m"
+
+
+def test_a_fit_forgets_that_the_model_was_mapped(mapped):
+    again = mapped.map_query(query(batches=("b0",))).fit(planted())
+    assert again.mappings_ == () and again.batches_ == ("b0", "b1")
+
+
+def test_widened_layer():
+    layer, x = nn.Linear(4, 3), torch.randn(5, 6)
+    widened = WidenedLinear(WidenedLinear(layer, 2, torch.randn(3, 1)), 2, torch.randn(3, 1))
+    weight = torch.cat([layer.weight[:, :2], widened.added, layer.weight[:, 2:]], 1)
+    torch.testing.assert_close(widened(x), x @ weight.mT + layer.bias)
+    torch.testing.assert_close(widened.weights(1, 4), weight[:, 1:5])
+    x[:, 2:4] = 0
+    assert torch.equal(widened(x), layer(torch.cat([x[:, :2], x[:, 4:]], 1)))
+
+
+# Genes
+
+
+def test_missing_genes_count_as_zero(reference):
+    cells = query()
+    with pytest.warns(
+        UserWarning, match=r"adata lacks 2 of the 12 genes .*% of the reference's counts: 'gene3', 'gene7'"
+    ):
+        lacking = cells[:, ~cells.var_names.isin(["gene3", "gene7"])].copy()
+        mapped = reference.map_query(lacking, most_missing=0.5, **SHORT)
+    filled = cells.copy()
+    filled.X = sparse.csr_matrix(cells.X.toarray() * ~cells.var_names.isin(["gene3", "gene7"]))
+    np.testing.assert_array_equal(mapped.transform(lacking), mapped.transform(filled))
+    with pytest.raises(ValueError, match="adata lacks 1 of the 12 genes that the model was trained on: 'gene0'"):
+        mapped.transform(lacking[:, 1:].copy())
+
+
+def test_the_share_of_missing_genes_is_that_of_the_counts():
+    # The first four genes have twelve times the counts of the others, of type t0.
+    model = SingleCellVMM("batch", **{**TINY, "epochs": 60, "learning_rate": 1e-2}).fit(planted(150))
+    cells = query()
+    share = planted(150).X[:, :4].sum() / planted(150).X.sum()
+    with pytest.raises(ValueError, match=r"which have (\d+\.\d)% of the reference's counts.*at most 20.0%") as error:
+        model.map_query(cells[:, 4:].copy(), **SHORT)
+    told = float(str(error.value).split("which have ")[1].split("%")[0]) / 100
+    assert told == pytest.approx(share, abs=0.08)
+
+
+def test_genes_by_another_column_and_in_another_order(reference, mapped):
+    cells = query()
+    cells = cells[:, ::-1].copy()
+    cells.var["symbol"] = list(cells.var_names)
+    cells.var_names = [f"ENSG{i}" for i in range(12)]
+    by_symbol = reference.map_query(cells, gene_key="symbol", **SHORT)
+    np.testing.assert_array_equal(by_symbol.transform(cells), mapped.transform(query()))
+    np.testing.assert_array_equal(by_symbol.transform(query()), mapped.transform(query()))  # by their names
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+def test_rows_with_absent_genes(kind):
+    values = np.arange(12.0).reshape(3, 4)
+    adata = annotated(values)
+    adata.X = kind(values)
+    cells = CellBatches(adata, None, np.array([2, -1, 0]), ["a", "b", "c"])
+    expected = np.stack([values[:, 2], np.zeros(3), values[:, 0]], 1)
+    np.testing.assert_array_equal(cells.rows([0, 1, 2]), expected)
+    assert list(cells.gene_names) == ["a", "b", "c"] and cells.shape == (3, 3)
+
+
+# Errors
+
+
+def change(**obs):
+    def changed() -> ad.AnnData:
+        adata = query()
+        adata.obs = adata.obs.assign(**obs)
+        return adata
+
+    return changed
+
+
+def renamed() -> ad.AnnData:
+    adata = query()
+    adata.var_names = [f"ENSG{i}" for i in range(12)]
+    return adata
+
+
+def normalised() -> ad.AnnData:
+    adata = query()
+    adata.X = adata.X.log1p()
+    return adata
+
+
+WRONG = [
+    (renamed, {}, "has none of the 12 genes of the model.*name it as gene_key"),
+    (query, {"gene_key": "symbol"}, "gene_key='symbol' is not a column of adata.var"),
+    (normalised, {}, "expected counts.*log-normalised|expected counts"),
+    (query, {"batch_key": "plate"}, "batch_key='plate' is not a column of adata.obs"),
+    (change(batch=np.resize(["n0", None], 60)), {}, "batch_key='batch' has no value in 30 of 60 cells"),
+    (change(batch=[f"cell{i}" for i in range(60)]), {}, "batch_key='batch' has 60 categories in 60 cells"),
+    (change(donor="d9"), {}, "categorical_covariate_keys='donor' has 60 of 60 cells in categories .* 'd9'"),
+    (query, {"new_clusters": "yes"}, "new_clusters='yes' should be one of"),
+    (query, {"novel_below": 2}, "novel_below=2 should be between 0 and 1"),
+    (query, {"most_missing": -1}, "most_missing=-1 should be between 0 and 1"),
+    (query, {"epochs": 0}, "epochs=0 should be a whole number"),
+    (query, {"learning_rate": 0}, "learning_rate=0 should be a positive number"),
+    (lambda: np.ones((3, 12)), {}, "adata is a ndarray, expected an AnnData"),
+]
+
+
+@pytest.fixture(scope="module")
+def with_donors() -> SingleCellVMM:
+    torch.set_default_dtype(torch.float64)
+    return fit(categorical_covariate_keys=["donor"])
+
+
+@pytest.mark.parametrize(("cells", "arguments", "message"), WRONG)
+def test_what_is_refused(with_donors, cells, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        with_donors.map_query(cells(), **arguments)
+
+
+def test_a_new_batch_of_few_cells_is_a_warning(reference):
+    cells = query(batches=("n0",))
+    cells.obs["batch"] = ["n1"] * 3 + ["n0"] * 57
+    with pytest.warns(UserWarning, match="fewer than 10 cells in 1 of 2 new batches, 'n1'"):
+        reference.map_query(cells, **SHORT)
+
+
+# What it finds
+
+
+def profiles(types: int, seed: int, effect: float) -> np.ndarray:
+    """What share of the counts each of 60 genes has in each type, in a batch that tilts them all, (types, 60)."""
+    genes = np.arange(60)
+    marked = np.where(genes // 10 == np.arange(types)[:, None], 6.0, 1.0)
+    rate = marked * np.exp(np.random.default_rng(seed).normal(0, effect, 60))
+    return rate / rate.sum(1, keepdims=True)
+
+
+def simulated(n: int, types: int, seed: int, effect: float) -> ad.AnnData:
+    """Poisson counts of cells of these profiles."""
+    random = np.random.default_rng(100 + seed)
+    kind = np.arange(n) % types
+    rate = 400 * random.uniform(0.7, 1.3, (n, 1)) * profiles(types, seed, effect)[kind]
+    obs = {"batch": f"seed{seed}", "type": pd.Categorical([f"t{i}" for i in kind])}
+    return annotated(random.poisson(rate).astype(np.float32), pd.DataFrame(obs))
+
+
+@pytest.fixture(scope="module")
+def atlas() -> SingleCellVMM:
+    torch.set_default_dtype(torch.float64)
+    settings = {"n_components": 10, "latent_dim": 4, "hidden": (32,), "batch_size": 64, "patience": None}
+    rates = {"epochs": 60, "learning_rate": 1e-2, "random_state": 0, "dtype": "float32"}
+    cells = ad.concat([simulated(240, 4, 1, 0.3), simulated(240, 4, 2, 0.3)], index_unique="-")
+    return SingleCellVMM("batch", **settings, **rates).fit(cells)
+
+
+def test_a_shift_between_batches_is_removed(atlas):
+    """What query cells would look like in a reference batch is near what cells of their type there do look like."""
+    new = simulated(240, 4, 3, 0.8)
+    mapped = atlas.map_query(new, learning_rate=2e-2)
+    truth = profiles(4, 1, 0.3)
+
+    def error(shares: np.ndarray) -> float:
+        means = np.stack([shares[new.obs["type"] == f"t{i}"].mean(0) for i in range(4)])
+        return float(np.abs(means / means.sum(1, keepdims=True) - truth).sum(1).mean())
+
+    assert error(mapped.normalized_expression(new, batch="seed1").to_numpy()) < 0.4 * error(new.X.toarray())
+
+
+def test_a_type_that_the_reference_lacks_is_novel(atlas):
+    new = simulated(300, 5, 1, 0.3)
+    novel = (new.obs["type"] == "t4").to_numpy()
+    mapped = atlas.map_query(new, new_clusters="auto")
+    p = atlas.novelty(new)
+    assert (p[novel] < 0.01).mean() > 0.9 and (p[~novel] < 0.01).mean() < 0.1
+    known, clusters = int(atlas.cluster_of_component_.max()), mapped.predict(new)
+    assert (clusters[novel] > known).mean() > 0.9 and (clusters[~novel] > known).mean() < 0.1
+    k = atlas.n_components_
+    ratio = mapped.component_weights_[:k] / atlas.component_weights_
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+    for name, tensor in atlas.vae_.prior.component_tensors().items():
+        assert torch.equal(mapped.vae_.prior.component_tensors()[name][:k], tensor), name
+    mapped.annotate(new)
+    assert (new.obs["vmm_novelty"] >= 0).all() and (new.obs["vmm_novelty"] <= 1).all()
+
+
+def test_novelty_is_a_p_value():
+    """Of cells like the reference's it is uniform, whatever the library size; of others it is small."""
+    random = np.random.default_rng(0)
+
+    def draw(n: int, offset: float = 0.0) -> Cells:
+        cluster, size = random.integers(2, size=n), random.normal(7, 0.5, n)
+        counts = 0.1 * size - 0.2 * cluster + random.normal(0, 0.05, n) - offset
+        return Cells(cluster, random.normal(-10 + 5 * cluster, 1 + cluster), counts, size)
+
+    usual = Usual.of(draw(4000), 2, np.arange(0))
+    assert kstest(usual.novelty(draw(1000), np.zeros(1000)), "uniform").pvalue > 1e-3
+    assert np.median(usual.novelty(draw(1000, 0.3), np.zeros(1000))) < 0.001
+    # A shift of all cells of a batch is taken off.
+    shifted = draw(1000, 0.1)
+    shift = usual.shift(shifted)
+    assert shift == pytest.approx(2.0, abs=0.2)
+    assert kstest(usual.novelty(shifted, np.full(1000, shift)), "uniform").pvalue > 1e-3
+
+
+def test_batch_shares_count_the_cells_of_the_query(reference, mapped):
+    cells = query()
+    clusters = np.concatenate([reference.labels_, mapped.predict(cells)])
+    batch = np.concatenate([planted(90, batches=3).obs["batch"], cells.obs["batch"]])
+    expected = pd.crosstab(clusters, batch, normalize="index")
+    shares = mapped.batch_shares_.loc[[str(k) for k in expected.index]]
+    np.testing.assert_allclose(shares.to_numpy(), expected.to_numpy())
+    np.testing.assert_allclose(mapped.batch_shares_.loc["all"], [0.2, 0.2, 0.2, 0.2, 0.2])

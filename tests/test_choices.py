@@ -4,13 +4,10 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.estimators import choices
 from pyro_vmm.inference import TrainingConfig
-from pyro_vmm.priors import VampMixture
-from pyro_vmm.priors.pseudo_inputs import PseudoInputs
 from pyro_vmm.rivals import VaDE
 
 AUTO = {"learning_rate": "auto", "batch_size": "auto", "epochs": "auto", "patience": "auto"}
@@ -56,7 +53,6 @@ def test_an_estimator_says_what_it_chose(tmp_path):
         "batch_size": 32,
         "learning_rate": 2e-3,
         "patience": 1,
-        "m_prior": 108,
         "scaling": "range",
         "device": str(model._own_device()),
     }
@@ -65,27 +61,6 @@ def test_an_estimator_says_what_it_chose(tmp_path):
     model.save(tmp_path / "model.pt")
     again = VMM.load(tmp_path / "model.pt")
     assert again.chosen_ == model.chosen_ and again.training_ == model.training_
-    assert model.vae_.prior.m_prior == again.vae_.prior.m_prior == 108, "a tenth is held back"
-
-
-@pytest.mark.parametrize(("rows", "m_prior"), [(100, 100), (255, 255), (257, 256), (10**6, 256)])
-def test_hyper_priors_weigh_as_beside_the_rows_and_no_less_than_beside_256(rows, m_prior):
-    assert choices.choose_m_prior("auto", rows) == m_prior
-    assert choices.choose_m_prior(64.0, rows) == 64 and choices.choose_m_prior("batch", rows) == "batch"
-
-
-def test_hyper_priors_weigh_as_much_beside_few_rows_as_bayes_rule_has_it():
-    rows = np.random.RandomState(0).normal(size=(40, 3))
-    model = VMM(n_components=3, hidden=(4,), epochs=1, validation_fraction=0, random_state=0).fit(rows)
-    other = VMM(**{**model.get_params(), "m_prior": 40}).fit(rows)
-    assert model.vae_.prior.m_prior == 40 and model.history_["elbo"].equals(other.history_["elbo"])
-
-
-def test_an_object_has_an_m_prior_of_its_own():
-    X = np.random.RandomState(0).normal(size=(60, 3))
-    prior = VampMixture(10, PseudoInputs(torch.zeros(3, 3)), m_prior=7)
-    model = VMM(prior=prior, n_components=3, hidden=(4,), epochs=1, random_state=0).fit(X)
-    assert model.chosen_["m_prior"] == 7
 
 
 def test_values_that_are_neither_numbers_nor_auto():

@@ -46,7 +46,7 @@ def test_a_mixture_with_another_covariance_is_another_one():
 def test_a_checkpoint_is_resumed(name, prior):
     saved = torch.load(STORED / f"{name}.pt", weights_only=True)
     params = {name: value for name, value in saved["params"].items() if name not in storing.GONE}
-    model = VMM(**{**params, "epochs": 3, **({} if prior is None else {"prior": prior, "m_prior": "auto"})})
+    model = VMM(**{**params, "epochs": 3, **({} if prior is None else {"prior": prior})})
     model.fit(X, resume=STORED / f"{name}.pt")
     assert model.n_iter_ == 3 and model.history_["elbo"].tolist()[:2] == [
         row["elbo"] for row in saved["trainer"]["history"]

@@ -68,7 +68,6 @@ class ArrayEstimator(FittedArrays):
         self.seed_ = self._draw_seed() if state is None else state["seed"]
         self._training_config(len(X))  # which says what is wrong with the settings
         train, val = self._split(len(X))
-        self.n_train_ = len(train)
         by_labels = self._training_settings()["monitor"] == "val_nmi"
         labels_val = self._labels(y, len(X))[val] if by_labels else None
         writer = None

@@ -57,8 +57,8 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         hyperprior: "paper", "reference" (the authors' code) or a :class:`~pyro_vmm.priors.HyperPrior`.
         responsibilities: "differentiated" in the MAP step, as in the authors' code, or "held", as in the paper, which
             merges small or neighbouring clusters more.
-        m_prior: granularity: a component survives training if it explains more than about one row in ``m_prior``.
-            "auto" is the number of rows to train on, at most 256; "batch" is that of the minibatch at hand.
+        m_prior: granularity: a cluster survives if it explains more than about one row in ``m_prior``. "batch" for the
+            rows of the minibatch at hand.
         expectation: over the centres, "analytic" or "sampled".
         component_covariance: of the components of a mixture, "full", "diagonal", "tied" (one for all components) or
             "spherical"; see :mod:`pyro_vmm.priors.covariances`. The covariance of q(z | x) is ``covariance``.

@@ -58,7 +58,6 @@ class Estimator(BaseEstimator):
     vae_: LatentVariableModel
     seed_: int
     n_components_: int
-    n_train_: int
 
     #: Whether clusters are numbered by their weight or by their share of the rows, largest first.
     numbered_by = "weight"
@@ -392,9 +391,9 @@ class Estimator(BaseEstimator):
 
     def _restore_training(self, path: str | Path) -> None:
         """How the model of a file was trained, once its rows' shape is known."""
-        self.n_train_ = len(self._split(len(self.labels_))[0])
+        rows = len(self._split(len(self.labels_))[0])
         with storing.restoring(path):
-            self.training_ = self._training_config(self.n_train_, anywhere=True)
+            self.training_ = self._training_config(rows, anywhere=True)
 
 
 def typical(p_x: TorchDistribution) -> Tensor:

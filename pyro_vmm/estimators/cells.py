@@ -141,7 +141,6 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
                 f"validation_fraction={self.validation_fraction} leaves {len(train)} of {len(counts)} cells to train "
                 "on, expected at least 2"
             )
-        self.n_train_ = len(train)
         self.library_size_ = float(design[:, -1].log().mean().exp()) if (totals > 0).all() else 1.0
         writer = None
         if checkpoint is not None:

@@ -19,8 +19,6 @@ RATE = 2e-3
 DISTANCE = 5.0
 LEAST_EPOCHS = 10
 LEAST_BATCH, MOST_BATCH = 32, 256
-#: The hyper-priors never weigh less than beside so many rows.
-MOST_M_PRIOR = 256
 #: Widths of scVI's layers.
 CELLS = (128,)
 # scVI's number of passes over so many cells or fewer (scvi-tools' ``get_max_epochs_heuristic``).
@@ -79,15 +77,6 @@ def choose_epochs(rows: int, batch_size: int, learning_rate: float) -> int:
 def choose_cell_epochs(rows: int, batch_size: int, learning_rate: float) -> int:
     """scVI's rule: 400 for up to 20,000 cells, fewer for more, at least 10."""
     return max(min(round(CELL_EPOCHS * FEW_CELLS / rows), CELL_EPOCHS), LEAST_EPOCHS)
-
-
-def choose_m_prior(m_prior: float | str, rows: int) -> float | str:
-    """The rows to train on, at most 256, for "auto"; any other for itself.
-
-    Up to 256 rows the hyper-priors weigh as Bayes' rule has it, against the sum over rows. From there on they weigh the
-    same against the mean, so that the same rows twice over train the same prior.
-    """
-    return min(rows, MOST_M_PRIOR) if m_prior == AUTO else m_prior
 
 
 def choose_patience(epochs: int) -> int:

@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.base import clone
 from typing_extensions import Self
 
-from pyro_vmm.estimators import building, choices, storing
+from pyro_vmm.estimators import building, storing
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.settings import NamedPrior
 from pyro_vmm.inference import TrainingConfig, settle
@@ -143,21 +143,13 @@ class ChosenPrior(Estimator):
             return self.prior.n_components
         return None if prior_class(self.prior).has_clusters else 1
 
-    def _m_prior(self) -> float | str:
-        """Of a prior that is an object its own, if it has one."""
-        chosen = choices.choose_m_prior(self.m_prior, self.n_train_)
-        return getattr(self.prior, "m_prior", chosen) if isinstance(self.prior, Prior) else chosen
-
-    def _chosen(self) -> dict:
-        return {**super()._chosen(), "m_prior": self._m_prior()}
-
     def _make_prior(self, pseudo_inputs: PseudoInputs) -> Prior:
         return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, self._prior_settings())
 
     def _prior_settings(self) -> dict:
         settings = {
             "hyperprior": self.hyperprior,
-            "m_prior": self._m_prior(),
+            "m_prior": self.m_prior,
             "expectation": self.expectation,
             "responsibilities": self.responsibilities,
         }

@@ -24,7 +24,6 @@ from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES
 from pyro_vmm.priors.registry import Given as PriorGiven
 from pyro_vmm.runtime.checks import check_choice, check_whole, is_real, is_whole
 from pyro_vmm.runtime.settings import (
-    AUTO,
     POSITIVE,
     TRUTH,
     WHOLE,
@@ -43,8 +42,8 @@ Network = str | nn.Module | Callable[..., nn.Module]
 
 
 def granularity(text: str) -> float | str:
-    """A number, "auto" or "batch"."""
-    return text if text in (AUTO, "batch") else float(text)
+    """A number, or "batch"."""
+    return text if text == "batch" else float(text)
 
 
 def _below_one(name: str, value: Any) -> None:
@@ -240,11 +239,11 @@ class NamedPrior:
     title: ClassVar[str] = "granularity and the prior's inference"
 
     m_prior: float | str = setting(
-        default=AUTO,
+        default=256,
         help="a cluster survives on more than about one row in M",
         values=Values(type=granularity),  # the prior checks it
         common=True,
-        metavar="M|auto|batch",
+        metavar="M|batch",
     )
     hyperprior: str | HyperPrior = setting(
         default="paper",

@@ -28,7 +28,7 @@ from pyro_vmm.runtime import files
 from pyro_vmm.runtime.checks import described, differences, one_line
 from pyro_vmm.runtime.entries import Damaged, Entries
 from pyro_vmm.runtime.ranks import Ranks
-from pyro_vmm.runtime.settings import AUTO, Setting
+from pyro_vmm.runtime.settings import Setting
 from pyro_vmm.version import __version__
 
 #: Of what ``random_state`` gives.
@@ -72,8 +72,6 @@ def filled(params: dict, known: Iterable[str]) -> dict:
     prior = params.get("prior")
     if isinstance(prior, dict) and isinstance(settings := prior.get("settings"), dict) and "m_prior" in settings:
         params["prior"] = {**prior, "settings": {**MIXTURES_SINCE, **settings}}
-        if params.get("m_prior") == 256:  # the former default, which is no setting of an object
-            params["m_prior"] = AUTO
     return params
 
 

@@ -9,7 +9,6 @@ import torch
 from scvi.model.base import BaseModelClass
 
 from pyro_vmm.estimators import building
-from pyro_vmm.estimators.choices import choose_m_prior
 from pyro_vmm.priors import Prior, prior_class
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.runtime.checks import described
@@ -95,7 +94,6 @@ class WithVMM(Clusters):
             given.n_components = given.prior.n_components
         if layout is None:
             n = self.adata.n_obs
-            given.m_prior = choose_m_prior(given.m_prior, n)
             if self._has_mixture() and given.n_components > n:
                 warnings.warn(f"n_components={given.n_components} is more than the {n} cells; using {n}", stacklevel=4)
                 given.n_components = n

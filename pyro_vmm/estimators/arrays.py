@@ -69,7 +69,7 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
             width.
         patience: stop after so many epochs without a better ``monitor``; None for never, "auto" for a third of them.
         prior_learning_rate, decay_fraction, monitor, freeze_after, reuse_draws: see
-            :class:`~pyro_vmm.inference.TrainingConfig`.
+            :class:`~pyro_vmm.inference.TrainingConfig`; here the rates fall over the second half of the epochs.
         training: a :class:`~pyro_vmm.inference.TrainingConfig` with all of these, in place of the single ones.
         settle: after training, split and merge components until the evidence of the encoded rows rises no more, and
             count those that nothing sets apart as one cluster; see :func:`~pyro_vmm.inference.settle`. False, as in the

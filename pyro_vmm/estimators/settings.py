@@ -325,6 +325,7 @@ class ArraySettings(Machine, Data, Training, Monitored, NamedArrayPrior, ArrayPo
     batch_size: int | str = changed(Optimisation, "batch_size", default="auto", values=or_auto(WHOLE))
     learning_rate: float | str = changed(Optimisation, "learning_rate", default="auto", values=or_auto(POSITIVE))
     patience: int | str | None = changed(Optimisation, "patience", default="auto", values=or_auto(or_none(WHOLE)))
+    decay_fraction: float = 0.5
 
 
 @settings

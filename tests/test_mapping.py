@@ -292,6 +292,17 @@ def atlas() -> SingleCellVMM:
     return SingleCellVMM("batch", **settings, **rates).fit(cells)
 
 
+def test_a_coarser_model_has_all_that_goes_with_clusters(atlas):
+    cells = ad.concat([simulated(240, 4, 1, 0.3), simulated(240, 4, 2, 0.3)], index_unique="-")
+    coarse = atlas.merge(2, cells)
+    assert coarse.n_clusters_ == 2 and np.array_equal(coarse.predict(cells), coarse.labels_)
+    assert len(coarse.batch_shares_) == 3, "two clusters, and all cells together"
+    assert (coarse.novelty(cells) < 0.01).mean() < 0.05
+    mapped = coarse.map_query(simulated(100, 4, 3, 0.3), **SHORT)
+    with pytest.raises(ValueError, match="merge the reference, and map again"):
+        mapped.merge(2, cells)
+
+
 def test_a_shift_between_batches_is_removed(atlas):
     """What query cells would look like in a reference batch is near what cells of their type there do look like."""
     new = simulated(240, 4, 3, 0.8)

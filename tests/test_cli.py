@@ -299,6 +299,7 @@ def test_flags_of_the_centres_reach_the_estimator():
 
 def test_resume_continues_bit_identically(table, tmp_path):
     common = ["--dataset", table, "--label-column", "kind", *FAST, "--checkpoint-every", "1", "--patience", "0"]
+    common += ["--decay-fraction", "0"]
     assert run(*common, "--epochs", "6", "--out", tmp_path / "whole") == 0
     assert run(*common, "--epochs", "3", "--out", tmp_path / "part") == 0
     assert run("--resume", tmp_path / "part", "--epochs", "6", "--quiet") == 0

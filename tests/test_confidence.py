@@ -95,8 +95,8 @@ def test_of_many_clusters_the_nearest_are_compared(monkeypatch):
     centres = np.column_stack([10.0 * np.arange(60), np.zeros(60)])
     centres[41, 0] -= 6.5
     encoded = Encoded(centres[labels] + random.normal(size=(1800, 2)), np.full((1800, 2), 1e-3))
-    looked, real = [], groups._dip_between
-    monkeypatch.setattr(groups, "_dip_between", lambda *given: looked.append(1) or real(*given))
+    looked, real = [], groups.dip_between
+    monkeypatch.setattr(groups, "dip_between", lambda *given: looked.append(1) or real(*given))
     assert closest(encoded, labels)[1] == (40, 41)
     assert 60 * 59 / 2 > len(looked) <= 60 * groups.NEIGHBOURS
 

@@ -15,7 +15,7 @@ from pyro_vmm.rivals.vade import VariationalDeepEmbedding
 
 X = np.random.default_rng(0).normal(size=(60, 4)) + np.repeat([0, 5, 10], 20)[:, None]
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 5, "batch_size": 20, "random_state": 0}
-TINY |= {"patience": None, "checkpoint_every": 1}
+TINY |= {"patience": None, "checkpoint_every": 1, "decay_fraction": 0.0}
 FAST = "--hidden 8 --components 4 --latent-dim 2 --epochs 4 --quiet".split()
 
 

@@ -27,6 +27,8 @@ from pyro_vmm.runtime import files
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "settle": False, "random_state": 0}
 #: Long enough for scikit-learn's three blobs to be found.
 LEARNING = {**TINY, "epochs": 60, "learning_rate": 1e-2}
+#: Of runs that are resumed with more epochs: rates that fall would fall from another epoch on.
+RESUMED = {"checkpoint_every": 1, "patience": None, "decay_fraction": 0.0}
 
 
 def expected_failures(model: VMM) -> dict[str, str]:
@@ -434,7 +436,7 @@ def test_files_that_are_no_models(fitted, tmp_path):
 
 @pytest.mark.parametrize("prior", PRIORS)
 def test_resume_is_bit_identical(prior, X, tmp_path):
-    settings = {**TINY, "settle": True, "prior": prior, "epochs": 6, "checkpoint_every": 1, "patience": None}
+    settings = {**TINY, "settle": True, "prior": prior, "epochs": 6, **RESUMED}
     whole = VMM(**settings).fit(X)
     VMM(**{**settings, "epochs": 3}).fit(X, checkpoint=tmp_path / "checkpoint.pt")
     torch.rand(5)
@@ -443,6 +445,22 @@ def test_resume_is_bit_identical(prior, X, tmp_path):
         assert torch.equal(ours, theirs), name
     columns = whole.history_.columns.drop("seconds")
     pd.testing.assert_frame_equal(resumed.history_[columns], whole.history_[columns])
+
+
+def test_resume_is_bit_identical_where_rates_fall(X, tmp_path):
+    settings = {**TINY, "epochs": 6, "checkpoint_every": 1, "patience": None}
+
+    def press(row: dict, vae) -> None:
+        if row["epoch"] == 5:
+            raise KeyboardInterrupt
+
+    whole = VMM(**settings).fit(X)
+    assert whole.decay_fraction == 0.5
+    with pytest.raises(KeyboardInterrupt):
+        VMM(**settings).fit(X, callbacks=[press], checkpoint=tmp_path / "checkpoint.pt")
+    resumed = VMM(**settings).fit(X, resume=tmp_path / "checkpoint.pt")
+    assert resumed.history_["elbo"].equals(whole.history_["elbo"])
+    np.testing.assert_array_equal(resumed.predict_proba(X), whole.predict_proba(X))
 
 
 def start_of(model: VMM, X) -> torch.nn.Module:
@@ -480,7 +498,7 @@ def test_pseudo_inputs_that_are_not_trained_stay_at_their_rows(prior, init, X, t
 
 
 def test_resume_with_pseudo_inputs_that_are_not_trained(X, tmp_path):
-    settings = {**TINY, "train_pseudo_inputs": False, "epochs": 6, "checkpoint_every": 1, "patience": None}
+    settings = {**TINY, "train_pseudo_inputs": False, "epochs": 6, **RESUMED}
     whole = VMM(**settings).fit(X)
     VMM(**{**settings, "epochs": 3}).fit(X, checkpoint=tmp_path / "checkpoint.pt")
     resumed = VMM(**settings).fit(X, resume=tmp_path / "checkpoint.pt")
@@ -696,7 +714,7 @@ def test_a_file_that_does_not_say_its_scaling(fitted, X, tmp_path):
 
 def test_a_table_is_not_resumed_as_an_array(X, tmp_path):
     frame = pd.DataFrame(X, columns=list("abcd"))
-    settings = {**TINY, "epochs": 4, "checkpoint_every": 1, "patience": None}
+    settings = {**TINY, "epochs": 4, **RESUMED}
     whole = VMM(**settings).fit(frame)
     VMM(**{**settings, "epochs": 2}).fit(frame, checkpoint=tmp_path / "table.pt")
     VMM(**{**settings, "epochs": 2}).fit(X, checkpoint=tmp_path / "array.pt")

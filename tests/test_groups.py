@@ -39,6 +39,12 @@ def test_a_smaller_group_beside_a_larger_one_has_its_own_peak():
     assert dip_ratio(*two_normals(6, share=0.95)) < 0.25
 
 
+def test_a_row_far_from_a_narrow_group_is_apart():
+    """The kernel is so narrow that there is no density between them, nor beyond them, in float64."""
+    positions = np.append(RANDOM.normal(size=30) / 1e6, [5.0, 5.0, 5.0])
+    assert dip_ratio(positions, np.arange(33) >= 30) < 1e-6
+
+
 def test_positions_that_are_all_the_same_are_no_error():
     assert dip_ratio(np.repeat([0.0, 1.0], 5), np.repeat([False, True], 5)) < 0.01
 

@@ -25,6 +25,7 @@ from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.priors.pseudo_inputs import CellPseudoInputs
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.device_rows import resident, subset
+from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.rows import Rows
 from pyro_vmm.runtime.settings import AUTO, settings
 
@@ -260,7 +261,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         self.n_components_ = self.vae_.prior.n_components
         self.tree_ = None  # which is of the reference's components
         self.cluster_of_component_ = np.append(self.cluster_of_component_, before + groups)
-        with torch.no_grad():
+        with torch.no_grad(), exclusive():
             self.component_weights_ = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
         self.weights_ = self._by_cluster(self.component_weights_)
 

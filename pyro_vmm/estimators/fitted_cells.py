@@ -23,6 +23,7 @@ from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_positive, check_whole
+from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.randomness import seeded
 from pyro_vmm.runtime.rows import Rows
 
@@ -101,7 +102,7 @@ class FittedCells(Estimator):
 
     def _looked_at(self, x: Rows) -> Cells:
         """What novelty looks at."""
-        with torch.no_grad():
+        with torch.no_grad(), exclusive():
             p_z = self.vae_.prior(self.vae_.encoder)
         there = torch.as_tensor(~np.isin(self.genes_, self.gene_match_.absent), device=self._own_device())
         counts = self.vae_.likelihood.counts

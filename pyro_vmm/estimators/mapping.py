@@ -25,6 +25,7 @@ from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors.groups import find_groups
 from pyro_vmm.priors.moves import compact, find_components
 from pyro_vmm.runtime.checks import check_choice, check_positive, check_share, check_whole
+from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.settings import AUTO
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def expected_shares(vae: SingleCellVAE) -> np.ndarray | None:
     """
     if not vae.likelihood.counts:
         return None
-    with inference_mode(vae):
+    with exclusive(), inference_mode(vae):
         p_z = vae.prior(vae.encoder)
         middle = [p_z.loc.new_full((len(p_z.loc), size), 1 / size) for size in vae.layout.n_categories]
         covariates = torch.cat([*middle, p_z.loc.new_zeros(len(p_z.loc), vae.layout.n_continuous)], -1)
@@ -239,4 +240,5 @@ def new_components(
     labels, encoded, sharp, some = compact(labels[kept]), encoded[kept], sharp[kept], some[torch.as_tensor(kept)]
     found = places(vae, rows, some, encoded, labels)
     share = found.count * (len(novel) / max(len(kept), 1) / known)
-    return with_components(vae, found, share), find_groups(sharp, labels)
+    with exclusive(), inference_mode(vae):
+        return with_components(vae, found, share), find_groups(sharp, labels)

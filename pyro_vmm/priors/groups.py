@@ -54,7 +54,8 @@ def dip_ratio(positions: np.ndarray, second: np.ndarray) -> float:
     for part in np.array_split(positions, len(positions) // 4096 + 1):
         density += np.exp(-0.5 * np.square((points[:, None] - part) / width)).sum(1)
     peaks = np.minimum(np.maximum.accumulate(density), np.maximum.accumulate(density[::-1])[::-1])
-    return float((density / peaks).min())
+    # Beyond the last row of a side there is no density at all, and no dip.
+    return float(np.divide(density, peaks, out=np.ones(POINTS), where=peaks > 0).min())
 
 
 def discriminants(encoded: Encoded, moments: Moments) -> Encoded:

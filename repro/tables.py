@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from repro.paper import Figure
@@ -153,9 +152,9 @@ class Table:
         return pd.DataFrame(rows).to_csv(index=False)
 
 
-def _values(rows: pd.DataFrame, column: Column) -> Sequence[float] | np.ndarray:
+def _values(rows: pd.DataFrame, column: Column) -> list[float]:
     """A score of some trials; none if no run has it."""
-    return rows[column.score].to_numpy(float) if column.score in rows else []
+    return rows[column.score].astype(float).tolist() if column.score in rows else []
 
 
 def _row(cells) -> str:

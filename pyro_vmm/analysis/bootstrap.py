@@ -118,5 +118,7 @@ class Sums:
         weight = self._weighing.standard_exponential(shape, dtype=np.float32)
         weight *= self.population.stands_for[rows, None]
         if self._of_sample is not None:
-            weight *= self._of_sample[self.population.sample[rows]]
+            sample = self.population.sample
+            assert sample is not None, "there are weights of samples"
+            weight *= self._of_sample[sample[rows]]
         return group, weight

@@ -67,7 +67,7 @@ def batch_mixing(shares: np.ndarray, overall: np.ndarray) -> np.ndarray:
 def nearest(
     labels: np.ndarray,  # (N,)
     nearness: np.ndarray,  # (N,)
-    present: Sequence[int],
+    present: Sequence[int] | np.ndarray,
     most: int,
 ) -> list[np.ndarray]:
     """The positions of the ``most`` rows of each of these clusters with the highest nearness, best first."""

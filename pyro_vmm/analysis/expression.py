@@ -34,7 +34,7 @@ class ComparedCells:
         means = model_assisted_means(expression, observed, expected, weights[:, kept], self.counts)
         if self.counts:
             name, scale = "lfc", LIBRARY
-            found = log_fold_changes(*means, pseudo_count, *observed.mean(1))
+            found = log_fold_changes(means[0], means[1], pseudo_count, *observed.mean(1))
         else:
             name, scale = "difference", 1.0
             found = changes(*means)

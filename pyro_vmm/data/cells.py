@@ -481,8 +481,8 @@ def _spread(block: np.ndarray | sparse.csr_matrix, positions: np.ndarray, n: int
         spread = np.zeros((len(block), n), block.dtype)
         spread[:, positions] = block
         return spread
-    block = sparse.csr_matrix(block)
-    return sparse.csr_matrix((block.data, positions[block.indices], block.indptr), shape=(block.shape[0], n))
+    rows: Any = sparse.csr_matrix(block)
+    return sparse.csr_matrix((rows.data, positions[rows.indices], rows.indptr), shape=(rows.shape[0], n))
 
 
 def _dense(block: np.ndarray | sparse.csr_matrix) -> Tensor:

@@ -84,7 +84,7 @@ class ExplainedArrays(FittedArrays):
             sums.add(((X[rows] - centre) / scale).astype(np.float32))
         parts = []
         for j in large:
-            own, elsewhere = sums.compared(j)
+            own, elsewhere = sums.compared(int(j))
             table = changes(own, elsewhere).table("difference", DELTA, FDR, LEVEL, shrink=False)
             table.insert(0, "feature", self._feature_names())
             table.insert(0, "cluster", present[j])

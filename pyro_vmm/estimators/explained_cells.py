@@ -211,7 +211,7 @@ class ExplainedCells(FittedCells):
         large = np.flatnonzero(np.bincount(labels) >= LEAST_ROWS)
         if len(seen.present) > 1 and len(large):
             compared = self._compare(rows, Population.of(seen.groups, max_cells, seed), batches, n_draws, seed)
-            parts = {seen.present[j]: compared.table(j, DELTA, FDR, LEVEL, self._pseudo_count()) for j in large}
+            parts = {seen.present[j]: compared.table(int(j), DELTA, FDR, LEVEL, self._pseudo_count()) for j in large}
             markers = pd.concat(parts, names=["cluster"]).reset_index()
         return CellExplanation(
             clusters=table,
@@ -227,7 +227,9 @@ class ExplainedCells(FittedCells):
         """The probability that a cell is of either group, (N, 2)."""
         n_clusters = int(self.cluster_of_component_.max()) + 1
         by_cluster = groupby is None and not groups.is_mask(group1)
-        q_c = self._probabilities(rows)[:, :n_clusters] if by_cluster or within is not None else None
+        q_c = (
+            self._probabilities(rows)[:, :n_clusters] if by_cluster or within is not None else np.empty((0, n_clusters))
+        )
         if groupby is not None:
             q = groups.of_column(adata, groupby, group1, group2)
         elif not by_cluster:
@@ -296,7 +298,9 @@ class ExplainedCells(FittedCells):
         """
         library = z.new_full((len(z), 1), self.library_size_)
         codes = [None] if batches is None else [int(code) for code in batches]
-        total = sum(self._mean(z, self._as_of(covariates, code), library) for code in codes)
+        total = library.new_zeros(())
+        for code in codes:
+            total = total + self._mean(z, self._as_of(covariates, code), library)
         return total / (len(codes) * (self.library_size_ if self.vae_.likelihood.counts else 1.0))
 
     def _decoded(self, centres: Tensor, batches: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Source: Lotfollahi et al., Mapping single-cell data to reference atlases by tran
 """
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +38,11 @@ def with_batches(vae: SingleCellVAE, n: int, library: tuple[Tensor, Tensor] | No
     before, layout = vae.layout, vae.layout.with_batches(vae.layout.n_batches + n)
     trained = grown.likelihood.add_batches(layout)
     # Of each network the layers, and how many of their inputs come before the batch.
-    networks = [(grown.decoder.body, vae.prior.latent_dim)]
-    bodies = [grown.encoder.body] + ([] if grown.library is None else [grown.library.encoder])
-    networks += [(body[1], before.n_genes) for body in bodies if body[0].covariates]
+    networks = [(cast(nn.Sequential, grown.decoder.body), vae.prior.latent_dim)]
+    for body in [grown.encoder.body] + ([] if grown.library is None else [grown.library.encoder]):
+        parts = cast(nn.Sequential, body)
+        if cast(CellFeatures, parts[0]).covariates:
+            networks.append((cast(nn.Sequential, parts[1]), before.n_genes))
     trained += [_widen(layers, start, before.n_batches, n) for layers, start in networks]
     if grown.library is not None and library is not None:
         grown.library.add_batches(*library)
@@ -51,22 +54,22 @@ def with_batches(vae: SingleCellVAE, n: int, library: tuple[Tensor, Tensor] | No
     return grown
 
 
-def _widen(layers: nn.Module, start: int, known: int, n: int) -> nn.Parameter:
+def _widen(layers: nn.Sequential, start: int, known: int, n: int) -> nn.Parameter:
     """Give the first layer n inputs after those of the known batches, which begin at ``start``; their weights."""
-    first = layers[0]
+    first = cast(nn.Linear | WidenedLinear, layers[0])
     if isinstance(first, WidenedLinear):
         at, weights = first.start, first.weights(start, known)
     else:
         at, weights = start + known, first.weight[:, start : start + known]
-    layers[0] = WidenedLinear(first, at, weights.detach().mean(1, keepdim=True).repeat(1, n))
-    return layers[0].added
+    layers[0] = widened = WidenedLinear(first, at, weights.detach().mean(1, keepdim=True).repeat(1, n))
+    return widened.added
 
 
 def _lay_out(vae: SingleCellVAE, layout: CellLayout) -> None:
     """Tell all parts the columns of a cell."""
     for module in vae.modules():
         if isinstance(getattr(module, "layout", None), CellLayout):
-            module.layout = layout
+            module.layout = layout  # pyright: ignore[reportArgumentType]
         if isinstance(module, CellFeatures) and module.covariates:
             module.width = layout.n_genes + layout.n_covariates
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.models import VAE
+from pyro_vmm.models import VAE, SingleCellVAE
 from pyro_vmm.networks import inference_mode, scale_tril
 from pyro_vmm.runtime.randomness import seeded
 
 
 @torch.no_grad()
 def elbo_surgery(
-    vae: VAE,
+    vae: VAE | SingleCellVAE,
     x: Tensor,  # shape: (N, *event_shape)
     n_samples: int = 100,
     n_marginal: int | None = None,
@@ -45,7 +45,14 @@ def elbo_surgery(
         and ``rate_marginal``, the rate over the draws that q(z) was evaluated at: the sum of the two before it.
     """
     _check_draws(n_samples, n_marginal)
-    log_likelihood = log_likelihood or (lambda z, rows: vae.p_x(z).log_prob(rows))
+    if log_likelihood is None:
+        if isinstance(vae, SingleCellVAE):
+            raise ValueError("log_likelihood=None is for models of arrays; a model of cells needs one")
+        p_x = vae.p_x
+
+        def log_likelihood(z: Tensor, rows: Tensor) -> Tensor:
+            return p_x(z).log_prob(rows)
+
     with inference_mode(vae), seeded(seed, x.device):
         p_z, terms, posteriors = vae.prior(vae.encoder), [], []
         for rows in x.split(batch_size):

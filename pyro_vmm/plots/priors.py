@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from pyro_vmm.plots.drawing import BLUE, GREY, ORANGE
+from pyro_vmm.plots.drawing import BLUE, ORANGE
 
 PANELS = {
     "log_px": "log p(x) of rows held out (nats per row)",
@@ -52,5 +53,5 @@ def _draw(axes: Axes, by_fit: pd.DataFrame, name: str, priors: list[str]) -> Non
             axes.plot(values.mean(), place, "|", color=ORANGE, ms=16, mew=2.5)
     axes.set_title(PANELS[name], loc="left", fontsize=9)
     axes.grid(alpha=0.3, axis="x")
-    axes.axhline(-0.5, color=GREY, lw=0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.ticklabel_format(axis="x", useOffset=False, style="plain")

@@ -102,7 +102,7 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
     if is_whole(seeds):
         check_whole("seeds", seeds)
         return list(range(seeds))
-    if np.ndim(seeds) != 1 or len(seeds) == 0 or len(set(seeds)) < len(seeds):
+    if isinstance(seeds, int) or np.ndim(seeds) != 1 or len(seeds) == 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds={seeds!r} should be a whole number, or hold at least one, and each once")
     for seed in seeds:
         if not (is_whole(seed) and 0 <= seed <= _MOST_SEED):

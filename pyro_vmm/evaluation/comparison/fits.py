@@ -95,8 +95,9 @@ def do(
     try:
         fit_part(model, X, parts.rest)
     except TrainingDiverged:
-        nothing = np.empty(0)
-        return Fit(nothing.astype(int), nothing, 0, *[np.nan] * len(TERMS), 0, time.perf_counter() - started)
+        unknown = dict.fromkeys(TERMS, np.nan)
+        seconds = time.perf_counter() - started
+        return Fit(np.empty(0, int), np.empty(0), active=0, **unknown, epochs=0, seconds=seconds)
     seconds = time.perf_counter() - started
     rows = take(X, parts.held_out)
     return Fit(

@@ -49,10 +49,7 @@ def elbo_surgery(
         if isinstance(vae, SingleCellVAE):
             raise ValueError("log_likelihood=None is for models of arrays; a model of cells needs one")
         p_x = vae.p_x
-
-        def log_likelihood(z: Tensor, rows: Tensor) -> Tensor:
-            return p_x(z).log_prob(rows)
-
+        log_likelihood = lambda z, rows: p_x(z).log_prob(rows)  # noqa: E731 (a def of this name is another type)
     with inference_mode(vae), seeded(seed, x.device):
         p_z, terms, posteriors = vae.prior(vae.encoder), [], []
         for rows in x.split(batch_size):

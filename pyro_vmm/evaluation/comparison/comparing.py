@@ -66,7 +66,8 @@ def compare(
         ValueError: what is wrong with an argument, the data or the folder, before any training.
     """
     if estimator is None:
-        estimator = SingleCellVMM() if hasattr(X, "obs") else VMM()
+        # A checker of types takes init, which has a default of its own for cells, for one without.
+        estimator = SingleCellVMM() if hasattr(X, "obs") else VMM()  # pyright: ignore[reportCallIssue]
     named, seeds = _named(priors), _seeds(seeds)
     _check(estimator, named, held_out, n_importance_samples)
     X = checked(estimator, X, whole=False)

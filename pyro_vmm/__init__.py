@@ -1,6 +1,7 @@
 """The VampPrior Mixture Model in Pyro: a prior for variational autoencoders that finds the number of clusters."""
 
 from pyro_vmm.estimators import VMM, SingleCellVMM
+from pyro_vmm.evaluation.comparison import compare
 from pyro_vmm.evaluation.selection import select
 from pyro_vmm.inference import Trainer, TrainingConfig
 from pyro_vmm.models import VAE, SingleCellVAE
@@ -20,5 +21,6 @@ __all__ = [
     "VampMixture",
     "VampPrior",
     "__version__",
+    "compare",
     "select",
 ]

@@ -19,10 +19,10 @@ import pyro_vmm
 from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.cli import main
 from pyro_vmm.evaluation import clustering
+from pyro_vmm.evaluation.fitting.parts import Parts, take, take_to_train
 from pyro_vmm.evaluation.selection import Selection, search
 from pyro_vmm.evaluation.selection.evidence import agreement, evidence
 from pyro_vmm.evaluation.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description
-from pyro_vmm.evaluation.selection.parts import Parts, take, take_to_train
 from pyro_vmm.inference import TrainingDiverged
 
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 1, "random_state": 0}

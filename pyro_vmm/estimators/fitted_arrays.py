@@ -65,9 +65,7 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
         """
         check_whole("n_importance_samples", n_importance_samples)
         log_p = self._scores(self._rows(X), n_importance_samples, rows_at_once=128)
-        # The density of X itself: the model's, over the volume that the scaling stretched.
-        log_volume = np.broadcast_to(np.log(self.scale_), self.event_shape_).sum()
-        return log_p - log_volume
+        return log_p - self._log_volume()
 
     def score(self, X, y=None) -> float:
         """The mean of :meth:`score_samples`."""
@@ -132,6 +130,10 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
 
     def _log_p_x(self, z: Tensor, rows: Tensor) -> Tensor:
         return self.vae_.p_x(z).log_prob(rows)
+
+    def _log_volume(self) -> float:
+        """By how much log p(x) of what the model sees is above that of X: the volume that the scaling stretched."""
+        return float(np.broadcast_to(np.log(self.scale_), self.event_shape_).sum())
 
     @property
     def _n_features_out(self) -> int:

@@ -4,6 +4,9 @@
 and ``probabilities`` the (N, K) probabilities that row i belongs to cluster k.
 """
 
+from collections.abc import Sequence
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -84,6 +87,24 @@ def ari(labels: ArrayLike, clusters: ArrayLike) -> float:
     The authors' code reports the adjusted mutual information under this name; this is the Rand index itself.
     """
     return float(sk.adjusted_rand_score(*_check_pair(labels, clusters)))
+
+
+def agreement(clusters: ArrayLike, others: ArrayLike) -> float:
+    """The adjusted Rand index of two clusterings, (N,) each; 0 if one of them is a single cluster.
+
+    A single cluster agrees with itself, but no better than chance would, which is what 0 says.
+    """
+    if min(utilised_clusters(clusters), utilised_clusters(others)) == 1:
+        return 0.0
+    return ari(clusters, others)
+
+
+def mean_agreements(clusterings: Sequence[ArrayLike]) -> list[float]:
+    """The mean :func:`agreement` of each clustering, (N,), with the others; NaN without others."""
+    found = np.full((len(clusterings), len(clusterings)), np.nan)
+    for i, j in combinations(range(len(clusterings)), 2):
+        found[i, j] = found[j, i] = agreement(clusterings[i], clusterings[j])
+    return [float(np.mean(row[~np.isnan(row)])) if len(row) > 1 else np.nan for row in found]
 
 
 def homogeneity(labels: ArrayLike, clusters: ArrayLike) -> float:

@@ -1,24 +1,26 @@
 """The ELBO of a model taken apart."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.models import VAE
+from pyro_vmm.models import VAE, SingleCellVAE
 from pyro_vmm.networks import inference_mode, scale_tril
 from pyro_vmm.runtime.randomness import seeded
 
 
 @torch.no_grad()
 def elbo_surgery(
-    vae: VAE,
+    vae: VAE | SingleCellVAE,
     x: Tensor,  # shape: (N, *event_shape)
     n_samples: int = 100,
     n_marginal: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
+    log_likelihood: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
     r"""The ELBO taken apart (Hoffman & Johnson, 2016), the columns of the paper's table 2, in nats per row.
 
@@ -35,18 +37,25 @@ def elbo_surgery(
         n_marginal: Draws of these that go into q(z), whose cost is n_marginal * N^2; all of them if None.
         batch_size: Rows at a time.
         seed: Of the draws.
+        log_likelihood: log p(x | z), (S, M), of z (S, M, D) and rows (M, ...), of a model whose decoder needs more of a
+            row than z, such as a cell's batch; None for the model's own ``p_x``.
 
     Returns:
         ``log_px`` (importance-weighted), ``elbo``, ``distortion``, ``rate``, ``marginal_kl``, ``mutual_information``,
         and ``rate_marginal``, the rate over the draws that q(z) was evaluated at: the sum of the two before it.
     """
     _check_draws(n_samples, n_marginal)
+    if log_likelihood is None:
+        if isinstance(vae, SingleCellVAE):
+            raise ValueError("log_likelihood=None is for models of arrays; a model of cells needs one")
+        p_x = vae.p_x
+        log_likelihood = lambda z, rows: p_x(z).log_prob(rows)  # noqa: E731 (a def of this name is another type)
     with inference_mode(vae), seeded(seed, x.device):
         p_z, terms, posteriors = vae.prior(vae.encoder), [], []
         for rows in x.split(batch_size):
             q_z = vae.encoder(rows)
             z = q_z.sample((n_samples,))
-            terms.append((z, vae.p_x(z).log_prob(rows), p_z.log_prob(z), q_z.log_prob(z)))
+            terms.append((z, log_likelihood(z, rows), p_z.log_prob(z), q_z.log_prob(z)))
             posteriors.append((q_z.mean, scale_tril(q_z)))
     z, log_px_z, log_pz, log_qz_x = (torch.cat(part, dim=1) for part in zip(*terms, strict=True))  # (S, N, ...)
     log_qz = _aggregate(posteriors, z[:n_marginal])

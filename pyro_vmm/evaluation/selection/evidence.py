@@ -6,21 +6,12 @@ import numpy as np
 import pandas as pd
 
 from pyro_vmm.evaluation import clustering
+from pyro_vmm.evaluation.clustering import agreement
 from pyro_vmm.evaluation.selection.fits import TRAINED_ON, Fit, Task
 
 ALL, *HALVES = TRAINED_ON
 #: What is measured for each seed, of which the table has the mean and the standard deviation.
 MEASURES = ("clusters", "log_px", "stability", "stability_seeds", "stability_halves", "confidence", "seconds")
-
-
-def agreement(clusters: np.ndarray, others: np.ndarray) -> float:
-    """The adjusted Rand index of two clusterings, (N,) each; 0 if one of them is a single cluster.
-
-    A single cluster agrees with itself, but no better than chance would, which is what 0 says.
-    """
-    if min(clustering.utilised_clusters(clusters), clustering.utilised_clusters(others)) == 1:
-        return 0.0
-    return clustering.ari(clusters, others)
 
 
 def evidence(fits: Mapping[Task, Fit]) -> pd.DataFrame:
@@ -94,7 +85,7 @@ def _measure(done: Mapping[tuple[int, str], Fit], seeds: Sequence[int]) -> pd.Se
         {
             "clusters": [clustering.utilised_clusters(fit.clusters) for fit in whole],
             "log_px": [fit.log_px.mean() for fit in whole],
-            "stability_seeds": [_others(whole, i) for i in range(len(whole))],
+            "stability_seeds": clustering.mean_agreements([fit.clusters for fit in whole]),
             "stability_halves": [agreement(*(done[seed, half].clusters for half in HALVES)) for seed in seeds],
             "confidence": [fit.confidence.mean() for fit in whole],
             "seconds": [fit.seconds for fit in whole],
@@ -103,9 +94,3 @@ def _measure(done: Mapping[tuple[int, str], Fit], seeds: Sequence[int]) -> pd.Se
     by_seed["stability"] = by_seed[["stability_seeds", "stability_halves"]].mean(axis=1)
     spread = by_seed.std().add_suffix("_sd")
     return pd.concat([by_seed.mean(), spread])[[name + end for name in MEASURES for end in ("", "_sd")]]
-
-
-def _others(fits: Sequence[Fit], i: int) -> float:
-    """The mean agreement of fit i with the others; NaN without others."""
-    found = [agreement(fits[i].clusters, fit.clusters) for j, fit in enumerate(fits) if j != i]
-    return float(np.mean(found)) if found else np.nan

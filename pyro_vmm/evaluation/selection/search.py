@@ -6,23 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.base import clone
-from sklearn.utils import check_array, check_random_state
-from tqdm.auto import tqdm
+from sklearn.utils import check_random_state
 
-from pyro_vmm.data.cells import CellBatches, check_cells
-from pyro_vmm.estimators import VMM, SingleCellVMM, inputs
+from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.estimators.base import Estimator
-from pyro_vmm.estimators.building import likelihood_options
+from pyro_vmm.evaluation.fitting.data import checked, knowing_categories
+from pyro_vmm.evaluation.fitting.loop import check_jobs, run
+from pyro_vmm.evaluation.fitting.parts import Parts, row_groups
 from pyro_vmm.evaluation.selection.evidence import evidence
 from pyro_vmm.evaluation.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description, do
-from pyro_vmm.evaluation.selection.parts import Parts, row_groups
 from pyro_vmm.evaluation.selection.result import Selection
-from pyro_vmm.likelihoods import Likelihood, likelihood_class, of_counts
 from pyro_vmm.priors import PRIORS, Prior, prior_class
-from pyro_vmm.runtime import finite
 from pyro_vmm.runtime.checks import check_positive, check_whole, described
 from pyro_vmm.runtime.ranks import Ranks
 
@@ -74,11 +69,11 @@ def select(
         raise ValueError(f"estimator={estimator!r} should be a VMM or a SingleCellVMM")
     rates = (estimator._learning_rate(X),) if learning_rate is None else learning_rate
     _check(estimator, m_prior, rates, seeds, held_out, n_importance_samples)
-    X = _checked(estimator, X, refit)
+    X = checked(estimator, X, whole=refit)
     if estimator.training is not None:
         estimator._check_parameters()
         estimator = estimator.with_single_settings()
-    estimator = _knowing_categories(estimator, X)
+    estimator = knowing_categories(estimator, X)
     fits = _run(_tasks(m_prior, rates, seeds), estimator, X, held_out, seeds, n_importance_samples, folder, n_jobs)
     selection = Selection(evidence(fits), fits)
     if refit:
@@ -110,31 +105,6 @@ def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_imp
         raise ValueError(f"held_out={held_out!r} should be above 0 and below 1")
 
 
-def _checked(estimator: VMM | SingleCellVMM, X: Any, refit: bool) -> Any:
-    """X, after what can be told to be wrong with it: each fit sees a part of it alone."""
-    if not isinstance(estimator, SingleCellVMM):
-        names, X = finite.names(X), inputs.checked(X)
-        finite.check_finite(check_array(X, allow_nd=True, ensure_all_finite=False), *names)
-        return X
-    estimator._check_parameters()
-    counted = of_counts(estimator.likelihood, estimator.likelihood_options)
-    totals = check_cells(CellBatches(X, estimator.layer), counted, training=refit)
-    estimator._covariates(X, totals).check_sizes(X)
-    return X
-
-
-def _knowing_categories(estimator: VMM | SingleCellVMM, X: Any) -> VMM | SingleCellVMM:
-    """An estimator that is told how many categories X has, as a part of the rows may lack one that others have."""
-    options, likelihood = estimator.likelihood_options or {}, estimator.likelihood
-    if isinstance(estimator, SingleCellVMM) or not isinstance(options, dict):  # the fit tells what is wrong with others
-        return estimator
-    cls = None if isinstance(likelihood, Likelihood) else likelihood_class(likelihood)
-    if cls is None or cls.domain_options.__func__ is Likelihood.domain_options.__func__:
-        return estimator
-    x = torch.as_tensor(check_array(X, dtype=[np.float64, np.float32], allow_nd=True))
-    return clone(estimator).set_params(likelihood_options=likelihood_options(likelihood, options, x))
-
-
 def _tasks(m_prior: Sequence[float], learning_rate: Sequence[float], seeds: int) -> list[Task]:
     """Every fit, seed by seed, for the time left to be told by an even mixture of them."""
     return [
@@ -157,33 +127,23 @@ def _run(
     n_jobs: int | None,
 ) -> dict[Task, Fit]:
     """All fits in the order of the tasks, those in the folder without training again."""
-    ranks = Ranks.present()
-    at_once = effective_n_jobs(n_jobs)
-    if ranks.size > 1 and at_once > 1:
-        raise ValueError(f"n_jobs={n_jobs} should be 1 where {ranks.size} processes train each model together")
+    check_jobs(n_jobs)
     seed = FitFolder.seed(folder) if folder is not None and estimator.random_state is None else None
     if seed is None:
         seed = check_random_state(estimator.random_state).randint(2**31)
-    seed = ranks.first(int(seed))
+    seed = Ranks.present().first(int(seed))
     parts = Parts.draw(row_groups(estimator, X), held_out, seeds, seed)
     fit_seeds = np.random.RandomState(seed).randint(2**31, size=seeds)
     store = None
     if folder is not None:
         settings = {"seed": seed, "held_out": held_out, "n_importance_samples": n_importance_samples}
         store = FitFolder(folder, {**settings, **description(estimator, X)})
-    fits = {} if store is None else {task: fit for task in tasks if (fit := store.load(task)) is not None}
-    ranks.check_same(finished_fits=sorted(task.name for task in fits))
-    bar = tqdm(total=len(tasks), initial=len(fits), unit="fit", disable=not estimator.progress or ranks.rank > 0)
-    with bar:
-        left = [task for task in tasks if task not in fits]
-        for some in (left[i : i + at_once] for i in range(0, len(left), at_once)):
-            bar.set_postfix_str(f"m_prior {some[0].m_prior:g}, seed {some[0].seed}, {some[0].part}")
-            about = [(task, estimator, X, parts, int(fit_seeds[task.seed]), n_importance_samples) for task in some]
-            # As many as run at once, then their files: an interrupted selection loses no more than these.
-            done = Parallel(n_jobs)(delayed(do)(*each) for each in about)
-            for task, fit in zip(some, done, strict=True):
-                fits[task] = fit
-                if store is not None and ranks.rank == 0:
-                    store.save(task, fit)
-            bar.update(len(some))
-    return {task: fits[task] for task in tasks}
+    return run(
+        tasks,
+        do,
+        lambda task: (task, estimator, X, parts, int(fit_seeds[task.seed]), n_importance_samples),
+        store=store,
+        n_jobs=n_jobs,
+        progress=estimator.progress,
+        told=lambda task: f"m_prior {task.m_prior:g}, seed {task.seed}, {task.part}",
+    )

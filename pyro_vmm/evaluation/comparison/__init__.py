@@ -1,0 +1,6 @@
+"""Comparing priors on the same data, splits and starts: ``pyro_vmm.compare``."""
+
+from pyro_vmm.evaluation.comparison.comparing import PRIORS_COMPARED, SEEDS, compare
+from pyro_vmm.evaluation.comparison.result import Comparison
+
+__all__ = ["PRIORS_COMPARED", "SEEDS", "Comparison", "compare"]

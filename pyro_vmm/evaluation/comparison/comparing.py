@@ -1,0 +1,161 @@
+"""``compare``: priors on the same data, splits and starts."""
+
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import clone
+
+from pyro_vmm.data.cells import CellBatches
+from pyro_vmm.estimators import VMM, SingleCellVMM
+from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.evaluation import clustering
+from pyro_vmm.evaluation.comparison.fits import Fit, FitFolder, Task, do, mark
+from pyro_vmm.evaluation.comparison.result import Comparison, compared
+from pyro_vmm.evaluation.fitting.data import checked, description, knowing_categories
+from pyro_vmm.evaluation.fitting.loop import check_jobs, run
+from pyro_vmm.evaluation.fitting.parts import Parts, row_groups
+from pyro_vmm.priors import Prior, prior_class
+from pyro_vmm.runtime.checks import check_whole, described, is_whole
+
+#: The priors that are compared unless told otherwise: those of the paper.
+PRIORS_COMPARED = ("vmm", "gmm", "vamp", "standard_normal")
+#: Fits of each prior unless told otherwise.
+SEEDS = 3
+# NumPy's random numbers take no larger seeds.
+_MOST_SEED = 2**32 - 1
+
+
+def compare(
+    X: Any,
+    priors: Sequence[Any] | Mapping[str, Any] = PRIORS_COMPARED,
+    seeds: int | Sequence[int] = SEEDS,
+    *,
+    estimator: VMM | SingleCellVMM | None = None,
+    y: ArrayLike | None = None,
+    held_out: float = 0.2,
+    n_importance_samples: int = 100,
+    folder: str | Path | None = None,
+    n_jobs: int | None = 1,
+) -> Comparison:
+    """Fit the same model with different priors, and compare likelihood, clusters and time.
+
+    All priors have equal budgets: the settings of ``estimator``. A seed is the ``random_state`` of a fit of each prior,
+    and gives all of them the same rows held out, rows to start from, and minibatches. Training may end before its last
+    epoch if the estimator has ``patience``; the table tells the epochs.
+
+    Arguments:
+        X: an array (N, ...) or an AnnData of N cells. Nothing is written to it.
+        priors: names, classes, ``functools.partial`` of classes, or objects, see :class:`~pyro_vmm.VMM`; or these by
+            the names that the table shall have for them.
+        seeds: the seeds; a whole number n for 0, ..., n - 1.
+        estimator: the model, of which clones are fitted with each prior; None for ``VMM()`` of arrays and
+            ``SingleCellVMM()`` of an AnnData. Its ``progress`` shows a progress bar over the fits.
+        y: known labels, (N,), for the columns ``nmi`` and ``ari`` alone.
+        held_out: share of the rows that a fit does not see, for the likelihood.
+        n_importance_samples: draws for each row's likelihood and ELBO.
+        folder: keeps what was found of each finished fit; another call, with more priors or seeds or the same, goes on
+            from there.
+        n_jobs: fits side by side, by joblib: None for what ``joblib.parallel_config`` says, -1 for one on each core.
+            The fits are the same however many run at once; the seconds are not.
+
+    Raises:
+        ValueError: what is wrong with an argument, the data or the folder, before any training.
+    """
+    if estimator is None:
+        # A checker of types takes init, which has a default of its own for cells, for one without.
+        estimator = SingleCellVMM() if hasattr(X, "obs") else VMM()  # pyright: ignore[reportCallIssue]
+    named, seeds = _named(priors), _seeds(seeds)
+    _check(estimator, named, held_out, n_importance_samples)
+    X = checked(estimator, X, whole=False)
+    if y is not None:
+        y = _labels(y, _rows(estimator, X))
+    estimator = knowing_categories(estimator, X)
+    Parts.draw(row_groups(estimator, X), held_out, 0, 0)  # which says whether there are enough rows
+    tasks = [Task(name, seed, mark(prior)) for seed in seeds for name, prior in named.items()]
+    fits = _run(tasks, named, estimator, X, held_out, n_importance_samples, folder, n_jobs)
+    in_order = {task: fits[task] for name in named for task in tasks if task.prior == name}
+    return compared(in_order, {name for name, prior in named.items() if not prior_class(prior).has_clusters}, y)
+
+
+def _named(priors: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
+    """The priors by name."""
+    if isinstance(priors, str | Prior) or not isinstance(priors, Sequence | Mapping):
+        raise ValueError(f"priors={described(priors)} should be a list of priors, or priors by name")
+    if len(priors) == 0:
+        raise ValueError(f"priors={priors!r} should hold at least one prior")
+    if isinstance(priors, Mapping):
+        if wrong := [name for name in priors if not isinstance(name, str)]:
+            raise ValueError(f"priors has the name {wrong[0]!r}, expected strings")
+        for prior in priors.values():
+            prior_class(prior)
+        return dict(priors)
+    names = [prior if isinstance(prior, str) else prior_class(prior).__name__ for prior in priors]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"priors has {twice[0]} more than once; name them: priors={{'a name': ..., ...}}")
+    return dict(zip(names, priors, strict=True))
+
+
+def _seeds(seeds: int | Sequence[int]) -> list[int]:
+    if is_whole(seeds):
+        check_whole("seeds", seeds)
+        return list(range(seeds))
+    if isinstance(seeds, int) or np.ndim(seeds) != 1 or len(seeds) == 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={seeds!r} should be a whole number, or hold at least one, and each once")
+    for seed in seeds:
+        if not (is_whole(seed) and 0 <= seed <= _MOST_SEED):
+            raise ValueError(f"seeds has {seed!r}, expected whole numbers from 0 to {_MOST_SEED}")
+    return [int(seed) for seed in seeds]
+
+
+def _check(estimator: Any, named: Mapping[str, Any], held_out: float, n_importance_samples: int) -> None:
+    if not isinstance(estimator, Estimator) or "prior" not in estimator.get_params():
+        raise ValueError(f"estimator={described(estimator)} should be a VMM or a SingleCellVMM")
+    if estimator._training_settings().get("monitor") == "val_nmi":
+        raise ValueError("monitor='val_nmi' uses labels, which a comparison does without; expected 'val_elbo'")
+    check_whole("n_importance_samples", n_importance_samples)
+    if not (isinstance(held_out, Real) and 0 < held_out < 1):
+        raise ValueError(f"held_out={held_out!r} should be above 0 and below 1")
+    for prior in named.values():
+        clone(estimator).set_params(prior=prior)._check_parameters()
+
+
+def _rows(estimator: VMM | SingleCellVMM, X: Any) -> int:
+    return len(CellBatches(X, estimator.layer)) if isinstance(estimator, SingleCellVMM) else len(X)
+
+
+def _labels(y: ArrayLike, n: int) -> np.ndarray:
+    y = np.asarray(y)
+    if y.shape != (n,):
+        raise ValueError(f"y has shape {y.shape}, expected ({n},)")
+    clustering.utilised_clusters(y)  # which says whether one is missing
+    return y
+
+
+def _run(
+    tasks: Sequence[Task],
+    named: Mapping[str, Any],
+    estimator: VMM | SingleCellVMM,
+    X: Any,
+    held_out: float,
+    n_importance_samples: int,
+    folder: str | Path | None,
+    n_jobs: int | None,
+) -> dict[Task, Fit]:
+    check_jobs(n_jobs)
+    store = None
+    if folder is not None:
+        settings = {"held_out": held_out, "n_importance_samples": n_importance_samples}
+        store = FitFolder(folder, {**settings, **description(estimator, X, varied=("prior",))})
+    return run(
+        tasks,
+        do,
+        lambda task: (task, named[task.prior], estimator, X, held_out, n_importance_samples),
+        store=store,
+        n_jobs=n_jobs,
+        progress=estimator.progress,
+        told=lambda task: f"{task.prior}, seed {task.seed}",
+    )

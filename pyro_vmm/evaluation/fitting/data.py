@@ -1,0 +1,74 @@
+"""What many fits share of an estimator and its data: the checks, a fingerprint, and the fit to a part."""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.utils import check_array
+
+from pyro_vmm.data.cells import CellBatches, check_cells
+from pyro_vmm.estimators import VMM, SingleCellVMM, inputs
+from pyro_vmm.estimators.building import likelihood_options
+from pyro_vmm.evaluation.fitting.parts import take_to_train
+from pyro_vmm.likelihoods import Likelihood, likelihood_class, of_counts
+from pyro_vmm.runtime import finite
+
+# Parameters that change nothing of a fit, and the seed.
+_OF_NO_MATTER = ("progress", "device", "capture", "checkpoint_every", "random_state")
+
+
+def checked(estimator: VMM | SingleCellVMM, X: Any, whole: bool) -> Any:
+    """X, after what can be told to be wrong with it: each fit sees a part of it alone; ``whole`` if one sees all."""
+    if not isinstance(estimator, SingleCellVMM):
+        names, X = finite.names(X), inputs.checked(X)
+        finite.check_finite(check_array(X, allow_nd=True, ensure_all_finite=False), *names)
+        return X
+    estimator._check_parameters()
+    counted = of_counts(estimator.likelihood, estimator.likelihood_options)
+    totals = check_cells(CellBatches(X, estimator.layer), counted, training=whole)
+    estimator._covariates(X, totals).check_sizes(X)
+    return X
+
+
+def knowing_categories(estimator: VMM | SingleCellVMM, X: Any) -> VMM | SingleCellVMM:
+    """An estimator that is told how many categories X has, as a part of the rows may lack one that others have."""
+    options, likelihood = estimator.likelihood_options or {}, estimator.likelihood
+    if isinstance(estimator, SingleCellVMM) or not isinstance(options, dict):  # the fit tells what is wrong with others
+        return estimator
+    cls = None if isinstance(likelihood, Likelihood) else likelihood_class(likelihood)
+    if cls is None or cls.domain_options.__func__ is Likelihood.domain_options.__func__:
+        return estimator
+    x = torch.as_tensor(check_array(X, dtype=[np.float64, np.float32], allow_nd=True))
+    return clone(estimator).set_params(likelihood_options=likelihood_options(likelihood, options, x))
+
+
+def fit_part(model: VMM | SingleCellVMM, X: Any, rows: np.ndarray) -> None:
+    """Fit a model to the rows of X at these positions, for it to know the batches and genes of all of X."""
+    part, whole = take_to_train(model, X, rows), {}
+    if isinstance(model, SingleCellVMM):
+        whole["part_of"] = X
+        if not isinstance(model.init, str):
+            model.set_params(init=[name for name in model.init if name in part.obs_names] or "random")
+    model.fit(part, **whole)
+
+
+def description(estimator: VMM | SingleCellVMM, X: Any, varied: Sequence[str]) -> dict:
+    """Plain values that tell the fits of this estimator to X from others; ``varied`` are parameters that fits vary."""
+    params = estimator.configuration()
+    params = {name: value for name, value in params.items() if name not in (*_OF_NO_MATTER, *varied)}
+    return {**params, "data": _fingerprint(estimator, X)}
+
+
+def _fingerprint(estimator: VMM | SingleCellVMM, X: Any) -> list[int]:
+    if not isinstance(estimator, SingleCellVMM):
+        values = np.asarray(X)
+        # Of objects, such as those of a table of numbers and booleans, the bytes are addresses, new in each process.
+        X = check_array(X, dtype=[np.float64, np.float32], allow_nd=True) if values.dtype == object else values
+        return [*X.shape, zlib.crc32(np.ascontiguousarray(X).data)]
+    counts = CellBatches(X, estimator.layer)
+    names = "\n".join([*counts.cell_names, *counts.gene_names])
+    totals = check_cells(counts, of_counts(estimator.likelihood, estimator.likelihood_options))
+    return [*counts.shape, zlib.crc32(names.encode()), zlib.crc32(totals.data)]

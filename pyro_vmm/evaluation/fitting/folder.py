@@ -1,0 +1,88 @@
+"""The folder that keeps finished fits."""
+
+import io
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+
+from pyro_vmm.estimators.storing import filled, unmoved
+from pyro_vmm.runtime import files
+from pyro_vmm.runtime.checks import differences
+
+
+class Task(Protocol):
+    """A fit to do."""
+
+    @property
+    def name(self) -> str:
+        """The stem of the fit's file."""
+        ...
+
+
+T = TypeVar("T", bound=Task)
+F = TypeVar("F")
+
+
+class Folder(Generic[T, F]):
+    """A folder that keeps the finished fits of one call, for another call to go on with.
+
+    A subclass says in ``kind`` what the fits are for, and in ``fit_class`` what is kept of each: a dataclass of arrays
+    and numbers.
+
+    Arguments:
+        path: the folder; made when the first fit is saved.
+        about: plain values that tell the fits of one call from those of another.
+    """
+
+    kind: ClassVar[str]
+    fit_class: ClassVar[Any]
+
+    def __init__(self, path: str | Path, about: dict):
+        self.path, self.about = Path(path).expanduser(), json.loads(json.dumps(about))
+        self._check()
+
+    def _check(self) -> bool:
+        """Whether this call has begun to fill the folder; ``ValueError`` if another one has."""
+        saved = self._saved(self.path)
+        if saved and (other := differences(unmoved(self.about), unmoved(filled(saved, self.about)))):
+            raise ValueError(f"folder={str(self.path)!r} holds the fits of another {self.kind}: {other}")
+        return bool(saved)
+
+    @classmethod
+    def _saved(cls, path: Path) -> dict:
+        about = path / f"{cls.kind}.json"
+        return json.loads(about.read_text()) if about.is_file() else {}
+
+    @classmethod
+    def seed(cls, path: str | Path) -> int | None:
+        """The seed of the fits that the folder holds, if it holds one."""
+        return cls._saved(Path(path).expanduser()).get("seed")
+
+    def load(self, task: T) -> F | None:
+        """A fit that is done."""
+        path = self._file(task)
+        if not path.is_file():
+            return None
+        try:
+            with np.load(io.BytesIO(path.read_bytes())) as arrays:
+                kept = {field.name: arrays[field.name] for field in fields(self.fit_class)}
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            told = f"{path} is no whole fit of a {self.kind}: {error}"
+            raise ValueError(f"{told}; remove it to repeat the fit") from error
+        return self.fit_class(**{name: value if value.ndim else value.item() for name, value in kept.items()})
+
+    def save(self, task: T, fit: F) -> None:
+        """Keep a fit; ``ValueError`` if another call has begun to fill the folder meanwhile."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self._check():
+            files.write_json(self.path / f"{self.kind}.json", self.about)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{field.name: getattr(fit, field.name) for field in fields(self.fit_class)})
+        files.write(buffer, self._file(task))
+
+    def _file(self, task: T) -> Path:
+        return self.path / f"{task.name}.npz"

@@ -1,0 +1,57 @@
+"""The loop over fits, side by side and with a folder."""
+
+from collections.abc import Callable, Sequence
+
+from joblib import Parallel, delayed, effective_n_jobs
+from tqdm.auto import tqdm
+
+from pyro_vmm.evaluation.fitting.folder import F, Folder, T
+from pyro_vmm.runtime.ranks import Ranks
+
+
+def check_jobs(n_jobs: int | None) -> None:
+    """Raise ``ValueError`` for fits side by side where several processes train each of them."""
+    ranks = Ranks.present()
+    if ranks.size > 1 and effective_n_jobs(n_jobs) > 1:
+        raise ValueError(f"n_jobs={n_jobs} should be 1 where {ranks.size} processes train each model together")
+
+
+def run(
+    tasks: Sequence[T],
+    do: Callable[..., F],
+    arguments: Callable[[T], tuple],
+    *,
+    store: Folder[T, F] | None,
+    n_jobs: int | None,
+    progress: bool,
+    told: Callable[[T], str],
+) -> dict[T, F]:
+    """All fits in the order of the tasks, those in the folder without training again.
+
+    Arguments:
+        tasks: the fits to do, each once.
+        do: does one, a function of a module for other processes to find.
+        arguments: what ``do`` takes for a task.
+        store: keeps finished fits.
+        n_jobs: fits side by side, by joblib.
+        progress: whether to show a progress bar.
+        told: a task in the words of the progress bar.
+    """
+    ranks = Ranks.present()
+    at_once = effective_n_jobs(n_jobs)
+    fits = {} if store is None else {task: fit for task in tasks if (fit := store.load(task)) is not None}
+    ranks.check_same(finished_fits=sorted(task.name for task in fits))
+    bar = tqdm(total=len(tasks), initial=len(fits), unit="fit", disable=not progress or ranks.rank > 0)
+    with bar:
+        left = [task for task in tasks if task not in fits]
+        for some in (left[i : i + at_once] for i in range(0, len(left), at_once)):
+            bar.set_postfix_str(told(some[0]))
+            about = [arguments(task) for task in some]
+            # As many as run at once, then their files: an interrupted call loses no more than these.
+            done = Parallel(n_jobs)(delayed(do)(*each) for each in about)
+            for task, fit in zip(some, done, strict=True):
+                fits[task] = fit
+                if store is not None and ranks.rank == 0:
+                    store.save(task, fit)
+            bar.update(len(some))
+    return {task: fits[task] for task in tasks}

@@ -35,6 +35,8 @@ def training_lines(model: Estimator, per: str) -> list[tuple[str, str]]:
     told = []
     if confidence is not None:
         told = [("confidence", str(confidence)), *(("doubtful", doubt) for doubt in confidence.doubts)]
+    if (moves := getattr(model, "settled_", None)) is not None:
+        told.append(("settling", str(moves)))
     return [
         (f"ELBO per {per}", f"{best['elbo']:.2f} in training, {best['val_elbo']:.2f} in validation"),
         ("epochs", f"{model.n_iter_}, best {model.best_epoch_}"),

@@ -39,7 +39,7 @@ FAST = [
 def quick_map(monkeypatch, undrawn):
     """t-SNE takes seconds and is tested with the plots."""
     real = plots.latent_map
-    monkeypatch.setattr(plots, "latent_map", lambda z, *args: real(z, *args, method="pca"))
+    monkeypatch.setattr(plots, "latent_map", lambda z, *args, **options: real(z, *args, **options, method="pca"))
 
 
 @pytest.fixture

@@ -175,7 +175,12 @@ class CellResults:
         if self.several_batches:
             mixed = f"Stacked bars of the shares of {self.by_batch.shape[1]} batches in each of {n} clusters."
             table = Table.of(self.by_batch.reset_index(), "Cells of each cluster and batch")
-            found.append(Section("Batches", pictures=pictures(path, {"batches": mixed}), tables=[table]))
+            marked = [
+                f"cluster {k} is almost only of {batch}: a cell type that the others lack, or an effect of the batch"
+                for k, batch in self.marked.items()
+            ]
+            shown = pictures(path, {"batches": mixed})
+            found.append(Section("Batches", points=marked, pictures=shown, tables=[table]))
         if self.by_type is not None:
             table = Table.of(self.by_type.reset_index(), f"Cells of each cluster and {self.data.label_key}")
             found.append(Section("Known types", self.scores(), tables=[table], note="Not used in training."))

@@ -19,8 +19,9 @@ from pyro_vmm.runtime.settings import AUTO, defaults
 MARKERS_SHOWN = 10
 # Figures are drawn at 150 dots per inch, and a browser's inch has 96.
 SCALE = 96 / 150
-# A figure that is so many times as wide as high scrolls on a narrow screen: in its width it could not be read.
-WIDE = 1.6
+# A figure of more pixels than this in width has several panels. At less than half of its size they can't be read, and
+# it scrolls on a narrow screen.
+WIDE = 700
 #: How to show columns of tables of clusters; others have three digits.
 FORMATS = {
     "share": "{:.1%}",
@@ -34,7 +35,7 @@ FORMATS = {
 TERMS = (
     "Weight: in the mixture. Confidence: the mean probability of the cluster of its {unit}s. Hesitating: the share of "
     "them whose cluster has less than 90 %; hesitates with: the cluster that has most of the rest. "
-    "Nearest: the {unit}s nearest to the centre."
+    "Nearest: the {unit} nearest to the centre."
 )
 MIXING = " Batch mixing: 1 as in all cells, 0 for a single batch."
 
@@ -101,8 +102,9 @@ class Picture:
     height: int
 
     @property
-    def wide(self) -> bool:
-        return self.width > WIDE * self.height
+    def least(self) -> int:
+        """The least width that it is shown in, or 0 where any will do."""
+        return self.width // 2 if self.width > WIDE else 0
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,11 @@ def clusters(found: Explanation | None, shown: Sequence[Picture], names: np.ndar
     """A table of the clusters and one of what sets each apart."""
     if found is None:
         return Section("Clusters", pictures=shown)
-    table = found.table(names).reset_index()
+    table = found.table().drop(columns="nearest").reset_index()
+    if "markers" in table:
+        # On a narrow screen the first columns alone are seen without a hand.
+        table.insert(3, "markers", table.pop("markers"))
+    table["nearest"] = [rows[0] if names is None else names[rows[0]] for rows in found.nearest]
     note = TERMS.format(unit=unit) + (MIXING if "batch_mixing" in table else "")
     parts = [Table.of(table, f"{len(table)} cluster{'s' * (len(table) > 1)}")]
     if found.markers is not None and (called := found.markers[found.markers["called"]]).size:

@@ -1,6 +1,7 @@
 """What a run on arrays comes to."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +59,12 @@ class ArrayResults:
 
     def explain(self, path: Path) -> None:
         """``clusters.csv``, and of a table ``features.csv``."""
-        found = self.explained = self.model.explain(self.data.x, random_state=self.model.seed_)
+        found = self.model.explain(self.data.x, random_state=self.model.seed_)
+        if found.markers is not None and self.data.column_names is not None:
+            # The model has seen an array, whose features are numbers.
+            named = found.markers["feature"].map(dict(enumerate(self.data.column_names)))
+            found = replace(found, markers=found.markers.assign(feature=named))
+        self.explained = found
         files.write_table(path / "clusters.csv", found.table(self.data.row_names), index=True)
         if found.markers is not None:
             files.write_table(path / "features.csv", found.markers)

@@ -1,7 +1,9 @@
 """``report.html``: one page that says what a run came to, without anything beside it, to send to others."""
 
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +85,25 @@ def write_report(model: VMM | SingleCellVMM, data: Any, path: str | Path, labels
         types = None if labels is None else known_types(data, labels)
         results = CellResults(model, CellData(without_counts(data), data, data.n_obs, types, labels))
     elif isinstance(model, VMM):
-        results = ArrayResults(model, _dataset(data, labels))
+        with _without_names():
+            results = ArrayResults(model, _dataset(model, data, labels))
     else:
         raise ValueError(f"model={described(model)} should be a VMM or a SingleCellVMM")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _without_names():
         told = [*results.decorate(Path(folder))]
         write_page(results, Path(folder), path, told)
     return told
 
 
-def _dataset(X: Any, labels: Any) -> Dataset:
-    labels = None if labels is None else np.asarray(labels)
-    if isinstance(X, pd.DataFrame):
-        columns = [str(name) for name in X.columns]
-        return Dataset(X.to_numpy(), labels, "data", row_names=X.index.to_numpy(), column_names=columns)
-    return Dataset(np.asarray(X), labels, "data")
+def _dataset(model: VMM, X: Any, labels: Any) -> Dataset:
+    names = X.index.to_numpy() if isinstance(X, pd.DataFrame) else None
+    values = np.asarray(model._validate(X, reset=False))  # names of columns, too
+    return Dataset(values, None if labels is None else np.asarray(labels), "data", row_names=names)
+
+
+@contextmanager
+def _without_names() -> Iterator[None]:
+    """No warning that an array has no names of columns, which a data frame had that it was made of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "X does not have valid feature names")
+        yield

@@ -115,7 +115,7 @@ class Section:
         title: its heading.
         facts: names and values.
         points: sentences, each in a line of its own.
-        pictures, tables: come after these, in this order.
+        pictures, tables: come after these; folded tables come last.
         note: explains what the tables hold.
     """
 
@@ -157,8 +157,9 @@ def clusters(found: Explanation | None, shown: Sequence[Picture], names: np.ndar
     if found is None:
         return Section("Clusters", pictures=shown)
     table = found.table().drop(columns="nearest").reset_index()
+    # On a narrow screen the first columns alone are seen without a hand.
+    table["weight"] = table.pop("weight")
     if "markers" in table:
-        # On a narrow screen the first columns alone are seen without a hand.
         table.insert(3, "markers", table.pop("markers"))
     table["nearest"] = [rows[0] if names is None else names[rows[0]] for rows in found.nearest]
     note = TERMS.format(unit=unit) + (MIXING if "batch_mixing" in table else "")

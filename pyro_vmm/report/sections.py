@@ -144,7 +144,7 @@ def pictures(path: Path, alts: Mapping[str, str]) -> list[Picture]:
 
 def warnings_of(model: Estimator, told: Sequence[str], unit: str) -> Section:
     """The doubts of ``confidence_``, what else speaks for a second look, and what was told in the run."""
-    points = list(getattr(getattr(model, "confidence_", None), "doubts", ()))
+    points: list[str] = [*getattr(getattr(model, "confidence_", None), "doubts", ())]
     if len(strays := np.ravel(getattr(model, "strays_", ()))):
         points.append(f"clusters of very few {unit}s: {', '.join(map(str, strays))}")
     if len(rates := getattr(model, "learning_rates_", ())) > 1:

@@ -86,6 +86,7 @@ def run_command(folder: Path, figures: bool) -> None:
     assert done.returncode == 0
     assert (folder / "run" / "assignments.csv").is_file() and (folder / "run" / "model.pt").is_file()
     assert (folder / "run" / "curves.png").is_file() == figures
+    assert ("data:image/png" in (folder / "run" / "report.html").read_text(encoding="utf-8")) == figures
     assert ("no figure was written" in done.stderr) != figures
 
 

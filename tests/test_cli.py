@@ -39,7 +39,7 @@ FAST = [
 def quick_map(monkeypatch, undrawn):
     """t-SNE takes seconds and is tested with the plots."""
     real = plots.latent_map
-    monkeypatch.setattr(plots, "latent_map", lambda z, *args: real(z, *args, method="pca"))
+    monkeypatch.setattr(plots, "latent_map", lambda z, *args, **options: real(z, *args, **options, method="pca"))
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def test_run_folder(table, tmp_path, capsys, replaced):
     assert run("--dataset", table, "--label-column", "kind", "--out", out, *FAST) == 0
     names = {path.name for path in out.iterdir()}
     assert names == replaced
-    figures = {"curves.png", "components.png", "latent.png", "weights.png", "tree.png"}
-    assert names == RESULTS | figures
+    figures = {"curves.png", "components.png", "latent.png", "weights.png", "tree.png", "life.png"}
+    assert names == RESULTS | figures | {"report.html"}
     history = pd.read_csv(out / "history.csv")
     columns = ["epoch", "seconds", "elbo", "log_likelihood", "kl", "map_objective", "n_active", "n_trained", "val_elbo"]
     assert list(history.columns) == columns and len(history) == 2
@@ -175,17 +175,18 @@ DRAWN_BY = {
     "weights": "cluster_weights",
     "components": "component_samples",
     "tree": "cluster_tree",
+    "life": "component_life",
 }
 RESULTS = {"config.json", "history.csv", "model.pt", "checkpoint.pt", "assignments.csv", "latent.npy"}
 RESULTS |= {"clusters.csv", "features.csv"}
+DRAWN = {"report.html", *(f"{name}.png" for name in DRAWN_BY)}
 
 
 @pytest.mark.parametrize("name", DRAWN_BY)
 def test_a_figure_that_fails_takes_no_other_with_it(name, table, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plots, DRAWN_BY[name], lambda *args: 1 / 0)
+    monkeypatch.setattr(plots, DRAWN_BY[name], lambda *args, **options: 1 / 0)
     assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST) == 0
-    figures = {f"{other}.png" for other in DRAWN_BY if other != name}
-    assert {path.name for path in (tmp_path / "run").iterdir()} == RESULTS | figures
+    assert {path.name for path in (tmp_path / "run").iterdir()} == RESULTS | DRAWN - {f"{name}.png"}
     printed = capsys.readouterr()
     assert printed.err == f"fit.py: warning: figure {name} was not written: ZeroDivisionError: division by zero\n"
     assert "clusters used" in printed.out and "NMI" in printed.out
@@ -200,7 +201,7 @@ def test_results_are_there_when_no_figure_can_be(error, table, tmp_path, monkeyp
     monkeypatch.setattr("pyro_vmm.plots.drawing.save", fail)
     assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 5 and all(f"was not written: {type(error).__name__}" in line for line in lines)
+    assert len(lines) == len(DRAWN_BY) and all(f"was not written: {type(error).__name__}" in line for line in lines)
 
 
 def test_an_interrupt_among_the_figures(table, tmp_path, monkeypatch, capsys):
@@ -218,7 +219,7 @@ def test_an_interrupt_among_the_figures(table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plots, "cluster_weights", real)
     before = {name: (out / name).read_bytes() for name in ("latent.npy", "assignments.csv")}
     assert run("--resume", out, "--quiet") == 0
-    assert {path.name for path in out.iterdir()} == RESULTS | {f"{name}.png" for name in DRAWN_BY}
+    assert {path.name for path in out.iterdir()} == RESULTS | DRAWN
     assert {name: (out / name).read_bytes() for name in before} == before
 
 
@@ -226,7 +227,33 @@ def test_a_closing_table_that_fails_is_no_loss(table, tmp_path, monkeypatch, cap
     monkeypatch.setattr(clustering, "nmi", lambda *args: 1 / 0)
     assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST) == 0
     assert "warning: the closing table was not printed: ZeroDivisionError" in capsys.readouterr().err
-    assert {path.name for path in (tmp_path / "run").iterdir()} == RESULTS | {f"{name}.png" for name in DRAWN_BY}
+    # Of the page it is a part, which is missing then too.
+    assert {path.name for path in (tmp_path / "run").iterdir()} == RESULTS | DRAWN - {"report.html"}
+
+
+def test_a_run_without_a_page(table, tmp_path):
+    assert run("--dataset", table, "--label-column", "kind", "--no-report", "--out", tmp_path / "run", *FAST) == 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} == RESULTS | DRAWN - {"report.html"}
+    assert "report" not in (tmp_path / "run" / "config.json").read_text()
+
+
+def test_a_page_that_fails_is_no_loss(table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pyro_vmm.report.sections.versions", lambda: 1 / 0)
+    assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST) == 0
+    assert capsys.readouterr().err.endswith(
+        "warning: report.html was not written: ZeroDivisionError: division by zero\n"
+    )
+    assert {path.name for path in (tmp_path / "run").iterdir()} == RESULTS | DRAWN - {"report.html"}
+
+
+@pytest.mark.filterwarnings("always:n_components=200")
+def test_the_page_has_the_warnings_of_the_run_and_the_names_of_columns(table, tmp_path, capsys):
+    options = ["--components", "200", "--hidden", "16", "--latent-dim", "2", "--epochs", "30", "--quiet"]
+    assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *options) == 0
+    told = "n_components=200 is more than the 81 rows to train on; using 81"
+    assert f"warning: {told}\n" in capsys.readouterr().err
+    assert f"<li>{told}</li>" in (tmp_path / "run" / "report.html").read_text()
+    assert set(pd.read_csv(tmp_path / "run" / "features.csv")["feature"]) == set("abcd")
 
 
 def test_a_selection_goes_on_without_its_figure(table, tmp_path, monkeypatch, capsys):

@@ -89,7 +89,7 @@ def test_run_folder(path, adata, tmp_path, capsys, replaced):
     assert run("--dataset", path, *KEYS, "--n-top-genes", "30", "--out", out, *FAST) == 0
     tables = {"history.csv", "assignments.csv", "clusters_by_batch.csv", "clusters_by_type.csv"}
     tables |= {"clusters.csv", "markers.csv"}
-    figures = {"curves.png", "umap.png", "weights.png", "batches.png", "tree.png"}
+    figures = {"curves.png", "umap.png", "weights.png", "batches.png", "tree.png", "life.png", "report.html"}
     others = {"config.json", "model.pt", "checkpoint.pt", "latent.npy", "annotated.h5ad"}
     assert {file.name for file in out.iterdir()} == tables | figures | others == replaced
     assert len(pd.read_csv(out / "history.csv")) == 2
@@ -474,7 +474,7 @@ def test_a_file_that_is_not_there(capsys):
 
 RESULTS = {"config.json", "model.pt", "checkpoint.pt", "history.csv", "assignments.csv", "latent.npy"}
 RESULTS |= {"annotated.h5ad", "clusters_by_batch.csv", "clusters_by_type.csv", "clusters.csv", "markers.csv"}
-QUICK = {"curves.png", "weights.png", "batches.png", "tree.png"}  # figures that need no map
+QUICK = {"curves.png", "weights.png", "batches.png", "tree.png", "life.png"}  # figures that need no map
 
 
 def found_in(out) -> set[str]:
@@ -496,7 +496,7 @@ def test_results_come_before_neighbours_and_figures(options, path, tmp_path, mon
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "figure" in line]
     assert line.startswith("fit.py: warning: annotated.h5ad has no neighbours and no UMAP of the model")
     assert line.endswith("figure umap was not written: AttributeError: 'csr_array' object has no attribute 'getnnz'")
-    assert found_in(out) == RESULTS | QUICK
+    assert found_in(out) == RESULTS | QUICK | {"report.html"}
     adata = anndata.read_h5ad(out / "annotated.h5ad")
     np.testing.assert_array_equal(adata.obsm["X_vmm"], np.load(out / "latent.npy"))
     np.testing.assert_array_equal(adata.obs["vmm"].astype(int), pd.read_csv(out / "assignments.csv")["cluster"])
@@ -509,6 +509,7 @@ DRAWN_BY = {
     "batches": "cluster_batches",
     "umap": "umap_panels",
     "tree": "cluster_tree",
+    "life": "component_life",
 }
 
 
@@ -518,7 +519,7 @@ def test_a_figure_that_fails_takes_no_other_with_it(name, path, tmp_path, monkey
     monkeypatch.setattr(plots, DRAWN_BY[name], lambda *args, **options: 1 / 0)
     assert run("--dataset", path, *KEYS, "--out", out, *FAST) == 0
     assert f"warning: figure {name} was not written: ZeroDivisionError: division by zero\n" in capsys.readouterr().err
-    assert found_in(out) == (RESULTS | QUICK | {"umap.png"}) - {f"{name}.png"}
+    assert found_in(out) == (RESULTS | QUICK | {"umap.png", "report.html"}) - {f"{name}.png"}
     assert "X_umap" in anndata.read_h5ad(out / "annotated.h5ad").obsm
 
 
@@ -534,7 +535,7 @@ def test_an_interrupt_while_neighbours_are_sought(path, tmp_path, monkeypatch, c
     assert "vmm" in anndata.read_h5ad(out / "annotated.h5ad").obs
     monkeypatch.setattr(cells, "embed", real)
     assert run("--resume", out, "--quiet") == 0
-    assert found_in(out) == RESULTS | QUICK | {"umap.png"}
+    assert found_in(out) == RESULTS | QUICK | {"umap.png", "report.html"}
 
 
 def test_cells_without_a_map_stay_where_the_disk_has_no_room_for_another(path, tmp_path, monkeypatch, capsys):
@@ -550,7 +551,7 @@ def test_cells_without_a_map_stay_where_the_disk_has_no_room_for_another(path, t
     assert run("--dataset", path, *KEYS, "--out", out, *FAST) == 0
     told = "warning: neighbours and UMAP were not written to annotated.h5ad: OSError"
     assert told in capsys.readouterr().err
-    assert found_in(out) == RESULTS | QUICK | {"umap.png"}
+    assert found_in(out) == RESULTS | QUICK | {"umap.png", "report.html"}
     adata = anndata.read_h5ad(out / "annotated.h5ad")
     assert "X_vmm" in adata.obsm and "X_umap" not in adata.obsm
 

@@ -526,7 +526,7 @@ def options(tmp_path) -> list[str]:
 def one_process(monkeypatch, undrawn):
     """The command line in this process; t-SNE takes seconds and is tested with the plots."""
     real = plots.latent_map
-    monkeypatch.setattr(plots, "latent_map", lambda z, *args: real(z, *args, method="pca"))
+    monkeypatch.setattr(plots, "latent_map", lambda z, *args, **options: real(z, *args, **options, method="pca"))
     return lambda *arguments: main([str(word) for word in arguments])
 
 

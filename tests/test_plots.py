@@ -9,6 +9,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from pyro_vmm import plots
+from pyro_vmm.inference import Moves
 from pyro_vmm.plots.components import MAX_COLUMNS
 from pyro_vmm.plots.drawing import palette
 
@@ -439,6 +440,65 @@ def test_bad_weights_are_refused(bad):
 def test_shares_must_match_the_weights():
     with pytest.raises(ValueError, match=r"shares must have shape \(2,\) like weights, got \(3,\)"):
         plots.cluster_weights([0.5, 0.5], [0.2, 0.2, 0.6])
+
+
+# component_life
+
+
+def heights(axes):
+    """Of the filled steps, by the name of each."""
+    return {each.get_label(): each.get_data() for each in axes.patches if hasattr(each, "get_data")}
+
+
+def test_components_die_in_training(history):
+    history = history[:4].assign(n_active=[5, 4, 4, 2], n_trained=[6, 6, 4, 3])
+    (axes,) = drawn(plots.component_life(history)).axes
+    found = heights(axes)
+    np.testing.assert_array_equal(found["win a row"].values, [5, 4, 4, 2])
+    np.testing.assert_array_equal(found["trained, win no row"].values, [6, 6, 4, 3])
+    np.testing.assert_array_equal(found["trained, win no row"].baseline, [5, 4, 4, 2])
+    np.testing.assert_array_equal(found["frozen in this epoch"].values, [0, 0, 2, 1])
+    np.testing.assert_array_equal(found["win a row"].edges, [0, 1, 2, 3, 4])
+
+
+def test_settling_is_a_panel_of_its_own(history):
+    moves = Moves(kept=3, born=2, merged=4)
+    axes = drawn(plots.component_life(history.assign(n_trained=100), moves, unit="cell")).axes
+    assert "win a cell" in heights(axes[0]) and "frozen in this epoch" not in heights(axes[0])
+    tops = {(round(bar.get_x() + 0.35), bar.get_y(), bar.get_y() + bar.get_height()) for bar in axes[1].patches}
+    assert tops == {(0, 0, 3), (1, 0, 3), (0, 3, 7), (1, 3, 5)}
+    names = [text.get_text() for text in axes[1].get_legend().get_texts()]
+    assert names == ["3 kept", "4 merged away", "2 born"]
+
+
+def test_a_single_epoch_has_a_width(history):
+    (axes,) = drawn(plots.component_life(history[:1].assign(n_trained=100))).axes
+    assert axes.get_xlim() == (0, 1) and axes.get_ylim()[1] > 100
+
+
+def test_component_life_names_what_is_missing(history):
+    with pytest.raises(ValueError, match="missing: n_trained"):
+        plots.component_life(history)
+    with pytest.raises(ValueError, match="it has no row"):
+        plots.component_life(history[:0].assign(n_trained=1))
+
+
+# hesitation
+
+
+def test_a_panel_of_hesitation():
+    random = np.random.default_rng(0)
+    z, entropy = random.normal(size=(40, 2)), random.uniform(0, 1, 40)
+    cluster, hesitation, bar = drawn(plots.latent_map(z, np.arange(40) % 3, hesitation=entropy)).axes
+    assert hesitation.get_title() == "hesitation" and "entropy" in bar.get_ylabel()
+    (shown,) = hesitation.collections
+    order = np.argsort(entropy)
+    np.testing.assert_array_equal(shown.get_array(), entropy[order])  # those that hesitate on top
+    np.testing.assert_array_equal(shown.get_offsets(), z[order])
+    assert shown.get_clim() == (0, pytest.approx(np.log(2)))
+    assert cluster.get_xlim() == hesitation.get_xlim()
+    with pytest.raises(ValueError, match=r"hesitation must have shape \(N=40,\)"):
+        plots.latent_map(z, np.arange(40) % 3, hesitation=entropy[:3])
 
 
 # save

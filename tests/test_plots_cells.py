@@ -36,6 +36,16 @@ def test_a_panel_for_each_grouping(points):
     assert sorted(text.get_text() for text in cluster.texts) == ["0", "1", "2", "3"]
 
 
+def test_a_last_panel_of_hesitation(points):
+    entropy = np.linspace(1, 0, 60)
+    figure = drawn(plots.umap_panels(points, {"cluster": np.arange(60) % 4}, hesitation=entropy))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["cluster (4)", "hesitation", ""]
+    np.testing.assert_array_equal(figure.axes[1].collections[0].get_array(), entropy[::-1])
+    with pytest.raises(ValueError, match=r"hesitation must have shape \(N=60,\) like points, got \(2,\)"):
+        plots.umap_panels(points, {"cluster": np.arange(60) % 4}, hesitation=[0.0, 1.0])
+
+
 def test_of_very_many_clusters_the_largest_are_named():
     clusters = np.repeat(np.arange(500), np.where(np.arange(500) % 5 == 2, 9, 3))
     points = np.random.default_rng(0).normal(size=(len(clusters), 2))

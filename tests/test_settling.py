@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 import pyro_vmm
 from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.inference import settling
-from pyro_vmm.inference.settling import can_settle, encode, settle
+from pyro_vmm.inference.settling import Moves, can_settle, encode, settle
 from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
 
 SETTINGS = {"n_components": 12, "latent_dim": 3, "hidden": (32,), "learning_rate": 5e-3, "epochs": 60, "patience": None}
@@ -91,7 +91,7 @@ def test_saved_and_loaded(model, tmp_path):
     for name in ("labels_", "components_", "cluster_of_component_", "component_weights_", "weights_", "strays_"):
         np.testing.assert_array_equal(getattr(again, name), getattr(model, name), err_msg=name)
     np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
-    assert again.n_clusters_ == 4
+    assert again.n_clusters_ == 4 and again.settled_ == model.settled_ is not None
 
 
 def test_a_model_from_before_there_were_groups(tmp_path):
@@ -110,7 +110,7 @@ def test_a_model_from_before_there_were_groups(tmp_path):
     again = VMM.load(tmp_path / "old.pt")
     np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
     np.testing.assert_array_equal(again.cluster_of_component_, np.arange(12))
-    assert again.settle is False
+    assert again.settle is False and again.settled_ is None
 
 
 CONTENT = ("estimator", "params", "versions", "fitted", "state")
@@ -146,13 +146,34 @@ def test_of_many_rows_a_random_part_is_looked_at(model, monkeypatch):
     assert adjusted_rand_score(TRUTH, again.labels_) > 0.98 and again.n_clusters_ == 4
 
 
+def test_what_became_of_components():
+    """Of 0 to 3 component 1 and 3 go to 0, 2 keeps one row and loses one to a new component."""
+    before, after = np.array([0, 0, 1, 1, 2, 2, 3]), np.array([0, 0, 0, 0, 2, 5, 0])
+    moves = Moves.between(before, after)
+    assert moves == Moves(kept=2, born=1, merged=2)
+    assert str(moves) == "4 components with rows became 3: 2 kept, 1 born, 2 merged away"
+    assert Moves.between(after, before) == Moves(kept=2, born=2, merged=1)
+    assert Moves.between(before, before) == Moves(kept=4, born=0, merged=0)
+
+
+def test_a_component_that_trained_alone_gives_birth():
+    """One component for four clusters far apart: three are born, and of four for one cluster three are merged away."""
+    single = VMM(**SETTINGS, settle=False, random_state=0).fit(X)
+    with torch.no_grad():
+        single.vae_.prior.pi_logits[1:] = -60.0
+    x = single.to_tensor(X)
+    assert len(np.unique(encode(single.vae_, x, torch.arange(N))[1])) == 1
+    assert settle(single.vae_, x, seed=0)[1] == Moves(kept=1, born=3, merged=0)
+
+
 def test_a_place_takes_over_its_rows():
     """Mean, covariance and weight of a component are those of its place, by the closed form of the MAP point."""
     model = VMM(**SETTINGS, settle=False, random_state=0).fit(X)
     x = model.to_tensor(X)
-    groups = settle(model.vae_, x, seed=0)
+    groups, moves = settle(model.vae_, x, seed=0)
     prior, encoder = model.vae_.prior, model.vae_.encoder
     q = encoder(x)
+    assert moves.kept + moves.born == 4
     used = prior.log_pi.exp() > 1e-6
     assert len(np.unique(groups[used])) == 4
     covariances = torch.linalg.inv(prior.precision_tril @ prior.precision_tril.mT)

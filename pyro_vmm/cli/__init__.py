@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.evaluation.selection import M_PRIOR, SEEDS, select
 from pyro_vmm.inference import RATES, TrainingDiverged
 from pyro_vmm.plots.ornaments import attempt
-from pyro_vmm.report import Results, RunFolder
+from pyro_vmm.report import Results, RunFolder, write_page
 from pyro_vmm.runtime.ranks import launched_rank, process_group
 
 __all__ = ["build_parser", "estimator", "kind_of", "main", "read_config", "resolve"]
@@ -32,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(argv))
     prog = f"{parser.prog}: process {launched_rank()}" if launched_rank() else parser.prog
     try:
-        with _plain_warnings(parser.prog), ExitStack() as held:
-            return _run(given, held)
+        with _plain_warnings(parser.prog) as told, ExitStack() as held:
+            return _run(given, held, told)
     except TrainingDiverged as error:
         print(f"{prog}: training stopped: {error}", file=sys.stderr)
         return 1
@@ -54,8 +55,15 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
 
-def _run(given: dict, held: ExitStack) -> int:
-    """Fit, write and print; ``held`` keeps the run's folder from other processes until it is closed."""
+def _run(given: dict, held: ExitStack, told: list[str]) -> int:
+    """Fit, write and print.
+
+    Arguments:
+        given: options of the command line.
+        held: keeps the run's folder from other processes until it is closed.
+        told: the warnings of this run.
+    """
+    page = not given.pop("no_report", False)
     resume, out, quiet = given.pop("resume", None), given.pop("out", None), given.pop("quiet", False)
     if resume is not None:
         if out is not None or "config" in given:
@@ -82,17 +90,31 @@ def _run(given: dict, held: ExitStack) -> int:
             advice = f"; continue with --resume {folder.path}" if folder.path.exists() else ""
             print(f"\ninterrupted{advice}", file=sys.stderr)
         return 130
-    return _show(results, folder.path)
+    return _show(results, folder.path, told if page else None)
 
 
-def _show(results: Results, path: Path) -> int:
-    """Print the closing table and draw the figures, once the results are written; a failure is a warning."""
+def _show(results: Results, path: Path, told: list[str] | None) -> int:
+    """Print the closing table, draw the figures and write the page, once the results are written.
+
+    A failure is a warning.
+
+    Arguments:
+        results: what the run came to.
+        path: its folder.
+        told: warnings for the page; None for no page.
+    """
+    failed = []
     try:
         for line in attempt("the closing table was not printed", lambda: say(results.closing_table())):
             _warn(line)
         say(f"results in {path}")
         for line in results.decorate(path):
+            failed.append(line)
             _warn(line)
+        if told is not None:
+            page = partial(write_page, results, path, path / "report.html", [*dict.fromkeys(told), *failed])
+            for line in attempt("report.html was not written", page):
+                _warn(line)
     except KeyboardInterrupt:
         print(f"\ninterrupted; the results are in {path}, and --resume {path} makes the figures", file=sys.stderr)
         return 130
@@ -166,8 +188,12 @@ def _warn(text: object, prog: str = PROG) -> None:
 
 
 @contextmanager
-def _plain_warnings(prog: str) -> Iterator[None]:
-    """Warnings for the user in one line, without the place in the code; those for developers as ever."""
+def _plain_warnings(prog: str) -> Iterator[list[str]]:
+    """Warnings for the user in one line, without the place in the code; those for developers as ever.
+
+    Gives the list of those for the user, which grows.
+    """
+    told: list[str] = []
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
@@ -175,9 +201,10 @@ def _plain_warnings(prog: str) -> Iterator[None]:
             if category is UserWarning and launched_rank():
                 return  # the first process says the same
             if category is UserWarning:
+                told.append(str(message))
                 _warn(message, prog)
             else:
                 usual(message, category, filename, lineno, file, line)
 
         warnings.showwarning = show
-        yield
+        yield told

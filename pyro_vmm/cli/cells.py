@@ -4,17 +4,14 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-
 from pyro_vmm.cli.kind import Kind, flag
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
-from pyro_vmm.data.categories import column, grouped
 from pyro_vmm.data.cells import CellBatches, nonzero
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.estimators.presets import PAPER_CELLS
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, of_counts
 from pyro_vmm.report import CellData, CellResults
+from pyro_vmm.report.cells import known_types
 from pyro_vmm.runtime.checks import check_choice
 from pyro_vmm.runtime.threads import same_threads
 
@@ -63,14 +60,15 @@ class Cells(Kind):
             adata = _of_raw(adata)
         # What can be told to be wrong comes before the selection of genes, which takes longer.
         label_key = config.get("label_key")
-        labels = None if label_key is None else _labels(adata, label_key)
+        labels = None if label_key is None else known_types(adata, label_key)
         with same_threads():
             selected = self._select(adata, config)
         kept, n_read = adata.obs_names.isin(selected.obs_names), adata.n_obs
         if not kept.all():
             adata = adata[kept] if adata.isbacked else adata[kept].copy()
-            labels = None if label_key is None else _labels(adata, label_key)
-        return CellData(adata, selected, n_read, labels, label_key)
+            labels = None if label_key is None else known_types(adata, label_key)
+        name = Path(str(config["dataset"])).stem
+        return CellData(adata, selected, n_read, labels, label_key, name)
 
     def _select(self, adata: "AnnData", config: dict) -> "AnnData":
         layer, likelihood = config.get("layer"), config.get("likelihood", self.defaults["likelihood"])
@@ -104,20 +102,6 @@ def _check_columns(config: dict) -> None:
         for name in (given,) if isinstance(given, str) else given:
             if name in annotation.columns("vmm"):
                 raise ValueError(f"{flag(option)}: the run writes a column {name!r} of its own; give this another name")
-
-
-def _labels(adata: "AnnData", key: str) -> pd.Categorical:
-    """The types of the cells, as text; NaN where they are missing."""
-    found = grouped(column(adata, key, "label_key"), key, "label_key")
-    if found.dtype.kind == "f" and (found.dropna() % 1 != 0).any():
-        raise ValueError(f"label_key={key!r} holds numbers such as {found.dropna().iloc[0]:g}, expected categories")
-    values = pd.Categorical(found).remove_unused_categories()
-    if values.isna().all():
-        raise ValueError(f"label_key={key!r} has no value in any of the {len(values)} cells; leave --label-key out")
-    texts = [str(name) for name in values.categories]
-    positions = {name: code for code, name in enumerate(dict.fromkeys(texts))}  # a 1 and a "1" are the same
-    codes = np.array([*map(positions.get, texts), -1])  # the last one is that of missing values
-    return pd.Categorical.from_codes(codes[values.codes], list(positions))
 
 
 def _expressed(adata: "AnnData", layer: str | None) -> "AnnData":

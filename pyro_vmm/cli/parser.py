@@ -202,6 +202,7 @@ def _add_run(group: Group) -> None:
     group.add("resume", told, common=True, type=Path, metavar="DIR")
     told = "TOML or JSON of options; the command line wins"
     group.add("config", told, common=True, type=Path, metavar="FILE")
+    group.add("no_report", "write no report.html", action="store_true")
     group.add("quiet", "no progress bar", common=True, action="store_true")
 
 

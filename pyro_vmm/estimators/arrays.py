@@ -93,6 +93,8 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
             :class:`~pyro_vmm.inference.confidence.Confidence`. A loaded model has none.
         tree_: how components join to clusters, and clusters to coarser ones, with the nats that each join costs; see
             :func:`~pyro_vmm.priors.tree.join_all`. A model of a file from before there was a tree has None.
+        settled_: how many components settling kept, made and merged away, see :class:`~pyro_vmm.inference.Moves`; None
+            where they are as training left them, and of a file from before this was kept.
         chosen_: what each parameter that is "auto" came to; ``training_`` is the whole ``TrainingConfig``.
         history_: a DataFrame, one row per epoch.
         vae_: the trained :class:`~pyro_vmm.models.VAE`.

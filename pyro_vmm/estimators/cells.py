@@ -81,8 +81,8 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
     Attributes:
         labels_: the cluster of each cell, (N,); clusters are numbered by their number of cells, largest first.
         weights_: the weight of each cluster, (K,).
-        n_clusters_, strays_, components_, component_weights_, cluster_of_component_, confidence_, tree_, chosen_,
-            training_: as of :class:`~pyro_vmm.VMM`.
+        n_clusters_, strays_, components_, component_weights_, cluster_of_component_, confidence_, tree_, settled_,
+            chosen_, training_: as of :class:`~pyro_vmm.VMM`.
         batch_shares_: a DataFrame, clusters x batches: the shares of a cluster's cells. A cluster of one batch alone is
             either a cell type that the others lack, or an effect of the batch.
         genes_: the names of the genes, (G,); ``batches_`` those of the batches, (B,).

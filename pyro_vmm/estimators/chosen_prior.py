@@ -1,7 +1,7 @@
 """What estimators share whose prior is chosen: its checks, its making, and how it is trained."""
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from typing_extensions import Self
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.settings import NamedPrior
-from pyro_vmm.inference import TrainingConfig, settle
+from pyro_vmm.inference import Moves, TrainingConfig, settle
 from pyro_vmm.inference.confidence import measure
 from pyro_vmm.priors import Covariance, Prior, prior_class
 from pyro_vmm.priors.covariances import as_covariance
@@ -38,6 +38,7 @@ class ChosenPrior(Estimator):
     component_covariance: str | Covariance
     component_df: float | None
     tree_: pd.DataFrame | None
+    settled_: Moves | None
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -102,8 +103,10 @@ class ChosenPrior(Estimator):
     def _settle(self, x: Rows) -> None:
         """Split and merge the components, and group them into clusters."""
         super()._settle(x)
+        self.settled_ = None
         if self.settle:
-            self.cluster_of_component_ = settle(self.vae_, x, self.seed_).numpy()
+            clusters, self.settled_ = settle(self.vae_, x, self.seed_)
+            self.cluster_of_component_ = clusters.numpy()
 
     def _number_clusters(self, x: Rows) -> None:
         super()._number_clusters(x)
@@ -125,13 +128,15 @@ class ChosenPrior(Estimator):
 
     def _save(self, path: str | Path, fitted: dict) -> None:
         tree = {} if self.tree_ is None else {"tree": self.tree_.astype({"within": int}).to_dict("list")}
-        super()._save(path, {**fitted, **tree})
+        settled = {} if self.settled_ is None else {"settled": asdict(self.settled_)}
+        super()._save(path, {**fitted, **tree, **settled})
 
     @classmethod
     def _load(cls, path: str | Path, device: str, custom: dict) -> tuple[Self, Entries]:
         model, entries = super()._load(path, device, custom)
         fitted = entries.part("fitted")
         model.tree_ = storing.tree(fitted, model.n_components_) if "tree" in fitted else None
+        model.settled_ = storing.moves(fitted)
         return model, entries
 
     def _least_rows(self) -> int:

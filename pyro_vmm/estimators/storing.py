@@ -5,7 +5,7 @@ import platform
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pyro_vmm.data.cell_rows import Covariates
 from pyro_vmm.data.genes import GeneMatch
 from pyro_vmm.estimators.mapping import Mapped
 from pyro_vmm.estimators.novelty import QUANTILES, Usual
+from pyro_vmm.inference import Moves
 from pyro_vmm.inference.state import COLUMNS, check_model
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
 from pyro_vmm.priors import Covariance, Prior
@@ -143,6 +144,15 @@ def tree(fitted: Entries, n_components: int) -> pd.DataFrame:
     if len(set(nodes)) < len(nodes) or not all(0 <= node < n_components + len(nodes) // 2 for node in nodes):
         raise found.wrong("a component or a join joins once")
     return pd.DataFrame(columns).astype({"within": bool})
+
+
+def moves(fitted: Entries) -> Moves | None:
+    """What settling made of the components; None of a model that was not settled, or from before this was kept."""
+    if "settled" not in fitted:
+        return None
+    names = [each.name for each in fields(Moves)]
+    found = fitted.names("settled", names)
+    return Moves(**{name: found.whole(name) for name in names})
 
 
 def covariates(fitted: Entries, keys: Sequence[str | None]) -> Covariates:

@@ -2,7 +2,7 @@
 
 from pyro_vmm.inference.config import MONITORS, RATES, RESUMABLE, TrainingConfig
 from pyro_vmm.inference.elimination import Elimination
-from pyro_vmm.inference.settling import settle
+from pyro_vmm.inference.settling import Moves, settle
 from pyro_vmm.inference.steps import Steps
 from pyro_vmm.inference.trainer import Trainer, TrainingDiverged
 
@@ -11,6 +11,7 @@ __all__ = [
     "RATES",
     "RESUMABLE",
     "Elimination",
+    "Moves",
     "Steps",
     "Trainer",
     "TrainingConfig",

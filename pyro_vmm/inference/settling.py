@@ -3,6 +3,7 @@
 import copy
 import warnings
 from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,14 +30,39 @@ ROWS_AT_ONCE = 1024
 UNCERTAINTY = 0.1
 
 
+@dataclass(frozen=True)
+class Moves:
+    """What settling made of the components that have rows, numbers of each.
+
+    Arguments:
+        kept: components that keep rows of theirs.
+        born: components that take rows of others, from a split.
+        merged: components whose rows all go to others.
+    """
+
+    kept: int
+    born: int
+    merged: int
+
+    @classmethod
+    def between(cls, before: np.ndarray, after: np.ndarray) -> "Moves":
+        """Those from one component of each row, (n,), to another, (n,)."""
+        kept = len(np.unique(after[after == before]))
+        return cls(kept, len(np.unique(after)) - kept, len(np.unique(before)) - kept)
+
+    def __str__(self) -> str:
+        told = f"{self.kept + self.merged} components with rows became {self.kept + self.born}"
+        return f"{told}: {self.kept} kept, {self.born} born, {self.merged} merged away"
+
+
 def can_settle(prior: Prior) -> bool:
     """Whether components may be moved: the prior can, and nothing that it would move is held fixed."""
     tensors = prior.component_tensors().values()
     return prior.can_place and all(each.requires_grad for each in tensors if isinstance(each, nn.Parameter))
 
 
-def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
-    """Move the prior's components to where the rows need them; the cluster of each component, (K,), numbered from 0.
+def settle(vae: LatentVariableModel, x: Rows, seed: int) -> tuple[Tensor, Moves | None]:
+    """Move the prior's components to where the rows need them.
 
     The networks are at rest. Components split and merge until the evidence of the encoded rows rises no more
     (:mod:`pyro_vmm.priors.moves`), and those that nothing sets apart make up one cluster
@@ -48,10 +74,14 @@ def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
         vae: a trained model.
         x: the rows that it was trained on, (N, ...).
         seed: of which rows are looked at, where there are more than ``MOST_ROWS``.
+
+    Returns:
+        the cluster of each component, (K,), numbered from 0; and what became of the components, None where they are as
+        training left them.
     """
     each = torch.arange(vae.prior.n_components)
     if not can_settle(vae.prior):
-        return each
+        return each, None
     before = copy.deepcopy(vae.prior.state_dict())
     try:
         return _settle(vae, x, seed)
@@ -59,16 +89,17 @@ def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
     except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
         vae.prior.load_state_dict(before)
         warnings.warn(f"the components can't be settled, and are as training left them: {error}", stacklevel=2)
-        return each
+        return each, None
 
 
-def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
+def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> tuple[Tensor, Moves]:
     prior, rows = vae.prior, some_rows(len(x), seed)
     encoded, before = encode(vae, x, rows)
     sharp, family = sharpened(encoded), prior.covariance
     found = find_components(sharp, before, prior.n_components, family.vague, family.fitted)
+    slots = _slots(found, before, prior.n_components)
     with exclusive(), inference_mode(vae):
-        prior.place(places(vae, x, rows, encoded, found), _slots(found, before, prior.n_components), vae.encoder)
+        prior.place(places(vae, x, rows, encoded, found), slots, vae.encoder)
     labels = responsibilities(vae, encoded).argmax(1)
     used, present = np.unique(labels, return_inverse=True)
     groups = np.full(prior.n_components, -1)
@@ -76,7 +107,7 @@ def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> Tensor:
     # A component without rows is a cluster without rows.
     unused = groups < 0
     groups[unused] = groups.max() + 1 + np.arange(unused.sum())
-    return torch.as_tensor(groups)
+    return torch.as_tensor(groups), Moves.between(before, slots.numpy()[found])
 
 
 def some_rows(n: int, seed: int) -> Tensor:

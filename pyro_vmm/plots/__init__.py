@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyro_vmm.plots.drawing import save
     from pyro_vmm.plots.granularities import granularity
     from pyro_vmm.plots.latent import latent_map
+    from pyro_vmm.plots.life import component_life
     from pyro_vmm.plots.priors import comparison
     from pyro_vmm.plots.training import training_curves
     from pyro_vmm.plots.tree import cluster_tree
@@ -29,6 +30,7 @@ __all__ = [
     "cluster_tree",
     "cluster_weights",
     "comparison",
+    "component_life",
     "component_samples",
     "granularity",
     "is_image",
@@ -45,6 +47,7 @@ _FILES = {
     "cluster_tree": "tree",
     "cluster_weights": "weights",
     "comparison": "priors",
+    "component_life": "life",
     "component_samples": "components",
     "granularity": "granularities",
     "is_image": "components",

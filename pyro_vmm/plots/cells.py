@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from pyro_vmm.plots.drawing import MAX_TICKS, label_some, palette
-from pyro_vmm.plots.scatter import MAX_LEGEND, draw_legend, draw_points, named, short_text, write_names
+from pyro_vmm.plots.scatter import MAX_LEGEND, draw_hesitation, draw_legend, draw_points, named, short_text, write_names
 
 PANEL = 4.6  # inches
 BAR = 0.85  # of the distance between two bars
@@ -23,6 +23,7 @@ def umap_panels(
     points: ArrayLike,  # shape: (N, 2)
     groups: Mapping[str, ArrayLike],  # shapes: (N,)
     on_map: Collection[str] = ("cluster",),
+    hesitation: ArrayLike | None = None,  # shape: (N,)
 ) -> Figure:
     """The same map side by side, coloured by each of several groupings: the paper's figure 2.
 
@@ -31,6 +32,7 @@ def umap_panels(
         groups: For each panel its title and the group of each point, shape (N,), of any type; categories keep their
             order, a missing value is grey.
         on_map: The panels whose names are written on the map rather than in a legend.
+        hesitation: The entropy of q(c | x) of each cell in nats, shape (N,), for a last panel; None for none.
     """
     points = np.asarray(points, float)
     if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0 or not np.isfinite(points).all():
@@ -40,10 +42,18 @@ def umap_panels(
     found = {title: _categories(title, values, len(points)) for title, values in groups.items()}
     columns = {title: _legend_columns(len(v.categories)) if title not in on_map else 0 for title, v in found.items()}
     width = sum(PANEL + _legend_width(values.categories, columns[title]) for title, values in found.items())
+    if hesitation is not None:
+        hesitation = np.asarray(hesitation, float)
+        if hesitation.shape != (len(points),):
+            raise ValueError(f"hesitation must have shape (N={len(points)},) like points, got {hesitation.shape}")
+        width += PANEL + 0.6
     figure = Figure(figsize=(width, PANEL + 0.2), layout="constrained")
-    panels = figure.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, (title, values) in zip(panels, found.items(), strict=True):
+    panels = figure.subplots(1, len(found) + (hesitation is not None), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, values) in zip(panels, found.items(), strict=False):
         _draw_panel(axes, points, values, title, columns[title], title in on_map)
+    if hesitation is not None:
+        draw_hesitation(panels[-1], points, hesitation)
+    for axes in panels:
         axes.set(xticks=[], yticks=[], xlabel="UMAP 1")
     panels[0].set_ylabel("UMAP 2")
     return figure

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from pyro_vmm.plots.drawing import GREY
-from pyro_vmm.plots.scatter import MAX_LEGEND, draw_legend, draw_points, named, short_text, write_names
+from pyro_vmm.plots.scatter import MAX_LEGEND, draw_hesitation, draw_legend, draw_points, named, short_text, write_names
 from pyro_vmm.runtime.extras import require
 from pyro_vmm.runtime.threads import same_threads
 
@@ -25,8 +25,9 @@ def latent_map(
     method: str = "tsne",
     max_points: int = 2000,
     random_state: int = 0,
+    hesitation: ArrayLike | None = None,  # shape: (N,)
 ) -> Figure:
-    """The latent space in two dimensions, coloured by cluster and, beside it, by label.
+    """The latent space in two dimensions, coloured by cluster and, beside it, by label and by hesitation.
 
     Two latent dimensions are drawn as they are; one becomes a strip for each cluster. Fewer than ten points are
     projected by PCA.
@@ -38,12 +39,14 @@ def latent_map(
         method: "tsne", "pca", or "umap", which needs umap-learn (the extra ``cells``).
         max_points: Rows to draw; of more, a random choice.
         random_state: Seed of that choice and of the projection.
+        hesitation: The entropy of q(c | x) of each row in nats, shape (N,); None for no panel.
     """
     z = _check_latent(z)
     clusters = _check_rows("clusters", clusters, z)
     if (missing := pd.isna(clusters)).any():
         raise ValueError(f"clusters must not be missing, got {clusters[missing][0]} in row {missing.argmax()}")
     labels = None if labels is None else _check_rows("labels", labels, z)
+    hesitation = None if hesitation is None else _check_rows("hesitation", hesitation, z)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if max_points < 1:
@@ -58,11 +61,15 @@ def latent_map(
         names = ("latent dimension 1", "cluster")
     else:
         points, names = _project(z[rows], method, random_state)
-    figure = Figure(figsize=(6.2 * len(codes) + (1.0 if labels is not None else 0), 5.6), layout="constrained")
-    panels = figure.subplots(1, len(codes), sharex=True, sharey=True, squeeze=False)[0]
+    n_panels = len(codes) + (hesitation is not None)
+    width = 6.2 * n_panels + (1.0 if labels is not None else 0) + (0.6 if hesitation is not None else 0)
+    figure = Figure(figsize=(width, 5.6), layout="constrained")
+    panels = figure.subplots(1, n_panels, sharex=True, sharey=True, squeeze=False)[0]
     _draw_clusters(panels[0], points, *codes[0], strips=z.shape[1] == 1)
     if labels is not None:
         _draw_labels(panels[1], points, *codes[1])
+    if hesitation is not None:
+        draw_hesitation(panels[-1], points, hesitation[rows])
     for axes in panels:
         axes.set(xlabel=names[0], ylabel=names[1] if axes is panels[0] else None)
     if len(rows) < len(z):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import colormaps, patheffects
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 
 from pyro_vmm.plots.drawing import GREY, palette
@@ -13,6 +14,10 @@ MAX_LEGEND = 20
 MAX_NAME = 30
 # Of more names than this on one map none can be read, and to find them places takes long.
 MAX_NAMES = 100
+# What a row has that hesitates evenly between two clusters, in nats: darker than that no row is drawn.
+EVEN = float(np.log(2))
+# From a grey that shows on white to dark.
+HESITATION = LinearSegmentedColormap.from_list("hesitation", ["#D5D5D5", "#D55E00", "#3B0F1E"])
 MISSING = colormaps["gray"](0.7)[:3]
 
 
@@ -30,6 +35,27 @@ def draw_points(
     shown = np.vstack([colors, MISSING])[codes[order]]
     axes.scatter(*points[order].T, c=shown, s=size, linewidths=0, alpha=0.8, rasterized=True)
     return colors
+
+
+def draw_hesitation(
+    axes: Axes,
+    points: np.ndarray,  # shape: (N, 2)
+    entropy: np.ndarray,  # shape: (N,)
+) -> None:
+    """Scatter by the entropy of q(c | x), those that hesitate on top, with a bar of colours beside."""
+    order = np.argsort(entropy, kind="stable")
+    drawn = axes.scatter(
+        *points[order].T,
+        c=entropy[order],
+        s=float(np.clip(8000 / len(points), 5, 40)),
+        cmap=HESITATION,
+        vmin=0,
+        vmax=EVEN,
+        linewidths=0,
+        rasterized=True,
+    )
+    axes.set_title("hesitation")
+    axes.figure.colorbar(drawn, ax=axes, label="entropy of q(c | x), nats", extend="max", shrink=0.7)
 
 
 def write_names(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.ndarray, colors: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """What a run on arrays comes to."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyro_vmm import plots
+from pyro_vmm.analysis.explanation import ArrayExplanation
 from pyro_vmm.data.dataset import Dataset
 from pyro_vmm.estimators import VMM
 from pyro_vmm.plots import ornaments
 from pyro_vmm.report import tables
+from pyro_vmm.report.sections import Section, clusters, pictures
 from pyro_vmm.runtime import files
 
 if TYPE_CHECKING:
@@ -29,8 +32,11 @@ class ArrayResults:
         data: rows, labels and names.
     """
 
+    unit = "row"
+
     def __init__(self, model: VMM, data: Dataset):
         self.model, self.data = model, data
+        self.explained: ArrayExplanation | None = None
         self.probabilities = model.predict_proba(data.x)
         self.clusters = self.probabilities.argmax(1)
 
@@ -54,6 +60,11 @@ class ArrayResults:
     def explain(self, path: Path) -> None:
         """``clusters.csv``, and of a table ``features.csv``."""
         found = self.model.explain(self.data.x, random_state=self.model.seed_)
+        if found.markers is not None and self.data.column_names is not None:
+            # The model has seen an array, whose features are numbers.
+            named = found.markers["feature"].map(dict(enumerate(self.data.column_names)))
+            found = replace(found, markers=found.markers.assign(feature=named))
+        self.explained = found
         files.write_table(path / "clusters.csv", found.table(self.data.row_names), index=True)
         if found.markers is not None:
             files.write_table(path / "features.csv", found.markers)
@@ -62,15 +73,22 @@ class ArrayResults:
         """What makes each figure, by its name; without clusters (one component) there are fewer."""
         found = {
             "curves": lambda: plots.training_curves(self.model.history_),
-            "latent": lambda: plots.latent_map(self.latent_means, self.clusters, self.data.labels),
+            "latent": lambda: self.latent_figure(),
         }
         if self.probabilities.shape[1] > 1:
             shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
             found["weights"] = lambda: plots.cluster_weights(self.model.weights_, shares)
             found["components"] = self.component_figure
+            found["life"] = lambda: plots.component_life(self.model.history_, self.model.settled_)
         if tables.has_tree(self.model):
             found["tree"] = lambda: plots.cluster_tree(self.model.tree_, self.model.cluster_of_component_)
         return found
+
+    def latent_figure(self) -> "Figure":
+        """The latent space by cluster, label and hesitation, where there are several clusters and labels."""
+        several = self.probabilities.shape[1] > 1
+        hesitation = tables.hesitation(self.probabilities) if several else None
+        return plots.latent_map(self.latent_means, self.clusters, self.data.labels, hesitation=hesitation)
 
     def component_figure(self) -> "Figure":
         """The paper's figure 1: what each used cluster generates, in proportion to its weight, and its exemplar.
@@ -93,8 +111,32 @@ class ArrayResults:
     def _standardised(self, x: np.ndarray) -> np.ndarray:
         return (x - self.model.shift_) / self.model.scale_
 
+    @property
+    def title(self) -> str:
+        n = len(np.unique(self.clusters))
+        return f"{self.data.name}: {len(self.clusters):,} rows in {n} cluster{'s' * (n > 1)}"
+
+    def sections(self, path: Path) -> list[Section]:
+        """The clusters, and the map of the latent space."""
+        n = len(np.unique(self.clusters))
+        beside = {
+            "weights": f"Bars of the weights of {n} clusters, beside their shares of rows.",
+            "components": "What the model generates from each cluster, and an exemplar of each.",
+            "tree": "A tree of the clusters: which join at a coarser granularity, and what evidence this loses.",
+        }
+        by = ["cluster", *(["known label"] * (self.data.labels is not None)), "hesitation"]
+        latent = f"A map of the latent space of {len(self.clusters):,} rows, coloured by {', '.join(by)}."
+        return [
+            clusters(self.explained, pictures(path, beside), self.data.row_names, self.unit),
+            Section("Map", pictures=pictures(path, {"latent": latent})),
+        ]
+
     def closing_table(self) -> str:
         """Clusters, shares, ELBO and scores, as text."""
+        return tables.pairs(self.facts())
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Clusters, shares, ELBO and scores."""
         counts, x = np.bincount(self.clusters), self.data.x
         shares = [f"{share:.1%}" for share in counts[counts > 0] / counts.sum()]
         lines = [
@@ -110,4 +152,4 @@ class ArrayResults:
                 else "not used in training"
             )
             lines += [(f"labels ({used})", ""), *tables.score_lines(self.data.labels, self.probabilities)]
-        return tables.pairs(lines)
+        return lines

@@ -12,9 +12,12 @@ import pandas as pd
 import torch
 
 from pyro_vmm import plots
+from pyro_vmm.analysis.explanation import CellExplanation
+from pyro_vmm.data.categories import column, grouped
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.plots import ornaments
 from pyro_vmm.report import tables
+from pyro_vmm.report.sections import Section, Table, clusters, pictures
 from pyro_vmm.runtime import files
 from pyro_vmm.runtime.extras import require
 from pyro_vmm.runtime.threads import same_threads
@@ -45,6 +48,7 @@ class CellData:
         n_read: How many cells the input had.
         labels: The known type of each cell, (N,), or None; NaN where it is not known. Never used in training.
         label_key: The column of ``adata.obs`` that holds them.
+        name: The data set's name, or the file's without its ending.
     """
 
     adata: "AnnData"
@@ -52,6 +56,7 @@ class CellData:
     n_read: int
     labels: pd.Categorical | None = None
     label_key: str | None = None
+    name: str = "cells"
 
 
 class CellResults:
@@ -63,8 +68,11 @@ class CellResults:
             alone.
     """
 
+    unit = "cell"
+
     def __init__(self, model: SingleCellVMM, data: CellData):
         self.model, self.data = model, data
+        self.explained: CellExplanation | None = None
         self.probabilities = model.predict_proba(data.selected)
         self.clusters = self.probabilities.argmax(1)
         self.adata = without_counts(data.adata) if data.adata.isbacked else data.adata
@@ -116,7 +124,7 @@ class CellResults:
     def explain(self, path: Path) -> None:
         """``clusters.csv``, and ``markers.csv`` of the genes that are called."""
         selected = self.data.selected
-        found = self.model.explain(selected, random_state=self.model.seed_)
+        found = self.explained = self.model.explain(selected, random_state=self.model.seed_)
         files.write_table(path / "clusters.csv", found.table(selected.obs_names.to_numpy()), index=True)
         if found.markers is not None:
             files.write_table(path / "markers.csv", found.markers[found.markers["called"]])
@@ -129,6 +137,7 @@ class CellResults:
             found["weights"] = lambda: plots.cluster_weights(self.model.weights_, shares, unit="cell")
             if self.several_batches:
                 found["batches"] = lambda: plots.cluster_batches(self.by_batch, marked=self.marked)
+            found["life"] = lambda: plots.component_life(self.model.history_, self.model.settled_, unit="cell")
         if tables.has_tree(self.model):
             found["tree"] = lambda: plots.cluster_tree(self.model.tree_, self.model.cluster_of_component_, unit="cell")
         return found
@@ -138,13 +147,63 @@ class CellResults:
         return len(self.by_batch.columns) > 1
 
     def umap_figure(self, key: str) -> "Figure":
-        """The map ``obsm[key]`` by batch, type and cluster, where there are several batches and known types."""
+        """The map ``obsm[key]`` by batch, type, cluster and hesitation, where there are several and known types."""
         groups = {"batch": self.batches} if self.several_batches else {}
         groups |= {} if self.data.labels is None else {"cell type": self.data.labels}
-        return plots.umap_panels(self.adata.obsm[key], {**groups, "cluster": self.clusters})
+        several = self.probabilities.shape[1] > 1
+        hesitation = tables.hesitation(self.probabilities) if several else None
+        return plots.umap_panels(self.adata.obsm[key], {**groups, "cluster": self.clusters}, hesitation=hesitation)
+
+    @property
+    def title(self) -> str:
+        n = len(self.by_batch)
+        return f"{self.data.name}: {len(self.clusters):,} cells in {n} cluster{'s' * (n > 1)}"
+
+    def sections(self, path: Path) -> list[Section]:
+        """Clusters, the UMAP, and how batches and known types lie in the clusters."""
+        n, names = len(self.by_batch), self.data.selected.obs_names.to_numpy()
+        beside = {
+            "weights": f"Bars of the weights of {n} clusters, beside their shares of cells.",
+            "tree": "A tree of the clusters: which join at a coarser granularity, and what evidence this loses.",
+        }
+        by = ["batch"] * self.several_batches + ["cell type"] * (self.by_type is not None) + ["cluster", "hesitation"]
+        umap = {"umap": f"A UMAP of {len(self.clusters):,} cells, coloured by {', '.join(by)}."}
+        found = [
+            clusters(self.explained, pictures(path, beside), names, self.unit),
+            Section("Map", pictures=pictures(path, umap)),
+        ]
+        if self.several_batches:
+            mixed = f"Stacked bars of the shares of {self.by_batch.shape[1]} batches in each of {n} clusters."
+            table = Table.of(self.by_batch.reset_index(), "Cells of each cluster and batch")
+            marked = [
+                f"cluster {k} is almost only of {batch}: a cell type that the others lack, or an effect of the batch"
+                for k, batch in self.marked.items()
+            ]
+            shown = pictures(path, {"batches": mixed})
+            found.append(Section("Batches", points=marked, pictures=shown, tables=[table]))
+        if self.by_type is not None:
+            table = Table.of(self.by_type.reset_index(), f"Cells of each cluster and {self.data.label_key}")
+            found.append(Section("Known types", self.scores(), tables=[table], note="Not used in training."))
+        return found
 
     def closing_table(self) -> str:
         """Clusters, what share of each is of which batch, ELBO and scores, as text."""
+        parts = [tables.pairs(self.facts()), self.cluster_table()]
+        if self.data.labels is not None:
+            known = ~self.data.labels.isna()
+            some = "" if known.all() else f"; {known.sum()} cells have one"
+            head = [(f"labels {self.data.label_key!r} (not used in training{some})", "")]
+            parts.append("\n".join([tables.pairs(head), tables.pairs(self.scores())]))
+        return "\n\n".join(parts)
+
+    def scores(self) -> list[tuple[str, str]]:
+        """Scores against the known types."""
+        assert self.data.labels is not None, "there are known types"
+        known = ~self.data.labels.isna()
+        return tables.score_lines(np.asarray(self.data.labels)[known], self.probabilities[known])
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Cells, genes, batches, clusters and training."""
         adata, selected = self.adata, self.data.selected
         genes = f"{selected.n_vars}" + (f" of {adata.n_vars}" if selected.n_vars < adata.n_vars else "")
         dropped = self.data.n_read - adata.n_obs
@@ -153,15 +212,7 @@ class CellResults:
         if self.model.batch_key is not None:
             lines.append(("batches", _batch_line(self.by_batch)))
         lines.append(("clusters used", f"{len(self.by_batch)} of {self.model.n_components_}"))
-        lines += tables.training_lines(self.model, "cell")
-        parts = [tables.pairs(lines), self.cluster_table()]
-        if self.data.labels is not None:
-            known = ~self.data.labels.isna()
-            some = "" if known.all() else f"; {known.sum()} cells have one"
-            head = [(f"labels {self.data.label_key!r} (not used in training{some})", "")]
-            scores = tables.score_lines(np.asarray(self.data.labels)[known], self.probabilities[known])
-            parts.append("\n".join([tables.pairs(head), tables.pairs(scores)]))
-        return "\n\n".join(parts)
+        return [*lines, *tables.training_lines(self.model, "cell")]
 
     def cluster_table(self) -> str:
         """A line for each cluster: its size, its shares of the batches, its most frequent type, a mark."""
@@ -190,6 +241,20 @@ class CellResults:
             f"\n{len(self.marked)} of {len(self.by_batch)} clusters almost only of one batch: "
             "a cell type that the others lack, or an effect of the batch"
         )
+
+
+def known_types(adata: "AnnData", key: str) -> pd.Categorical:
+    """The types of the cells in a column of ``adata.obs``, as text; NaN where they are missing."""
+    found = grouped(column(adata, key, "label_key"), key, "label_key")
+    if found.dtype.kind == "f" and (found.dropna() % 1 != 0).any():
+        raise ValueError(f"label_key={key!r} holds numbers such as {found.dropna().iloc[0]:g}, expected categories")
+    values = pd.Categorical(found).remove_unused_categories()
+    if values.isna().all():
+        raise ValueError(f"label_key={key!r} has no value in any of the {len(values)} cells; leave --label-key out")
+    texts = [str(name) for name in values.categories]
+    positions = {name: code for code, name in enumerate(dict.fromkeys(texts))}  # a 1 and a "1" are the same
+    codes = np.array([*map(positions.get, texts), -1])  # the last one is that of missing values
+    return pd.Categorical.from_codes(codes[values.codes], list(positions))
 
 
 def embed(adata: "AnnData") -> str | None:

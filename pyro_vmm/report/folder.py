@@ -7,11 +7,25 @@ from typing import Protocol
 
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.storing import versions
+from pyro_vmm.report.sections import Section
 from pyro_vmm.runtime import files
 
 
 class Results(Protocol):
     """What a run came to."""
+
+    #: What a row of data is.
+    unit: str
+
+    @property
+    def model(self) -> Estimator:
+        """The fitted model."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """What the data are, and how many clusters they have."""
+        ...
 
     def write(self, path: Path) -> None:
         """The model and tables, into a folder: all that the run came to."""
@@ -19,6 +33,14 @@ class Results(Protocol):
 
     def decorate(self, path: Path) -> Iterator[str]:
         """Write figures and the like into the folder, after everything else; yield a line for each that fails."""
+        ...
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Names and values of what is to be known first."""
+        ...
+
+    def sections(self, path: Path) -> list[Section]:
+        """Of the page: clusters, maps and what else there is for this kind of data; the folder has the figures."""
         ...
 
     def closing_table(self) -> str:

@@ -23,9 +23,14 @@ def assignments(probabilities: np.ndarray, names: np.ndarray | None = None, kind
             kind: np.arange(len(probabilities)) if names is None else names,
             "cluster": probabilities.argmax(1),
             "probability": probabilities.max(1),
-            "entropy": entr(probabilities).sum(1),
+            "entropy": hesitation(probabilities),
         }
     )
+
+
+def hesitation(probabilities: np.ndarray) -> np.ndarray:
+    """The entropy of q(c | x), (N, K), in nats, (N,)."""
+    return entr(probabilities).sum(1)
 
 
 def training_lines(model: Estimator, per: str) -> list[tuple[str, str]]:
@@ -35,6 +40,8 @@ def training_lines(model: Estimator, per: str) -> list[tuple[str, str]]:
     told = []
     if confidence is not None:
         told = [("confidence", str(confidence)), *(("doubtful", doubt) for doubt in confidence.doubts)]
+    if (moves := getattr(model, "settled_", None)) is not None:
+        told.append(("settling", str(moves)))
     return [
         (f"ELBO per {per}", f"{best['elbo']:.2f} in training, {best['val_elbo']:.2f} in validation"),
         ("epochs", f"{model.n_iter_}, best {model.best_epoch_}"),

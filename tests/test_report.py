@@ -1,0 +1,339 @@
+"""report.html: one page that loads nothing else, with what the model and the run folder have."""
+
+import base64
+import html
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from common import planted
+from PIL import Image
+
+from pyro_vmm import VMM, SingleCellVMM, plots
+from pyro_vmm.data.dataset import Dataset
+from pyro_vmm.report import ArrayResults, cells, write_page, write_report
+from pyro_vmm.report.page import PAPER
+from pyro_vmm.report.sections import Table
+
+TINY = {
+    "n_components": 8,
+    "latent_dim": 2,
+    "hidden": (16,),
+    "epochs": 40,
+    "learning_rate": 5e-3,
+    "random_state": 0,
+    "progress": False,
+}
+VILE = "<script>alert(1)</script>"
+# Elements without an end.
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, each with its attributes; fails where they are not nested."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.found, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        assert len(dict(attributes)) == len(attributes), (tag, attributes)
+        self.found.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.texts.append(data.strip())
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for each, attributes in self.found if each == tag]
+
+    @property
+    def headings(self) -> list[str]:
+        """Of the sections, by the links to them."""
+        return [text for text in self.texts if text in HEADINGS]
+
+
+HEADINGS = (
+    "Result",
+    "Warnings",
+    "Clusters",
+    "Map",
+    "Batches",
+    "Known types",
+    "Training",
+    "Settings and versions",
+    "How to cite",
+)
+
+
+@pytest.fixture(scope="module")
+def monkeymodule():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_maps(monkeymodule):
+    """t-SNE and UMAP take seconds, and are tested with the plots."""
+
+    def embed(adata):
+        adata.obsm["X_umap"] = adata.obsm["X_vmm"][:, :2]
+        return "X_umap"
+
+    real = plots.latent_map
+    monkeymodule.setattr(plots, "latent_map", lambda z, *args, **options: real(z, *args, **options, method="pca"))
+    monkeymodule.setattr(cells, "embed", embed)
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    random = np.random.default_rng(0)
+    kind = np.arange(90) % 3
+    columns = [VILE, "length", "width", "height"]
+    return pd.DataFrame(random.normal(size=(90, 4)) + 8 * random.normal(size=(3, 4))[kind], columns=columns)
+
+
+@pytest.fixture(scope="module")
+def model(table) -> VMM:
+    found = VMM(**TINY).fit(table)
+    assert found.n_clusters_ > 1
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_arrays(model, table, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("arrays") / "report.html"
+    assert write_report(model, table, path, labels=np.array(["a", "b", VILE])[np.arange(90) % 3]) == []
+    return path
+
+
+@pytest.fixture(scope="module")
+def adata() -> ad.AnnData:
+    found = planted(n=120)
+    found.obs["batch"] = found.obs["batch"].cat.rename_categories({"b0": VILE})
+    found.obs["type"] = found.obs["type"].cat.rename_categories({"t0": VILE})
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_cells(adata, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("cells") / "report.html"
+    model = SingleCellVMM(batch_key="batch", **TINY).fit(adata)
+    assert model.n_clusters_ > 1
+    before = [list(each) for each in (adata.obs, adata.obsm, adata.uns, adata.var, adata.obsp)]
+    assert write_report(model, adata, path, labels="type") == []
+    assert [list(each) for each in (adata.obs, adata.obsm, adata.uns, adata.var, adata.obsp)] == before
+    return path
+
+
+@pytest.fixture(params=["of_arrays", "of_cells"])
+def text(request) -> str:
+    return request.getfixturevalue(request.param).read_text(encoding="utf-8")
+
+
+# The page
+
+
+def test_figures_are_in_it_and_have_alternative_texts(text):
+    images = Page(text).all("img")
+    assert len(images) >= 5
+    for image in images:
+        assert len(image["alt"]) > 30 and image["alt"].endswith(".")
+        kind, _, content = image["src"].partition(",")
+        assert kind == "data:image/png;base64"
+        with Image.open(io.BytesIO(base64.b64decode(content, validate=True))) as found:
+            found.load()
+            assert found.width / found.height == pytest.approx(int(image["width"]) / int(image["height"]), rel=0.01)
+    assert len({image["alt"] for image in images}) == len(images)
+
+
+def test_nothing_is_loaded(text):
+    page = Page(text)
+    for tag, attributes in page.found:
+        for name in ("src", "href", "srcset", "data", "poster", "action"):
+            value = attributes.get(name, "data:")
+            assert value.startswith(("data:", "#")) or (tag, name, value) == ("a", "href", PAPER[-1])
+    assert "url(" not in text and "@import" not in text and not page.all("link")
+    policy = next(each for each in page.all("meta") if each.get("http-equiv") == "Content-Security-Policy")
+    assert policy["content"].startswith("default-src 'none'; img-src data:;")
+
+
+def test_names_are_text(text):
+    page = Page(text)
+    assert VILE not in text and VILE in page.texts
+    assert len(page.all("script")) == 1
+
+
+def test_links_lead_to_sections(text):
+    page = Page(text)
+    places = [attributes["id"] for _, attributes in page.found if "id" in attributes]
+    assert len(set(places)) == len(places)
+    assert {each["href"][1:] for each in page.all("a") if each["href"].startswith("#")} == set(places)
+    assert any("width=device-width" in each.get("content", "") for each in page.all("meta"))
+
+
+def test_what_arrays_have(of_arrays, model):
+    page = Page(of_arrays.read_text(encoding="utf-8"))
+    expected = [name for name in HEADINGS if name not in ("Batches", "Known types")]
+    assert [name for name in page.headings[: len(expected)]] == expected
+    words = " ".join(page.texts)
+    for part in ("data: 90 rows in", "settling", str(model.settled_), "NMI", "auto: 32", "torch", PAPER[0]):
+        assert part in words, part
+    for doubt in model.confidence_.doubts:
+        assert page.texts.count(doubt) == 1
+
+
+def test_what_cells_have(of_cells):
+    page = Page(of_cells.read_text(encoding="utf-8"))
+    assert {"Batches", "Known types", "Map"} <= set(page.headings)
+    words = " ".join(page.texts)
+    for part in ("cells: 120 cells in", "batch mixing", "Cells of each cluster and batch", "hesitates with", "cell"):
+        assert part in words, part
+    assert any("coloured by batch, cell type, cluster, hesitation" in image["alt"] for image in page.all("img"))
+
+
+def test_how_to_cite_is_that_of_the_repository():
+    stated = (Path(__file__).parents[1] / "CITATION.cff").read_text()
+    paper = stated[stated.index("preferred-citation:") :]
+    given, family = (re.findall(rf"{which}-names: (.+)", paper) for which in ("given", "family"))
+    authors = " and ".join(f"{one} {other}" for one, other in zip(given, family, strict=True))
+    values = [
+        re.search(rf"^  {name}: (.+)$", paper, re.M).group(1) for name in ("year", "title", "collection-title", "url")
+    ]
+    assert PAPER == (authors, int(values[0]), *values[1:])
+
+
+# What is missing
+
+
+def test_without_figures_and_labels(model, table, tmp_path, monkeypatch):
+    """As without matplotlib: the tables are there, the sections of figures alone are not."""
+
+    def missing(module, *_):
+        raise ImportError(f"no {module}")
+
+    monkeypatch.setattr("pyro_vmm.plots.ornaments.require", missing)
+    told = write_report(model, table.to_numpy(), tmp_path / "page.html")
+    assert told == ["no figure was written: ImportError: no matplotlib"]
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert not page.all("img") and "Map" not in page.texts and "NMI" not in page.texts
+    assert told[0] in page.texts and page.all("table")
+
+
+def test_one_cluster_and_one_batch(tmp_path):
+    adata = planted(n=40, batches=1, types=1)
+    model = SingleCellVMM(**{**TINY, "n_components": 1}).fit(adata)
+    assert write_report(model, adata, tmp_path / "page.html") == []
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert not {"Batches", "Known types"} & set(page.texts)
+    assert "cells: 40 cells in 1 cluster" in page.texts and len(page.all("img")) == 2
+
+
+def test_a_section_that_fails_is_told(model, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(VMM, "explain", lambda *args, **options: 1 / 0)
+    told = write_report(model, table, tmp_path / "page.html")
+    assert told == ["the clusters were not explained: ZeroDivisionError: division by zero"]
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert told[0] in page.texts and page.all("img")
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+def test_warnings_of_the_run(model, table, tmp_path):
+    write_page(ArrayResults(model, Dataset(table.to_numpy(), None, "mine")), tmp_path, tmp_path / "page.html", [VILE])
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert page.texts.count(VILE) == 1 and len(page.all("script")) == 1
+
+
+def test_a_loaded_model(model, table, tmp_path):
+    """It has no confidence; what settling did is there."""
+    model.save(tmp_path / "model.pt")
+    write_report(VMM.load(tmp_path / "model.pt"), table, tmp_path / "page.html")
+    words = Page((tmp_path / "page.html").read_text(encoding="utf-8")).texts
+    assert str(model.settled_) in words and "confidence" in words[words.index("cluster") :]
+
+
+def test_what_is_no_model(tmp_path):
+    with pytest.raises(ValueError, match=r"model=.* should be a VMM or a SingleCellVMM"):
+        write_report(object(), np.eye(3), tmp_path / "page.html")
+
+
+def test_fields_of_a_table():
+    frame = pd.DataFrame({"share": [0.25], "n_rows": [1234], "value": [np.nan], "called": [True], "name": ["x"]})
+    found = Table.of(frame, "about")
+    assert list(found.columns) == ["share", "n rows", "value", "called", "name"]
+    assert [cell.text for cell in found.rows[0]] == ["25.0%", "1,234", "", "yes", "x"]
+    assert [cell.number for cell in found.rows[0]] == [0.25, 1234, None, None, None]
+
+
+# In a browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+WIDTHS = 390, 1200
+# Opens what is folded, sorts by the second column, and says which elements reach beyond the page and are in no box that
+# scrolls, which pictures are broken, and whether the column is in order.
+LOOK = """
+addEventListener("load", () => {
+  const told = [];
+  for (const frame of document.querySelectorAll("iframe")) {
+    const page = frame.contentDocument, width = frame.width;
+    page.querySelectorAll("details").forEach(each => each.open = true);
+    const whole = page.documentElement.scrollWidth;
+    if (whole > width) told.push(`${width}: the page is ${whole}`);
+    for (const each of page.querySelectorAll("main *")) {
+      const scrolls = each.closest(".box") !== null && !each.matches(".box");
+      if (!scrolls && each.getBoundingClientRect().right > Number(width) + 1) told.push(`${width}: ${each.tagName}`);
+    }
+    for (const image of page.images) if (!image.complete || !image.naturalWidth) told.push(`${width}: ${image.alt}`);
+    const head = page.querySelectorAll("th")[1], rows = head.closest("table").tBodies[0].rows;
+    for (const sign of [1, -1]) {
+      head.querySelector("button").click();
+      const values = [...rows].map(row => sign * row.cells[1].dataset.number);
+      if (values.length < 2 || values.some((value, i) => i && value < values[i - 1])) told.push(`${width}: ${values}`);
+    }
+  }
+  document.getElementById("told").textContent = `found ${JSON.stringify(told)} end`;
+});
+"""
+
+
+def looked_at(page: Path, folder: Path) -> str:
+    """What :data:`LOOK` says of a page in windows of the widths; a frame is a window of any width."""
+    content = html.escape(page.read_text(encoding="utf-8"))
+    frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{content}"></iframe>' for width in WIDTHS)
+    (folder / "look.html").write_text(
+        f'<!DOCTYPE html><meta charset="utf-8"><pre id="told"></pre>{frames}<script>{LOOK}</script>', encoding="utf-8"
+    )
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    command += ["--virtual-time-budget=10000", "--dump-dom", (folder / "look.html").as_uri()]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    return html.unescape(re.search(r"found (.*?) end</pre>", done.stdout, re.S).group(1))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium to look at the page with")
+@pytest.mark.parametrize("name", ["of_arrays", "of_cells"])
+def test_it_fits_on_a_phone_and_on_a_desk(name, request, tmp_path):
+    assert looked_at(request.getfixturevalue(name), tmp_path) == "[]"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium to look at the page with")
+def test_what_does_not_fit_is_seen(of_arrays, tmp_path):
+    wide = tmp_path / "wide.html"
+    text = of_arrays.read_text(encoding="utf-8")
+    wide.write_text(text.replace("<nav", '<p style="width: 700px">wide</p><nav').replace("iVBOR", "broken", 1))
+    told = looked_at(wide, tmp_path)
+    assert "390: the page is" in told and "390: P" in told and "1200: P" not in told and "1200: " in told

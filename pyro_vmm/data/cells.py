@@ -444,9 +444,10 @@ def _check_nonzero(cells: CellBatches, kind: str, kept: np.ndarray) -> None:
 
 
 def _told_twice(kind: str, place: str, names: pd.Index, advice: str | None = None) -> str:
+    option = " (--make-unique on the command line)" if kind == "gene" else ""
     return (
         f"{place} holds {len(names)} {kind} names more than once: {quoted(names)}; expected each once. "
-        f"{advice or f'Make them unique: {place}_make_unique()'}"
+        f"{advice or f'Make them unique: {place}_make_unique(){option}'}"
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from scipy import sparse
 from scipy.io import mmwrite
 
-from pyro_vmm.cli import main
+from pyro_vmm.cli.options import check, kind_of
 from pyro_vmm.data import load_cells
 
 N, G = 40, 7
@@ -170,16 +170,28 @@ def test_names_of_genes_are_made_unique_on_request(tmp_path):
     assert load_cells(path, make_unique=True).var_names[:2].tolist() == ["CD4", "CD4-1"]
 
 
-def test_the_command_line(tmp_path, capsys):
+def test_the_command_line_reads_a_folder(tmp_path):
     adata = cells()
     adata.var_names = ["CD4", "CD4", *NAMES[2:]]
-    folder = write_mtx(tmp_path / "sample", adata)
-    settings = ["--epochs", "1", "--components", "3", "--hidden", "4", "--latent-dim", "2"]
-    run = ["--dataset", str(folder), *settings, "--out"]
-    assert main([*run, str(tmp_path / "first")]) != 0
-    assert "'CD4'" in (told := capsys.readouterr().err) and "--make-unique" in told
-    assert main([*run, str(tmp_path / "second"), "--make-unique"]) == 0
-    assert "CD4-1" in ad.read_h5ad(tmp_path / "second" / "annotated.h5ad").var_names
+    config = {"dataset": str(write_mtx(tmp_path / "sample", adata))}
+    kind = kind_of(config)
+    data = kind.load(config)
+    with pytest.raises(ValueError, match=r"'CD4'; .*--make-unique on the command line"):
+        kind.estimator(epochs=1).fit(kind.inputs(data))
+    found = kind.inputs(kind.load({**config, "make_unique": True}))
+    assert found.var_names[:2].tolist() == ["CD4", "CD4-1"]
+
+
+def test_the_command_line_reads_a_modality(tmp_path):
+    config = {"dataset": str(write_h5mu(tmp_path / "cells.h5mu", cells())), "modality": "rna"}
+    same(kind_of(config).load(config).selected, cells())
+
+
+@pytest.mark.parametrize("option", ["modality", "make_unique"])
+def test_the_options_are_for_cells(option):
+    config = {"dataset": "digits", option: "rna" if option == "modality" else True}
+    with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} is not for"):
+        check(config, kind_of(config))
 
 
 # --- damaged, missing, of another format ---

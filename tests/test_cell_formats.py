@@ -15,6 +15,7 @@ from scipy.io import mmwrite
 
 from pyro_vmm.cli.options import check, kind_of
 from pyro_vmm.data import load_cells
+from pyro_vmm.data.cells import counts_matrix, require_anndata
 
 N, G = 40, 7
 NAMES = [f"gene{g}" for g in range(G)]
@@ -155,6 +156,7 @@ def test_modality(tmp_path):
     assert load_cells(path, modality="prot").shape == (N, 2)
 
 
+@pytest.mark.filterwarnings("ignore")  # those of mudata
 def test_mudata_of_the_library(tmp_path):
     mudata = pytest.importorskip("mudata")
     other = ad.AnnData(np.ones((N, 2), np.float32), obs=pd.DataFrame(index=cells().obs_names))
@@ -284,3 +286,27 @@ def test_modalities_are_named(tmp_path):
 def test_backed_is_for_h5ad(tmp_path):
     with pytest.raises(ValueError, match=r"backed: .* is read into memory, expected an \.h5ad file"):
         load_cells(write_10x_h5(tmp_path / "cells.h5", cells()), backed=True)
+
+
+# --- what is no AnnData in memory ---
+
+
+def test_a_collection_is_told_how_it_becomes_an_anndata():
+    from anndata.experimental import AnnCollection
+
+    adata = cells()
+    collection = AnnCollection([adata[:20].copy(), adata[20:].copy()])
+    with pytest.raises(ValueError, match=r"AnnCollection, expected an AnnData: adata\[:\]\.to_adata\(\)"):
+        require_anndata(collection)
+    same(collection[:].to_adata(), adata)  # what the message says
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lazy_cells_are_told_how_they_come_into_memory(tmp_path):
+    pytest.importorskip("dask")
+    pytest.importorskip("xarray")
+    write_zarr(tmp_path / "cells.zarr", cells(), 3)
+    adata = ad.experimental.read_lazy(tmp_path / "cells.zarr")
+    with pytest.raises(ValueError, match=r"adata\.X is read lazily, expected an AnnData in memory: adata\.to_memory\("):
+        counts_matrix(adata)
+    same(adata.to_memory(), cells())

@@ -633,7 +633,7 @@ def test_unknown_names_and_files_are_told(tmp_path):
     annotated(counts(3, 3)).write_h5ad(tmp_path / "mine.h5ad")
     (tmp_path / "notes.txt").touch()
     known = "cortex, pbmc, lung_atlas, split_seq, pbmc68k"
-    with pytest.raises(ValueError, match=rf"'cortx'; expected one of {known}, an .h5ad file, or one of .*: mine$"):
+    with pytest.raises(ValueError, match=rf"'cortx'; expected one of {known}, a file .*, or one of .*: mine$"):
         load_cells("cortx", tmp_path)
     with pytest.raises(ValueError, match=r"called 'cortx'.*: none$"):
         load_cells("cortx", tmp_path / "nowhere")

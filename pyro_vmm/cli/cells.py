@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pyro_vmm.cli.kind import Kind, flag
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
+from pyro_vmm.data.cell_sets.formats import READERS
 from pyro_vmm.data.cells import CellBatches, nonzero
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.estimators.presets import PAPER_CELLS
@@ -34,8 +35,8 @@ class Cells(Kind):
     estimator = SingleCellVMM
     registry = CELL_LIKELIHOODS
     names = tuple(CELL_SETS)
-    endings = (".h5ad",)
-    own = frozenset({"backed", "label_key", "n_top_genes"})
+    endings = tuple(READERS)
+    own = frozenset({"backed", "label_key", "make_unique", "modality", "n_top_genes"})
     paper = PAPER_CELLS
 
     def suited(self, config: dict) -> dict:
@@ -53,11 +54,15 @@ class Cells(Kind):
                 "--backed leaves the counts in the file, but --n-top-genes (seurat_v3) needs all of them in memory; "
                 "leave out one of the two, or select the genes first and write a file of those alone"
             )
+        make_unique = config.get("make_unique", False)
+        check_choice("make_unique", make_unique, (True, False))
         _check_columns(config)
         with same_threads():
-            adata = load_cells(config["dataset"], config.get("data_dir"), backed)
+            adata = load_cells(config["dataset"], config.get("data_dir"), backed, config.get("modality"), make_unique)
         if config.get("layer") == "raw" and "raw" not in adata.layers and adata.raw is not None:
             adata = _of_raw(adata)
+            if make_unique:
+                adata.var_names_make_unique()
         # What can be told to be wrong comes before the selection of genes, which takes longer.
         label_key = config.get("label_key")
         labels = None if label_key is None else known_types(adata, label_key)

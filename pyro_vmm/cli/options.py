@@ -33,14 +33,15 @@ def kind_of(config: dict) -> Kind:
         if name in kind.names or ending_of(name, kind.endings) is not None:
             return kind
     root = data_root(config.get("data_dir"))
-    if find(root, f"{name}.h5ad"):
+    if find(root, f"{name}.h5ad") or Path(name).expanduser().is_dir():
         return CELLS
     named = "; ".join(f"{', '.join(kind.names)} ({kind.noun})" for kind in KINDS)
     stored = sorted({file.stem for folder in folders(root) for file in folder.glob("*.h5ad")} - set(CELLS.names))
     in_folder = f", one of the .h5ad files of {root} ({', '.join(stored)})" if stored else ""
     raise ValueError(
         f"{name!r} is neither a data set nor a file that can be read; expected one of {named}{in_folder}, "
-        f"or a file ending in {', '.join(ending for kind in KINDS for ending in kind.endings)}"
+        f"or a file ending in {', '.join(ending for kind in KINDS for ending in kind.endings)}, or a folder with "
+        "matrix.mtx"
     )
 
 

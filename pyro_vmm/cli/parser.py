@@ -184,6 +184,8 @@ def _add_cells(group: Group) -> None:
     group.add("label_key", told, common=True, metavar="COLUMN")
     told = "use so many highly variable genes (seurat_v3, by batch)"
     group.add("n_top_genes", told, common=True, type=int, metavar="G")
+    group.add("modality", "which modality of an .h5mu file to read", metavar="NAME")
+    group.add("make_unique", "append -1, -2, ... to gene names that come again", action="store_true")
     group.add("backed", "leave X in the file, for more cells than memory holds", action="store_true")
 
 

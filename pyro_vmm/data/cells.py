@@ -130,6 +130,11 @@ def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
     if adata.is_view:
         check_sparse(place, _stored(adata._adata_ref, layer))  # before SciPy takes a part of it, without a look
     matrix = _stored(adata, layer)
+    if hasattr(matrix, "compute") and not isinstance(adata.obs, pd.DataFrame):  # as of read_lazy
+        raise ValueError(
+            f"{place} is read lazily, expected an AnnData in memory: adata.to_memory(); for more cells than memory "
+            'holds, anndata.read_h5ad(path, backed="r")'
+        )
     if matrix is None:
         raise ValueError(
             f"{place} is empty; name the layer that holds the counts: {quoted(adata.layers)}{_counts_in_raw(adata)}"
@@ -190,6 +195,8 @@ def require_anndata(adata: Any) -> None:
             advice = ": anndata.read_h5ad(path)"
         elif isinstance(getattr(adata, "mod", None), Mapping):  # as of MuData
             advice = f": one of its modalities {quoted(adata.mod)}"
+        elif hasattr(adata, "adatas") and hasattr(adata, "to_adata"):  # as of AnnCollection
+            advice = ": adata[:].to_adata(), or anndata.concat of its parts"
         elif hasattr(adata, "shape"):
             advice = ": anndata.AnnData(values), of counts as cells x genes"
         raise ValueError(f"adata is a {kind}, expected an AnnData{advice}")
@@ -444,9 +451,10 @@ def _check_nonzero(cells: CellBatches, kind: str, kept: np.ndarray) -> None:
 
 
 def _told_twice(kind: str, place: str, names: pd.Index, advice: str | None = None) -> str:
+    option = " (--make-unique on the command line)" if kind == "gene" else ""
     return (
         f"{place} holds {len(names)} {kind} names more than once: {quoted(names)}; expected each once. "
-        f"{advice or f'Make them unique: {place}_make_unique()'}"
+        f"{advice or f'Make them unique: {place}_make_unique(){option}'}"
     )
 
 

@@ -27,24 +27,31 @@ def check_file(path: Path) -> None:
     import h5py
 
     with h5py.File(path, "r") as file:
-        for name, node in _nodes(file):
-            if isinstance(node, h5py.Dataset):
-                _check_size(name, node)
-            elif (form := _form(node)) is not None:
-                check_stored(name, form, _shape(name, node), node)
-                for array in ("data", "indices", "indptr"):
-                    _check_chunks(f"{name}/{array}", node[array])
-        cells, genes = _length(file, "obs"), _length(file, "var")
-        _check_columns(file, "obs", cells)
-        _check_columns(file, "var", genes)
-        raw = file.get("raw")
-        matrices = [("X", genes), *((f"layers/{name}", genes) for name in file.get("layers", ()))]
-        matrices += [("raw/X", _length(raw, "var"))] if isinstance(raw, h5py.Group) else []
-        for name, columns in matrices:
-            _check_shape(name, file.get(name), (cells, columns))
+        check_group(file)
 
 
-def _nodes(file: "h5py.File") -> Iterator[tuple[str, Any]]:
+def check_group(file: "h5py.Group") -> None:
+    """:func:`check_file` of an AnnData in an open file, or in a group of one."""
+    import h5py
+
+    for name, node in _nodes(file):
+        if isinstance(node, h5py.Dataset):
+            _check_size(name, node)
+        elif (form := _form(node)) is not None:
+            check_stored(name, form, _shape(name, node), node)
+            for array in ("data", "indices", "indptr"):
+                _check_chunks(f"{name}/{array}", node[array])
+    cells, genes = _length(file, "obs"), _length(file, "var")
+    _check_columns(file, "obs", cells)
+    _check_columns(file, "var", genes)
+    raw = file.get("raw")
+    matrices = [("X", genes), *((f"layers/{name}", genes) for name in file.get("layers", ()))]
+    matrices += [("raw/X", _length(raw, "var"))] if isinstance(raw, h5py.Group) else []
+    for name, columns in matrices:
+        _check_shape(name, file.get(name), (cells, columns))
+
+
+def _nodes(file: "h5py.Group") -> Iterator[tuple[str, Any]]:
     """All groups and arrays of a file, each once, by their names."""
     names: list[str] = []
     file.visit(names.append)
@@ -93,7 +100,7 @@ def _length(group: "h5py.Group", name: str) -> int | None:
     return table.shape[0] if isinstance(table, h5py.Dataset) and table.shape else None
 
 
-def _check_columns(file: "h5py.File", name: str, length: int | None) -> None:
+def _check_columns(file: "h5py.Group", name: str, length: int | None) -> None:
     """Raise ``ValueError`` for a column of a table that has no value for each row: AnnData repeats a single one."""
     import h5py
 

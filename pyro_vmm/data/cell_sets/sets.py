@@ -21,9 +21,11 @@ from pyro_vmm.data.cell_sets.files import (
     read_split_seq,
     where_to_get,
 )
+from pyro_vmm.data.cell_sets.formats import READERS, read_cells
 from pyro_vmm.data.cell_sets.genes import MIN_COUNTS, categorical, enough, most_variable, one_batch, whole_counts
 from pyro_vmm.data.cells import counts_matrix
 from pyro_vmm.data.root import data_root
+from pyro_vmm.data.user_files import ending_of
 from pyro_vmm.runtime.extras import require
 
 if TYPE_CHECKING:
@@ -41,39 +43,76 @@ CELL_PRESETS: dict[str, dict] = {
 PBMC68K_TARGET, PBMC68K_ERROR = 1e4, 5.01e-4
 
 
-def load_cells(name_or_path: str | Path, data_dir: str | Path | None = None, backed: bool = False) -> "AnnData":
-    """The data set of that name, or an ``.h5ad`` file, unchanged.
+def load_cells(
+    name_or_path: str | Path,
+    data_dir: str | Path | None = None,
+    backed: bool = False,
+    modality: str | None = None,
+    make_unique: bool = False,
+) -> "AnnData":
+    """The data set of that name, or a user's cells, unchanged.
+
+    - ``.h5ad``, and ``.zarr`` that AnnData wrote.
+    - ``.h5`` of 10x, and folders with ``matrix.mtx``, ``features.tsv`` or ``genes.tsv``, and ``barcodes.tsv``, each
+      with or without ``.gz``, or the path of such a matrix, whose name may have a prefix that the others share.
+      Features other than genes are left out, with a warning.
+    - ``.loom``, by loompy.
+    - ``.h5mu``: a modality of MuData.
 
     Arguments:
-        name_or_path: A key of ``CELL_SETS``, the path of an ``.h5ad`` file, or the name of one in the data folder,
-            with or without its ending.
+        name_or_path: A key of ``CELL_SETS``, the path of a file or folder, or the name of an ``.h5ad`` file in
+            the data folder, with or without its ending.
         data_dir: The data folder; files are looked for in its ``cells`` and in itself. Defaults to
             ``$PYRO_VMM_DATA``, then to a cache folder in the user's home. Downloads go to its ``cells``.
-        backed: Leave ``X`` in the file, as ``anndata.read_h5ad(path, backed="r")`` does.
+        backed: Leave ``X`` in the file, as ``anndata.read_h5ad(path, backed="r")`` does: of an ``.h5ad`` alone.
+        modality: Which modality of an ``.h5mu`` to read; None for the only one.
+        make_unique: Whether to append -1, -2, ... to names of genes that come again.
+
+    Raises:
+        ValueError: The file is damaged or of another format, or an option is not for it.
+        FileNotFoundError: There is no such file.
+        ImportError: The library that reads it is missing.
     """
+    adata = _load(name_or_path, data_dir, backed, modality)
+    if make_unique:
+        adata.var_names_make_unique()
+    return adata
+
+
+def _load(name_or_path: str | Path, data_dir: str | Path | None, backed: bool, modality: str | None) -> "AnnData":
     name = str(name_or_path)
     if name in CELL_SETS:
         if backed:
             raise ValueError(f"backed: {name} is prepared in memory, expected an .h5ad file")
+        _check_no_modality(modality, name)
         return CELL_SETS[name](data_dir)
     path, root = Path(name).expanduser(), data_root(data_dir)
     is_h5ad = path.suffix.lower() == ".h5ad"
-    if path.is_file():
-        if not is_h5ad:
-            raise ValueError(f"cannot read {path}: expected a file ending in .h5ad")
+    if is_h5ad and path.is_file():
+        _check_no_modality(modality, name)
         return read_h5ad(path, backed)
     found = find(root, name if is_h5ad else f"{name}.h5ad")
-    if found is not None:
+    if found is not None and not path.is_file():
+        _check_no_modality(modality, name)
         return read_h5ad(found, backed)
+    if path.exists() or (not is_h5ad and ending_of(path, READERS) is not None):
+        if backed:
+            raise ValueError(f"backed: {path} is read into memory, expected an .h5ad file")
+        return read_cells(path, modality)
     if is_h5ad:
         raise FileNotFoundError(
             f"there is no file {path} (looked in {path.parent.absolute()}, {root / 'cells'}, {root})"
         )
     stored = sorted({file.stem for folder in folders(root) for file in folder.glob("*.h5ad")} - set(CELL_SETS))
     raise ValueError(
-        f"no data set or file is called {name!r}; expected one of {', '.join(CELL_SETS)}, an .h5ad file, "
-        f"or one of those in {root}: {', '.join(stored) or 'none'}"
+        f"no data set or file is called {name!r}; expected one of {', '.join(CELL_SETS)}, a file ending in "
+        f"{', '.join(READERS)}, a folder with matrix.mtx, or one of those in {root}: {', '.join(stored) or 'none'}"
     )
+
+
+def _check_no_modality(modality: str | None, name: str) -> None:
+    if modality is not None:
+        raise ValueError(f"modality={modality!r} is for .h5mu files, not for {name}")
 
 
 def load_cortex(data_dir: str | Path | None = None) -> "AnnData":

@@ -43,7 +43,7 @@ class Posterior:
         return (self.weight * ndtr((value - self.loc) / self.scale)).sum(1)
 
     def beyond(self, delta: float) -> np.ndarray:
-        """P(|change| > delta), (G,)."""
+        """The probability of a change beyond delta either way, (G,)."""
         return (self.cdf(-delta) + 1 - self.cdf(delta)).clip(0, 1)
 
     def quantile(self, probability: float) -> np.ndarray:

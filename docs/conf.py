@@ -74,8 +74,10 @@ nitpicky = True
 # classes and types that a user need not know.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!pyro_vmm\.).*"),
-    ("py:class", r"pyro_vmm\.(estimators|inference\.config|rivals\.estimators|evaluation\.(selection|comparison)\.fits)\..*"),
-    ("py:class", r"pyro_vmm\.(runtime\.(graphs|rows|ranks|settings)|data\.(watch|blocks|genes|cell_rows)|priors\.moves|report\.sections)\.[A-Z]\w*"),
+    ("py:class", r"pyro_vmm\.(estimators|inference\.config|rivals\.estimators)\..*"),
+    ("py:class", r"pyro_vmm\.evaluation\.(selection|comparison)\.fits\..*"),
+    ("py:class", r"pyro_vmm\.(runtime\.(graphs|rows|ranks|settings)|data\.(watch|blocks))\.[A-Z]\w*"),
+    ("py:class", r"pyro_vmm\.(data\.(genes|cell_rows)|priors\.moves|report\.sections)\.[A-Z]\w*"),
     ("py:class", r"pyro_vmm\..*\._\w+"),
 ]
 

@@ -12,7 +12,7 @@ exact integrated complete-data likelihood (Biernacki et al., 2010): two normals 
 than one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -126,8 +126,27 @@ def log_density(encoded: Encoded, log_weights: np.ndarray, loc: np.ndarray, cova
 def merge(encoded: Encoded, labels: np.ndarray, prior: Conjugate) -> np.ndarray:
     """Join the pair that gains most evidence by it, then look again, until no pair gains any."""
     moments = Moments.of(encoded, labels, labels.max() + 1)
+    target = np.arange(len(moments))
+    for a, b, gain in joins(moments, prior):
+        if gain <= 0:
+            break
+        target[target == b] = a
+    return compact(target[labels])
+
+
+def joins(moments: Moments, prior: Conjugate, first: np.ndarray | None = None) -> Iterator[tuple[int, int, float]]:
+    """Groups that join one by one, until all are one: a, b and the evidence gained, of the pair that gains most.
+
+    When the next pair is asked for, b is part of a in ``moments``.
+
+    Arguments:
+        moments: of the groups, (K,); changed.
+        prior: of the normals.
+        first: a number of each group, (K,); groups of the same number join before others.
+    """
     gains, own = np.full((len(moments),) * 2, -np.inf), prior.log_evidence(moments)
-    alive, target = np.ones(len(moments), bool), np.arange(len(moments))
+    alive = np.ones(len(moments), bool)
+    together = None if first is None else first[:, None] == first
 
     def update(k: int) -> None:
         others = np.flatnonzero(alive & (np.arange(len(alive)) != k))
@@ -138,14 +157,17 @@ def merge(encoded: Encoded, labels: np.ndarray, prior: Conjugate) -> np.ndarray:
 
     for k in range(len(moments)):
         update(k)
-    while gains.max() > 0:
-        a, b = map(int, np.unravel_index(gains.argmax(), gains.shape))
+    for _ in range(len(moments) - 1):
+        allowed = gains if together is None else np.where(together, gains, -np.inf)
+        if allowed.max() == -np.inf:
+            allowed = gains
+        a, b = sorted(map(int, np.unravel_index(allowed.argmax(), gains.shape)))
+        yield a, b, float(gains[a, b])
         moments.join(a, b)
         own[a] = prior.log_evidence(moments[[a]])[0]
-        alive[b], target[target == b] = False, a
+        alive[b] = False
         gains[b] = gains[:, b] = -np.inf
         update(a)
-    return compact(target[labels])
 
 
 def merge_gain(a: Moments, b: Moments, log_a: np.ndarray, log_b: np.ndarray, prior: Conjugate) -> np.ndarray:

@@ -11,7 +11,7 @@ from numpy.linalg import LinAlgError
 
 from pyro_vmm.priors.evidence import Encoded, Moments
 from pyro_vmm.priors.groups import dip_between, leading
-from pyro_vmm.priors.moves import compact, fitted, merge_gain
+from pyro_vmm.priors.moves import compact, fitted, joins
 
 #: What a join is described by, in this order.
 COLUMNS = ("first", "second", "rows", "loss", "dip", "within")
@@ -35,30 +35,14 @@ def join_all(encoded: Encoded, labels: np.ndarray, cluster: np.ndarray) -> pd.Da
     encoded, moments = leading(encoded, present)
     members = [np.flatnonzero(present == k) for k in range(len(used))]
     prior = fitted(moments, encoded.mean.mean(0))
-    own, node, group = prior.log_evidence(moments), used.copy(), cluster[used]
-    alive, gains = np.ones(len(used), bool), np.full((len(used),) * 2, -np.inf)
-
-    def update(k: int) -> None:
-        others = np.flatnonzero(alive & (np.arange(len(alive)) != k))
-        pairs = moments[[k] * len(others)], moments[others]
-        gains[k, others] = gains[others, k] = merge_gain(*pairs, own[k], own[others], prior)
-
-    for k in range(len(used)):
-        update(k)
-    joins = []
-    for step in range(len(used) - 1):
-        inside = np.where(group[:, None] == group, gains, -np.inf)
-        within = bool(inside.max() > -np.inf)
-        best = inside if within else gains
-        a, b = sorted(map(int, np.unravel_index(best.argmax(), best.shape)))
+    node, group, found = used.copy(), cluster[used], []
+    for a, b, gain in joins(moments, prior, first=group):
         pair, rows = sorted((node[a], node[b])), len(members[a]) + len(members[b])
-        joins.append((*pair, rows, -gains[a, b], _dip(encoded, moments, members, a, b), within))
-        moments.join(a, b)
+        within = bool(group[a] == group[b])
+        found.append((*pair, rows, -gain, _dip(encoded, moments, members, a, b), within))
         members[a] = np.concatenate([members[a], members[b]])
-        own[a], node[a], alive[b] = prior.log_evidence(moments[[a]])[0], len(cluster) + step, False
-        gains[b] = gains[:, b] = -np.inf
-        update(a)
-    return pd.DataFrame(joins, columns=list(COLUMNS)).astype({"first": int, "second": int, "rows": int, "within": bool})
+        node[a] = len(cluster) + len(found) - 1
+    return pd.DataFrame(found, columns=list(COLUMNS)).astype({"first": int, "second": int, "rows": int, "within": bool})
 
 
 def _dip(encoded: Encoded, moments: Moments, members: list[np.ndarray], a: int, b: int) -> float:

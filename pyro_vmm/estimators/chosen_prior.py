@@ -14,11 +14,12 @@ from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.settings import NamedPrior
 from pyro_vmm.inference import Moves, TrainingConfig, settle
 from pyro_vmm.inference.confidence import measure
+from pyro_vmm.inference.settling import look
 from pyro_vmm.priors import Covariance, Prior, prior_class
 from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
-from pyro_vmm.priors.tree import cut
+from pyro_vmm.priors.tree import cut, join_all
 from pyro_vmm.runtime.checks import check_whole, described
 from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.rows import Rows
@@ -110,7 +111,9 @@ class ChosenPrior(Estimator):
 
     def _number_clusters(self, x: Rows) -> None:
         super()._number_clusters(x)
-        self.confidence_, self.tree_ = measure(self.vae_, x, self.cluster_of_component_, self.history_, self.seed_)
+        sharp, q = look(self.vae_, x, self.seed_)
+        self.confidence_ = measure(sharp, q, self.cluster_of_component_, self.history_)
+        self.tree_ = join_all(sharp, q.argmax(1), self.cluster_of_component_)
 
     def _merged(self, n_clusters: int, x: Rows) -> Self:
         """A copy with so many clusters; x are the rows of the fit."""

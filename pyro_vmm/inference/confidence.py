@@ -5,12 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pyro_vmm.inference.settling import encode, responsibilities, sharpened, some_rows
-from pyro_vmm.models import LatentVariableModel
+from pyro_vmm.priors.evidence import Encoded
 from pyro_vmm.priors.groups import closest
 from pyro_vmm.priors.moves import compact
-from pyro_vmm.priors.tree import join_all
-from pyro_vmm.runtime.rows import Rows
 
 # A row hesitates whose most probable cluster has less than this.
 SURE = 0.9
@@ -62,34 +59,32 @@ class Confidence:
 
 
 def measure(
-    vae: LatentVariableModel, x: Rows, cluster_of_component: np.ndarray, history: pd.DataFrame, seed: int
-) -> tuple[Confidence, pd.DataFrame]:
-    """The confidence in the clusters of a trained model, and the tree that they are a cut of.
+    sharp: Encoded,
+    q: np.ndarray,  # (n, K)
+    cluster_of_component: np.ndarray,  # (K,)
+    history: pd.DataFrame,
+) -> Confidence:
+    """The confidence in the clusters of a trained model.
 
     Arguments:
-        vae: the model.
-        x: the rows that it was fitted to, (N, ...).
-        cluster_of_component: (K,).
-        history: of its training, a row for each epoch.
-        seed: of which rows are looked at, where there are many.
+        sharp: the rows that are looked at, as they are told apart, see :func:`~pyro_vmm.inference.settling.look`.
+        q: q(c | x) of their components.
+        cluster_of_component: the cluster of each.
+        history: of the training, a row for each epoch.
     """
-    encoded, _ = encode(vae, x, some_rows(len(x), seed))
-    q = responsibilities(vae, encoded)
     by_cluster = np.zeros((len(q), cluster_of_component.max() + 1))
     np.add.at(by_cluster.T, cluster_of_component, q.T)
     labels = by_cluster.argmax(1)
     present = np.unique(labels)
-    sharp, components = sharpened(encoded), q.argmax(1)
     ratio, pair = closest(sharp, compact(labels))
-    confidence = Confidence(
+    return Confidence(
         closest=ratio,
         pair=None if pair is None else (int(present[pair[0]]), int(present[pair[1]])),
         hesitating=float((by_cluster.max(1) < SURE).mean()),
         largest=float(np.bincount(labels).max() / len(labels)),
-        used=float(len(np.unique(components)) / q.shape[1]),
+        used=float(len(np.unique(q.argmax(1))) / q.shape[1]),
         rise=_rise(history),
     )
-    return confidence, join_all(sharp, components, cluster_of_component)
 
 
 def _rise(history: pd.DataFrame) -> float:

@@ -122,6 +122,12 @@ def sharpened(encoded: Encoded) -> Encoded:
     return Encoded(encoded.mean, UNCERTAINTY * encoded.covariance)
 
 
+def look(vae: LatentVariableModel, x: Rows, seed: int) -> tuple[Encoded, np.ndarray]:
+    """The rows as they are told apart, ``MOST_ROWS`` of many, and q(c | x) of their components, (n, K)."""
+    encoded, _ = encode(vae, x, some_rows(len(x), seed))
+    return sharpened(encoded), responsibilities(vae, encoded)
+
+
 @torch.no_grad()
 def encode(vae: LatentVariableModel, x: Rows, rows: Tensor) -> tuple[Encoded, np.ndarray]:
     """q(z; x) of some rows, and the component of each by q(c | x), (n,)."""

@@ -127,6 +127,10 @@ class Estimator(BaseEstimator):
             raise ValueError(f"random_state={self.random_state!r} should be {told}") from error
         return Ranks.present().first(random.randint(2**31))
 
+    def _seed_by(self, random_state) -> int:
+        """A seed for draws from the fitted model; None goes by the estimator's ``random_state``."""
+        return check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
+
     def _split(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and rows to hold back, each in the order of the data."""
         order = np.random.RandomState(self.seed_).permutation(n)

@@ -242,12 +242,12 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
 
     def _judge(self, rows: CellRows, batch: np.ndarray, n_new: int, novel_below: float) -> None:
         """Tell what is usual in new batches, add components for novel cells, and count the cells of clusters."""
-        if self.usual_ is not None:
-            cells = self._looked_at(rows)
+        if novel_below or (n_new and self.usual_ is not None):
+            usual, cells = self._known_as_usual(), self._looked_at(rows)
             new = range(self.layout_.n_batches - n_new, self.layout_.n_batches)
-            self.shifts_ = np.append(self.shifts_, [self.usual_.shift(cells[batch == code]) for code in new])
-        if novel_below:
-            self._add_clusters(rows, np.flatnonzero(self._novelty(rows) < novel_below))
+            self.shifts_ = np.append(self.shifts_, [usual.shift(cells[batch == code]) for code in new])
+            if novel_below:
+                self._add_clusters(rows, np.flatnonzero(usual.novelty(cells, self.shifts_[batch]) < novel_below))
         sizes = np.bincount(self.labels_, minlength=len(self.batch_shares_) - 1)
         n_clusters, shares = int(self.cluster_of_component_.max()) + 1, self.batch_shares_
         self.batch_shares_ = annotation.more_shares(

@@ -6,13 +6,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_vmm.analysis import ArrayExplanation, Population, Sums, changes, summarise
 from pyro_vmm.estimators.base import typical
-from pyro_vmm.estimators.explaining import LEAST_ROWS, check_draws, draw_seed, see
+from pyro_vmm.estimators.explaining import DELTA, FDR, LEAST_ROWS, LEVEL, check_draws, see
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.runtime.checks import check_whole
 
-# A difference of features counts from half a standard deviation on, a false one in twenty is borne, and intervals hold
-# with this probability.
-DELTA, FDR, LEVEL = 0.5, 0.05, 0.95
 ROWS_AT_ONCE = 1024
 
 
@@ -52,7 +49,7 @@ class ExplainedArrays(FittedArrays):
             check_whole(name, value)
         check_draws(n_draws)
         values = np.asarray(self._validate(X, reset=False))
-        seed = draw_seed(self, random_state)
+        seed = self._seed_by(random_state)
         seen = see(self, self._checked_rows(values), n_nearest)
         samples = [self.sample(n_samples, component=int(k), mean=True, random_state=seed)[0] for k in seen.present]
         decoded = self._batched(lambda z: typical(self.vae_.p_x(z)), seen.centres) * self.scale_ + self.shift_

@@ -17,7 +17,7 @@ from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import quoted
 from pyro_vmm.estimators import groups
 from pyro_vmm.estimators.base import typical
-from pyro_vmm.estimators.explaining import LEAST_ROWS, check_calls, check_draws, draw_seed, see
+from pyro_vmm.estimators.explaining import DELTA, FDR, LEAST_ROWS, LEVEL, check_calls, check_draws, see
 from pyro_vmm.estimators.fitted_cells import FittedCells
 from pyro_vmm.networks import scale_tril
 from pyro_vmm.runtime.checks import check_positive, check_whole
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 # Means of fewer counts a cell are as good as none: they are what a pseudo-count stands for.
 LEAST_COUNTS = 0.01
-# Of markers: what a log2 fold change is beyond, the expected share of false calls, and the probability of intervals.
-DELTA, FDR, LEVEL = 0.5, 0.05, 0.95
 
 
 class ExplainedCells(FittedCells):
@@ -98,7 +96,7 @@ class ExplainedCells(FittedCells):
             check_positive("pseudo_count", pseudo_count)
         rows = self._rows(adata)
         q = self._groups(adata, rows, group1, group2, groupby, within)
-        seed = draw_seed(self, random_state)
+        seed = self._seed_by(random_state)
         population = Population.of(q, max_cells, seed, None if sample is None else _codes(adata, sample, "sample"))
         batches = self._shared_batches(rows, q) if batch_correction else None
         compared = self._compare(rows, population, batches, n_draws, seed)
@@ -163,7 +161,7 @@ class ExplainedCells(FittedCells):
         if len(present) < 2:
             raise ValueError("all of these cells are of one cluster: its share is 1 in any condition")
         q = q[:, present] / q[:, present].sum(1, keepdims=True)
-        seed = draw_seed(self, random_state)
+        seed = self._seed_by(random_state)
         counts = ClusterCounts(q, unit, len(names), n_draws, seed).counts
         table = shares_compared(counts, of_unit, sample is not None, delta, level, seed)
         table.index = pd.Index(present, name="cluster")
@@ -198,7 +196,7 @@ class ExplainedCells(FittedCells):
         check_whole("max_cells", max_cells)
         check_draws(n_draws)
         rows = self._rows(adata)
-        seed = draw_seed(self, random_state)
+        seed = self._seed_by(random_state)
         seen = see(self, rows, n_nearest)
         batch = self.layout_.batch(rows.design).numpy()
         table = summarise(seen.q, self.weights_, self.cluster_of_component_, "cells")

@@ -5,15 +5,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from torch import Tensor
 
 from pyro_vmm.analysis.clusters import nearest
 from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.estimators.settings import check_not_negative
 from pyro_vmm.runtime.checks import is_real, is_whole
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.rows import Rows
 
+# Of what sets clusters apart: what a change is beyond, in standard deviations of features or log2 fold changes of genes,
+# the expected share of false calls, and the probability of intervals.
+DELTA, FDR, LEVEL = 0.5, 0.05, 0.95
 # A group of fewer rows has no spread to speak of.
 LEAST_ROWS = 3
 # Of fewer draws no standard error is known.
@@ -66,15 +69,9 @@ def see(model: Estimator, x: Rows, n_nearest: int) -> Seen:
     return Seen(q, present, nearest(labels, nearness, present, n_nearest), clustering.loc[main[present]].detach())
 
 
-def draw_seed(model: Estimator, random_state) -> int:
-    """A seed by ``random_state``, or by the estimator's if it is None."""
-    return check_random_state(model.random_state if random_state is None else random_state).randint(2**31)
-
-
 def check_calls(delta, fdr, level) -> None:
     """Raise ``ValueError`` unless delta is a finite number, at least 0, and the others lie between 0 and 1."""
-    if not (is_real(delta) and 0 <= delta < np.inf):
-        raise ValueError(f"delta={delta!r} should be a number, at least 0")
+    check_not_negative("delta", delta)
     for name, value in (("fdr", fdr), ("level", level)):
         if not (is_real(value) and 0 < value < 1):
             raise ValueError(f"{name}={value!r} should lie between 0 and 1")

@@ -5,7 +5,6 @@ from typing import cast
 import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, DensityMixin, TransformerMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -84,7 +83,7 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
         """
         check_is_fitted(self)
         self._check_draw(n_samples, component)
-        seed = check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
+        seed = self._seed_by(random_state)
         with seeded(seed, self._own_device()), torch.no_grad(), inference_mode(self.vae_):
             z, c = self._draw_clusters(n_samples, component)
             p_x = self.vae_.p_x(z)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn import functional as F
@@ -95,15 +94,19 @@ class FittedCells(Estimator):
         return self._novelty(self._rows(adata))
 
     def _novelty(self, rows: CellRows) -> np.ndarray:
+        usual, batch = self._known_as_usual(), self.layout_.batch(rows.design).argmax(1).numpy()
+        return usual.novelty(self._looked_at(rows), self.shifts_[batch])
+
+    def _known_as_usual(self) -> Usual:
         if self.usual_ is None:
             raise ValueError("the model was saved before there was novelty; fit it again")
-        batch = self.layout_.batch(rows.design).argmax(1).numpy()
-        return self.usual_.novelty(self._looked_at(rows), self.shifts_[batch])
+        return self.usual_
 
     def _looked_at(self, x: Rows) -> Cells:
         """What novelty looks at."""
         with torch.no_grad(), exclusive():
-            p_z = self.vae_.prior(self.vae_.encoder)
+            p_z, clustering = self.vae_.prior(self.vae_.encoder), self.vae_.prior.clustering(self.vae_.encoder)
+        clusters = torch.as_tensor(self.cluster_of_component_, device=self._own_device())
         there = torch.as_tensor(~np.isin(self.genes_, self.gene_match_.absent), device=self._own_device())
         counts = self.vae_.likelihood.counts
 
@@ -114,10 +117,12 @@ class FittedCells(Estimator):
             if counts:
                 x, decoded = x.sqrt(), decoded.sqrt()
             size = self.layout_.library(cells)[:, 0].log() if counts else torch.zeros_like(z[:, 0])
-            return torch.stack([p_z.log_prob(z), F.cosine_similarity(x, decoded, dim=-1), size], -1)
+            q_c = clustering.responsibilities(z)
+            cluster = torch.zeros_like(q_c).index_add_(-1, clusters, q_c).argmax(-1)
+            return torch.stack([cluster, p_z.log_prob(z), F.cosine_similarity(x, decoded, dim=-1), size], -1)
 
-        found = self._batched(look, x, self._rows_at_once()).astype(float)
-        return Cells(self._clusters(x), *found.T)
+        cluster, *others = self._batched(look, x, self._rows_at_once()).astype(float).T
+        return Cells(cluster.astype(int), *others)
 
     def annotate(self, adata: "AnnData", key_added: str = "vmm") -> "AnnData":
         """Write the embedding and the clusters into ``adata``, and return it.
@@ -231,7 +236,7 @@ class FittedCells(Estimator):
         if library_size is not None:
             check_positive("library_size", library_size)
         code = 0 if batch is None else self._batch_code(batch)
-        seed = check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
+        seed = self._seed_by(random_state)
         with seeded(seed, self._own_device()), torch.no_grad(), inference_mode(self.vae_):
             z, c = self._draw_clusters(n_samples, component)
             middle = [z.new_full((n_samples, size), 1 / size) for size in self.layout_.n_categories]

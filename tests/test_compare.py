@@ -7,6 +7,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from common import same_but_seconds
 from matplotlib.figure import Figure
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -49,11 +50,6 @@ def count_fits(monkeypatch):
     done, real = [], comparing.do
     monkeypatch.setattr(comparing, "do", lambda task, *rest: done.append(task) or real(task, *rest))
     return done
-
-
-def same(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
-    timeless = [name for name in ours if not name.startswith("seconds")]
-    pd.testing.assert_frame_equal(ours[timeless], theirs[timeless])
 
 
 def of(comparison, prior: str, seed: int) -> Fit:
@@ -183,7 +179,7 @@ def test_fits_side_by_side_are_those_one_by_one(backend, found, blobs):
     with joblib.parallel_config(backend):
         arguments = {"estimator": VMM(**TINY), "y": y, "n_importance_samples": DRAWS}
         together = pyro_vmm.compare(X, priors, 2, **arguments, n_jobs=2)
-    same(together.table, found.table)
+    same_but_seconds(together.table, found.table)
 
 
 def test_priors_by_class_object_and_name_of_ones_own(X):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from common import same_but_seconds
 from matplotlib.figure import Figure
 from scipy import sparse
 from sklearn.datasets import make_blobs
@@ -40,11 +41,6 @@ def count_fits(monkeypatch):
     done, real = [], search.do
     monkeypatch.setattr(search, "do", lambda task, *rest: done.append(task) or real(task, *rest))
     return done
-
-
-def same(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
-    timeless = [name for name in ours if not name.startswith("seconds")]
-    pd.testing.assert_frame_equal(ours[timeless], theirs[timeless])
 
 
 def made_up(of: dict, seeds: int = 2, n: int = 200) -> dict[Task, Fit]:
@@ -200,7 +196,7 @@ def test_rows_of_whatever_scikit_learn_takes(kind, X):
     selection = pyro_vmm.select(VMM(**TINY), kind(X), m_prior=(64,), seeds=1)
     # The columns of a table are standardised.
     scaling = "standard" if kind in (named, arrow) else "range"
-    same(selection.table, pyro_vmm.select(VMM(**TINY, scaling=scaling), X, m_prior=(64,), seeds=1).table)
+    same_but_seconds(selection.table, pyro_vmm.select(VMM(**TINY, scaling=scaling), X, m_prior=(64,), seeds=1).table)
     names = getattr(selection.best_estimator_, "feature_names_in_", [])
     assert list(names) == (["a", "b", "c"] if kind in (named, arrow) else [])
 
@@ -242,7 +238,7 @@ def test_deterministic_and_resumable(X, tmp_path, count_fits, monkeypatch):
     torch.rand(7)
     resumed = pyro_vmm.select(model, X, **arguments, folder=tmp_path / "fits")
     assert len(count_fits) == 24, "no fit is lost or repeated"
-    same(resumed.table, whole.table)
+    same_but_seconds(resumed.table, whole.table)
     more = pyro_vmm.select(model, X, m_prior=(64, 256, 512), seeds=2, refit=False, folder=tmp_path / "fits")
     assert len(count_fits) == 30 and len(more.table) == 3
 
@@ -253,7 +249,7 @@ def test_fits_side_by_side_are_those_one_by_one(backend, X, tmp_path):
     one_by_one = pyro_vmm.select(VMM(**TINY), X, **arguments)
     with joblib.parallel_config(backend):
         together = pyro_vmm.select(VMM(**TINY), X, **arguments, n_jobs=4, folder=tmp_path)
-    same(together.table, one_by_one.table)
+    same_but_seconds(together.table, one_by_one.table)
     assert len(list(tmp_path.glob("*.npz"))) == 6
 
 
@@ -262,7 +258,7 @@ def test_a_folder_keeps_a_random_seed(X, tmp_path, count_fits):
     first = pyro_vmm.select(model, X, m_prior=(64,), seeds=1, refit=False, folder=tmp_path)
     again = pyro_vmm.select(model, X, m_prior=(64,), seeds=1, refit=False, folder=tmp_path)
     assert len(count_fits) == 3
-    same(first.table, again.table)
+    same_but_seconds(first.table, again.table)
 
 
 def test_folders_of_another_selection(X, tmp_path):
@@ -357,7 +353,7 @@ def test_report_and_figure(X, tmp_path):
     )
     selection.write(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"selection.md", "selection.csv", "selection.png"}
-    same(pd.read_csv(tmp_path / "selection.csv"), selection.table)
+    same_but_seconds(pd.read_csv(tmp_path / "selection.csv"), selection.table)
     with pytest.raises(ValueError, match="missing: stability"):
         plots.granularity(selection.table.drop(columns="stability"))
 
@@ -404,7 +400,7 @@ def test_without_rare_categories_the_fits_are_those_of_the_parts_alone(monkeypat
     adata, model = few_cells(), SingleCellVMM("batch", **TINY, settle=False)
     found, real = pyro_vmm.select(model, adata, (64, 256), seeds=1), SingleCellVMM.fit
     monkeypatch.setattr(SingleCellVMM, "fit", lambda self, X, part_of: real(self, X))
-    same(found.table, pyro_vmm.select(model, adata, (64, 256), seeds=1).table)
+    same_but_seconds(found.table, pyro_vmm.select(model, adata, (64, 256), seeds=1).table)
 
 
 def test_pseudo_inputs_at_cells_of_which_a_part_has_some(monkeypatch):

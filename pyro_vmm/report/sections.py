@@ -13,7 +13,7 @@ import pandas as pd
 from pyro_vmm.analysis.explanation import Explanation
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.storing import versions
-from pyro_vmm.runtime.settings import AUTO, defaults
+from pyro_vmm.runtime.settings import AUTO
 
 #: Markers of each cluster in the table of them.
 MARKERS_SHOWN = 10
@@ -194,11 +194,11 @@ def training(model: Estimator, path: Path, unit: str) -> Section:
 
 def settings(model: Estimator) -> Section:
     """Every parameter, with what "auto" came to, and the versions."""
-    usual, chosen = defaults(type(model)), model.chosen_
+    usual, chosen = type(model)().configuration(), model.chosen_
     rows = []
     for name, value in model.configuration().items():
         text = f"{AUTO}: {_text(chosen[name])}" if name in chosen else _text(value)
-        changed = name in usual and value != type(model)(**{name: usual[name]}).configuration()[name]
+        changed = value != usual[name]
         rows.append((Cell(name), Cell(text), Cell("yes" if changed else "")))
     facts = [("seed", str(model.seed_)), *versions().items()]
     return Section("Settings and versions", facts, tables=[Table("Settings", ("name", "value", "set"), rows, True)])

@@ -1,7 +1,6 @@
 """``compare``: priors on the same data, splits and starts."""
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.evaluation import clustering
 from pyro_vmm.evaluation.comparison.fits import Fit, FitFolder, Task, do, mark
 from pyro_vmm.evaluation.comparison.result import Comparison, compared
-from pyro_vmm.evaluation.fitting.data import checked, description, knowing_categories
+from pyro_vmm.evaluation.fitting.data import check_judged, checked, description, knowing_categories
 from pyro_vmm.evaluation.fitting.loop import check_jobs, run
 from pyro_vmm.evaluation.fitting.parts import Parts, row_groups
 from pyro_vmm.priors import Prior, prior_class
@@ -114,11 +113,8 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
 def _check(estimator: Any, named: Mapping[str, Any], held_out: float, n_importance_samples: int) -> None:
     if not isinstance(estimator, Estimator) or "prior" not in estimator.get_params():
         raise ValueError(f"estimator={described(estimator)} should be a VMM or a SingleCellVMM")
-    if estimator._training_settings().get("monitor") == "val_nmi":
-        raise ValueError("monitor='val_nmi' uses labels, which a comparison does without; expected 'val_elbo'")
+    check_judged(estimator, held_out, "comparison")
     check_whole("n_importance_samples", n_importance_samples)
-    if not (isinstance(held_out, Real) and 0 < held_out < 1):
-        raise ValueError(f"held_out={held_out!r} should be above 0 and below 1")
     for prior in named.values():
         clone(estimator).set_params(prior=prior)._check_parameters()
 

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.utils import check_array
 
 from pyro_vmm.data.cells import CellBatches, check_cells
 from pyro_vmm.estimators import VMM, SingleCellVMM, inputs
+from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.building import likelihood_options
 from pyro_vmm.evaluation.fitting.parts import take_to_train
 from pyro_vmm.likelihoods import Likelihood, likelihood_class, of_counts
@@ -18,6 +20,14 @@ from pyro_vmm.runtime import finite
 
 # Parameters that change nothing of a fit, and the seed.
 _OF_NO_MATTER = ("progress", "device", "capture", "checkpoint_every", "random_state")
+
+
+def check_judged(estimator: Estimator, held_out: float, kind: str) -> None:
+    """Raise ``ValueError`` unless fits can be judged by a share of the rows, and without labels."""
+    if estimator._training_settings().get("monitor") == "val_nmi":
+        raise ValueError(f"monitor='val_nmi' uses labels, which a {kind} does without; expected 'val_elbo'")
+    if not (isinstance(held_out, Real) and 0 < held_out < 1):
+        raise ValueError(f"held_out={held_out!r} should be above 0 and below 1")
 
 
 def checked(estimator: VMM | SingleCellVMM, X: Any, whole: bool) -> Any:

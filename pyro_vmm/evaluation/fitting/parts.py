@@ -1,4 +1,4 @@
-"""The parts of the data that a selection fits and scores: rows held out from all fits, and halves of the others."""
+"""The parts of the data that are fitted and scored: rows held out from all fits, and halves of the others."""
 
 from dataclasses import dataclass
 from typing import Any

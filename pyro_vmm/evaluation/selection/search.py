@@ -1,7 +1,6 @@
 """``select``: the candidates, their fits, and a recommendation."""
 
 from collections.abc import Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from sklearn.utils import check_random_state
 
 from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.estimators.base import Estimator
-from pyro_vmm.evaluation.fitting.data import checked, knowing_categories
+from pyro_vmm.evaluation.fitting.data import check_judged, checked, knowing_categories
 from pyro_vmm.evaluation.fitting.loop import check_jobs, run
 from pyro_vmm.evaluation.fitting.parts import Parts, row_groups
 from pyro_vmm.evaluation.selection.evidence import evidence
@@ -92,8 +91,7 @@ def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_imp
         raise ValueError(f"prior={described(prior)} has no granularity to select, expected one of {names}")
     if isinstance(prior, Prior) or "m_prior" in getattr(prior, "keywords", {}):
         raise ValueError(f"prior={described(prior)} has an m_prior of its own, expected a name or a class")
-    if estimator._training_settings().get("monitor") == "val_nmi":
-        raise ValueError("monitor='val_nmi' uses labels, which a selection does without; expected 'val_elbo'")
+    check_judged(estimator, held_out, "selection")
     for name, values in (("m_prior", m_prior), ("learning_rate", learning_rate)):
         if np.ndim(values) != 1 or len(values) == 0 or len(set(values)) < len(values):
             raise ValueError(f"{name}={values!r} should hold at least one number, and each once")
@@ -101,8 +99,6 @@ def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_imp
             check_positive(name, value)
     for name, value in (("seeds", seeds), ("n_importance_samples", n_importance_samples)):
         check_whole(name, value)
-    if not (isinstance(held_out, Real) and 0 < held_out < 1):
-        raise ValueError(f"held_out={held_out!r} should be above 0 and below 1")
 
 
 def _tasks(m_prior: Sequence[float], learning_rate: Sequence[float], seeds: int) -> list[Task]:

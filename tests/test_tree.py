@@ -146,5 +146,8 @@ def test_what_is_wrong_is_said(model_and_rows):
     assert message_of(lambda: model.merge(2, X[:-1])) == (
         "there are 399 rows, expected the 400 that the model was fitted to"
     )
+    assert "of these rows are of other components than in the fit: give the rows" in (
+        message_of(lambda: model.merge(2, X[::-1]))
+    )
     assert "n_clusters=0 should be" in message_of(lambda: model.merge(0, X))
     assert "n_clusters=2.5" in message_of(lambda: model.merge(2.5, X))

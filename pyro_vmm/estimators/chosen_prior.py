@@ -25,6 +25,9 @@ from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.rows import Rows
 from pyro_vmm.runtime.settings import defaults, group_of, settings_of
 
+# Of the rows of a fit so many may come out as of another component on another machine.
+OTHERS = 0.01
+
 
 class ChosenPrior(Estimator):
     """An estimator with ``prior``, the settings of a prior that is named, and ``training``; never used by itself."""
@@ -124,6 +127,9 @@ class ChosenPrior(Estimator):
             raise ValueError(
                 "there is no tree_: the model has new clusters, or is of a file from before there was one; fit it again"
             )
+        if (others := float((self._components(x) != self.components_).mean())) > OTHERS:
+            told = f"{others:.0%} of these rows are of other components than in the fit"
+            raise ValueError(f"{told}: give the rows that the model was fitted to, in their units and their order")
         merged = copy.deepcopy(self)
         merged.cluster_of_component_ = cut(self.tree_, self.cluster_of_component_, n_clusters)
         merged._number_clusters(x)

@@ -77,8 +77,14 @@ class NegativeBinomial(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        value, mean, theta = broadcast_all(value.to(self._mean.dtype), self._mean, self.inverse_dispersion)
-        flat = _NegativeBinomialLogProb.apply(value.flatten(), mean.flatten() + MEAN_FLOOR, theta.flatten())
+        return self._log_prob(value, None)
+
+    def _log_prob(self, value: Tensor, gate_logits: Tensor | None) -> Tensor:
+        """With zeros put in by a gate, or as it is."""
+        mean, theta = self._mean, self.inverse_dispersion
+        value, mean, theta = broadcast_all(value.to(mean.dtype), mean, theta)
+        gate = None if gate_logits is None else gate_logits.expand_as(mean).flatten()
+        flat = _LogProb.apply(value.flatten(), mean.flatten() + MEAN_FLOOR, theta.flatten(), gate)
         return flat.view(value.shape)
 
 
@@ -138,17 +144,17 @@ class ZeroInflatedNegativeBinomial(TorchDistribution):
         return kept * self.base.sample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        log_prob = self.base.log_prob(value)
-        # log(exp(g) + p) - log(1 + exp(g)): in this form no digit of log p is lost where g tends to minus infinity.
-        either = torch.where(value == 0, torch.logaddexp(self.gate_logits, log_prob), log_prob)
-        # From the default threshold of 20 on, softplus is off by 1e-9.
-        return either - F.softplus(self.gate_logits, threshold=40)
+        if self.base._validate_args:
+            self.base._validate_sample(value)
+        return self.base._log_prob(value, self.gate_logits)
 
 
-class _NegativeBinomialLogProb(torch.autograd.Function):
-    r"""The log-density by its deviance (Loader, "Fast and accurate computation of binomial probabilities", 2000).
+class _LogProb(torch.autograd.Function):
+    r"""The log-density of both distributions.
 
-    With :math:`\ell = \log\frac{x + \theta}{m + \theta}` and :math:`\ell' = \log\frac{x (m + \theta)}{m (x + \theta)}`,
+    That of the negative binomial by its deviance (Loader, "Fast and accurate computation of binomial probabilities",
+    2000), with :math:`\ell = \log\frac{x + \theta}{m + \theta}` and
+    :math:`\ell' = \log\frac{x (m + \theta)}{m (x + \theta)}`,
 
     .. math:: \log p(0) &= \theta \ell \\
               \log p(x) &= \theta \ell - x \ell' + \tfrac12 \log \frac{\theta}{2 \pi x (x + \theta)}
@@ -156,48 +162,65 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
               \partial \log p / \partial m &= \frac{\theta}{m + \theta} \, \frac{x - m}{m} \\
               \partial \log p / \partial \theta &= \ell - \frac{x - m}{m + \theta} + r(x + \theta) - r(\theta)
 
-    where s is the error of Stirling's formula and r that of :math:`\psi(a) \approx \log a`. Written out, because the
-    terms that cancel for large theta or x are gone from the value *and* from the gradient, and because only positive
-    counts, a tenth of an expression matrix, need the gamma function. On a GPU it is computed for all of them all the
-    same: to find the positive ones, the host would have to wait for the device.
+    where s is the error of Stirling's formula and r that of :math:`\psi(a) \approx \log a`. A gate g adds
+    :math:`\log(1 - \pi) = -\mathrm{softplus}(g)`, and makes :math:`\log(e^g + p(0))` of :math:`\log p(0)`.
 
-    Shapes: value, mean (positive) and theta are alike, and 1-D.
+    Written out, because the terms that cancel for large theta or x are gone from the value *and* from the gradient, and
+    because nine tenths of an expression matrix are zeros, whose terms are few. On a GPU those of positive counts are
+    computed for all of them all the same: to find the positive ones, the host would have to wait for the device.
+
+    Shapes: value, mean (positive), theta and gate (or None) are alike, and 1-D.
     """
 
     @staticmethod
-    def forward(ctx, value: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-        log_ratio = _log_ratio(value, mean, theta)
-        positive = value.nonzero().squeeze(-1) if _is_quick_to_search(value) else None
-        ctx.save_for_backward(value, mean, theta, log_ratio, positive)
-        return _add_at_positive(theta * log_ratio, positive, _positive_terms, value, mean, theta)
+    def forward(ctx, value: Tensor, mean: Tensor, theta: Tensor, gate: Tensor | None) -> Tensor:
+        positive = value.bool().nonzero().squeeze(-1) if _is_quick_to_search(value) else None
+        log_odds = (mean / theta).log1p()
+        ctx.save_for_backward(value, mean, theta, gate, log_odds, positive)
+        log_zero = -theta * log_odds
+        if gate is None:
+            return _at_positive(log_zero, positive, value, _log_prob_positive, mean, theta)
+        # From the default threshold of 20 on, softplus is off by 1e-9.
+        closed = F.softplus(gate, threshold=40)
+        total = torch.logaddexp(gate, log_zero) - closed
+        return _at_positive(total, positive, value, _log_prob_positive, mean, theta, closed)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
-        value, mean, theta, log_ratio, positive = ctx.saved_tensors
+    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
+        value, mean, theta, gate, log_odds, positive = ctx.saved_tensors
         if torch.is_grad_enabled():
             # Second derivatives are asked for; the saved logarithm would be a constant to them.
-            log_ratio = _log_ratio(value, mean, theta)
-        by_mean = by_theta = None
-        relative = (value - mean) / (mean + theta)
+            log_odds = (mean / theta).log1p()
+        by_mean = by_theta = by_gate = None
+        of_zero = gradient
+        if gate is not None:
+            difference, opened = gate + theta * log_odds, gate.sigmoid()
+            of_zero = gradient * (-difference).sigmoid()
+            if ctx.needs_input_grad[3]:
+                by_gate = gradient * (difference.sigmoid() - opened)
+                by_gate = _at_positive(by_gate, positive, value, _by_gate_positive, gradient, opened)
+        total = mean + theta
         if ctx.needs_input_grad[1]:
-            by_mean = gradient * relative * (theta / mean)
+            by_mean = -of_zero * (theta / total)
+            by_mean = _at_positive(by_mean, positive, value, _by_mean_positive, gradient, mean, theta)
         if ctx.needs_input_grad[2]:
-            by_theta = gradient * _add_at_positive(log_ratio - relative, positive, _digamma_terms, value, theta)
-        return None, by_mean, by_theta
+            by_theta = of_zero * (mean / total - log_odds)
+            by_theta = _at_positive(by_theta, positive, value, _by_theta_positive, gradient, mean, theta)
+        return None, by_mean, by_theta, by_gate
 
 
 def _is_quick_to_search(value: Tensor) -> bool:
     return value.device.type == "cpu"
 
 
-def _add_at_positive(total: Tensor, positive: Tensor | None, terms: Callable, value: Tensor, *others: Tensor) -> Tensor:
-    """``total``, and where counts are positive ``terms(value, *others)`` besides; all are 1-D and of one length.
+def _at_positive(of_zero: Tensor, positive: Tensor | None, value: Tensor, terms: Callable, *others: Tensor) -> Tensor:
+    """``of_zero`` where counts are zero, ``terms(value, *others)`` where they are positive; all are 1-D and alike.
 
-    ``positive``: where they are, for the terms to be computed there alone; ``total`` is then changed in place.
+    ``positive``: where they are, for the terms to be computed there alone; ``of_zero`` is then changed in place.
     """
     if positive is None:
-        return torch.where(value == 0, total, total + terms(value, *others))
-    return total.index_add_(0, positive, terms(*(each[positive] for each in (value, *others))))
+        return torch.where(value == 0, of_zero, terms(value, *others))
+    return of_zero.index_copy_(0, positive, terms(*(each[positive] for each in (value, *others))))
 
 
 def _log_ratio(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
@@ -207,17 +230,26 @@ def _log_ratio(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
     return sign * (sign * (x - mean) / (theta + torch.minimum(x, mean))).log1p()
 
 
-def _positive_terms(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-    """What the log-density of positive counts has beyond ``theta * log_ratio``."""
+def _log_prob_positive(x: Tensor, mean: Tensor, theta: Tensor, closed: Tensor | float = 0.0) -> Tensor:
+    """The log-density of positive counts; ``closed`` is minus the log-probability that the gate keeps them."""
     low, high = torch.minimum(x, mean), torch.maximum(x, mean)
     deviance = (x - mean).sign() * x * ((high - low) / low * (theta / (theta + high))).log1p()
     stirling = _stirling_error(x + theta) - _stirling_error(x) - _stirling_error(theta)
-    return stirling - deviance - 0.5 * ((x / theta).log1p() + x.log() + LOG_TWO_PI)
+    beyond = stirling - deviance - 0.5 * ((x / theta).log1p() + x.log() + LOG_TWO_PI)
+    return theta * _log_ratio(x, mean, theta) + beyond - closed
 
 
-def _digamma_terms(x: Tensor, theta: Tensor) -> Tensor:
-    """What the derivative by theta has beyond, for positive counts."""
-    return _digamma_error(x + theta) - _digamma_error(theta)
+def _by_mean_positive(x: Tensor, gradient: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+    return gradient * ((x - mean) / (mean + theta)) * (theta / mean)
+
+
+def _by_theta_positive(x: Tensor, gradient: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+    digamma = _digamma_error(x + theta) - _digamma_error(theta)
+    return gradient * (_log_ratio(x, mean, theta) - (x - mean) / (mean + theta) + digamma)
+
+
+def _by_gate_positive(x: Tensor, gradient: Tensor, opened: Tensor) -> Tensor:
+    return -gradient * opened
 
 
 def _stirling_error(a: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ Sources: Lopez et al., Nature Methods 15:1053, 2018 (scVI: zinb, nb); Ashuach et
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
 import torch
@@ -54,11 +54,14 @@ class CellLikelihood(nn.Module, ABC):
 
     def expression(self, h: Tensor) -> Tensor:
         """Normalised expression, (..., G): positive, one over all genes."""
-        return self.first(h).softmax(-1)
+        return self.rows(h)[0].softmax(-1)
 
-    def first(self, h: Tensor) -> Tensor:
-        """The decoder's first row, (..., G)."""
-        return h if self.outputs_per_gene == 1 else h[..., 0, :]
+    def rows(self, h: Tensor) -> Sequence[Tensor]:
+        """The decoder's P' rows, each (..., G).
+
+        All at once: the gradient of one that is taken by its index fills an array of the size of h with zeros.
+        """
+        return (h,) if self.outputs_per_gene == 1 else h.unbind(-2)
 
     def add_batches(self, layout: CellLayout) -> list[nn.Parameter]:
         """Take the cells of this layout, which has further batches, in place; what is to be trained for those.
@@ -109,13 +112,14 @@ class NegativeBinomialCounts(CellLikelihood):
         return [self.log_inverse_dispersion]
 
     def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
-        mean = library * self.expression(h)
-        return NegativeBinomial(mean, self.inverse_dispersion(h, covariates)).to_event(1)
+        rows = self.rows(h)
+        mean = library * rows[0].softmax(-1)
+        return NegativeBinomial(mean, self.inverse_dispersion(rows, covariates)).to_event(1)
 
-    def inverse_dispersion(self, h: Tensor, covariates: Tensor) -> Tensor:
-        """Positive, of a shape that broadcasts with (..., G)."""
+    def inverse_dispersion(self, rows: Sequence[Tensor], covariates: Tensor) -> Tensor:
+        """Positive, of a shape that broadcasts with (..., G); ``rows`` are the decoder's."""
         if self.dispersion == "gene-cell":
-            log = h[..., -1, :]
+            log = rows[-1]
         elif self.dispersion == "gene-batch":
             log = self.layout.batch(covariates) @ self.log_inverse_dispersion
         else:
@@ -134,8 +138,9 @@ class ZeroInflatedNegativeBinomialCounts(NegativeBinomialCounts):
     outputs_per_gene = 2
 
     def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
-        mean, theta = library * self.expression(h), self.inverse_dispersion(h, covariates)
-        return ZeroInflatedNegativeBinomial(mean, theta, h[..., 1, :]).to_event(1)
+        rows = self.rows(h)
+        mean, theta = library * rows[0].softmax(-1), self.inverse_dispersion(rows, covariates)
+        return ZeroInflatedNegativeBinomial(mean, theta, rows[1]).to_event(1)
 
 
 class BinaryPeaks(CellLikelihood):
@@ -219,7 +224,7 @@ class CustomCellLikelihood(CellLikelihood):
         return declare_events(of_pyro(self.function(h, library)), rows)
 
     def expression(self, h: Tensor) -> Tensor:
-        return super().expression(h) if self.counts else self.first(h)
+        return super().expression(h) if self.counts else self.rows(h)[0]
 
     def check(self, values: Tensor) -> None:
         """Try the callable: it has to return a distribution of the right shape that can score the values."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_vmm import VMM, SingleCellVMM
-from pyro_vmm.runtime.threads import same_threads, threads_of_environment
+from pyro_vmm.runtime.threads import at_most, same_threads, threads_for, threads_of_environment
 
 TINY = {"n_components": 3, "latent_dim": 2, "hidden": (8,), "epochs": 1, "random_state": 0}
 X = np.random.default_rng(0).poisson(3.0, (60, 5)).astype(np.float32) + 1
@@ -75,3 +75,35 @@ def test_estimators_keep_to_it(kind):
         hook.remove()
     assert len(seen) > 5 and set(seen) == {1}
     assert torch.get_num_threads() == 3
+
+
+def test_threads_follow_the_work():
+    assert [threads_for(work) for work in (0, 10**6, 25 * 10**6, 10**8, 10**9)] == [1, 1, 1, 4, 40]
+
+
+def test_at_most_so_many_threads():
+    with pytest.raises(RuntimeError), at_most(2):
+        assert torch.get_num_threads() == 2
+        raise RuntimeError
+    assert torch.get_num_threads() == 3
+    with at_most(4):
+        assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(("width", "threads"), [(8, 1), (1200, 2)])
+def test_small_networks_train_in_few_threads(width, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    seen = []
+
+    def record(*_) -> None:
+        seen.append(torch.get_num_threads())
+
+    x = torch.randn(60, 700)
+    settings = {"hidden": (width,), "batch_size": 30, "settle": False, "patience": None, "validation_fraction": 0.0}
+    hook = torch.nn.modules.module.register_module_forward_hook(record)
+    try:
+        VMM(**{**TINY, **settings}).fit(x, callbacks=[lambda *_: True])
+    finally:
+        hook.remove()
+    # 33 rows times 2 x 700 x 8 weights are one thread's work; times 2 x 700 x 1200, two threads'.
+    assert min(seen) == threads and torch.get_num_threads() == 3

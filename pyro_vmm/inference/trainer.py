@@ -26,6 +26,7 @@ from pyro_vmm.runtime.precision import network_precision
 from pyro_vmm.runtime.randomness import RandomNumbers
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.rows import Rows, read, shuffled
+from pyro_vmm.runtime.threads import at_most, threads_for
 from pyro_vmm.runtime.whole_batch import whole_batch
 
 LAYERS_DRAW = "networks to draw random numbers by layers of torch.nn alone"
@@ -58,6 +59,8 @@ class Trainer:
         self.history: list[dict] = []
         self.best: dict = {"epoch": 0, "value": float("-inf"), "model": None}
         self.numbers = RandomNumbers(config.seed, self.device)
+        # Of small networks few: more would be slower, and much slower where another program has a core.
+        self.threads = threads_for((config.batch_size + vae.prior.n_components) * _weights(vae))
         # Whether training stopped here because a number was not finite.
         self.diverged = False
         #: The learning rates of training, and the epoch from which on: another entry where a diverged run goes on.
@@ -322,8 +325,13 @@ class Trainer:
     @contextmanager
     def _turn(self, numbers: RandomNumbers) -> Iterator[None]:
         """This thread's turn to run Pyro, with these random numbers."""
-        with numbers.drawn(), quiet_pyro(), network_precision(self.config.precision):
+        with numbers.drawn(), at_most(self.threads), quiet_pyro(), network_precision(self.config.precision):
             yield
+
+
+def _weights(vae: LatentVariableModel) -> int:
+    """The multiply-adds that the linear layers take for a row; a kernel counts once, not for each of its places."""
+    return sum(p.numel() for network in (vae.encoder, vae.decoder) for p in network.parameters())
 
 
 def _bar(progress: bool, rows: int, trainer: Trainer) -> tqdm:

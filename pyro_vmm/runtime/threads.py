@@ -7,6 +7,28 @@ from contextlib import contextmanager
 
 import torch
 
+# Multiply-adds of a minibatch that keep a thread busy; with fewer, threads wait for each other longer than they work.
+WORK_OF_A_THREAD = 25_000_000
+
+
+def threads_for(work: int) -> int:
+    """How many threads a minibatch of so many multiply-adds keeps busy, one at least."""
+    return max(work // WORK_OF_A_THREAD, 1)
+
+
+@contextmanager
+def at_most(threads: int) -> Iterator[None]:
+    """Torch uses no more than so many threads meanwhile, and fewer if it used fewer."""
+    before = torch.get_num_threads()
+    if before <= threads:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
 
 @contextmanager
 def same_threads() -> Iterator[None]:

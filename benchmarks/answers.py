@@ -3,8 +3,8 @@
     python benchmarks/answers.py --dir /scratch --cells 100000
 
 The cells are those of ``large_data.py``: 2,000 genes, 7 % of the counts nonzero, four batches. Both models have
-the same networks and are fitted for an epoch to some of them. ``transform`` and ``get_latent_representation`` give the same
-thing, the means of q(z; x); ``predict`` gives the clusters too. Each is timed ``--repeats`` times, in turns.
+the same networks and are fitted for an epoch to some of them. ``transform`` and ``get_latent_representation`` give the
+same thing, the means of q(z; x); ``predict`` gives the clusters too. Each is timed ``--repeats`` times, in turns.
 """
 
 import argparse
@@ -15,12 +15,11 @@ from pathlib import Path
 
 import anndata
 import torch
+from large_data import simulate
 
 from pyro_vmm import SingleCellVMM
-from large_data import simulate
 from repro import pages
 from repro.integration.methods import quieten_lightning
-
 
 FITTED = 5000
 

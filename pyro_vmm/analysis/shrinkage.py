@@ -72,15 +72,16 @@ def shrunken(
     mode = float(np.median(estimate))
     variance = np.square(2 * max(np.abs(estimate - mode).max(), LEAST_CHANGE) * SHARES)
     spread = variance + noise  # (G, C)
+    log_spread = np.log(spread)
     pi = np.full(len(SHARES), 1 / len(SHARES))
     for _ in range(STEPS):
-        weight = _responsibilities(estimate, mode, spread, pi)
+        weight = _responsibilities(estimate, mode, spread, log_spread, pi)
         pi = weight.sum(0)
         pi[0] += NULL_FEATURES
         pi /= pi.sum()
         pull = weight / spread
         mode = float((pull * estimate[:, None]).sum() / pull.sum())
-    weight = _responsibilities(estimate, mode, spread, pi)
+    weight = _responsibilities(estimate, mode, spread, log_spread, pi)
     shrink = variance / spread
     loc = mode + shrink * (estimate[:, None] - mode)
     # What is shrunk to the mode is no surer than the mode.
@@ -93,8 +94,10 @@ def unshrunken(estimate: np.ndarray, error: np.ndarray) -> Posterior:
     return Posterior(np.ones((len(estimate), 1)), estimate[:, None], error[:, None])
 
 
-def _responsibilities(estimate: np.ndarray, mode: float, spread: np.ndarray, pi: np.ndarray) -> np.ndarray:
+def _responsibilities(
+    estimate: np.ndarray, mode: float, spread: np.ndarray, log_spread: np.ndarray, pi: np.ndarray
+) -> np.ndarray:
     """The posterior weights of the prior's normals, (G, C)."""
-    log = np.log(pi.clip(1e-300)) - 0.5 * (np.log(spread) + np.square(estimate[:, None] - mode) / spread)
+    log = np.log(pi.clip(1e-300)) - 0.5 * (log_spread + np.square(estimate[:, None] - mode) / spread)
     weight = np.exp(log - log.max(1, keepdims=True))
     return weight / weight.sum(1, keepdims=True)

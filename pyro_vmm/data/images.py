@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from sklearn import datasets as sklearn_datasets
 
 from pyro_vmm.data.dataset import Dataset
 from pyro_vmm.data.reading import GZIP_MAGIC
@@ -51,7 +50,9 @@ def load(
 
 def load_digits() -> Dataset:
     """The 1797 handwritten digits bundled with scikit-learn, shape (1797, 8, 8), in [0, 1]."""
-    bunch = sklearn_datasets.load_digits()
+    from sklearn import datasets  # here, for it takes long to import
+
+    bunch = datasets.load_digits()
     x = (bunch.images / 16).astype(np.float32)
     return Dataset(x, bunch.target.astype(np.int64), name="digits")
 

@@ -10,7 +10,6 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 from scipy import sparse
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 
 from pyro_vmm.data.cell_rows import CellRows
@@ -381,8 +380,14 @@ def initial_rows(x: Tensor, n: int, init: str, seed: int) -> Tensor:
     check_choice("init", init, INITS)
     if init == "random":
         return torch.randperm(len(x))[:n]
-    _, rows = kmeans_plusplus(x.flatten(1).numpy(), n, random_state=seed)
-    return torch.as_tensor(rows)
+    return _spread(x.flatten(1).numpy(), n, seed)
+
+
+def _spread(x: np.ndarray | sparse.csr_matrix, n: int, seed: int) -> Tensor:
+    """Indices (n,) of rows of x (N, G) that k-means++ chooses."""
+    from sklearn.cluster import kmeans_plusplus  # here, for it takes long to import
+
+    return torch.as_tensor(kmeans_plusplus(x, n, random_state=seed)[1])
 
 
 def initial_cells(
@@ -413,10 +418,7 @@ def initial_cells(
         values = [cells.counts.rows(part) for part in some.split(1024)]
         if counts:
             values = [(1e4 * part / part.sum(-1, keepdim=True).clamp(min=1)).log1p() for part in values]
-        _, rows = kmeans_plusplus(
-            sparse.vstack([sparse.csr_matrix(part.numpy()) for part in values]), n, random_state=seed
-        )
-        return some[torch.as_tensor(rows)]
+        return some[_spread(sparse.vstack([sparse.csr_matrix(part.numpy()) for part in values]), n, seed)]
     positions = cells.counts.cell_names.get_indexer(list(init))
     if (positions < 0).any():
         missing = [name for name, position in zip(init, positions, strict=True) if position < 0]

@@ -1,6 +1,6 @@
 """What a fitted model says about cells: embedding, clusters, expression, scores, draws."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,6 +79,20 @@ class FittedCells(Estimator):
         """q(c | x) at the mean of q(z | x), (N, K)."""
         return self._probabilities(self._rows(adata))
 
+    def _seen(self, x: Rows, function: Callable[[Tensor], Tensor] = lambda q_c: q_c) -> tuple[np.ndarray, np.ndarray]:
+        """``_latent_means`` and ``_probabilities`` of cells that are read and encoded once."""
+        cluster, size = torch.as_tensor(self.cluster_of_component_, device=self._own_device()), self.latent_dim
+        with torch.no_grad(), exclusive():
+            clustering = self.vae_.prior.clustering(self.vae_.encoder)
+
+        def look(cells: Tensor) -> Tensor:
+            z = self.vae_.encoder(cells).mean
+            q_c = clustering.responsibilities(z)
+            return torch.cat([z, function(torch.zeros_like(q_c).index_add_(-1, cluster, q_c))], -1)
+
+        both = self._batched(look, x)
+        return both[:, :size].astype(self.dtype), both[:, size:].copy()
+
     def novelty(self, adata: "AnnData") -> np.ndarray:
         """How well the clusters explain each cell, (N,): a p-value by the reference's own cells.
 
@@ -141,9 +155,9 @@ class FittedCells(Estimator):
         annotation.check_key(key_added, self.covariates_.keys)
         rows = self._rows(adata)
         annotation.check_writable(adata)
-        summary = self._probabilities(rows, annotation.summary)
+        z, summary = self._seen(rows, annotation.summary)
         novelty = self._novelty(rows) if self.mappings_ and self.usual_ is not None else None
-        annotation.write(adata, key_added, self._latent_means(rows), summary, self, novelty)
+        annotation.write(adata, key_added, z, summary, self, novelty)
         return adata
 
     def normalized_expression(

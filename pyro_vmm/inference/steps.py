@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmm.distributions import Mixture
+from pyro_vmm.inference.adam import Adam
 from pyro_vmm.inference.config import TrainingConfig
 from pyro_vmm.inference.state import PLACE, check_optimizer
 from pyro_vmm.models import LatentVariableModel
@@ -159,7 +160,7 @@ class Steps:
 
 def adam(parameters: list, learning_rate: float) -> torch.optim.Adam:
     """Adam with the authors' epsilon (Keras' default), as one fused kernel."""
-    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-7, fused=True)
+    return Adam(parameters, lr=learning_rate, eps=1e-7, fused=True)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from typing import TypeVar
 
 import numpy as np
 from scipy.special import gammaln
-from sklearn.cluster import KMeans
 
 from pyro_vmm.priors.conjugate import Conjugate
 from pyro_vmm.priors.evidence import Encoded, Moments, NormalWishart
@@ -209,6 +208,8 @@ def best_split(encoded: Encoded, prior: Conjugate) -> tuple[float, np.ndarray]:
 
 def _starts(encoded: Encoded) -> list[np.ndarray]:
     """Ways to part rows in two: halves along the longest axis, and k-means of the rows whitened and as they are."""
+    from sklearn.cluster import KMeans  # here, for it takes long to import, and prediction does without
+
     centred = encoded.mean - encoded.mean.mean(0)
     longest = np.linalg.eigh(centred.T @ centred)[1][:, -1]
     side = (centred @ longest > 0).astype(int)

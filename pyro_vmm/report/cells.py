@@ -73,11 +73,11 @@ class CellResults:
     def __init__(self, model: SingleCellVMM, data: CellData):
         self.model, self.data = model, data
         self.explained: CellExplanation | None = None
-        self.probabilities = model.predict_proba(data.selected)
+        z, self.probabilities = model._seen(model._rows(data.selected))
         self.clusters = self.probabilities.argmax(1)
         self.adata = without_counts(data.adata) if data.adata.isbacked else data.adata
         summary = annotation.summary(torch.from_numpy(self.probabilities)).numpy()
-        annotation.write(self.adata, "vmm", model.transform(data.selected), summary, model)
+        annotation.write(self.adata, "vmm", z, summary, model)
         self.adata.var["vmm"] = self.adata.var_names.isin(model.genes_)
         batch = model.covariates_.categorical[0]
         codes = np.zeros(len(self.clusters), int) if batch is None else batch.codes(data.selected).numpy()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.inference import TrainingDiverged
+from pyro_vmm.inference.adam import Adam
 from pyro_vmm.inference.state import PLACE, check_model, check_optimizer, check_random_numbers
 from pyro_vmm.inference.steps import quiet_pyro
 from pyro_vmm.models import VAE, show_parameters
@@ -141,7 +142,7 @@ def pretrain(
     """
     trained = nn.ModuleList([vae.encoder, vae.decoder, vae.likelihood])
     parameters = [p for p in trained.parameters() if p.requires_grad]
-    optimizer, order, history = torch.optim.Adam(parameters, learning_rate), torch.Generator().manual_seed(seed), []
+    optimizer, order, history = Adam(parameters, learning_rate), torch.Generator().manual_seed(seed), []
     numbers = RandomNumbers(seed, vae.prior.origin.device)
 
     def keep() -> dict:

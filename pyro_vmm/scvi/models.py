@@ -160,7 +160,8 @@ def with_vmm(cls: type[BaseModelClass]) -> type[BaseModelClass]:
 
     The constructor takes the arguments of :class:`~pyro_vmm.scvi.settings.PriorSettings` besides its own, and ``train``
     those of :class:`~pyro_vmm.scvi.settings.TrainingSettings`. After ``train`` there are ``annotate``,
-    ``predict_clusters`` and ``predict_proba``; ``predict``, too, where the class has none of its own.
+    ``predict_clusters``, ``predict_proba`` and ``merge_clusters``; ``predict``, too, where the class has none of its
+    own.
 
     Of a class of your own, a subclass of one of ``STOCK`` or of scvi-tools' ``BaseModelClass``, each new model is
     tried on a few cells, see :mod:`pyro_vmm.scvi.contract`.

@@ -348,6 +348,19 @@ def test_the_best_checkpoint_is_restored_whole(tmp_path):
     np.testing.assert_allclose(np.sort(model.predict_proba(), 1), np.sort(best.predict_proba(), 1), atol=1e-5)
 
 
+def test_a_checkpoint_of_a_second_training_has_no_clusters_of_the_first(tmp_path):
+    from scvi.train import SaveCheckpoint
+
+    model = fit(make(SCVI, n_components=K), 1)
+    save = SaveCheckpoint(dirpath=str(tmp_path), monitor="elbo_validation")
+    fit(model, 1, callbacks=[save], check_val_every_n_epoch=1, enable_checkpointing=True)
+    between = SCVI.load(save.best_model_path, adata=model.adata, accelerator="cpu")
+    assert model.tree_ is not None and between.confidence_ is between.tree_ is None
+    assert "components_" not in vars(between)
+    with pytest.raises(ValueError, match="there is no tree_"):
+        between.merge_clusters(1)
+
+
 @pytest.mark.parametrize("kept", [False, True], ids=["without counts", "with counts"])
 def test_minified_data_have_the_same_clusters(kept, tmp_path):
     model = fit(make(SCVI, n_components=K), 2)

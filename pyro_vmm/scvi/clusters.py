@@ -61,11 +61,15 @@ class Clusters:
     tree_: pd.DataFrame | None = None
     settled_: Moves | None = None
 
+    def forget_clusters(self) -> None:
+        """Be without the attributes in ``COUNTED``."""
+        for name in COUNTED:
+            vars(self).pop(name, None)
+
     def after_training(self) -> None:
         """Settle the components and number the clusters, unless the prior is at rest; then count the cells in each."""
         # Of several processes each has the BatchNorm statistics of its own last cells.
         Ranks.present().align(each for each in self.module.state_dict().values() if each.dtype != torch.bool)
-        self.confidence_ = self.tree_ = self.settled_ = None
         if self.train_prior_ and self._training.settle:
             self._settle()
         # Of the model's own cells, and of minified ones: what stands for them in the data.

@@ -139,6 +139,31 @@ def test_a_file_holds_the_model(trained, name, tmp_path):
 
 
 @every_class
+def test_clusters_merge_in_place_and_come_back(trained, name, tmp_path):
+    model = trained[name]
+    cells, tree, z = model.predict_clusters(), model.tree_, model.get_latent_representation()
+    assert len(tree) + 1 == len(np.unique(model.components_)), "each component with cells is in the tree"
+    assert 0 <= model.confidence_.closest <= 1 and model.confidence_.used == (len(tree) + 1) / K
+    assert model.settled_.kept + model.settled_.born >= 1
+    n = len(np.unique(cells))
+    finest = len(tree) + 1
+    model.merge_clusters(finest)
+    np.testing.assert_array_equal(model.predict_clusters(), model.components_)
+    model.save(str(tmp_path / "finest"))
+    model.merge_clusters(1)
+    assert not model.predict_clusters().any() and model.confidence_.largest == 1
+    np.testing.assert_array_equal(model.get_latent_representation(), z)
+    model.merge_clusters(n)
+    np.testing.assert_array_equal(model.predict_clusters(), cells)
+    assert model.tree_.equals(tree)
+    loaded = type(model).load(str(tmp_path / "finest"), adata=model.adata, accelerator="cpu")
+    assert loaded.settled_ == model.settled_ and len(np.unique(loaded.predict_clusters())) == finest
+    loaded.merge_clusters(n)
+    np.testing.assert_array_equal(loaded.predict_clusters(), cells)
+    assert loaded.confidence_ == model.confidence_
+
+
+@every_class
 def test_annotate_writes_what_predict_tells(trained, name):
     model = trained[name]
     adata = model.annotate()
@@ -210,3 +235,6 @@ def test_a_query_leaves_the_prior_as_it_is(trained, name, tmp_path):
         torch.testing.assert_close(p_z.weights, centres.weights)
         torch.testing.assert_close(p_z.loc, centres.loc, rtol=1e-4, atol=1e-5)
         assert len(each.predict_clusters()) == each.adata.n_obs == len(each.components_)
+        assert each.confidence_ is each.tree_ is each.settled_ is None
+        with pytest.raises(ValueError, match="merge the reference"):
+            each.merge_clusters(1)

@@ -1,5 +1,6 @@
 """What users of scvi-tools do with a model next, on ``SCVI`` and, where it differs, on others."""
 
+import copy
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,8 @@ from scvi_common import KINDS, TRAIN, adapted, cells, float32, make, scvi, set_u
 from sklearn.metrics import normalized_mutual_info_score
 from torch import distributions as dist
 
+from pyro_vmm.priors.evidence import Encoded
+from pyro_vmm.priors.tree import join_all
 from pyro_vmm.scvi import SCANVI, SCVI, TOTALVI, with_vmm
 from pyro_vmm.scvi.cells import Encoder
 
@@ -43,6 +46,85 @@ def test_finds_the_kinds_of_cells(model):
     assert model.weights_[:KINDS].sum() > 0.95
     assert list(model.batch_shares_.columns) == ["first", "second"]
     np.testing.assert_allclose(model.batch_shares_.sum(1), 1)
+
+
+def test_says_how_sure_its_clusters_are(model):
+    found = model.confidence_
+    sure = model.predict_proba().max(1)
+    assert found.hesitating == pytest.approx((sure < 0.9).mean())
+    assert found.largest == pytest.approx(np.bincount(model.predict()).max() / model.adata.n_obs)
+    elbo = -model.history["elbo_train"]["elbo_train"].to_numpy(float)
+    assert found.rise == pytest.approx(elbo[-4:].mean() - elbo[-8:-4].mean())
+    assert found.closest < 0.5  # the kinds are far apart
+    assert model.settled_.kept + model.settled_.born == len(np.unique(model.components_))
+
+
+def test_tree_is_that_of_the_cells_by_hand(model):
+    mean, variance = model.get_latent_representation(return_dist=True)
+    encoded = Encoded(mean.astype(float), 0.1 * variance)
+    tree = join_all(encoded, model.components_, model.cluster_of_component_)
+    pd.testing.assert_frame_equal(model.tree_, tree)
+    assert (~model.tree_["within"]).sum() == len(np.unique(model.predict())) - 1
+
+
+def test_merged_clusters_are_unions_of_those_of_training(model):
+    model = copy.deepcopy(model)
+    before = model.predict()
+    model.merge_clusters(2)
+    after = model.predict()
+    assert model.n_clusters_ == 2 and len(model.batch_shares_) == 3
+    assert all(len(np.unique(after[before == k])) == 1 for k in np.unique(before))
+    assert np.bincount(after)[0] >= np.bincount(after)[1]
+    assert model.annotate().obs["vmm"].nunique() == 2
+    assert model.tree_["within"].tolist() == [True] * (len(model.tree_) - 1) + [False]
+    model.merge_clusters(len(model.tree_) + 1)
+    model.merge_clusters(len(np.unique(before)))
+    np.testing.assert_array_equal(model.predict(), before)
+
+
+@pytest.mark.parametrize("n", [0, 2.5, 1000])
+def test_wrong_numbers_of_clusters_are_told(model, n):
+    with pytest.raises(ValueError, match=f"n_clusters={n}"):
+        model.merge_clusters(n)
+
+
+def test_what_can_not_be_merged_is_told(model, tmp_path):
+    with pytest.raises(RuntimeError, match="train"):
+        make(SCVI, n_components=K).merge_clusters(2)
+    stock = fit(make(SCVI, prior="standard_normal"), 1)
+    assert stock.confidence_ is stock.tree_ is stock.settled_ is None
+    with pytest.raises(ValueError, match="there is no tree_"):
+        stock.merge_clusters(1)
+    model.save(str(tmp_path / "model"))
+    other = SCVI.load(str(tmp_path / "model"), adata=cells(150, seed=5), accelerator="cpu")
+    with pytest.raises(ValueError, match="of other components than in the fit"):
+        other.merge_clusters(2)
+
+
+def test_a_file_from_before_there_was_a_tree_is_read(model, tmp_path):
+    model.save(str(tmp_path / "model"))
+    content = torch.load(tmp_path / "model" / "model.pt", weights_only=False)
+    for name in ("confidence_", "tree_", "settled_"):
+        del content["attr_dict"][name]
+    torch.save(content, tmp_path / "model" / "model.pt")
+    old = SCVI.load(str(tmp_path / "model"), adata=model.adata, accelerator="cpu")
+    assert old.confidence_ is old.tree_ is old.settled_ is None
+    np.testing.assert_array_equal(old.predict(), model.predict())
+    with pytest.raises(ValueError, match="there is no tree_"):
+        old.merge_clusters(2)
+
+
+def test_doubts_are_a_warning():
+    model = make(SCVI, n_components=K)
+    with pytest.warns(UserWarning, match="the clusters are doubtful: one cluster holds 100%") as told:
+        model.train(max_epochs=2, **TRAIN)
+    assert sum("doubtful" in str(each.message) for each in told) == 1
+
+
+def test_life_of_components_is_drawn(model):
+    plots = pytest.importorskip("pyro_vmm.plots")
+    history = pd.concat(model.history.values(), axis=1).reset_index()
+    assert len(plots.component_life(history.astype(float), model.settled_).axes) == 2
 
 
 def test_history_has_the_components_in_use(model):
@@ -266,6 +348,19 @@ def test_the_best_checkpoint_is_restored_whole(tmp_path):
     np.testing.assert_allclose(np.sort(model.predict_proba(), 1), np.sort(best.predict_proba(), 1), atol=1e-5)
 
 
+def test_a_checkpoint_of_a_second_training_has_no_clusters_of_the_first(tmp_path):
+    from scvi.train import SaveCheckpoint
+
+    model = fit(make(SCVI, n_components=K), 1)
+    save = SaveCheckpoint(dirpath=str(tmp_path), monitor="elbo_validation")
+    fit(model, 1, callbacks=[save], check_val_every_n_epoch=1, enable_checkpointing=True)
+    between = SCVI.load(save.best_model_path, adata=model.adata, accelerator="cpu")
+    assert model.tree_ is not None and between.confidence_ is between.tree_ is None
+    assert "components_" not in vars(between)
+    with pytest.raises(ValueError, match="there is no tree_"):
+        between.merge_clusters(1)
+
+
 @pytest.mark.parametrize("kept", [False, True], ids=["without counts", "with counts"])
 def test_minified_data_have_the_same_clusters(kept, tmp_path):
     model = fit(make(SCVI, n_components=K), 2)
@@ -284,6 +379,9 @@ def test_minified_data_have_the_same_clusters(kept, tmp_path):
     np.testing.assert_allclose(loaded.predict_proba(), before, atol=1e-6)
     loaded.annotate()
     assert "vmm" in loaded.adata.obs
+    assert loaded.confidence_ == model.confidence_ and loaded.tree_.equals(model.tree_)
+    loaded.merge_clusters(1)
+    assert not loaded.predict_clusters().any()
     assert loaded.get_normalized_expression().shape[0] == adata.n_obs
 
 

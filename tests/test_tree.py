@@ -1,6 +1,7 @@
 """Clusters at every granularity."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from common import message_of
@@ -8,7 +9,7 @@ from common import message_of
 from pyro_vmm import VMM
 from pyro_vmm.priors.evidence import Encoded, Moments
 from pyro_vmm.priors.moves import fitted, merge_gain
-from pyro_vmm.priors.tree import COLUMNS, cut, join_all
+from pyro_vmm.priors.tree import COLUMNS, cut, join_all, renumbered
 
 RANDOM = np.random.default_rng(0)
 # Two pairs of clouds, and a fifth far from them; the first cloud is of two components.
@@ -46,6 +47,14 @@ def test_a_join_costs_the_difference_of_the_evidence(rows, tree):
     pair = moments[[3]], moments[[4]]
     gain = merge_gain(*pair, *(prior.log_evidence(each) for each in pair), prior)
     assert tree["loss"][1] == pytest.approx(-gain[0])
+
+
+def test_a_renumbered_tree_is_that_of_renumbered_components(rows, tree):
+    encoded, labels = rows
+    order = np.array([2, 0, 4, 1, 6, 3, 5])  # its inverse is another one
+    again = join_all(encoded, np.argsort(order)[labels], CLUSTER[order])
+    pd.testing.assert_frame_equal(renumbered(tree, order, 5), again)
+    assert renumbered(tree, order, 2)["within"].tolist() == [True, True, True, True, False]
 
 
 def test_components_of_one_cluster_join_first_whatever_it_costs(rows):

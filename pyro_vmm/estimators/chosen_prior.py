@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.estimators.numbering import regrouped
 from pyro_vmm.estimators.settings import NamedPrior
 from pyro_vmm.inference import Moves, TrainingConfig, settle
 from pyro_vmm.inference.confidence import measure
@@ -19,14 +20,11 @@ from pyro_vmm.priors import Covariance, Prior, prior_class
 from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
-from pyro_vmm.priors.tree import cut, join_all
-from pyro_vmm.runtime.checks import check_whole, described
+from pyro_vmm.priors.tree import join_all
+from pyro_vmm.runtime.checks import described
 from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.rows import Rows
 from pyro_vmm.runtime.settings import defaults, group_of, settings_of
-
-# Of the rows of a fit so many may come out as of another component on another machine.
-OTHERS = 0.01
 
 
 class ChosenPrior(Estimator):
@@ -120,18 +118,9 @@ class ChosenPrior(Estimator):
 
     def _merged(self, n_clusters: int, x: Rows) -> Self:
         """A copy with so many clusters; x are the rows of the fit."""
-        check_whole("n_clusters", n_clusters)
-        if len(x) != len(self.labels_):
-            raise ValueError(f"there are {len(x)} rows, expected the {len(self.labels_)} that the model was fitted to")
-        if self.tree_ is None:
-            raise ValueError(
-                "there is no tree_: the model has new clusters, or is of a file from before there was one; fit it again"
-            )
-        if (others := float((self._components(x) != self.components_).mean())) > OTHERS:
-            told = f"{others:.0%} of these rows are of other components than in the fit"
-            raise ValueError(f"{told}: give the rows that the model was fitted to, in their units and their order")
+        clusters = regrouped(self.tree_, self.cluster_of_component_, n_clusters, self.components_, self._components(x))
         merged = copy.deepcopy(self)
-        merged.cluster_of_component_ = cut(self.tree_, self.cluster_of_component_, n_clusters)
+        merged.cluster_of_component_ = clusters
         merged._number_clusters(x)
         return merged
 

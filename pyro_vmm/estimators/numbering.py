@@ -1,6 +1,13 @@
-"""The numbers that clusters and components go by: the largest come first."""
+"""Which cluster each component is of, and the numbers that they go by: the largest come first."""
 
 import numpy as np
+import pandas as pd
+
+from pyro_vmm.priors.tree import cut
+from pyro_vmm.runtime.checks import check_whole
+
+# Of the rows of a fit so many may come out as of another component on another machine.
+OTHERS = 0.01
 
 
 def by_cluster(values: np.ndarray, cluster: np.ndarray) -> np.ndarray:
@@ -38,3 +45,35 @@ def found_and_strays(labels: np.ndarray, least: int) -> tuple[int, np.ndarray]:
     strays = sizes[found] < least
     strays = found[strays] if not strays.all() else found[:0]
     return len(found) - len(strays), strays
+
+
+def regrouped(
+    tree: pd.DataFrame | None,
+    cluster: np.ndarray,  # (K,)
+    n_clusters: int,
+    before: np.ndarray,  # (N,)
+    now: np.ndarray,  # (N',)
+) -> np.ndarray:
+    """The cluster of each component, (K,), where the tree has so many clusters.
+
+    Arguments:
+        tree: of the fit, see :func:`~pyro_vmm.priors.tree.join_all`; None if there is none.
+        cluster: of each component.
+        n_clusters: from 1 to the number of components with rows.
+        before: the component of each row of the fit.
+        now: that of each row at hand, which should be the same rows.
+
+    Raises:
+        ValueError: there is no tree, it has no such cut, or these are other rows.
+    """
+    check_whole("n_clusters", n_clusters)
+    if len(now) != len(before):
+        raise ValueError(f"there are {len(now)} rows, expected the {len(before)} that the model was fitted to")
+    if tree is None:
+        raise ValueError(
+            "there is no tree_: the model has new clusters, or is of a file from before there was one; fit it again"
+        )
+    if (others := float((now != before).mean())) > OTHERS:
+        told = f"{others:.0%} of these rows are of other components than in the fit"
+        raise ValueError(f"{told}: give the rows that the model was fitted to, in their units and their order")
+    return cut(tree, cluster, n_clusters)

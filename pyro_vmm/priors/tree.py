@@ -71,3 +71,17 @@ def cut(tree: pd.DataFrame, cluster: np.ndarray, n: int) -> np.ndarray:
             found[np.isin(found, (found[first], found[second]))] = k + step
             found[k + step] = k + step
     return compact(found[:k])
+
+
+def renumbered(tree: pd.DataFrame, order: np.ndarray, n: int) -> pd.DataFrame:
+    """The same joins after components got other numbers, and clusters became a cut.
+
+    Arguments:
+        tree: of :func:`join_all`.
+        order: number k is now the component that was ``order[k]``, (K,).
+        n: how many clusters the cut has.
+    """
+    number = np.append(np.argsort(order), np.arange(len(order), len(order) + len(tree)))
+    nodes = np.sort(number[tree[["first", "second"]].to_numpy()], axis=1)
+    within = np.arange(len(tree)) < len(tree) + 1 - n
+    return tree.assign(first=nodes[:, 0], second=nodes[:, 1], within=within)

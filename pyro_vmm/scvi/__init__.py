@@ -33,7 +33,10 @@ In all of them
 - the KL divergence has its full weight from the start, unless ``train`` says otherwise in scvi-tools' words: a prior
   that is switched on late finds clusters that follow the batch;
 - ``model.history`` has ``n_active``, the components that won a cell in the epoch;
-- ``load_query_data`` leaves the prior as it is, and clusters keep their numbers.
+- ``confidence_`` says how far the clusters can be trusted, ``settled_`` what settling made of the components, and
+  ``tree_`` how they join; ``merge_clusters`` makes clusters coarser or finer, in place;
+- ``load_query_data`` leaves the prior as it is, and clusters keep their numbers; ``confidence_``, ``tree_`` and
+  ``settled_`` are the reference's alone, and None of the query.
 """
 
 from pyro_vmm.scvi.versions import require_scvi

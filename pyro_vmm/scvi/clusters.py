@@ -1,5 +1,6 @@
 """What a model of scvi-tools with the prior tells of cells: their clusters, and how sure it is."""
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,13 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 
 from pyro_vmm.estimators import annotation, storing
-from pyro_vmm.estimators.numbering import by_cluster, found_and_strays, numbering
-from pyro_vmm.inference import settle
+from pyro_vmm.estimators.numbering import by_cluster, found_and_strays, numbering, regrouped
+from pyro_vmm.inference import Moves, settle
+from pyro_vmm.inference.confidence import Confidence, measure
+from pyro_vmm.inference.settling import sharpened, some_rows
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.priors.evidence import Encoded
+from pyro_vmm.priors.tree import join_all, renumbered
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.settings import defaults
@@ -35,6 +40,9 @@ COUNTED = (
     "n_clusters_",
     "strays_",
     "batch_shares_",
+    "confidence_",
+    "tree_",
+    "settled_",
 )
 
 
@@ -44,31 +52,70 @@ class Clusters:
     Attributes:
         n_clusters_, strays_, weights_, components_, component_weights_, cluster_of_component_, batch_shares_: as of
             :class:`~pyro_vmm.SingleCellVMM`, of the cells that the model was made with.
+        confidence_, tree_, settled_: as of :class:`~pyro_vmm.SingleCellVMM`, from the training of the prior; files keep
+            them. None without a mixture, of the model of a query, whose prior is the reference's, and of a file from
+            before there were any. Doubts of ``confidence_`` are a warning at the end of ``train``.
     """
+
+    confidence_: Confidence | None = None
+    tree_: pd.DataFrame | None = None
+    settled_: Moves | None = None
+
+    def forget_clusters(self) -> None:
+        """Be without the attributes in ``COUNTED``."""
+        for name in COUNTED:
+            vars(self).pop(name, None)
 
     def after_training(self) -> None:
         """Settle the components and number the clusters, unless the prior is at rest; then count the cells in each."""
         # Of several processes each has the BatchNorm statistics of its own last cells.
         Ranks.present().align(each for each in self.module.state_dict().values() if each.dtype != torch.bool)
-        z = self.get_latent_representation()
+        if self.train_prior_ and self._training.settle:
+            self._settle()
+        # Of the model's own cells, and of minified ones: what stands for them in the data.
+        z, variance = self.get_latent_representation(return_dist=True)
         if self.train_prior_:
-            self._settle(z)
+            self._number_clusters(z)
         self._count_clusters(z)
+        if self.train_prior_ and self._has_mixture():
+            self._look_at_clusters(z, variance)
 
-    def _settle(self, z: np.ndarray) -> None:
-        """Settle the components and number the clusters; z, (N, D), is that of the model's own cells."""
+    def _settle(self) -> None:
+        """Split and merge the components, and group them into clusters."""
+        mixture = self.module.vmm
+        cells = Cells(self, self.train_indices, mixture.layout)
+        with mixture.awake():
+            clusters, self.settled_ = settle(Adapted(self.module), cells, scvi.settings.seed or 0)
+            mixture.cluster_of_component.copy_(clusters)
+
+    def _number_clusters(self, z: np.ndarray) -> np.ndarray:
+        """Number the clusters and their components by the model's own cells z (N, D), and return the order, (K,)."""
         mixture, model = self.module.vmm, Adapted(self.module)
-        if self._training.settle:
-            cells = Cells(self, self.train_indices, mixture.layout)
-            with mixture.awake():
-                clusters, _ = settle(model, cells, scvi.settings.seed or 0)
-                mixture.cluster_of_component.copy_(clusters)
         components = self._of_components(z, lambda q_c: q_c.argmax(-1))
         weights, cluster = self._weights(), mixture.cluster_of_component.cpu().numpy()
         counts = np.bincount(components, minlength=len(weights))
         order, cluster = numbering(cluster, weights, counts, "share")
         model.reorder(torch.as_tensor(order, device=self.device))
         mixture.cluster_of_component.copy_(torch.as_tensor(cluster))
+        return order
+
+    def _look_at_clusters(self, z: np.ndarray, variance: np.ndarray) -> None:
+        """Say how sure the clusters are, and make the tree; q(z | x) is that of the model's own cells, (N, D)."""
+        sharp, q = self._look(z, variance)
+        self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbo_by_epoch())
+        self.tree_ = join_all(sharp, q.argmax(1), self.cluster_of_component_)
+        if doubts := self.confidence_.doubts:
+            warnings.warn(f"the clusters are doubtful: {'; '.join(doubts)}", stacklevel=2)
+
+    def _look(self, z: np.ndarray, variance: np.ndarray) -> tuple[Encoded, np.ndarray]:
+        """What :func:`~pyro_vmm.inference.settling.look` returns, from q(z | x); minified data have no other."""
+        rows = some_rows(len(z), scvi.settings.seed or 0).numpy()
+        return sharpened(Encoded(z[rows].astype(float), variance[rows])), self._of_components(z[rows], lambda q_c: q_c)
+
+    def _elbo_by_epoch(self) -> pd.DataFrame:
+        """What the training reported, in nats for a cell, rising; without a row if it reported none."""
+        reported = (self.history or {}).get("elbo_train", pd.DataFrame({"elbo_train": []}))
+        return pd.DataFrame({"elbo": -reported["elbo_train"].astype(float)})
 
     def _count_clusters(self, z: np.ndarray) -> None:
         """Set the attributes that tell of the model's own cells, the names in ``COUNTED``; z, (N, D), is theirs."""
@@ -113,6 +160,35 @@ class Clusters:
         """q(c | x) at the mean of q(z | x), (N, K); zero from the number of clusters on. Arguments as above."""
         z = self.get_latent_representation(adata, indices=indices, batch_size=batch_size)
         return self._of_clusters(z, lambda q_c: q_c)
+
+    def merge_clusters(self, n_clusters: int) -> None:
+        """Have so many clusters: coarser, or with clusters parted into their components.
+
+        It changes the model in place, as ``minify_adata`` does, and what is saved. The clusters join, or part, in the
+        order of ``tree_``, which stays that of the training: the number that training found, strays included, gives its
+        clusters back. The density and the latent space stay as they are. Annotate the cells again.
+
+        Arguments:
+            n_clusters: 1 for all cells in one, at most the number of components with cells; strays count.
+
+        Raises:
+            RuntimeError: the model is not trained.
+            ValueError: there is no such cut of the tree, or no tree: of a query merge the reference, and load the query
+                again; or the model was loaded with other cells than those that it was trained with.
+        """
+        self._check_if_trained(warn=False)
+        if not self.train_prior_:
+            raise ValueError("the model of a query can't be merged: merge the reference, and load the query again")
+        z, variance = self.get_latent_representation(return_dist=True)
+        now = self._of_components(z, lambda q_c: q_c.argmax(-1))
+        before = vars(self).get("components_", now)  # none in a file that was saved in the middle of training
+        mixture = self.module.vmm
+        found = regrouped(self.tree_, mixture.cluster_of_component.cpu().numpy(), n_clusters, before, now)
+        mixture.cluster_of_component.copy_(torch.as_tensor(found))
+        self.tree_ = renumbered(self.tree_, self._number_clusters(z), n_clusters)
+        self._count_clusters(z)
+        sharp, q = self._look(z, variance)
+        self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbo_by_epoch())
 
     def annotate(
         self, adata: "AnnData | MuData | None" = None, key_added: str = "vmm", batch_size: int | None = None

@@ -27,6 +27,9 @@ def check_class(cls: type) -> None:
     lacks = [name for name in TRAINING if not hasattr(cls, name)]
     if lacks:
         raise TypeError(f"{cls.__name__} can't have the prior: it has no {', '.join(lacks)}")
+    told = inspect.signature(cls.get_latent_representation).parameters.values()
+    if not any(each.name == "return_dist" or each.kind is each.VAR_KEYWORD for each in told):
+        raise TypeError(f"{cls.__name__} can't have the prior: its get_latent_representation has no return_dist")
     for function, group in ((cls.__init__, PriorSettings), (cls.train, TrainingSettings)):
         both = [name for name in inspect.signature(function).parameters if name in defaults(group)]
         if both:

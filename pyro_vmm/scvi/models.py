@@ -15,7 +15,7 @@ from pyro_vmm.runtime.checks import described
 from pyro_vmm.runtime.settings import check_settings, defaults, settings_of
 from pyro_vmm.scvi import contract
 from pyro_vmm.scvi.cells import Encoder, Layout, PseudoCells, read
-from pyro_vmm.scvi.clusters import COUNTED, Clusters
+from pyro_vmm.scvi.clusters import Clusters
 from pyro_vmm.scvi.modules import HeldPrior, module_class
 from pyro_vmm.scvi.settings import PriorSettings, TrainingSettings, split
 from pyro_vmm.scvi.training import MapStep, runner_class
@@ -150,8 +150,7 @@ class WithVMM(Clusters):
         if hasattr(mixture.prior, "pseudo_inputs"):
             # What the reference model's encoder makes of the pseudo-cells: surgery trains the encoder on.
             mixture.prior.pseudo_inputs.fix(Encoder(model.module, mixture.layout))
-        for name in COUNTED:
-            vars(model).pop(name, None)  # of the reference's cells
+        model.forget_clusters()  # of the reference's cells
         return model
 
 
@@ -160,7 +159,8 @@ def with_vmm(cls: type[BaseModelClass]) -> type[BaseModelClass]:
 
     The constructor takes the arguments of :class:`~pyro_vmm.scvi.settings.PriorSettings` besides its own, and ``train``
     those of :class:`~pyro_vmm.scvi.settings.TrainingSettings`. After ``train`` there are ``annotate``,
-    ``predict_clusters`` and ``predict_proba``; ``predict``, too, where the class has none of its own.
+    ``predict_clusters``, ``predict_proba`` and ``merge_clusters``; ``predict``, too, where the class has none of its
+    own.
 
     Of a class of your own, a subclass of one of ``STOCK`` or of scvi-tools' ``BaseModelClass``, each new model is
     tried on a few cells, see :mod:`pyro_vmm.scvi.contract`.

@@ -126,6 +126,7 @@ def runner_class(cls: type[TrainRunner]) -> type[TrainRunner]:
             self.trainer.callbacks[:0] = model.callbacks()
 
         def __call__(self):
+            self.model.forget_clusters()  # for a file that is saved in between not to have those of an earlier training
             result = super().__call__()
             self.model.after_training()
             return result

@@ -109,8 +109,8 @@ class ChosenPrior(Estimator):
         super()._settle(x)
         self.settled_ = None
         if self.settle:
-            clusters, self.settled_ = settle(self.vae_, x, self.seed_)
-            self.cluster_of_component_ = clusters.numpy()
+            clusters, self.settled_, successors = settle(self.vae_, x, self.seed_)
+            self.cluster_of_component_, self.successors_ = clusters.numpy(), successors.numpy()
 
     def _number_clusters(self, x: Rows) -> None:
         super()._number_clusters(x)

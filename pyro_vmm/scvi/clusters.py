@@ -61,7 +61,7 @@ class Clusters:
         if self._training.settle:
             cells = Cells(self, self.train_indices, mixture.layout)
             with mixture.awake():
-                clusters, _ = settle(model, cells, scvi.settings.seed or 0)
+                clusters, _, _ = settle(model, cells, scvi.settings.seed or 0)
                 mixture.cluster_of_component.copy_(clusters)
         components = self._of_components(z, lambda q_c: q_c.argmax(-1))
         weights, cluster = self._weights(), mixture.cluster_of_component.cpu().numpy()

@@ -471,6 +471,29 @@ def test_settling_is_a_panel_of_its_own(history):
     assert names == ["3 kept", "4 merged away", "2 born"]
 
 
+def test_weights_are_stacked_by_final_cluster(history):
+    weights = np.array([[0.25, 0.25, 0.25, 0.25], [0.3, 0.4, 0.1, 0.2], [0.35, 0.5, 0.001, 0.149]])
+    history = history[:3].assign(n_trained=4)
+    for moves in (None, Moves(kept=2, born=0, merged=1)):
+        figure = drawn(plots.component_life(history, moves, weights=weights, clusters=[1, 0, 0, -1]))
+        axes = figure.axes[1 if moves is None else 2]
+        cluster_0, cluster_1, rest = (each.get_data() for each in axes.patches)
+        np.testing.assert_allclose(cluster_0.values, weights[:, 1])
+        np.testing.assert_allclose(cluster_1.baseline, weights[:, 1])
+        np.testing.assert_allclose(cluster_1.values, weights[:, :2].sum(1))
+        np.testing.assert_allclose(rest.values, 1)
+        assert axes.get_legend().get_texts()[0].get_text().startswith("2 small")  # one of no cluster, one small
+        assert [(each.get_text(), each.xy[1]) for each in axes.texts] == [("0", 0.25), ("1", 0.675)]
+
+
+def test_weights_that_do_not_fit(history):
+    history = history[:3].assign(n_trained=4)
+    with pytest.raises(ValueError, match=r"weights must have shape \(epochs=3, K\), got \(2, 4\)"):
+        plots.component_life(history, weights=np.full((2, 4), 0.25))
+    with pytest.raises(ValueError, match=r"clusters must have shape \(K=4,\), got \(3,\)"):
+        plots.component_life(history, weights=np.full((3, 4), 0.25), clusters=[0, 1, 2])
+
+
 def test_a_single_epoch_has_a_width(history):
     (axes,) = drawn(plots.component_life(history[:1].assign(n_trained=100))).axes
     assert axes.get_xlim() == (0, 1) and axes.get_ylim()[1] > 100

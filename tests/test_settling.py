@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 import pyro_vmm
 from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.inference import settling
-from pyro_vmm.inference.settling import Moves, can_settle, encode, settle
+from pyro_vmm.inference.settling import Moves, _successors, can_settle, encode, settle
 from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
 
 SETTINGS = {"n_components": 12, "latent_dim": 3, "hidden": (32,), "learning_rate": 5e-3, "epochs": 60, "patience": None}
@@ -88,10 +88,38 @@ def test_density_is_no_worse_for_it(model):
 def test_saved_and_loaded(model, tmp_path):
     model.save(tmp_path / "model.pt")
     again = VMM.load(tmp_path / "model.pt")
-    for name in ("labels_", "components_", "cluster_of_component_", "component_weights_", "weights_", "strays_"):
+    for name in (
+        "labels_",
+        "components_",
+        "cluster_of_component_",
+        "component_weights_",
+        "weights_",
+        "strays_",
+        "weight_history_",
+        "successors_",
+    ):
         np.testing.assert_array_equal(getattr(again, name), getattr(model, name), err_msg=name)
     np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
     assert again.n_clusters_ == 4 and again.settled_ == model.settled_ is not None
+
+
+def test_weights_by_epoch(model):
+    """Components go where their rows go, and their weights in the last epoch are those that training ended with."""
+    unsettled = VMM(**{**SETTINGS, "validation_fraction": 0.0}, settle=False, random_state=0).fit(X)
+    weights = unsettled.weight_history_
+    assert weights.shape == (unsettled.n_iter_, unsettled.n_components_) and weights.dtype == np.float32
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(weights[unsettled.best_epoch_ - 1], unsettled.component_weights_, atol=1e-6)
+    np.testing.assert_array_equal(unsettled.history_clusters_, unsettled.cluster_of_component_)
+    went = model.successors_
+    assert (went == np.arange(len(went))).sum() <= model.settled_.kept
+    assert len(set(went[went >= 0])) <= model.settled_.kept + model.settled_.born
+    assert {*model.history_clusters_[went >= 0]} <= {*model.labels_}
+
+
+def test_most_rows_say_where_a_component_went():
+    before, after = np.array([0, 0, 0, 2, 2, 3]), np.array([0, 4, 4, 2, 2, 2])
+    np.testing.assert_array_equal(_successors(before, after, 5), [4, -1, 2, 2, -1])
 
 
 def test_a_model_from_before_there_were_groups(tmp_path):
@@ -99,7 +127,7 @@ def test_a_model_from_before_there_were_groups(tmp_path):
     model = VMM(**SETTINGS, settle=False, random_state=0).fit(X)
     model.save(tmp_path / "model.pt")
     old = torch.load(tmp_path / "model.pt", weights_only=True)
-    for name in ("clusters", "components"):
+    for name in ("clusters", "components", "weight_history", "successors"):
         del old["fitted"][name]
     del old["params"]["settle"]
     old["params"] |= {"consolidation_steps": 0, "consolidation_learning_rate": 3e-3}
@@ -163,14 +191,14 @@ def test_a_component_that_trained_alone_gives_birth():
         single.vae_.prior.pi_logits[1:] = -60.0
     x = single.to_tensor(X)
     assert len(np.unique(encode(single.vae_, x, torch.arange(N))[1])) == 1
-    assert settle(single.vae_, x, seed=0)[1] == Moves(kept=1, born=3, merged=0)
+    assert settle(single.vae_, x, seed=0).moves == Moves(kept=1, born=3, merged=0)
 
 
 def test_a_place_takes_over_its_rows():
     """Mean, covariance and weight of a component are those of its place, by the closed form of the MAP point."""
     model = VMM(**SETTINGS, settle=False, random_state=0).fit(X)
     x = model.to_tensor(X)
-    groups, moves = settle(model.vae_, x, seed=0)
+    groups, moves = settle(model.vae_, x, seed=0)[:2]
     prior, encoder = model.vae_.prior, model.vae_.encoder
     q = encoder(x)
     assert moves.kept + moves.born == 4

@@ -97,6 +97,10 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
             where they are as training left them, and of a file from before this was kept.
         chosen_: what each parameter that is "auto" came to; ``training_`` is the whole ``TrainingConfig``.
         history_: a DataFrame, one row per epoch.
+        weight_history_: the weights of components at the end of each epoch of training, (epochs, K), in float32; NaN
+            in epochs whose weights are not known, None of a model from a file of before this was kept.
+        successors_: the component that most rows of each of these went to when it was settled, (K,): itself if it was
+            kept, -1 of one without rows; ``history_clusters_`` is the cluster of that component.
         vae_: the trained :class:`~pyro_vmm.models.VAE`.
         scaling_: what ``scaling`` came to, "range", "standard" or None; the model sees (X - ``shift_``) / ``scale_``.
         n_iter_: epochs trained; ``best_epoch_`` is the one whose parameters were kept.

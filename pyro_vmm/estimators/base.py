@@ -58,6 +58,8 @@ class Estimator(BaseEstimator):
     vae_: LatentVariableModel
     seed_: int
     n_components_: int
+    #: Of a model from a file of before this was kept.
+    weight_history_: np.ndarray | None = None
 
     #: Whether clusters are numbered by their weight or by their share of the rows, largest first.
     numbered_by = "weight"
@@ -116,7 +118,8 @@ class Estimator(BaseEstimator):
 
     def _forget(self) -> None:
         """Be unfitted: what is left of an earlier fit does not go with the parts that another replaces one by one."""
-        self.__dict__.pop("labels_", None)
+        for name in ("labels_", "weight_history_"):
+            self.__dict__.pop(name, None)
 
     def _draw_seed(self) -> int:
         """What ``random_state`` gives; of several processes that train together, the first one's."""
@@ -136,6 +139,12 @@ class Estimator(BaseEstimator):
         order = np.random.RandomState(self.seed_).permutation(n)
         n_val = int(self.validation_fraction * n)
         return np.sort(order[n_val:]), np.sort(order[:n_val])
+
+    @property
+    def history_clusters_(self) -> np.ndarray:
+        """The cluster of each component of ``weight_history_``, (K,), by ``successors_``; -1 for none."""
+        check_is_fitted(self)
+        return np.where(self.successors_ < 0, -1, self.cluster_of_component_[self.successors_])
 
     @property
     def validation_rows_(self) -> np.ndarray:
@@ -184,6 +193,7 @@ class Estimator(BaseEstimator):
             trainer.fit(x, x_val, labels_val, callbacks=callbacks, checkpoint=checkpoint, progress=self.progress)
         except TrainingDiverged as error:
             raise TrainingDiverged(f"{error}. The estimator is not fitted") from error
+        self.weight_history_ = trainer.weights.numpy()
         self._settle(x)
         self.history_ = pd.DataFrame(trainer.history)
         self.n_iter_, self.best_epoch_ = len(trainer.history), trainer.best["epoch"]
@@ -192,6 +202,7 @@ class Estimator(BaseEstimator):
     def _settle(self, x: Rows) -> None:
         """After training: say which cluster each component is of. Here each is one."""
         self.cluster_of_component_ = np.arange(self.n_components_)
+        self.successors_ = np.arange(self.n_components_)
 
     def _number_clusters(self, x: Rows) -> None:
         """Reorder clusters and their components, largest first and those without a row last, and assign the rows."""
@@ -204,7 +215,12 @@ class Estimator(BaseEstimator):
         self.cluster_of_component_ = clusters
         self.component_weights_ = weights[order]
         self.weights_ = self._by_cluster(self.component_weights_)
-        self.components_ = np.argsort(order)[components]
+        numbers = np.argsort(order)
+        self.components_ = numbers[components]
+        if self.weight_history_ is not None:
+            successors = self.successors_[order]
+            self.weight_history_ = self.weight_history_[:, order]
+            self.successors_ = np.where(successors < 0, -1, numbers[successors])
         self.labels_ = self._clusters(x)
         self._count_clusters()
 
@@ -349,6 +365,9 @@ class Estimator(BaseEstimator):
             "learning_rates": self.learning_rates_,
             "seed": int(self.seed_),
         }
+        if self.weight_history_ is not None:
+            found["weight_history"] = torch.as_tensor(self.weight_history_)
+            found["successors"] = torch.as_tensor(self.successors_)
         content = {
             "estimator": type(self).__name__,
             "params": self.configuration(),
@@ -388,6 +407,7 @@ class Estimator(BaseEstimator):
         model._count_clusters()
         model.history_ = storing.history(fitted)
         model.n_iter_ = fitted.whole("n_iter", len(model.history_), len(model.history_))
+        model.weight_history_, model.successors_ = storing.weight_history(fitted, model.n_iter_, model.n_components_)
         model.best_epoch_ = fitted.whole("best_epoch", 0, model.n_iter_)
         # A file from before there was a record has none.
         model.learning_rates_ = check_rates(fitted, "learning_rates") if "learning_rates" in fitted else []

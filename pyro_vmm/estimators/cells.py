@@ -86,7 +86,8 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         batch_shares_: a DataFrame, clusters x batches: the shares of a cluster's cells. A cluster of one batch alone is
             either a cell type that the others lack, or an effect of the batch.
         genes_: the names of the genes, (G,); ``batches_`` those of the batches, (B,).
-        history_, n_iter_, best_epoch_, seed_, vae_, validation_rows_: as of :class:`~pyro_vmm.VMM`.
+        history_, weight_history_, successors_, history_clusters_, n_iter_, best_epoch_, seed_, vae_, validation_rows_:
+            as of :class:`~pyro_vmm.VMM`.
 
     Examples:
         >>> from pyro_vmm import SingleCellVMM  # doctest: +SKIP

@@ -107,8 +107,9 @@ class ChosenPrior(Estimator):
         super()._settle(x)
         self.settled_ = None
         if self.settle:
-            clusters, self.settled_ = settle(self.vae_, x, self.seed_)
-            self.cluster_of_component_ = clusters.numpy()
+            settled = settle(self.vae_, x, self.seed_)
+            self.cluster_of_component_, self.successors_ = settled.clusters.numpy(), settled.successors.numpy()
+            self.settled_ = settled.moves
 
     def _number_clusters(self, x: Rows) -> None:
         super()._number_clusters(x)

@@ -20,7 +20,7 @@ from pyro_vmm.data.genes import GeneMatch
 from pyro_vmm.estimators.mapping import Mapped
 from pyro_vmm.estimators.novelty import QUANTILES, Usual
 from pyro_vmm.inference import Moves
-from pyro_vmm.inference.state import COLUMNS, check_model
+from pyro_vmm.inference.state import COLUMNS, check_model, check_weights
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
 from pyro_vmm.priors import Covariance, Prior
 from pyro_vmm.priors.hyperpriors import HyperPrior
@@ -131,6 +131,24 @@ def history(fitted: Entries) -> pd.DataFrame:
     if len(set(map(len, columns.values()))) > 1 or columns["epoch"] != [*range(1, len(columns["epoch"]) + 1)]:
         raise found.wrong("its columns should have a number for each epoch")
     return pd.DataFrame(found.content)
+
+
+def weight_history(fitted: Entries, n_epochs: int, n_components: int) -> tuple[np.ndarray | None, np.ndarray]:
+    """Weights of components by epoch, and what became of each; of a file from before these were kept None.
+
+    A model that cells were mapped onto has more components than training had.
+    """
+    if "weight_history" not in fitted:
+        return None, np.arange(n_components)
+    weights = fitted.get("weight_history", torch.Tensor)
+    n_trained = weights.shape[-1] if weights.dim() == 2 else n_components
+    if n_trained > n_components:
+        raise fitted.wrong(f"weight_history has {n_trained} components, expected at most {n_components}")
+    check_weights(fitted, "weight_history", n_epochs, n_trained)
+    successors = fitted.tensor("successors", like=torch.empty(n_trained, dtype=torch.int64))
+    if ((successors < -1) | (successors >= n_components)).any():
+        raise fitted.wrong(f"successors should hold numbers of components from -1 to {n_components - 1}")
+    return weights.numpy(), successors.numpy()
 
 
 def tree(fitted: Entries, n_components: int) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import copy
 import warnings
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -61,7 +62,21 @@ def can_settle(prior: Prior) -> bool:
     return prior.can_place and all(each.requires_grad for each in tensors if isinstance(each, nn.Parameter))
 
 
-def settle(vae: LatentVariableModel, x: Rows, seed: int) -> tuple[Tensor, Moves | None]:
+class Settled(NamedTuple):
+    """What settling came to.
+
+    Arguments:
+        clusters: the cluster of each component, (K,), numbered from 0.
+        moves: what became of the components; None where they are as training left them.
+        successors: the component that most rows of each went to, (K,), -1 of one without rows.
+    """
+
+    clusters: Tensor
+    moves: Moves | None
+    successors: Tensor
+
+
+def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Settled:
     """Move the prior's components to where the rows need them.
 
     The networks are at rest. Components split and merge until the evidence of the encoded rows rises no more
@@ -74,14 +89,10 @@ def settle(vae: LatentVariableModel, x: Rows, seed: int) -> tuple[Tensor, Moves 
         vae: a trained model.
         x: the rows that it was trained on, (N, ...).
         seed: of which rows are looked at, where there are more than ``MOST_ROWS``.
-
-    Returns:
-        the cluster of each component, (K,), numbered from 0; and what became of the components, None where they are as
-        training left them.
     """
     each = torch.arange(vae.prior.n_components)
     if not can_settle(vae.prior):
-        return each, None
+        return Settled(each, None, each)
     before = copy.deepcopy(vae.prior.state_dict())
     try:
         return _settle(vae, x, seed)
@@ -89,10 +100,10 @@ def settle(vae: LatentVariableModel, x: Rows, seed: int) -> tuple[Tensor, Moves 
     except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
         vae.prior.load_state_dict(before)
         warnings.warn(f"the components can't be settled, and are as training left them: {error}", stacklevel=2)
-        return each, None
+        return Settled(each, None, each)
 
 
-def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> tuple[Tensor, Moves]:
+def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> Settled:
     prior, rows = vae.prior, some_rows(len(x), seed)
     encoded, before = encode(vae, x, rows)
     sharp, family = sharpened(encoded), prior.covariance
@@ -107,7 +118,10 @@ def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> tuple[Tensor, Moves
     # A component without rows is a cluster without rows.
     unused = groups < 0
     groups[unused] = groups.max() + 1 + np.arange(unused.sum())
-    return torch.as_tensor(groups), Moves.between(before, slots.numpy()[found])
+    after = slots.numpy()[found]
+    return Settled(
+        torch.as_tensor(groups), Moves.between(before, after), _successors(before, after, prior.n_components)
+    )
 
 
 def some_rows(n: int, seed: int) -> Tensor:
@@ -177,6 +191,17 @@ def places(vae: LatentVariableModel, x: Rows, rows: Tensor, encoded: Encoded, la
     count, loc, spread = (torch.as_tensor(each).to(origin) for each in (moments.count, mean, covariance))
     candidates = x[rows[torch.as_tensor(near.ravel())]].to(origin)
     return Places(count, loc, spread, candidates.unflatten(0, near.shape))
+
+
+def _successors(before: np.ndarray, after: np.ndarray, n: int) -> Tensor:
+    """The component that most rows of each of n went to, (n,), -1 of one without rows.
+
+    Arguments:
+        before, after: the component of each row, (N,).
+    """
+    counts = np.zeros((n, n), dtype=int)
+    np.add.at(counts, (before, after), 1)
+    return torch.as_tensor(np.where(counts.any(1), counts.argmax(1), -1))
 
 
 def _slots(found: np.ndarray, before: np.ndarray, n: int) -> Tensor:

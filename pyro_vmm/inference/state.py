@@ -35,6 +35,8 @@ def check_state(state: dict, vae: LatentVariableModel) -> None:
         row.whole("epoch", i, i)
         for name in {*COLUMNS, *row.content, *history[0].content}:
             row.number(name)
+    if "weights" in entries:
+        check_weights(entries, "weights", len(history), vae.prior.n_components)
     best = entries.part("best")
     epoch = best.whole("epoch", 0, len(history))
     best.number("value")
@@ -52,6 +54,14 @@ def check_model(entries: Entries, name: str, module: torch.nn.Module) -> None:
     """Raise ``ValueError`` unless an entry holds a module's parameters and buffers, finite where the module's are."""
     own = module.state_dict()
     entries.state(name, own, finite=[each for each, value in own.items() if value.isfinite().all()])
+
+
+def check_weights(entries: Entries, name: str, n_epochs: int, n_components: int) -> torch.Tensor:
+    """Weights of components by epoch, NaN where nobody knows them; ``ValueError`` where they are none."""
+    weights = entries.tensor(name, like=torch.empty(n_epochs, n_components, dtype=torch.float32))
+    if not (weights.isnan() | ((weights >= 0) & (weights <= 1 + 1e-4))).all():
+        raise entries.wrong(f"{name} should hold numbers from 0 to 1")
+    return weights
 
 
 def check_rates(entries: Entries, name: str) -> list[dict]:

@@ -57,6 +57,8 @@ class Trainer:
         self.steps = Steps(vae, config, ranks=self.ranks)
         self.order = torch.Generator().manual_seed(config.seed)
         self.history: list[dict] = []
+        #: The weights of all K components at the end of each epoch, in float32, (epochs, K).
+        self.weights = torch.empty(0, vae.prior.n_components, dtype=torch.float32)
         self.best: dict = {"epoch": 0, "value": float("-inf"), "model": None}
         self.numbers = RandomNumbers(config.seed, self.device)
         # Of small networks few: more would be slower, and much slower where another program has a core.
@@ -229,12 +231,19 @@ class Trainer:
             row["val_nmi"] = self._nmi(x_val, labels_val)
         row["seconds"] = time.perf_counter() - started
         self.history.append(row)
+        self.weights = torch.cat([self.weights, self._component_weights()])
         value = row["elbo"] if x_val is None else row[self.config.monitor]
         if value > self.best["value"]:
             self.best = {"epoch": row["epoch"], "value": value, "model": _copy(self.vae.state_dict())}
         shown = row["elbo"] if x_val is None else row["val_elbo"]
         bar.set_postfix(epoch=row["epoch"], elbo=f"{shown:.2f}", active=row["n_active"], refresh=False)
         return row
+
+    @torch.no_grad()
+    def _component_weights(self) -> Tensor:
+        """As they are now, in float32 on the host, (1, K)."""
+        with inference_mode(self.vae), exclusive():
+            return self.vae.prior(self.vae.encoder).weights.float().cpu()[None]
 
     @torch.no_grad()
     def evaluate(self, x: Rows) -> float:
@@ -277,6 +286,7 @@ class Trainer:
             "rng": self.numbers.state,
             "best": dict(self.best),
             "history": [dict(row) for row in self.history],
+            "weights": self.weights,  # which each epoch replaces
             "diverged": self.diverged,
             "rates": [dict(each) for each in self.rates],
         }
@@ -314,6 +324,8 @@ class Trainer:
         self.numbers.state, self._ended = state["rng"], None
         self.best = dict(state["best"])
         self.history = [dict(row) for row in state["history"]]
+        unknown = torch.full((len(self.history), self.vae.prior.n_components), float("nan"), dtype=torch.float32)
+        self.weights = state.get("weights", unknown)  # a checkpoint of old does not tell
         self.diverged = state.get("diverged", False)
         self.rates = [dict(each) for each in state.get("rates", self.rates)]
         now = {"epoch": len(self.history) + 1, **self._rates()}

@@ -1,19 +1,30 @@
-"""The life of components: which die in training, and which settling makes or merges away."""
+"""The life of components: their weights, which die in training, and which settling makes or merges away."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from pyro_vmm.inference import Moves
-from pyro_vmm.plots.drawing import BLUE, GREEN, GREY, VERMILLION
+from pyro_vmm.plots.drawing import BLUE, GREEN, GREY, VERMILLION, palette
 
 LIFE_COLUMNS = ("epoch", "n_active", "n_trained")
+# A component is small whose last weight is below this part of 1 / K.
+SMALL = 0.1
+# The number of a cluster of a smaller weight would lie on its neighbours'.
+LEAST_NAMED = 0.025
 
 
-def component_life(history: pd.DataFrame, settled: Moves | None = None, unit: str = "row") -> Figure:
-    """How many components there are: by epoch, and before and after settling.
+def component_life(
+    history: pd.DataFrame,
+    settled: Moves | None = None,
+    unit: str = "row",
+    weights: ArrayLike | None = None,  # shape: (epochs, K)
+    clusters: ArrayLike | None = None,  # shape: (K,)
+) -> Figure:
+    """How many components there are, by epoch and before and after settling; and their weights by epoch.
 
     Training lets components die alone: those that win no row, and then those that are frozen. Births and merges come
     after training, by settling.
@@ -23,21 +34,39 @@ def component_life(history: pd.DataFrame, settled: Moves | None = None, unit: st
             ``n_trained`` (those not frozen).
         settled: ``settled_`` of a fitted model; None for no panel of it.
         unit: What a row of data is.
+        weights: ``weight_history_`` of a fitted model, shape (epochs, K); NaN in epochs whose weights are not known.
+            None for no panel of it.
+        clusters: The cluster that each of these components ended in, shape (K,), -1 for none: ``history_clusters_``.
     """
     missing = [name for name in LIFE_COLUMNS if name not in history]
     if missing or history.empty:
         told = f"missing: {', '.join(missing)}" if missing else "it has no row"
         raise ValueError(f"history must have the columns {', '.join(LIFE_COLUMNS)} and a row for each epoch; {told}")
-    figure = Figure(figsize=(6.5 if settled is None else 9.5, 3.8), layout="constrained")
-    ratios = [1.0] if settled is None else [2.2, 1.0]
-    panels = figure.subplots(1, len(ratios), width_ratios=ratios, sharey=True, squeeze=False)[0]
-    _draw_deaths(panels[0], history, unit)
+    columns, rows = 1 + (settled is not None), 1 + (weights is not None)
+    figure = Figure(figsize=(6.5 if settled is None else 9.5, 3.8 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, width_ratios=[2.2, 1.0][:columns], squeeze=False)
+    _draw_deaths(panels[0, 0], history, unit)
     if settled is not None:
-        _draw_settling(panels[1], settled)
+        _draw_settling(panels[0, 1], settled)
+        panels[0, 1].sharey(panels[0, 0])
+    if weights is not None:
+        _draw_weights(panels[1, 0], history, *_checked(weights, clusters, len(history)))
+        for rest in panels[1, 1:]:
+            rest.set_axis_off()
     most = max(history["n_trained"].max(), 0 if settled is None else settled.kept + settled.born)
-    panels[0].set_ylim(0, 1.3 * max(most, 1))  # with room for the legends
-    panels[0].yaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0, 0].set_ylim(0, 1.3 * max(most, 1))  # with room for the legends
+    panels[0, 0].yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
+
+
+def _checked(weights: ArrayLike, clusters: ArrayLike | None, n_epochs: int) -> tuple[np.ndarray, np.ndarray]:
+    weights = np.asarray(weights, float)
+    if weights.ndim != 2 or len(weights) != n_epochs:
+        raise ValueError(f"weights must have shape (epochs={n_epochs}, K), got {weights.shape}")
+    clusters = np.arange(weights.shape[1]) if clusters is None else np.asarray(clusters)
+    if clusters.shape != weights.shape[1:]:
+        raise ValueError(f"clusters must have shape (K={weights.shape[1]},), got {clusters.shape}")
+    return weights, clusters
 
 
 def _draw_deaths(axes: Axes, history: pd.DataFrame, unit: str) -> None:
@@ -70,3 +99,40 @@ def _draw_settling(axes: Axes, settled: Moves) -> None:
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_weights(
+    axes: Axes,
+    history: pd.DataFrame,
+    weights: np.ndarray,  # (epochs, K)
+    clusters: np.ndarray,  # (K,)
+) -> None:
+    """An area for each component, those of a cluster side by side in one colour, the small ones together in grey."""
+    epochs, last = history["epoch"].to_numpy(float), weights[-1]
+    edges = np.append(epochs - 1, epochs[-1])
+    shown = (clusters >= 0) & (last >= SMALL / len(last))
+    order = np.flatnonzero(shown)[np.lexsort((-last[shown], clusters[shown]))]
+    names, codes = np.unique(clusters[order], return_inverse=True)
+    colors = palette(len(names))
+    floor = np.zeros(len(epochs))
+    for component, code in zip(order, codes, strict=True):
+        top = floor + weights[:, component]
+        area = axes.stairs(top, edges, baseline=floor, fill=True, color=colors[code], alpha=0.7)
+        area.set(edgecolor="white", linewidth=0.3)
+        floor = top
+    if not shown.all():
+        rest = floor + weights[:, ~shown].sum(1)
+        label = f"{(~shown).sum()} small, or without rows at the end"
+        axes.stairs(rest, edges, baseline=floor, fill=True, color=GREY, alpha=0.4, label=label)
+        axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
+    sizes = np.bincount(codes, last[order], len(names))
+    middles = np.cumsum(sizes) - sizes / 2
+    for name, middle, size, color in zip(names, middles, sizes, colors, strict=True):
+        if size >= LEAST_NAMED:
+            axes.annotate(
+                str(name), (1, middle), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                va="center", fontsize=8, fontweight="bold", color=0.55 * color,
+            )  # fmt: skip
+    axes.set(xlabel="epoch", ylabel="weight π", xlim=(edges[0], edges[-1]), ylim=(0, 1))
+    axes.set_title("Weights by final cluster", loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -79,10 +79,16 @@ class ArrayResults:
             shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
             found["weights"] = lambda: plots.cluster_weights(self.model.weights_, shares)
             found["components"] = self.component_figure
-            found["life"] = lambda: plots.component_life(self.model.history_, self.model.settled_)
+            found["life"] = self.life_figure
         if tables.has_tree(self.model):
             found["tree"] = lambda: plots.cluster_tree(self.model.tree_, self.model.cluster_of_component_)
         return found
+
+    def life_figure(self) -> "Figure":
+        """Components by epoch and by settling, and their weights."""
+        model = self.model
+        lives = {"weights": model.weight_history_, "clusters": model.history_clusters_}
+        return plots.component_life(model.history_, model.settled_, **lives)
 
     def latent_figure(self) -> "Figure":
         """The latent space by cluster, label and hesitation, where there are several clusters and labels."""

@@ -137,10 +137,16 @@ class CellResults:
             found["weights"] = lambda: plots.cluster_weights(self.model.weights_, shares, unit="cell")
             if self.several_batches:
                 found["batches"] = lambda: plots.cluster_batches(self.by_batch, marked=self.marked)
-            found["life"] = lambda: plots.component_life(self.model.history_, self.model.settled_, unit="cell")
+            found["life"] = self.life_figure
         if tables.has_tree(self.model):
             found["tree"] = lambda: plots.cluster_tree(self.model.tree_, self.model.cluster_of_component_, unit="cell")
         return found
+
+    def life_figure(self) -> "Figure":
+        """Components by epoch and by settling, and their weights."""
+        model = self.model
+        lives = {"weights": model.weight_history_, "clusters": model.history_clusters_}
+        return plots.component_life(model.history_, model.settled_, unit="cell", **lives)
 
     @property
     def several_batches(self) -> bool:

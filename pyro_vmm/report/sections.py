@@ -189,6 +189,8 @@ def training(model: Estimator, path: Path, unit: str) -> Section:
     )
     if (moves := getattr(model, "settled_", None)) is not None:
         life += f" Settling: {moves}."
+    if model.weight_history_ is not None:
+        life += " Below, the weights of components by epoch, by the cluster that each ended in."
     return Section("Training", pictures=pictures(path, {"curves": curves, "life": life}))
 
 

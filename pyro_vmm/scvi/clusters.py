@@ -85,8 +85,9 @@ class Clusters:
         mixture = self.module.vmm
         cells = Cells(self, self.train_indices, mixture.layout)
         with mixture.awake():
-            clusters, self.settled_ = settle(Adapted(self.module), cells, scvi.settings.seed or 0)
-            mixture.cluster_of_component.copy_(clusters)
+            settled = settle(Adapted(self.module), cells, scvi.settings.seed or 0)
+            mixture.cluster_of_component.copy_(settled.clusters)
+            self.settled_ = settled.moves
 
     def _number_clusters(self, z: np.ndarray) -> np.ndarray:
         """Number the clusters and their components by the model's own cells z (N, D), and return the order, (K,)."""

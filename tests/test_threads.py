@@ -1,5 +1,6 @@
 """The number of torch's threads: what changes it, and what trains with it all the same."""
 
+import math
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vmm import VMM, SingleCellVMM
+from pyro_vmm import VMM, SingleCellVMM, Trainer, TrainingConfig
+from pyro_vmm.networks import conv_encoder
 from pyro_vmm.runtime.threads import at_most, same_threads, threads_for, threads_of_environment
 
 TINY = {"n_components": 3, "latent_dim": 2, "hidden": (8,), "epochs": 1, "random_state": 0}
@@ -79,6 +81,13 @@ def test_estimators_keep_to_it(kind):
 
 def test_threads_follow_the_work():
     assert [threads_for(work) for work in (0, 10**6, 25 * 10**6, 10**8, 10**9)] == [1, 1, 1, 4, 40]
+    assert threads_for(math.inf) >= 1000
+
+
+def test_convolutions_are_not_limited():
+    images = torch.rand(30, 8, 8)
+    model = VMM(encoder=conv_encoder((8, 8), (2,), 4), **{**TINY, "hidden": (4,), "settle": False}).fit(images)
+    assert Trainer(model.vae_, TrainingConfig()).threads > 100
 
 
 def test_at_most_so_many_threads():

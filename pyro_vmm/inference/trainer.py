@@ -341,9 +341,10 @@ class Trainer:
             yield
 
 
-def _weights(vae: LatentVariableModel) -> int:
-    """The multiply-adds that the linear layers take for a row; a kernel counts once, not for each of its places."""
-    return sum(p.numel() for network in (vae.encoder, vae.decoder) for p in network.parameters())
+def _weights(vae: LatentVariableModel) -> float:
+    """The multiply-adds that the networks take for a row; infinite where a kernel makes who knows how many."""
+    parameters = [p for network in (vae.encoder, vae.decoder) for p in network.parameters()]
+    return math.inf if any(p.dim() > 2 for p in parameters) else sum(p.numel() for p in parameters)
 
 
 def _bar(progress: bool, rows: int, trainer: Trainer) -> tqdm:

@@ -9,11 +9,13 @@ import torch
 
 # Multiply-adds of a minibatch that keep a thread busy; with fewer, threads wait for each other longer than they work.
 WORK_OF_A_THREAD = 25_000_000
+# As good as no limit.
+MOST_THREADS = 1024
 
 
-def threads_for(work: int) -> int:
-    """How many threads a minibatch of so many multiply-adds keeps busy, one at least."""
-    return max(work // WORK_OF_A_THREAD, 1)
+def threads_for(work: float) -> int:
+    """How many threads a minibatch of so many multiply-adds keeps busy, one at least; of infinitely many, all."""
+    return max(int(min(work / WORK_OF_A_THREAD, MOST_THREADS)), 1)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ def test_a_model_of_arrays(name, prior):
     model = VMM.load(STORED / f"{name}.pt", prior=prior)
     np.testing.assert_allclose(model.score_samples(X[:3], 5), SCORES[name], rtol=1e-4)
     assert model.component_covariance == "full" and model.component_df is None
+    assert model.weight_history_ is None and len(model.history_clusters_) == model.n_components_
 
 
 def test_a_model_of_cells():
@@ -51,6 +52,8 @@ def test_a_checkpoint_is_resumed(name, prior):
     assert model.n_iter_ == 3 and model.history_["elbo"].tolist()[:2] == [
         row["elbo"] for row in saved["trainer"]["history"]
     ]
+    unknown, known = model.weight_history_[:2], model.weight_history_[2]
+    assert np.isnan(unknown).all() and known.sum() == pytest.approx(1, abs=1e-5)
     other = model.set_params(
         **({"component_covariance": "tied"} if prior is None else {"prior": mixture(covariance="tied")})
     )

@@ -2,7 +2,7 @@
 
 from pyro_vmm.inference.config import MONITORS, RATES, RESUMABLE, TrainingConfig
 from pyro_vmm.inference.elimination import Elimination
-from pyro_vmm.inference.settling import Moves, settle
+from pyro_vmm.inference.settling import Moves, Settled, settle
 from pyro_vmm.inference.steps import Steps
 from pyro_vmm.inference.trainer import Trainer, TrainingDiverged
 
@@ -12,6 +12,7 @@ __all__ = [
     "RESUMABLE",
     "Elimination",
     "Moves",
+    "Settled",
     "Steps",
     "Trainer",
     "TrainingConfig",

@@ -67,7 +67,7 @@ def measure(
     """The confidence in the clusters of a trained model.
 
     Arguments:
-        sharp: the rows that are looked at, as they are told apart, see :func:`~pyro_vmm.inference.settling.look`.
+        sharp: the rows that are looked at, as they are told apart, see ``pyro_vmm.inference.settling.look``.
         q: q(c | x) of their components.
         cluster_of_component: the cluster of each.
         history: of the training, a row for each epoch.

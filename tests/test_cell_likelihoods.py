@@ -211,7 +211,7 @@ def test_a_dispersion_for_every_batch_is_that_of_the_cells_batch():
     # A cell that is partly of every batch has the geometric mean.
     covariates[:, :B] = 1 / B
     expected = likelihood.log_inverse_dispersion.mean(0).exp()
-    torch.testing.assert_close(likelihood.inverse_dispersion(likelihood.rows(h), covariates), expected.expand(M, G))
+    torch.testing.assert_close(likelihood.inverse_dispersion(h, covariates), expected.expand(M, G))
 
 
 @pytest.mark.parametrize("log_theta", [-1e4, 1e4])
@@ -223,7 +223,7 @@ def test_dispersions_are_bounded(dispersion, log_theta):
         h[:, 2:] = log_theta
         for parameter in likelihood.parameters():
             parameter.fill_(log_theta)
-    theta = likelihood.inverse_dispersion(likelihood.rows(h), covariates)
+    theta = likelihood.inverse_dispersion(h, covariates)
     assert (theta > 0).all() and theta.isfinite().all()
     log_prob = likelihood(h, library, covariates).log_prob(values("zinb").float())
     assert log_prob.isfinite().all()

@@ -54,14 +54,18 @@ class CellLikelihood(nn.Module, ABC):
 
     def expression(self, h: Tensor) -> Tensor:
         """Normalised expression, (..., G): positive, one over all genes."""
-        return self.rows(h)[0].softmax(-1)
+        return self.first(h).softmax(-1)
+
+    def first(self, h: Tensor) -> Tensor:
+        """The decoder's first row, (..., G)."""
+        return h if self.outputs_per_gene == 1 else h[..., 0, :]
 
     def rows(self, h: Tensor) -> Sequence[Tensor]:
-        """The decoder's P' rows, each (..., G).
+        """The decoder's P' rows, each as an h of one row, (..., 1, G); of one output a gene, h itself.
 
         All at once: the gradient of one that is taken by its index fills an array of the size of h with zeros.
         """
-        return (h,) if self.outputs_per_gene == 1 else h.unbind(-2)
+        return (h,) if self.outputs_per_gene == 1 else h.split(1, -2)
 
     def add_batches(self, layout: CellLayout) -> list[nn.Parameter]:
         """Take the cells of this layout, which has further batches, in place; what is to be trained for those.
@@ -112,14 +116,18 @@ class NegativeBinomialCounts(CellLikelihood):
         return [self.log_inverse_dispersion]
 
     def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
-        rows = self.rows(h)
-        mean = library * rows[0].softmax(-1)
-        return NegativeBinomial(mean, self.inverse_dispersion(rows, covariates)).to_event(1)
+        return NegativeBinomial(*self._mean_and_dispersion(self.rows(h), library, covariates)).to_event(1)
 
-    def inverse_dispersion(self, rows: Sequence[Tensor], covariates: Tensor) -> Tensor:
-        """Positive, of a shape that broadcasts with (..., G); ``rows`` are the decoder's."""
+    def _mean_and_dispersion(
+        self, rows: Sequence[Tensor], library: Tensor, covariates: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of the counts before zeros are put in; each is asked of the row that it is of."""
+        return library * self.expression(rows[0]), self.inverse_dispersion(rows[-1], covariates)
+
+    def inverse_dispersion(self, h: Tensor, covariates: Tensor) -> Tensor:
+        """Positive, of a shape that broadcasts with (..., G)."""
         if self.dispersion == "gene-cell":
-            log = rows[-1]
+            log = h[..., -1, :]
         elif self.dispersion == "gene-batch":
             log = self.layout.batch(covariates) @ self.log_inverse_dispersion
         else:
@@ -139,8 +147,8 @@ class ZeroInflatedNegativeBinomialCounts(NegativeBinomialCounts):
 
     def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
         rows = self.rows(h)
-        mean, theta = library * rows[0].softmax(-1), self.inverse_dispersion(rows, covariates)
-        return ZeroInflatedNegativeBinomial(mean, theta, rows[1]).to_event(1)
+        gate = rows[1].squeeze(-2)
+        return ZeroInflatedNegativeBinomial(*self._mean_and_dispersion(rows, library, covariates), gate).to_event(1)
 
 
 class BinaryPeaks(CellLikelihood):
@@ -224,7 +232,7 @@ class CustomCellLikelihood(CellLikelihood):
         return declare_events(of_pyro(self.function(h, library)), rows)
 
     def expression(self, h: Tensor) -> Tensor:
-        return super().expression(h) if self.counts else self.rows(h)[0]
+        return super().expression(h) if self.counts else self.first(h)
 
     def check(self, values: Tensor) -> None:
         """Try the callable: it has to return a distribution of the right shape that can score the values."""

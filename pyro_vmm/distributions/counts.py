@@ -75,12 +75,12 @@ class NegativeBinomial(TorchDistribution):
         return torch.poisson(rate.clamp(max=LARGEST_RATE))
 
     def log_prob(self, value: Tensor) -> Tensor:
+        return self.gated_log_prob(value, None)
+
+    def gated_log_prob(self, value: Tensor, gate_logits: Tensor | None) -> Tensor:
+        """log p(value), (*sample_shape, *batch_shape), with zeros put in by a gate, or as it is where that is None."""
         if self._validate_args:
             self._validate_sample(value)
-        return self._log_prob(value, None)
-
-    def _log_prob(self, value: Tensor, gate_logits: Tensor | None) -> Tensor:
-        """With zeros put in by a gate, or as it is."""
         mean, theta = self._mean, self.inverse_dispersion
         value, mean, theta = broadcast_all(value.to(mean.dtype), mean, theta)
         gate = None if gate_logits is None else gate_logits.expand_as(mean).flatten()
@@ -144,9 +144,7 @@ class ZeroInflatedNegativeBinomial(TorchDistribution):
         return kept * self.base.sample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self.base._validate_args:
-            self.base._validate_sample(value)
-        return self.base._log_prob(value, self.gate_logits)
+        return self.base.gated_log_prob(value, self.gate_logits)
 
 
 class _LogProb(torch.autograd.Function):

@@ -58,7 +58,7 @@ class Estimator(BaseEstimator):
     vae_: LatentVariableModel
     seed_: int
     n_components_: int
-    #: Of a model from a file of before this was kept.
+    #: None of a model from a file of before this was kept.
     weight_history_: np.ndarray | None = None
 
     #: Whether clusters are numbered by their weight or by their share of the rows, largest first.
@@ -286,12 +286,12 @@ class Estimator(BaseEstimator):
 
         A cluster's is the sum of its components'; from the number of clusters on it is zero.
         """
+        return self._responsibilities(x, self._of_clusters(function))
+
+    def _of_clusters(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The function of q(c | x) of components, (M, K), that makes of clusters what ``function`` makes."""
         cluster = torch.as_tensor(self.cluster_of_component_, device=self._own_device())
-
-        def by_cluster(q_c: Tensor) -> Tensor:
-            return function(torch.zeros_like(q_c).index_add_(-1, cluster, q_c))
-
-        return self._responsibilities(x, by_cluster)
+        return lambda q_c: function(torch.zeros_like(q_c).index_add_(-1, cluster, q_c))
 
     def _responsibilities(self, x: Rows, function: Callable[[Tensor], Tensor]) -> np.ndarray:
         """What the function makes of q(c | x) of components, (M, K)."""

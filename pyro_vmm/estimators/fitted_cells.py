@@ -81,14 +81,13 @@ class FittedCells(Estimator):
 
     def _seen(self, x: Rows, function: Callable[[Tensor], Tensor] = lambda q_c: q_c) -> tuple[np.ndarray, np.ndarray]:
         """``_latent_means`` and ``_probabilities`` of cells that are read and encoded once."""
-        cluster, size = torch.as_tensor(self.cluster_of_component_, device=self._own_device()), self.latent_dim
+        of_clusters, size = self._of_clusters(function), self.latent_dim
         with torch.no_grad(), exclusive():
             clustering = self.vae_.prior.clustering(self.vae_.encoder)
 
         def look(cells: Tensor) -> Tensor:
             z = self.vae_.encoder(cells).mean
-            q_c = clustering.responsibilities(z)
-            return torch.cat([z, function(torch.zeros_like(q_c).index_add_(-1, cluster, q_c))], -1)
+            return torch.cat([z, of_clusters(clustering.responsibilities(z))], -1)
 
         both = self._batched(look, x)
         return both[:, :size].astype(self.dtype), both[:, size:].copy()

@@ -62,7 +62,8 @@ class Trainer:
         self.best: dict = {"epoch": 0, "value": float("-inf"), "model": None}
         self.numbers = RandomNumbers(config.seed, self.device)
         # Of small networks few: more would be slower, and much slower where another program has a core.
-        self.threads = threads_for((config.batch_size + vae.prior.n_components) * _weights(vae))
+        rows = config.batch_size / self.ranks.size + vae.prior.n_components
+        self.threads = threads_for(rows * _work_of_a_row(vae))
         # Whether training stopped here because a number was not finite.
         self.diverged = False
         #: The learning rates of training, and the epoch from which on: another entry where a diverged run goes on.
@@ -242,7 +243,7 @@ class Trainer:
     @torch.no_grad()
     def _component_weights(self) -> Tensor:
         """As they are now, in float32 on the host, (1, K)."""
-        with inference_mode(self.vae), exclusive():
+        with inference_mode(self.vae), self._alone():
             return self.vae.prior(self.vae.encoder).weights.float().cpu()[None]
 
     @torch.no_grad()
@@ -251,7 +252,7 @@ class Trainer:
         stream = self._read(x, torch.arange(len(x)).split(max(self.config.batch_size, 1024)))
         numbers, pair, loss = RandomNumbers(self.config.seed, self.device), (self.vae.model, self.vae.guide), 0.0
         with inference_mode(self.vae), closing(stream):
-            with exclusive():
+            with self._alone():
                 p_z = self.vae.prior(self.vae.encoder)
             for batch in stream:
                 with self._turn(numbers), whole_batch(self.ranks, self.vae):
@@ -267,7 +268,7 @@ class Trainer:
         clusters = []
         with inference_mode(self.vae), closing(stream):
             for batch in stream:
-                with exclusive():
+                with self._alone():
                     clusters.append(self.vae.assignments(batch).argmax(-1))
         return float(normalized_mutual_info_score(labels, torch.cat(clusters).cpu().numpy()))
 
@@ -337,11 +338,17 @@ class Trainer:
     @contextmanager
     def _turn(self, numbers: RandomNumbers) -> Iterator[None]:
         """This thread's turn to run Pyro, with these random numbers."""
-        with numbers.drawn(), at_most(self.threads), quiet_pyro(), network_precision(self.config.precision):
+        with numbers.drawn(), self._alone(), quiet_pyro(), network_precision(self.config.precision):
+            yield
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """This thread's turn to compute, in as many of torch's threads as that keeps busy."""
+        with exclusive(), at_most(self.threads):
             yield
 
 
-def _weights(vae: LatentVariableModel) -> float:
+def _work_of_a_row(vae: LatentVariableModel) -> float:
     """The multiply-adds that the networks take for a row; infinite where a kernel makes who knows how many."""
     parameters = [p for network in (vae.encoder, vae.decoder) for p in network.parameters()]
     return math.inf if any(p.dim() > 2 for p in parameters) else sum(p.numel() for p in parameters)

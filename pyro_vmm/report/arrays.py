@@ -13,7 +13,7 @@ from pyro_vmm.analysis.explanation import ArrayExplanation
 from pyro_vmm.data.dataset import Dataset
 from pyro_vmm.estimators import VMM
 from pyro_vmm.plots import ornaments
-from pyro_vmm.report import tables
+from pyro_vmm.report import figures, tables
 from pyro_vmm.report.sections import Section, clusters, pictures
 from pyro_vmm.runtime import files
 
@@ -75,20 +75,10 @@ class ArrayResults:
             "curves": lambda: plots.training_curves(self.model.history_),
             "latent": lambda: self.latent_figure(),
         }
+        found |= figures.of_clusters(self.model, self.clusters, self.unit)
         if self.probabilities.shape[1] > 1:
-            shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
-            found["weights"] = lambda: plots.cluster_weights(self.model.weights_, shares)
             found["components"] = self.component_figure
-            found["life"] = self.life_figure
-        if tables.has_tree(self.model):
-            found["tree"] = lambda: plots.cluster_tree(self.model.tree_, self.model.cluster_of_component_)
         return found
-
-    def life_figure(self) -> "Figure":
-        """Components by epoch and by settling, and their weights."""
-        model = self.model
-        lives = {"weights": model.weight_history_, "clusters": model.history_clusters_}
-        return plots.component_life(model.history_, model.settled_, **lives)
 
     def latent_figure(self) -> "Figure":
         """The latent space by cluster, label and hesitation, where there are several clusters and labels."""

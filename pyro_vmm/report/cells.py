@@ -16,7 +16,7 @@ from pyro_vmm.analysis.explanation import CellExplanation
 from pyro_vmm.data.categories import column, grouped
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.plots import ornaments
-from pyro_vmm.report import tables
+from pyro_vmm.report import figures, tables
 from pyro_vmm.report.sections import Section, Table, clusters, pictures
 from pyro_vmm.runtime import files
 from pyro_vmm.runtime.extras import require
@@ -132,21 +132,10 @@ class CellResults:
     def figures(self) -> dict[str, Callable[[], "Figure"]]:
         """What makes each figure but the UMAP, by its name; those of several batches or clusters where there are."""
         found = {"curves": lambda: plots.training_curves(self.model.history_, unit="cell")}
-        if self.probabilities.shape[1] > 1:
-            shares = np.bincount(self.clusters, minlength=self.probabilities.shape[1]) / len(self.clusters)
-            found["weights"] = lambda: plots.cluster_weights(self.model.weights_, shares, unit="cell")
-            if self.several_batches:
-                found["batches"] = lambda: plots.cluster_batches(self.by_batch, marked=self.marked)
-            found["life"] = self.life_figure
-        if tables.has_tree(self.model):
-            found["tree"] = lambda: plots.cluster_tree(self.model.tree_, self.model.cluster_of_component_, unit="cell")
+        found |= figures.of_clusters(self.model, self.clusters, self.unit)
+        if self.probabilities.shape[1] > 1 and self.several_batches:
+            found["batches"] = lambda: plots.cluster_batches(self.by_batch, marked=self.marked)
         return found
-
-    def life_figure(self) -> "Figure":
-        """Components by epoch and by settling, and their weights."""
-        model = self.model
-        lives = {"weights": model.weight_history_, "clusters": model.history_clusters_}
-        return plots.component_life(model.history_, model.settled_, unit="cell", **lives)
 
     @property
     def several_batches(self) -> bool:

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 from sklearn import datasets
@@ -34,6 +33,7 @@ from sklearn.mixture import BayesianGaussianMixture
 from pyro_vmm import VMM, SingleCellVMM
 from repro import pages, tabular
 from repro.integration import data as integration
+from repro.integration.scores import leiden
 
 Data = tuple[np.ndarray, np.ndarray]
 
@@ -252,13 +252,8 @@ def measure_cells(adata: AnnData, seed: int) -> dict:
     nmi, ari = scores(y, model.labels_)
     found = {"clusters": model.n_clusters_, "nmi": nmi, "ari": ari, "seconds": seconds}
     found |= {"elbo": model.history_["val_elbo"].max(), "parts": len(np.unique(model.components_))}
-    normalised = integration.log_normalised(adata)
-    normalised.obsm["X_vmm"] = model.transform(adata)
-    for place in ("X_vmm", "X_pca"):
-        sc.pp.neighbors(normalised, use_rep=place)
-        sc.tl.leiden(normalised, resolution=1.0, flavor="igraph", n_iterations=2, random_state=seed)
-        found[place] = scores(y, normalised.obs["leiden"].astype(str).to_numpy())[0]
-    return found
+    embeddings = {"X_vmm": model.transform(adata), "X_pca": integration.log_normalised(adata).obsm["X_pca"]}
+    return found | {place: scores(y, leiden(each, seed))[0] for place, each in embeddings.items()}
 
 
 def cell_lines(name: str, make: Callable[[int], AnnData], seeds: int) -> str:

@@ -59,16 +59,21 @@ def batch_mixing(batches: ArrayLike, clusters: ArrayLike) -> float:
     return 1 - clustering.homogeneity(batches, clusters) if len(np.unique(batches)) > 1 else NAN
 
 
-def leiden_nmi(embedding: np.ndarray, types: np.ndarray) -> float:
-    """NMI of Leiden clusters at resolution 1 on 15 nearest neighbours, scanpy's way."""
+def leiden(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Leiden clusters (N,) at resolution 1 on 15 nearest neighbours of an embedding (N, D), scanpy's way."""
     import scanpy as sc
-
-    from pyro_vmm.evaluation import clustering
 
     cells = AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(embedding))]), obsm={"Z": embedding})
     sc.pp.neighbors(cells, n_neighbors=15, use_rep="Z")
-    sc.tl.leiden(cells, resolution=1, flavor="igraph", n_iterations=2, directed=False, random_state=0)
-    return clustering.nmi(types, cells.obs["leiden"].to_numpy())
+    sc.tl.leiden(cells, resolution=1, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+    return cells.obs["leiden"].to_numpy()
+
+
+def leiden_nmi(embedding: np.ndarray, types: np.ndarray) -> float:
+    """NMI of :func:`leiden` clusters."""
+    from pyro_vmm.evaluation import clustering
+
+    return clustering.nmi(types, leiden(embedding))
 
 
 def k_means_nmi(embedding: np.ndarray, types: np.ndarray) -> float:

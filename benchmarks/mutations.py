@@ -46,7 +46,7 @@ COPIED = (
 )
 PASSED, FAILED, STOPPED = 0, 1, 2  # pytest's exit codes; it stops where a file of tests can't be imported
 # What takes longest to import, once for all: the tests run in forks of a process that has nothing of the package.
-PRELOADED = ["anndata", "matplotlib.figure", "pyro.infer", "pytest", "sklearn.manifold", "torch._dynamo"]
+PRELOADED = ["anndata", "matplotlib.figure", "pyro.infer", "pytest", "sklearn.manifold"]
 PROCESSES = multiprocessing.get_context("forkserver")
 
 

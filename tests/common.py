@@ -49,7 +49,7 @@ BY_MAP = ("gmm", "vmm", "student_t")
 
 #: Processes that are forks of one that has done nothing but import: quick, and safe where this one has threads.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["anndata", "pyro_vmm.cli", "repro.cli", "sklearn.mixture", "torch._dynamo"])
+FORKS.set_forkserver_preload(["anndata", "pyro_vmm.cli", "repro.cli", "sklearn.mixture"])
 
 #: What ``sample`` of an estimator with five components refuses, and what it says.
 WRONG_DRAWS = [

@@ -205,7 +205,7 @@ def test_results_are_there_when_no_figure_can_be(error, table, tmp_path, monkeyp
 
 
 def test_an_interrupt_among_the_figures(table, tmp_path, monkeypatch, capsys):
-    def press(*args):
+    def press(*args, **options):
         raise KeyboardInterrupt
 
     out, real = tmp_path / "run", plots.cluster_weights

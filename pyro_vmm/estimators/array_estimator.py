@@ -15,6 +15,7 @@ from pyro_vmm.estimators import building, choices, inputs, storing
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import VAE
+from pyro_vmm.networks import CovarianceShape, CovarianceStart
 from pyro_vmm.priors import Prior
 from pyro_vmm.runtime import finite
 from pyro_vmm.runtime.checks import described
@@ -30,7 +31,7 @@ class ArrayEstimator(FittedArrays):
     says in ``_n_components`` how many components there are and in ``_build_prior`` what the prior is.
     """
 
-    scaling: str | None
+    scaling: choices.Scaling | None
     hidden: Sequence[int] | str
     encoder: str | Callable
     decoder: str | Callable
@@ -161,7 +162,11 @@ class ArrayEstimator(FittedArrays):
         return self._networks(likelihood, rows)
 
     def _networks(
-        self, likelihood: Likelihood, rows: Tensor, covariance: str = "diagonal", covariance_start: str = "diagonal"
+        self,
+        likelihood: Likelihood,
+        rows: Tensor,
+        covariance: CovarianceShape = "diagonal",
+        covariance_start: CovarianceStart = "diagonal",
     ) -> VAE:
         hidden = self._hidden(self.event_shape_)
         networks = (self.encoder, self.decoder, hidden, self.latent_dim, covariance, covariance_start)

@@ -20,7 +20,7 @@ from typing_extensions import Self
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.estimators.numbering import by_cluster, found_and_strays, numbering
-from pyro_vmm.estimators.settings import DTYPES
+from pyro_vmm.estimators.settings import DTYPES, Dtype
 from pyro_vmm.inference import Trainer, TrainingConfig, TrainingDiverged
 from pyro_vmm.inference.state import check_rates
 from pyro_vmm.likelihoods import CellLikelihood, Given, Likelihood
@@ -51,7 +51,7 @@ class Estimator(BaseEstimator):
     likelihood_options: dict | None
     validation_fraction: float
     device: str
-    dtype: str
+    dtype: Dtype
     progress: bool
     random_state: Any
     # What a subclass sets.

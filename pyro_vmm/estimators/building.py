@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast, get_args
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from pyro_vmm.models import VAE, Library, SingleCellVAE
 from pyro_vmm.networks import (
     CellDecoder,
     CellFeatures,
+    CovarianceShape,
+    CovarianceStart,
     Decoder,
     GaussianEncoder,
     cell_mlp,
@@ -51,8 +53,10 @@ ROWS_CHECKED = 1024
 # k-means++ looks at no more cells than these: memory must not grow with their number.
 KMEANS_CELLS = 10_000
 NETWORKS = ("mlp", "conv")
-INITS = ("random", "k-means++")
-INIT_CENTRES = ("normal", "encoded")
+Init = Literal["random", "k-means++"]
+INITS = get_args(Init)
+InitCentres = Literal["normal", "encoded"]
+INIT_CENTRES = get_args(InitCentres)
 T = TypeVar("T")
 L = TypeVar("L", Likelihood, CellLikelihood)
 
@@ -248,8 +252,8 @@ def build_vae(
     decoder: str | Callable,
     hidden: Sequence[int],
     latent_dim: int,
-    covariance: str,
-    covariance_start: str,
+    covariance: CovarianceShape,
+    covariance_start: CovarianceStart,
 ) -> VAE:
     """The networks around a likelihood, in float32; the prior is a placeholder until there are pseudo-inputs.
 
@@ -295,7 +299,7 @@ def build_cell_vae(
     likelihood: CellLikelihood,
     hidden: Sequence[int],
     latent_dim: int,
-    covariance: str,
+    covariance: CovarianceShape,
     dropout: float,
     encode_covariates: bool,
     library: tuple[Tensor, Tensor] | None,

@@ -27,7 +27,7 @@ from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.device_rows import resident, subset
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.rows import Rows
-from pyro_vmm.runtime.settings import AUTO, settings
+from pyro_vmm.runtime.settings import AUTO, Auto, settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -187,9 +187,9 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         *,
         gene_key: str | None = None,
         most_missing: float = 0.2,
-        new_clusters: str | None = None,
+        new_clusters: Auto | None = None,
         novel_below: float = 0.01,
-        epochs: int | str = AUTO,
+        epochs: int | Auto = AUTO,
         learning_rate: float = 5e-3,
         batch_size: int = 128,
     ) -> "SingleCellVMM":

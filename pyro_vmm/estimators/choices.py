@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pyro_vmm.likelihoods import Given, likelihood_class
 from pyro_vmm.runtime.checks import check_choice
@@ -23,7 +23,8 @@ LEAST_BATCH, MOST_BATCH = 32, 256
 CELLS = (128,)
 # scVI's number of passes over so many cells or fewer (scvi-tools' ``get_max_epochs_heuristic``).
 CELL_EPOCHS, FEW_CELLS = 400, 20_000
-SCALINGS = ("auto", "range", "standard", None)
+Scaling = Literal["auto", "range", "standard"]
+SCALINGS = (*get_args(Scaling), None)
 
 #: The number of epochs from the rows to train on, the minibatch and the learning rate.
 Length = Callable[[int, int, float], int]

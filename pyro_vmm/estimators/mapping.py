@@ -26,7 +26,7 @@ from pyro_vmm.priors.groups import find_groups
 from pyro_vmm.priors.moves import compact, find_components
 from pyro_vmm.runtime.checks import check_choice, check_positive, check_share, check_whole
 from pyro_vmm.runtime.exclusive import exclusive
-from pyro_vmm.runtime.settings import AUTO
+from pyro_vmm.runtime.settings import AUTO, Auto
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,7 +48,7 @@ class QueryTraining:
         batch_size: cells in a minibatch.
     """
 
-    epochs: int | str = AUTO
+    epochs: int | Auto = AUTO
     learning_rate: float = 5e-3
     batch_size: int = 128
 

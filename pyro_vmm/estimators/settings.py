@@ -6,7 +6,7 @@ from the fields. A group has the title of its options there.
 
 from collections.abc import Callable, Sequence
 from dataclasses import field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,18 +15,19 @@ from torch import nn
 from pyro_vmm.estimators import building, choices
 from pyro_vmm.inference.config import Alternation, Monitored, Optimisation, TrainingConfig
 from pyro_vmm.likelihoods import Given, cell_likelihood_class, likelihood_class
-from pyro_vmm.networks import COVARIANCE_STARTS, COVARIANCES
+from pyro_vmm.networks import COVARIANCE_STARTS, COVARIANCES, CovarianceShape, CovarianceStart
 from pyro_vmm.priors import COVARIANCES as FAMILIES
 from pyro_vmm.priors import EXPECTATIONS, PRIORS, RESPONSIBILITIES, Covariance, prior_class
 from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.hyperpriors import HYPERPRIORS, HyperPrior, as_hyperprior
-from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES
+from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES, PseudoBatch
 from pyro_vmm.priors.registry import Given as PriorGiven
 from pyro_vmm.runtime.checks import check_choice, check_whole, is_real, is_whole
 from pyro_vmm.runtime.settings import (
     POSITIVE,
     TRUTH,
     WHOLE,
+    Auto,
     Values,
     changed,
     one_of,
@@ -36,14 +37,16 @@ from pyro_vmm.runtime.settings import (
     settings,
 )
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-LIBRARIES = ("observed", "inferred")
+Dtype = Literal["float32", "float64"]
+DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+Library = Literal["observed", "inferred"]
+LIBRARIES = get_args(Library)
 Network = str | nn.Module | Callable[..., nn.Module]
 
 
-def granularity(text: str) -> float | str:
+def granularity(text: str) -> float | Literal["batch"]:
     """A number, or "batch"."""
-    return text if text == "batch" else float(text)
+    return "batch" if text == "batch" else float(text)
 
 
 def _below_one(name: str, value: Any) -> None:
@@ -189,7 +192,7 @@ class Machine:
         metavar="NAME",
         resume="always",
     )
-    dtype: str = setting(default="float32", help="of all numbers", values=one_of(tuple(DTYPES)))
+    dtype: Dtype = setting(default="float32", help="of all numbers", values=one_of(tuple(DTYPES)))
     progress: bool = setting(default=False, option=None, help="show a progress bar", resume="always")
 
 
@@ -202,7 +205,7 @@ class Posterior:
 
     title: ClassVar[str] = "model"
 
-    covariance: str = setting(
+    covariance: CovarianceShape = setting(
         default="full", help="of q(z | x)", values=Values(_posterior_covariance, choices=COVARIANCES)
     )
 
@@ -211,7 +214,7 @@ class Posterior:
 class ArrayPosterior(Posterior):
     """Where its covariance starts."""
 
-    covariance_start: str = setting(
+    covariance_start: CovarianceStart = setting(
         default="diagonal",
         help="a full one at first; random is the authors'; arrays only",
         values=one_of(COVARIANCE_STARTS),
@@ -238,7 +241,7 @@ class NamedPrior:
 
     title: ClassVar[str] = "granularity and the prior's inference"
 
-    m_prior: float | str = setting(
+    m_prior: float | Literal["batch"] = setting(
         default=256,
         help="a cluster survives on more than about one row in M",
         values=Values(type=granularity),  # the prior checks it
@@ -269,7 +272,9 @@ class NamedPrior:
         metavar="NU",
         unset="5",
     )
-    init: str = setting(default="random", help="pseudo-inputs start from such rows", values=one_of(building.INITS))
+    init: building.Init = setting(
+        default="random", help="pseudo-inputs start from such rows", values=one_of(building.INITS)
+    )
 
 
 @settings
@@ -279,7 +284,7 @@ class NamedArrayPrior(NamedPrior):
     train_pseudo_inputs: bool = setting(
         default=True, help="whether they leave these rows in training; arrays only", values=TRUTH
     )
-    init_centres: str = setting(
+    init_centres: building.InitCentres = setting(
         default="normal", help="where a gmm's centres start; arrays only", values=one_of(building.INIT_CENTRES)
     )
 
@@ -308,7 +313,7 @@ class Arrays(Model):
 
     title: ClassVar[str] = "data of arrays and images"
 
-    scaling: str | None = setting(
+    scaling: choices.Scaling | None = setting(
         default="auto",
         help="how X is brought to the model's scale; tables: standard if normal or student_t",
         values=one_of(choices.SCALINGS),
@@ -321,10 +326,10 @@ class Arrays(Model):
 class ArraySettings(Machine, Data, Training, Monitored, NamedArrayPrior, ArrayPosterior, Arrays, PriorChoice):
     """The settings of :class:`~pyro_vmm.VMM`."""
 
-    epochs: int | str = changed(Optimisation, "epochs", default="auto", values=or_auto(WHOLE))
-    batch_size: int | str = changed(Optimisation, "batch_size", default="auto", values=or_auto(WHOLE))
-    learning_rate: float | str = changed(Optimisation, "learning_rate", default="auto", values=or_auto(POSITIVE))
-    patience: int | str | None = changed(Optimisation, "patience", default="auto", values=or_auto(or_none(WHOLE)))
+    epochs: int | Auto = changed(Optimisation, "epochs", default="auto", values=or_auto(WHOLE))
+    batch_size: int | Auto = changed(Optimisation, "batch_size", default="auto", values=or_auto(WHOLE))
+    learning_rate: float | Auto = changed(Optimisation, "learning_rate", default="auto", values=or_auto(POSITIVE))
+    patience: int | Auto | None = changed(Optimisation, "patience", default="auto", values=or_auto(or_none(WHOLE)))
     decay_fraction: float = 0.5
 
 
@@ -394,7 +399,7 @@ class CellModel(Model):
     n_components: int = field(default=Model.n_components, kw_only=True)
     latent_dim: int = field(default=Model.latent_dim, kw_only=True)
     hidden: Sequence[int] | str = choices.CELLS
-    library: str = setting(
+    library: Library = setting(
         default="observed",
         help="library sizes: the total counts, or log-normal by batch",
         values=one_of(LIBRARIES),
@@ -416,7 +421,9 @@ class NamedCellPrior(NamedPrior):
     title: ClassVar[str] = "model of single cells"
 
     hyperprior: str | HyperPrior = "reference"
-    pseudo_batch: str = setting(default="uniform", help="the batch of the pseudo-inputs", values=one_of(PSEUDO_BATCHES))
+    pseudo_batch: PseudoBatch = setting(
+        default="uniform", help="the batch of the pseudo-inputs", values=one_of(PSEUDO_BATCHES)
+    )
 
 
 @settings
@@ -424,9 +431,11 @@ class CellSettings(Machine, Data, Training, NamedCellPrior, Posterior, CellModel
     """The settings of :class:`~pyro_vmm.SingleCellVMM`: those of arrays, but for these."""
 
     likelihood: Given = changed(Model, "likelihood", default="zinb", values=Values(_of_value(cell_likelihood_class)))
-    covariance: str = "diagonal"
-    init: str | Sequence[str] = changed(NamedPrior, "init", values=Values(_cells_to_start_from, choices=building.INITS))
-    epochs: int | str = changed(Optimisation, "epochs", default="auto", values=or_auto(WHOLE))
+    covariance: CovarianceShape = "diagonal"
+    init: building.Init | Sequence[str] = changed(
+        NamedPrior, "init", default="random", values=Values(_cells_to_start_from, choices=building.INITS)
+    )
+    epochs: int | Auto = changed(Optimisation, "epochs", default="auto", values=or_auto(WHOLE))
     batch_size: int = 128
     learning_rate: float = 1e-3
     patience: int | None = 45

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
 from pyro_vmm.runtime.checks import check_choice, check_share
-from pyro_vmm.runtime.precision import PRECISIONS
+from pyro_vmm.runtime.precision import PRECISIONS, Precision
 from pyro_vmm.runtime.settings import (
     POSITIVE,
     TRUTH,
@@ -23,8 +23,10 @@ from pyro_vmm.runtime.settings import (
     suggesting,
 )
 
-MONITORS = ("val_elbo", "val_nmi")
-CAPTURES = ("auto", True, False)
+Monitor = Literal["val_elbo", "val_nmi"]
+MONITORS = get_args(Monitor)
+Capture = Literal["auto", True, False]
+CAPTURES = get_args(Capture)
 
 
 @settings
@@ -69,7 +71,7 @@ class Monitored:
 
     title: ClassVar[str] = "training"
 
-    monitor: str = setting(
+    monitor: Monitor = setting(
         default="val_elbo",
         help="what improvement is measured by; arrays only, val_nmi uses labels",
         values=one_of(MONITORS),
@@ -95,13 +97,13 @@ class Alternation(Optimisation):
         values=or_none(WHOLE),
         metavar="N",
     )
-    capture: bool | str = setting(
+    capture: Capture = setting(
         default=False,
         help="record steps as a CUDA graph (experimental)",
         values=Values(lambda name, value: check_choice(name, value, CAPTURES), bool),
         resume="always",
     )
-    precision: str = setting(
+    precision: Precision = setting(
         default="float32",
         help="of the networks' products; all but float32 are experimental",
         values=one_of(PRECISIONS),

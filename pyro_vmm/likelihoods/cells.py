@@ -10,6 +10,7 @@ Sources: Lopez et al., Nature Methods 15:1053, 2018 (scVI: zinb, nb); Ashuach et
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import pyro.distributions as dist
 import torch
@@ -24,7 +25,8 @@ from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_choice, one_line
 from pyro_vmm.runtime.registry import Registry
 
-DISPERSIONS = ("gene", "gene-batch", "gene-cell")
+Dispersion = Literal["gene", "gene-batch", "gene-cell"]
+DISPERSIONS = get_args(Dispersion)
 # Where the inverse dispersion is as good as zero or infinite, and the densities still exact.
 LARGEST_LOG_DISPERSION = 18.0
 
@@ -94,7 +96,7 @@ class NegativeBinomialCounts(CellLikelihood):
         dispersion: an inverse dispersion for every "gene", "gene-batch" (gene and batch), or "gene-cell" (decoded).
     """
 
-    def __init__(self, layout: CellLayout, dispersion: str = "gene"):
+    def __init__(self, layout: CellLayout, dispersion: Dispersion = "gene"):
         super().__init__(layout)
         check_choice("dispersion", dispersion, DISPERSIONS)
         self.dispersion = dispersion

@@ -1,7 +1,15 @@
 """How tensors become the parameters of a distribution: layers, encoders and decoders."""
 
 from pyro_vmm.networks.decoders import CellDecoder, Decoder, conv_decoder
-from pyro_vmm.networks.encoders import COVARIANCE_STARTS, COVARIANCES, CellFeatures, GaussianEncoder, conv_encoder
+from pyro_vmm.networks.encoders import (
+    COVARIANCE_STARTS,
+    COVARIANCES,
+    CellFeatures,
+    CovarianceShape,
+    CovarianceStart,
+    GaussianEncoder,
+    conv_encoder,
+)
 from pyro_vmm.networks.factors import (
     DIAGONAL_FLOOR,
     inverse_lower_cholesky,
@@ -27,6 +35,8 @@ __all__ = [
     "Asinh",
     "CellDecoder",
     "CellFeatures",
+    "CovarianceShape",
+    "CovarianceStart",
     "Decoder",
     "GaussianEncoder",
     "SoftOneHot",

@@ -1,6 +1,7 @@
 """Encoders: rows of data in, q(z; x) out."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import pyro.distributions as dist
 import torch
@@ -15,9 +16,11 @@ from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_choice
 from pyro_vmm.runtime.precision import in_precision
 
-COVARIANCES = ("full", "diagonal")
+CovarianceShape = Literal["full", "diagonal"]
+COVARIANCES = get_args(CovarianceShape)
+CovarianceStart = Literal["diagonal", "random"]
 #: What a full covariance is like before training.
-COVARIANCE_STARTS = ("diagonal", "random")
+COVARIANCE_STARTS = get_args(CovarianceStart)
 
 
 def conv_encoder(image_shape: Sequence[int], channels: Sequence[int] = (32, 64), width: int = 256) -> nn.Sequential:
@@ -75,8 +78,8 @@ class GaussianEncoder(nn.Module):
         body: nn.Module,
         width: int,
         latent_dim: int,
-        covariance: str = "full",
-        covariance_start: str = "diagonal",
+        covariance: CovarianceShape = "full",
+        covariance_start: CovarianceStart = "diagonal",
     ):
         super().__init__()
         check_choice("covariance", covariance, COVARIANCES)

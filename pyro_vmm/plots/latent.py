@@ -1,6 +1,7 @@
 """Maps of the latent space in two dimensions."""
 
 import warnings
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,8 @@ from pyro_vmm.plots.scatter import MAX_LEGEND, draw_hesitation, draw_legend, dra
 from pyro_vmm.runtime.extras import require
 from pyro_vmm.runtime.threads import same_threads
 
-METHODS = ("tsne", "pca", "umap")
+Method = Literal["tsne", "pca", "umap"]
+METHODS = get_args(Method)
 # Fewer points than this have no neighbourhoods to preserve: t-SNE and UMAP give way to PCA.
 MIN_NEIGHBOURS = 10
 # Of t-SNE, 250 of which are its early exaggeration. More spread the clusters out and change nothing to see: of digits,
@@ -25,7 +27,7 @@ def latent_map(
     z: ArrayLike,  # shape: (N, D)
     clusters: ArrayLike,  # shape: (N,)
     labels: ArrayLike | None = None,  # shape: (N,)
-    method: str = "tsne",
+    method: Method = "tsne",
     max_points: int = 2000,
     random_state: int = 0,
     hesitation: ArrayLike | None = None,  # shape: (N,)
@@ -97,7 +99,7 @@ def _check_rows(name: str, values: ArrayLike, z: np.ndarray) -> np.ndarray:
     return values
 
 
-def _project(z: np.ndarray, method: str, random_state: int) -> tuple[np.ndarray, tuple[str, str]]:
+def _project(z: np.ndarray, method: Method, random_state: int) -> tuple[np.ndarray, tuple[str, str]]:
     """Points, shape (N, 2), and the names of their axes, of z, shape (N, D) with D >= 2."""
     if z.shape[1] == 2:
         return z, ("latent dimension 1", "latent dimension 2")

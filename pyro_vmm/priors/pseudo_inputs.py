@@ -1,6 +1,6 @@
 """Trainable inputs of the encoder, and what it makes of them."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from pyro_vmm.networks import inference_mode, inverse_softplus, scale_tril
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_choice
 
-PSEUDO_BATCHES = ("averaged", "uniform", "trained")
+PseudoBatch = Literal["averaged", "uniform", "trained"]
+PSEUDO_BATCHES = get_args(PseudoBatch)
 # Below it a pseudo-count would have no logarithm in float32.
 LEAST_COUNT = -1 + 1e-6
 
@@ -93,11 +94,12 @@ class CellPseudoInputs(PseudoInputs):
     per_component = ("covariates_raw",)
     covariates_raw: nn.Parameter | None
 
-    def __init__(self, layout: CellLayout, initial: Tensor, batch: str = "trained", counts: bool = True):
+    def __init__(self, layout: CellLayout, initial: Tensor, batch: PseudoBatch = "trained", counts: bool = True):
         check_choice("pseudo_batch", batch, PSEUDO_BATCHES)
         values = layout.counts(initial)
         super().__init__(inverse_softplus(values + 1) if counts else values)
-        self.layout, self.batch, self.counts, self.n_batches = layout, batch, counts, layout.n_batches
+        self.batch: PseudoBatch = batch
+        self.layout, self.counts, self.n_batches = layout, counts, layout.n_batches
         raw = nn.Parameter(values.new_zeros(len(values), layout.n_covariates)) if batch == "trained" else None
         self.register_parameter("covariates_raw", raw)
 

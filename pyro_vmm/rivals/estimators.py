@@ -17,7 +17,7 @@ from pyro_vmm.estimators.settings import ArrayPosterior, RivalSettings, check_co
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.models.elbo import sites
-from pyro_vmm.networks import GaussianEncoder
+from pyro_vmm.networks import CovarianceShape, GaussianEncoder
 from pyro_vmm.priors import Prior
 from pyro_vmm.rivals.dlgmm import DeepLatentGaussianMixture, MixtureEncoder, StickBreakingMixture
 from pyro_vmm.rivals.gmvae import ConditionalMixture, GaussianMixtureVAE, TwoHeadedEncoder
@@ -88,7 +88,7 @@ class VaDE(Rival, ArrayPosterior):
         pretraining_learning_rate: of Adam.
     """
 
-    covariance: str = "diagonal"
+    covariance: CovarianceShape = "diagonal"
     pretraining_epochs: int = setting(
         default=50, option=None, help="epochs without the prior", values=Values(check_count, int)
     )

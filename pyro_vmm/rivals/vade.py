@@ -18,7 +18,7 @@ from pyro_vmm.inference.adam import Adam
 from pyro_vmm.inference.state import PLACE, check_model, check_optimizer, check_random_numbers
 from pyro_vmm.inference.steps import quiet_pyro
 from pyro_vmm.models import VAE, show_parameters
-from pyro_vmm.networks import COVARIANCES, DIAGONAL_FLOOR, inference_mode, inverse_softplus
+from pyro_vmm.networks import COVARIANCES, DIAGONAL_FLOOR, CovarianceShape, inference_mode, inverse_softplus
 from pyro_vmm.priors import Prior
 from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.rivals.elbo import MeanFieldElbo
@@ -44,7 +44,7 @@ class TrainedMixture(Prior):
 
     per_component = ("pi_logits", "mu", "precision_raw")
 
-    def __init__(self, mu: Tensor, covariance: str = "diagonal"):
+    def __init__(self, mu: Tensor, covariance: CovarianceShape = "diagonal"):
         if mu.dim() != 2:
             raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (K, D)")
         check_choice("covariance", covariance, COVARIANCES)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import reduce
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_vmm.runtime.checks import check_choice
 
-PRECISIONS = ("float32", "tf32", "bf16")
+Precision = Literal["float32", "tf32", "bf16"]
+PRECISIONS = get_args(Precision)
 
 # From torch 2.9 on the precision of matrix products has a name. Once, as comparing versions takes its time.
 NAMED_PRECISION = torch.__version__ >= "2.9"
@@ -31,7 +33,7 @@ _precision: ContextVar[str] = ContextVar("precision of the networks", default="f
 
 
 @contextmanager
-def network_precision(precision: str) -> Iterator[None]:
+def network_precision(precision: Precision) -> Iterator[None]:
     """In this context, networks compute in one of ``PRECISIONS``, and products elsewhere are not rounded to TF32."""
     check_choice("precision", precision, PRECISIONS)
     token = _precision.set(precision)
@@ -51,7 +53,7 @@ def in_precision(x: Tensor, *layers: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 @contextmanager
-def _matmul(precision: str) -> Iterator[None]:
+def _matmul(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
     """Matrix products of float32 on CUDA devices in "ieee" or "tf32" precision."""
     setting, (name, value) = torch.backends.cuda.matmul, ("allow_tf32", precision == "tf32")
     if NAMED_PRECISION:

@@ -17,7 +17,8 @@ from pyro_vmm.runtime.checks import check_choice, check_positive, check_whole
 Resume = Literal["never", "always", "if diverged", "if pretraining diverged"]
 T = TypeVar("T", bound=type)
 #: The value of a setting that follows from the data.
-AUTO = "auto"
+Auto = Literal["auto"]
+AUTO: Auto = "auto"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,10 @@ def setting(*, default: Any, help: str, values: Values = Values(), kw_only: bool
 
 
 def changed(group: type, name: str, *, default: Any = dataclasses.MISSING, **changes: Any) -> Any:
-    """A setting of another group, with another default or other values."""
+    """A setting of another group, with another default or other values.
+
+    A type checker takes a field without ``default`` for one that has none.
+    """
     before = group.__dataclass_fields__[name]
     about = replace(settings_of(group)[name], **changes)
     kept = before.default if default is dataclasses.MISSING else default

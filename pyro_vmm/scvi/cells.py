@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, averaged
 
 #: What pseudo-cells train: the measured values. All else that an encoder reads is held.
 MEASURED = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.PROTEIN_EXP_KEY, REGISTRY_KEYS.ATAC_X_KEY)
-PSEUDO_BATCHES = ("averaged", "held")
+PseudoBatch = Literal["averaged", "held"]
+PSEUDO_BATCHES = get_args(PseudoBatch)
 
 
 class Field(NamedTuple):

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
 from scvi.module import SCANVAE, VAE
@@ -18,7 +19,8 @@ from pyro_vmm.scvi.cells import Encoder, Layout, posterior
 
 #: What modules call the KL divergence of q(z | x) from N(0, I) among what their loss reports.
 KL_KEYS = ("kl_divergence_z", "kl_div_z", "kl_local")
-KL_WEIGHTS = ("stock", "elbo")
+KlWeight = Literal["stock", "elbo"]
+KL_WEIGHTS = get_args(KlWeight)
 
 
 class HeldPrior(nn.Module):
@@ -38,7 +40,7 @@ class HeldPrior(nn.Module):
         last: the cells (M, W) of the last such loss, their draws of z (M, D), and p(c | z) (M, K).
     """
 
-    def __init__(self, prior: Prior, layout: Layout, balance: BatchBalance | None, kl_weight: str = "stock"):
+    def __init__(self, prior: Prior, layout: Layout, balance: BatchBalance | None, kl_weight: KlWeight = "stock"):
         super().__init__()
         self.prior, self.balance, self.layout, self.kl_weight = prior, balance, layout, kl_weight
         self.register_buffer("cluster_of_component", torch.arange(prior.n_components))

@@ -7,8 +7,8 @@ from pyro_vmm.estimators.settings import Model as Components
 from pyro_vmm.inference.config import Alternation
 from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.runtime.settings import changed, defaults, one_of, setting, settings
-from pyro_vmm.scvi.cells import PSEUDO_BATCHES
-from pyro_vmm.scvi.modules import KL_WEIGHTS
+from pyro_vmm.scvi.cells import PSEUDO_BATCHES, PseudoBatch
+from pyro_vmm.scvi.modules import KL_WEIGHTS, KlWeight
 
 _CELLS = defaults(CellSettings)
 
@@ -41,8 +41,10 @@ class PriorSettings(PriorChoice):
     responsibilities: str = _of_cells(NamedPrior, "responsibilities")
     expectation: str = _of_cells(NamedPrior, "expectation")
     batch_balance: float = _of_cells(CellModel, "batch_balance")
-    pseudo_batch: str = setting(default="averaged", help="the batch of the pseudo-cells", values=one_of(PSEUDO_BATCHES))
-    kl_weight: str = setting(
+    pseudo_batch: PseudoBatch = setting(
+        default="averaged", help="the batch of the pseudo-cells", values=one_of(PSEUDO_BATCHES)
+    )
+    kl_weight: KlWeight = setting(
         default="stock", help="of z's KL, where a class's loss is no ELBO", values=one_of(KL_WEIGHTS)
     )
 

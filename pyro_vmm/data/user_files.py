@@ -180,20 +180,30 @@ def _split_table(
         frame = frame.set_index(index[-1]).drop(columns=index[:-1])
     if names is None and not isinstance(frame.index, pd.RangeIndex):
         names = frame.index.to_numpy()
-    # Where some are missing, pandas knows no booleans.
-    truths = [name for name, column in frame.items() if column.dtype == object and infer_dtype(column) == "boolean"]
-    frame = frame.astype(dict.fromkeys(truths, "boolean"))
+    # Where some are missing, pandas knows no booleans. Types first: to take each of many columns takes long.
+    objects = frame.select_dtypes(object)
+    truths = [name for name, column in objects.items() if infer_dtype(column) == "boolean"]
+    if truths:
+        frame = frame.astype(dict.fromkeys(truths, "boolean"))
     _check_numeric(path, frame, advice)
-    for name, column in frame.items():
-        if is_integer_dtype(column):
-            check_digits(column.dropna().to_numpy(), [f"{path}: column {name!r}"])
+    _check_digits(path, frame)
     # Twice the memory only where a column needs it; missing values become NaN, which the estimator names.
     dtype = np.float32 if all(column == np.float32 for column in frame.dtypes) else np.float64
     return frame.to_numpy(dtype=dtype, na_value=np.nan), labels, names, list(frame.columns)
 
 
+def _check_digits(path: Path, frame: pd.DataFrame) -> None:
+    """See :func:`~pyro_vmm.data.numbers.check_digits`: columns of NumPy's integers by type, pandas' own one by one."""
+    for dtype, columns in frame.columns.groupby(frame.dtypes).items():
+        if isinstance(dtype, np.dtype) and dtype.kind in "iu":
+            check_digits(frame[columns].to_numpy(), [f"{path}: column {name!r}" for name in columns])
+        elif is_integer_dtype(dtype):
+            for name in columns:
+                check_digits(frame[name].dropna().to_numpy(), [f"{path}: column {name!r}"])
+
+
 def _check_numeric(path: Path, frame: pd.DataFrame, advice: Callable[[str], str]) -> None:
-    other = [name for name, column in frame.items() if not is_numeric_dtype(column)]
+    other = [name for name, dtype in frame.dtypes.items() if not is_numeric_dtype(dtype)]
     if other:
         value = _value_of_no_number(frame[other[0]])
         raise ValueError(

@@ -645,6 +645,7 @@ def test_the_real_map(three_threads):
     np.testing.assert_array_equal(adata.obsm["X_umap"], adata.obsm["X_vmm_umap"])
 
 
+@pytest.mark.slow  # pynndescent compiles for a minute
 @pytest.mark.filterwarnings("default")  # scanpy's own
 def test_neighbours_of_more_cells_than_scanpy_compares_one_by_one(monkeypatch):
     """From 8,192 cells on they are found by pynndescent."""

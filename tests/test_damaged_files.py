@@ -52,7 +52,11 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+# The rivals' files are read by the same code, and take two minutes more.
+KINDS = [name if name in ("VMM", "SingleCellVMM") else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def fitted(request, tmp_path_factory) -> tuple:
     """A fitted model, its data, and what it wrote: the model, and the checkpoint of the first epoch."""
     folder, checkpoints = tmp_path_factory.mktemp("whole"), []

@@ -134,6 +134,7 @@ def test_wrong_precisions_are_told():
         VMM(precision="tf32", dtype="float64").fit(np.eye(5))
 
 
+@pytest.mark.slow  # and experimental
 def test_bfloat16_fits_the_digits_as_well():
     """Its ELBO is that of float32 with the same seed, up to what rounding makes of it; epochs still bring 10 nats."""
     X, _ = load_digits(return_X_y=True)

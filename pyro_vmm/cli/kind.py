@@ -70,8 +70,8 @@ class Kind(ABC):
         for option, (name, each) in self.settings.items():
             if option in config:
                 value = config[option]
-                # A whole number is at least 1, so that 0 stands for none.
-                none = value == 0 and each.values.or_none and each.values.type is int
+                # Its help says so: all other values are above 0.
+                none = value == 0 and each.values.or_none and "0 for never" in each.help
                 params[name] = None if none else value
         return params
 

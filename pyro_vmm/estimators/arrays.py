@@ -68,7 +68,7 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         learning_rate: of the networks. "auto" is 2e-3, and less for layers of more than 128 units, by the root of their
             width.
         patience: stop after so many epochs without a better ``monitor``; None for never, "auto" for a third of them.
-        prior_learning_rate, decay_fraction, monitor, freeze_after, reuse_draws: see
+        prior_learning_rate, decay_fraction, plateau, monitor, freeze_after, reuse_draws: see
             :class:`~pyro_vmm.inference.TrainingConfig`; here the rates fall over the second half of the epochs.
         training: a :class:`~pyro_vmm.inference.TrainingConfig` with all of these, in place of the single ones.
         settle: after training, split and merge components until the evidence of the encoded rows rises no more, and

@@ -71,9 +71,9 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         hyperprior, responsibilities, m_prior, expectation, component_covariance, component_df: as of
             :class:`~pyro_vmm.VMM`; the default hyper-prior is that of the authors' code, with which it was measured.
         epochs: at most so many passes over the cells. "auto" is scVI's rule, 400 for up to 20,000 cells and fewer for
-            more.
-        batch_size, learning_rate, prior_learning_rate, decay_fraction, patience, freeze_after, reuse_draws: see
-            :class:`~pyro_vmm.inference.TrainingConfig`.
+            more; training is over sooner once the ELBO levels off, see ``plateau``.
+        batch_size, learning_rate, prior_learning_rate, decay_fraction, plateau, patience, freeze_after, reuse_draws:
+            see :class:`~pyro_vmm.inference.TrainingConfig`.
         settle, training: as of :class:`~pyro_vmm.VMM`; the defaults of a ``TrainingConfig`` are those of arrays.
         validation_fraction: share of the cells held back for early stopping; 0 for none.
         dtype, device, capture, precision, checkpoint_every, progress, random_state: as of :class:`~pyro_vmm.VMM`.

@@ -17,6 +17,13 @@ PAPER: dict[str, Any] = {
     "settle": False,
 }
 #: Of cells there (section 4.2); the networks of each data set are :data:`pyro_vmm.data.CELL_PRESETS`.
-PAPER_CELLS: dict[str, Any] = {"batch_balance": 0.0, "pseudo_batch": "trained", "epochs": 400, "settle": False}
+PAPER_CELLS: dict[str, Any] = {
+    "batch_balance": 0.0,
+    "pseudo_batch": "trained",
+    "decay_fraction": 0.0,
+    "plateau": None,
+    "epochs": 400,
+    "settle": False,
+}
 #: Their names.
 PRESETS = ("paper",)

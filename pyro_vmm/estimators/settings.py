@@ -439,3 +439,5 @@ class CellSettings(Machine, Data, Training, NamedCellPrior, Posterior, CellModel
     batch_size: int = 128
     learning_rate: float = 1e-3
     patience: int | None = 45
+    plateau: float | None = 1.0
+    decay_fraction: float = 1 / 3

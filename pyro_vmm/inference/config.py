@@ -90,6 +90,13 @@ class Alternation(Optimisation):
         unset="that of the networks",
         resume="if diverged",
     )
+    plateau: float | None = setting(
+        default=None,
+        help="once 200 steps raise the ELBO by fewer nats, the rates fall and training ends; 0 for never",
+        values=or_none(POSITIVE),
+        metavar="NATS",
+        resume="always",
+    )
     reuse_draws: bool = setting(default=False, help="encode rows once an iteration, not twice", values=TRUTH)
     freeze_after: int | None = setting(
         default=10,
@@ -126,6 +133,9 @@ class TrainingConfig(Alternation, Monitored):
         decay_fraction: over the last so large a share of ``epochs`` both learning rates fall to nothing, along a half
             cosine.
         patience: stop after so many epochs without a better ``monitor``; None for never.
+        plateau: in nats. Once 200 steps, or three epochs if these are more, raise the ELBO by less, training turns to
+            its last part: the rates begin to fall, and ``epochs`` becomes the number of which ``decay_fraction`` is
+            left then. The ELBO is that of the validation rows if there are any. None for never.
         monitor: "val_elbo", or "val_nmi", which uses the validation rows' labels.
         reuse_draws: give the MAP step the draws of z of the SVI step before it, for one pass over the rows instead of
             two; they are an update older than those of Algorithm 1, and have the noise of dropout.

@@ -59,16 +59,16 @@ class Steps:
         """Of the steps that have parameters to train."""
         return [each for each in (self.network_optimizer, self.prior_optimizer) if each is not None]
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, schedule: TrainingConfig) -> None:
         """Set the learning rates of an epoch, counted from 0, if they are to fall; else they stay as they are."""
-        if self.config.decay_fraction:
-            self.set_rates(epoch)
+        if schedule.decay_fraction:
+            self.set_rates(epoch, schedule)
         self.iterate.refresh()
 
-    def set_rates(self, epoch: int) -> None:
+    def set_rates(self, epoch: int, schedule: TrainingConfig) -> None:
         """Give the optimisers the learning rates of an epoch, counted from 0."""
         optimizers = self.network_optimizer, self.prior_optimizer
-        for optimizer, rate in zip(optimizers, self.config.learning_rates(epoch), strict=True):
+        for optimizer, rate in zip(optimizers, schedule.learning_rates(epoch), strict=True):
             if optimizer is not None:
                 optimizer.param_groups[0]["lr"] = rate
 

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from pyro_vmm.inference.config import RATES, RESUMABLE, TrainingConfig
 from pyro_vmm.inference.elimination import Elimination, Shares
+from pyro_vmm.inference.schedule import shortened
 from pyro_vmm.inference.state import PLACE, check_state
 from pyro_vmm.inference.steps import STEP_TERMS, Steps, quiet_pyro, without_warnings_of_nan
 from pyro_vmm.models import LatentVariableModel
@@ -64,6 +65,8 @@ class Trainer:
         # Of small networks few: more would be slower, and much slower where another program has a core.
         rows = config.batch_size / self.ranks.size + vae.prior.n_components
         self.threads = threads_for(rows * _work_of_a_row(vae))
+        #: ``config``, with fewer epochs once the ELBO has levelled off.
+        self.schedule = config
         # Whether training stopped here because a number was not finite.
         self.diverged = False
         #: The learning rates of training, and the epoch from which on: another entry where a diverged run goes on.
@@ -74,7 +77,7 @@ class Trainer:
     def train_epoch(self, x: Rows, progress: Callable[[int], object]) -> dict:
         """One pass over the rows in random order; returns the means of the objectives and the active clusters."""
         self.vae.train()
-        self.steps.begin_epoch(len(self.history))
+        self.steps.begin_epoch(len(self.history), self.schedule)
         batches = shuffled(x, self.config.batch_size, self.order)
         # Read once at the end of the epoch: a look at every step would make the host wait for the device.
         terms = torch.full((len(batches), len(STEP_TERMS)), float("nan"), dtype=self.dtype, device=self.device)
@@ -164,6 +167,7 @@ class Trainer:
         if self._ended is not None:
             self.load_state_dict(self._ended)
         self._align(x, x_val)
+        self._look_at_length(x)
         if self.ranks.rank:
             checkpoint, progress = None, False
         started = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0.0)
@@ -213,10 +217,10 @@ class Trainer:
         self.ranks.align(self.vae.state_dict().values())
 
     def finished(self) -> bool:
-        """Whether ``epochs`` or ``patience`` is used up."""
+        """Whether the epochs or ``patience`` are used up."""
         waited = len(self.history) - self.best["epoch"]
         out_of_patience = self.config.patience is not None and waited >= self.config.patience
-        return len(self.history) >= self.config.epochs or out_of_patience
+        return len(self.history) >= self.schedule.epochs or out_of_patience
 
     def restore_best(self) -> None:
         """Load the parameters of the best epoch so far, if there was one."""
@@ -233,12 +237,19 @@ class Trainer:
         row["seconds"] = time.perf_counter() - started
         self.history.append(row)
         self.weights = torch.cat([self.weights, self._component_weights()])
+        self._look_at_length(x)
         value = row["elbo"] if x_val is None else row[self.config.monitor]
         if value > self.best["value"]:
             self.best = {"epoch": row["epoch"], "value": value, "model": _copy(self.vae.state_dict())}
         shown = row["elbo"] if x_val is None else row["val_elbo"]
+        bar.total = len(x) * self.schedule.epochs
         bar.set_postfix(epoch=row["epoch"], elbo=f"{shown:.2f}", active=row["n_active"], refresh=False)
         return row
+
+    def _look_at_length(self, x: Rows) -> None:
+        """Shorten the schedule if the ELBO has levelled off."""
+        elbos = [row["elbo"] if math.isnan(row["val_elbo"]) else row["val_elbo"] for row in self.history]
+        self.schedule = shortened(self.config, elbos, len(x))
 
     @torch.no_grad()
     def _component_weights(self) -> Tensor:
@@ -333,7 +344,7 @@ class Trainer:
         if {**now, "epoch": self.rates[-1]["epoch"]} != self.rates[-1]:
             # Rates with which no epoch was trained leave no trace.
             self.rates = [each for each in self.rates if each["epoch"] < now["epoch"]] + [now]
-            self.steps.set_rates(len(self.history))
+            self.steps.set_rates(len(self.history), self.schedule)
 
     @contextmanager
     def _turn(self, numbers: RandomNumbers) -> Iterator[None]:
@@ -355,7 +366,7 @@ def _work_of_a_row(vae: LatentVariableModel) -> float:
 
 
 def _bar(progress: bool, rows: int, trainer: Trainer) -> tqdm:
-    done, epochs = len(trainer.history), trainer.config.epochs
+    done, epochs = len(trainer.history), trainer.schedule.epochs
     units = {"unit": " rows", "unit_scale": True, "mininterval": 0.5}
     return tqdm(total=rows * epochs, initial=rows * done, disable=not progress, **units)
 

@@ -1,0 +1,50 @@
+"""How long to train: until the ELBO levels off, and then until the learning rates have fallen."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from pyro_vmm.inference.config import TrainingConfig
+
+#: The gain of the ELBO is that over so many steps, and over so many epochs at least.
+STEPS, LEAST_EPOCHS = 200, 3
+
+
+def window(rows: int, batch_size: int) -> int:
+    """The number of epochs over which the gain is taken, for so many rows to train on."""
+    return max(math.ceil(STEPS / math.ceil(rows / batch_size)), LEAST_EPOCHS)
+
+
+def levelled_off(elbos: Sequence[float], window: int, nats: float) -> int | None:
+    """The first epoch, counted from 1, by which the ELBO gained fewer nats than asked for; None if there is none.
+
+    The gain is the mean of the last epochs, ``window`` of them, less the mean of as many epochs before.
+
+    Arguments:
+        elbos: of each epoch, in nats.
+        window: a number of epochs.
+        nats: the least gain.
+    """
+    if len(elbos) < 2 * window:
+        return None
+    means = np.convolve(elbos, np.full(window, 1 / window), "valid")
+    below = np.flatnonzero(means[window:] - means[:-window] < nats)
+    return int(below[0]) + 2 * window if len(below) else None
+
+
+def shortened(config: TrainingConfig, elbos: Sequence[float], rows: int) -> TrainingConfig:
+    """The same with fewer epochs, if the ELBO has levelled off: with these, the learning rates begin to fall then.
+
+    Arguments:
+        config: how to train.
+        elbos: of each epoch so far.
+        rows: to train on.
+    """
+    if config.plateau is None:
+        return config
+    level = levelled_off(elbos, window(rows, config.batch_size), config.plateau)
+    if level is None:
+        return config
+    return replace(config, epochs=min(math.ceil(level / (1 - config.decay_fraction)), config.epochs))

@@ -123,7 +123,7 @@ class Entries:
         return value
 
     def state(self, name: str, expected: Mapping[str, Tensor], finite: Iterable[str] = ()) -> dict[str, Tensor]:
-        """A module's parameters and buffers, with the names, shapes and dtypes ``expected``, some of them ``finite``."""
+        """A module's parameters and buffers, of the names, shapes and dtypes ``expected``, some of them ``finite``."""
         found = self.names(name, expected)
         for each, like in expected.items():
             found.tensor(each, like=like)

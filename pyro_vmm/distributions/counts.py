@@ -163,9 +163,9 @@ class _LogProb(torch.autograd.Function):
     where s is the error of Stirling's formula and r that of :math:`\psi(a) \approx \log a`. A gate g adds
     :math:`\log(1 - \pi) = -\mathrm{softplus}(g)`, and turns :math:`\log p(0)` into :math:`\log(e^g + p(0))`.
 
-    The gradients are written out for two reasons. The terms that cancel for large theta or x are gone from the value
-    *and* from the gradient. Nine tenths of an expression matrix are zeros, whose terms are few. On a GPU the terms of
-    positive counts are computed for all counts: to find the positive ones, the host would have to wait for the device.
+    Value and gradient are written out for two reasons: the terms that cancel for large theta or x are gone from both,
+    and nine tenths of an expression matrix are zeros, whose terms are few. On a GPU the terms of positive counts are
+    computed for all counts: to find the positive ones, the host would have to wait for the device.
 
     Shapes: value, mean (positive), theta and gate (or None) are 1-D and of one length.
     """
@@ -214,7 +214,7 @@ def _is_quick_to_search(value: Tensor) -> bool:
 def _at_positive(of_zero: Tensor, positive: Tensor | None, value: Tensor, terms: Callable, *others: Tensor) -> Tensor:
     """``of_zero`` where counts are zero, ``terms(value, *others)`` where they are positive; all are 1-D of one length.
 
-    ``positive`` holds the indices of positive counts: the terms are computed for these alone, in place of ``of_zero``.
+    ``positive`` holds the indices of positive counts: the terms are computed for these alone, and put into ``of_zero``.
     """
     if positive is None:
         return torch.where(value == 0, of_zero, terms(value, *others))

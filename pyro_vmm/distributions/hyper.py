@@ -127,7 +127,8 @@ class DiagonalWishartTril(WishartTril):
               \propto \prod_j \lambda_j^{(\nu - D - 1) / 2} e^{-\lambda_j / (2 s)}
               \propto \prod_j \mathrm{Gamma}(\lambda_j;\ (\nu - D + 1) / 2,\ 1 / (2 s))
 
-    The density is over :math:`\lambda`, (D,), and normalised there. It has the mode of the Wishart over all matrices.
+    The density is over :math:`\lambda`, (D,), and integrates to one there. Its mode is that of the Wishart over all
+    matrices.
 
     Arguments:
         df, scale, dim: as in :class:`WishartTril`.
@@ -154,8 +155,8 @@ class SphericalWishartTril(DiagonalWishartTril):
     .. math:: \mathrm{Wishart}(\lambda I;\ \nu, s I) \propto \lambda^{D (\nu - D - 1) / 2} e^{-D \lambda / (2 s)}
               \propto \mathrm{Gamma}(\lambda;\ D (\nu - D - 1) / 2 + 1,\ D / (2 s))
 
-    The density is over the number :math:`\lambda`, and normalised there. It has the mode of the Wishart over all
-    matrices.
+    The density is over the number :math:`\lambda`, and integrates to one there. Its mode is that of the Wishart over
+    all matrices.
 
     Arguments:
         df: degrees of freedom nu, above D + 1 - 2 / D, where the density has an integral.

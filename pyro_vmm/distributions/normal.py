@@ -1,4 +1,4 @@
-"""Normals with a cheaper log-density, or with the expectation of it."""
+"""Normals with a cheaper log-density, or with its expectation."""
 
 import math
 
@@ -83,7 +83,7 @@ class TrilNormal(dist.MultivariateNormal):
 
     def take_draw(self, draw: Tensor, whole: "TrilNormal", rows: slice) -> Tensor:
         """Set the last draw, and its noise, to these rows of the last draw of ``whole``."""
-        assert whole.noise is not None, "the whole has a last draw"
+        assert whole.noise is not None, "whole has just been drawn from"
         self.draw, self.noise = draw, whole.noise[..., rows, :]
         return draw
 

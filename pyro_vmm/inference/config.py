@@ -121,8 +121,8 @@ class TrainingConfig(Alternation, Monitored):
     Arguments:
         epochs: passes over the data, at most.
         batch_size: rows in a minibatch, of all processes together; the last one of an epoch may be shorter.
-        learning_rate: of Adam in the SVI step.
-        prior_learning_rate: of Adam in the MAP step; None for the same.
+        learning_rate: the learning rate of Adam in the SVI step.
+        prior_learning_rate: the learning rate of Adam in the MAP step; None for the same.
         decay_fraction: the share of ``epochs``, at the end, over which both learning rates fall to zero, along a half
             cosine.
         patience: stop after so many epochs without a better ``monitor``; None for never.

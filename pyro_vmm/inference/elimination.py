@@ -12,8 +12,8 @@ from pyro_vmm.runtime.ranks import Ranks
 
 # The hyper-priors ask a component for a share 1 / m_prior of the rows. Below this part of it, a component is unneeded.
 LEAST_SHARE = 0.1
-# Nats by which the log-weight of an unneeded component falls per epoch. By itself it falls by a learning rate a step,
-# long after the component's share of the rows.
+# Nats by which the log-weight of an unneeded component falls per epoch. Without it, the weight would fall by a learning
+# rate a step, long after the component's share of the rows.
 FADE = 3.0
 # The most that a frozen component explains of any row: all of them together change p(z) by less than 1e-6.
 NEGLIGIBLE = 1e-8

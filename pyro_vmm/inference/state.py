@@ -76,7 +76,7 @@ def check_rates(entries: Entries, name: str) -> list[dict]:
 
 
 def check_random_numbers(entries: Entries, begun: bool = True) -> None:
-    """Raise ``ValueError`` without the generator states of the rows' order and, once training has begun, of draws."""
+    """Raise ``ValueError`` unless there are generator states of the rows' order and, once training began, of draws."""
     states = [(entries, "order")]
     if begun or entries.content.get("rng", {}) is not None:
         states.append((entries.part("rng"), "cpu"))

@@ -122,7 +122,7 @@ class Steps:
         for parameter, previous in zip(self.prior, before, strict=True):
             moments = state[previous]
             if id(parameter) in per_component:
-                # State of the parameter's shape has its rows; the count of steps has another shape.
+                # Tensors of the parameter's shape have its rows; the count of steps has another shape.
                 moments = {name: v[kept] if v.shape == previous.shape else v for name, v in moments.items()}
             self.prior_optimizer.state[parameter] = moments
         self.iterate.reset()

@@ -55,7 +55,7 @@ class Likelihood(nn.Module, ABC):
 
     @classmethod
     def domain_options(cls, x: Tensor) -> dict:
-        """The arguments that follow from all rows x (N, *event_shape), held-out ones too: the number of categories."""
+        """Arguments that follow from all rows x (N, *event_shape), held-out ones too, such as ``n_categories``."""
         return {}
 
     def start(self, x: Tensor) -> dict:

@@ -68,7 +68,7 @@ def _class_itself(given: Given) -> type | None:
 
 
 def _wrong(given: Given, cls: type | None) -> str:
-    """The start of an error message on a value that is no likelihood of the kind wanted."""
+    """The start of an error message on a value that is no likelihood of the right kind."""
     if isinstance(given, str):
         cls = LIKELIHOODS.get(given, CELL_LIKELIHOODS.get(given))
     if not isinstance(cls, type):

@@ -116,7 +116,7 @@ class LatentVariableModel(nn.Module):
         return self.cluster_probabilities(self.encoder(x).mean)
 
     def objective(self) -> Elbo:
-        """What the SVI step ascends, for :attr:`model` and :attr:`guide`."""
+        """The objective of the SVI step, for :attr:`model` and :attr:`guide`."""
         return Elbo()
 
 

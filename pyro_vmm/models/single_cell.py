@@ -35,7 +35,7 @@ class SingleCellVAE(LatentVariableModel):
         prior: one of :mod:`pyro_vmm.priors`.
         library: the guide of a latent library size and its prior, a :class:`Library`; None to use the observed one.
         balance: what keeps clusters from following batches, a :class:`~pyro_vmm.priors.balance.BatchBalance`; None for
-            the paper's model. It learns where the batches are from :class:`~pyro_vmm.inference.Trainer`.
+            the paper's model. :class:`~pyro_vmm.inference.Trainer` updates its counts.
     """
 
     likelihood: CellLikelihood

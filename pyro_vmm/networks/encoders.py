@@ -19,7 +19,7 @@ from pyro_vmm.runtime.precision import in_precision
 CovarianceShape = Literal["full", "diagonal"]
 COVARIANCES = get_args(CovarianceShape)
 CovarianceStart = Literal["diagonal", "random"]
-#: What a full covariance is like before training.
+#: The forms of a full covariance before training.
 COVARIANCE_STARTS = get_args(CovarianceStart)
 
 
@@ -66,7 +66,7 @@ class GaussianEncoder(nn.Module):
         width: H.
         latent_dim: D.
         covariance: "full" or "diagonal".
-        covariance_start: what a full covariance is before training. "diagonal": the weights of the D (D - 1) / 2
+        covariance_start: the form of a full covariance before training. "diagonal": the weights of the D (D - 1) / 2
             entries of T below its diagonal start at zero. "random": all weights are Glorot's, as in the paper's
             authors' code; in many dimensions these entries add so much noise that z hardly encodes x while clusters
             merge.

@@ -18,7 +18,7 @@ SMOOTHING = 10.0
 class BatchBalance(nn.Module):
     r"""Mixture weights that differ between batches: larger where a batch has few of a component's cells.
 
-    With a mixture prior, a component for each of two batches costs log 2 nats a cell only; the standard normal pulls
+    With a mixture prior, a component for each of two batches costs only log 2 nats a cell; the standard normal pulls
     batches together. Here the weight of component k in batch b is, instead of :math:`\pi_k`,
 
     .. math:: \pi_{bk} \propto \pi_k \left( \frac{p(k)}{p(k \mid b)} \right)^{\theta}

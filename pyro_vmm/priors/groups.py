@@ -40,7 +40,7 @@ def dip_ratio(positions: np.ndarray, second: np.ndarray) -> float:
     """The lowest density between two groups on a line over the lower of the peaks on its sides, 1 where there is none.
 
     Arguments:
-        positions: of rows on the line, (n,).
+        positions: the positions of rows on the line, (n,).
         second: whether each row is of the second group, (n,) bool.
     """
     groups = positions[~second], positions[second]

@@ -2,8 +2,8 @@
 
 Two threads that run Pyro models at once mix their handlers, and two that draw from torch's global generator take each
 other's numbers. So the estimators and the trainer take one lock for every training step, every block of rows of an
-inference, and every draw. In between, other threads have their turn: while a model trains in one thread, it predicts,
-or another model trains, in another. Each gets the numbers that it would get alone.
+inference, and every draw. In between, other threads have their turn: while a model trains in one thread, it predicts in
+another, or another model trains there. Each gets the numbers that it would get alone.
 
 Your own code that runs Pyro or draws from torch at the same time takes the same lock: ``with exclusive(): ...``.
 """

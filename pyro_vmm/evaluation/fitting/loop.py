@@ -30,7 +30,7 @@ def run(
 
     Arguments:
         tasks: the fits to do, each once.
-        do: does one; a function of a module, so that other processes can import it.
+        do: does one fit; a function of a module, so that other processes can import it.
         arguments: the arguments of ``do`` for a task.
         store: keeps finished fits.
         n_jobs: fits side by side, by joblib.

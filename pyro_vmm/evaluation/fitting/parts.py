@@ -18,7 +18,7 @@ class Parts:
     Arguments:
         held_out: (H,), that no fit sees.
         rest: (N - H,), all others.
-        halves: of ``rest``, one pair for each seed.
+        halves: the two halves of ``rest``, a pair for each seed.
     """
 
     held_out: np.ndarray
@@ -91,7 +91,7 @@ def take_to_train(estimator: VMM | SingleCellVMM, X: Any, rows: np.ndarray) -> A
 
 
 def _needed(cells: CellBatches, genes: np.ndarray) -> np.ndarray:
-    """These genes, bool (G,), and all genes of cells that express none of them, which otherwise have no counts."""
+    """These genes, bool (G,), and the genes of cells that express none of these: such cells would have no counts."""
     needed = genes.copy()
     for _, block in cells.chunks():
         without = np.asarray(abs(block[:, genes]).sum(1)).ravel() == 0

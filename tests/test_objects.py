@@ -219,7 +219,7 @@ class Unfinished(Likelihood):
         ("gauss", "likelihood='gauss' should be one of ('normal', 'bernoulli', "),
         (5, "likelihood=5 should be one of"),
         (None, "likelihood=None should be one of"),
-        (Loose, "likelihood=Loose is a class, of which an object may be meant; expected one of"),
+        (Loose, "likelihood=Loose is a class (did you mean an object of it?); expected one of"),
         (PoissonCounts, "likelihood=PoissonCounts is for SingleCellVMM; expected"),
         (PoissonCounts(LAYOUT), "likelihood=an object of PoissonCounts is for SingleCellVMM; expected"),
         (Unfinished, "likelihood=Unfinished: Unfinished does not define forward, see pyro_vmm.likelihoods.Likelihood"),

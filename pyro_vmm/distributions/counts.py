@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from pyro_vmm.distributions import LOG_TWO_PI
 
-# Added to every mean, so that a positive count is possible where a softmax has underflowed to a mean of zero. Added,
-# and not a clamp: the gradient still points away from zero there, and its square still fits into float32.
+# Added to every mean, so that a positive count is possible where a softmax has underflowed to a mean of zero. The mean
+# is not clamped: the gradient still points away from zero there, and its square still fits into float32.
 MEAN_FLOOR = 1e-12
 # torch.poisson counts in int64 and wraps around above 9.2e18; float32 is exact to seven digits anyway.
 LARGEST_RATE = 1e18
@@ -78,7 +78,7 @@ class NegativeBinomial(TorchDistribution):
         return self.gated_log_prob(value, None)
 
     def gated_log_prob(self, value: Tensor, gate_logits: Tensor | None) -> Tensor:
-        """log p(value), (*sample_shape, *batch_shape), with zeros put in by a gate, or as it is where that is None."""
+        """log p(value), (*sample_shape, *batch_shape), with zeros put in by a gate; None is no gate."""
         if self._validate_args:
             self._validate_sample(value)
         mean, theta = self._mean, self.inverse_dispersion
@@ -112,7 +112,7 @@ class ZeroInflatedNegativeBinomial(TorchDistribution):
         self, mean: Tensor, inverse_dispersion: Tensor, gate_logits: Tensor, validate_args: bool | None = None
     ):
         mean, theta, self.gate_logits = broadcast_all(mean, inverse_dispersion, gate_logits)
-        # It checks m and theta; the values of x are checked once, here.
+        # The base checks m and theta. This class checks the values of x, once.
         self.base = NegativeBinomial(mean, theta, validate_args=validate_args)
         super().__init__(mean.shape, validate_args=validate_args)
 
@@ -150,8 +150,8 @@ class ZeroInflatedNegativeBinomial(TorchDistribution):
 class _LogProb(torch.autograd.Function):
     r"""The log-density of both distributions.
 
-    That of the negative binomial by its deviance (Loader, "Fast and accurate computation of binomial probabilities",
-    2000), with :math:`\ell = \log\frac{x + \theta}{m + \theta}` and
+    The negative binomial is computed from its deviance (Loader, "Fast and accurate computation of binomial
+    probabilities", 2000), with :math:`\ell = \log\frac{x + \theta}{m + \theta}` and
     :math:`\ell' = \log\frac{x (m + \theta)}{m (x + \theta)}`,
 
     .. math:: \log p(0) &= \theta \ell \\
@@ -161,13 +161,13 @@ class _LogProb(torch.autograd.Function):
               \partial \log p / \partial \theta &= \ell - \frac{x - m}{m + \theta} + r(x + \theta) - r(\theta)
 
     where s is the error of Stirling's formula and r that of :math:`\psi(a) \approx \log a`. A gate g adds
-    :math:`\log(1 - \pi) = -\mathrm{softplus}(g)`, and makes :math:`\log(e^g + p(0))` of :math:`\log p(0)`.
+    :math:`\log(1 - \pi) = -\mathrm{softplus}(g)`, and turns :math:`\log p(0)` into :math:`\log(e^g + p(0))`.
 
-    Written out, because the terms that cancel for large theta or x are gone from the value *and* from the gradient, and
-    because nine tenths of an expression matrix are zeros, whose terms are few. On a GPU those of positive counts are
-    computed for all of them all the same: to find the positive ones, the host would have to wait for the device.
+    Value and gradient are written out for two reasons: the terms that cancel for large theta or x are gone from both,
+    and nine tenths of an expression matrix are zeros, whose terms are few. On a GPU the terms of positive counts are
+    computed for all counts: to find the positive ones, the host would have to wait for the device.
 
-    Shapes: value, mean (positive), theta and gate (or None) are alike, and 1-D.
+    Shapes: value, mean (positive), theta and gate (or None) are 1-D and of one length.
     """
 
     @staticmethod
@@ -187,7 +187,7 @@ class _LogProb(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
         value, mean, theta, gate, log_odds, positive = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # Second derivatives are asked for; the saved logarithm would be a constant to them.
+            # The caller wants second derivatives, to which the saved logarithm would be a constant.
             log_odds = (mean / theta).log1p()
         by_mean = by_theta = by_gate = None
         of_zero = gradient
@@ -212,9 +212,9 @@ def _is_quick_to_search(value: Tensor) -> bool:
 
 
 def _at_positive(of_zero: Tensor, positive: Tensor | None, value: Tensor, terms: Callable, *others: Tensor) -> Tensor:
-    """``of_zero`` where counts are zero, ``terms(value, *others)`` where they are positive; all are 1-D and alike.
+    """``of_zero`` where counts are zero, ``terms(value, *others)`` where they are positive; all are 1-D of one length.
 
-    ``positive``: where they are, for the terms to be computed there alone; ``of_zero`` is then changed in place.
+    ``positive`` holds the indices of positive counts: the terms are computed for these alone, and put into ``of_zero``.
     """
     if positive is None:
         return torch.where(value == 0, of_zero, terms(value, *others))

@@ -1,4 +1,4 @@
-"""What alpha, pi and Lambda follow: equations (5), (6) and (8), the last one for each family of precisions."""
+"""The densities of alpha, pi and Lambda: equations (5), (6) and (8), the last one for each family of precisions."""
 
 import math
 
@@ -49,7 +49,7 @@ class LogDirichlet(TorchDistribution):
     .. math:: \log p = \sum_k (a_k - 1) \log\pi_k + \log\Gamma(\sum_k a_k) - \sum_k \log\Gamma(a_k)
 
     The density is over :math:`\pi`, not over :math:`\log\pi`: there is no Jacobian, so a maximum is the MAP point of
-    equation (6). Logarithms, because the MAP weights of unused components tend to zero and would underflow.
+    equation (6). It takes logarithms, because the MAP weights of unused components tend to zero and would underflow.
 
     Arguments:
         concentration: a, (..., K), positive.
@@ -83,8 +83,8 @@ class WishartTril(TorchDistribution):
 
     .. math:: \log \mathrm{Wishart}(L L^\top;\ \nu, s I)
 
-    The density is over :math:`\Lambda = L L^\top`, not over L: there is no Jacobian (equation (8)). The factor, because
-    refactorising a product in float32 can fail where the factor itself is sound.
+    The density is over :math:`\Lambda = L L^\top`, not over L: there is no Jacobian (equation (8)). It takes the
+    factor, because refactorising a product in float32 can fail where the factor itself is sound.
 
     Arguments:
         df: degrees of freedom nu, above D - 1.
@@ -113,7 +113,7 @@ class WishartTril(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         half_log_det = value.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         trace = value.square().sum((-2, -1)) / self.scale
-        # By numbers: torch.mvlgamma takes a dozen operations on a tensor of one.
+        # These are plain numbers: torch.mvlgamma takes a dozen operations on a tensor of one element.
         log_gamma = math.log(math.pi) * self.dim * (self.dim - 1) / 4
         log_gamma += sum(math.lgamma((self.df - j) / 2) for j in range(self.dim))
         log_normaliser = self.df * self.dim / 2 * (math.log(2.0) + self.scale.log()) + log_gamma
@@ -127,10 +127,11 @@ class DiagonalWishartTril(WishartTril):
               \propto \prod_j \lambda_j^{(\nu - D - 1) / 2} e^{-\lambda_j / (2 s)}
               \propto \prod_j \mathrm{Gamma}(\lambda_j;\ (\nu - D + 1) / 2,\ 1 / (2 s))
 
-    The density is over :math:`\lambda`, (D,), in which it is normalised. Its mode is that of all matrices.
+    The density is over :math:`\lambda`, (D,), and integrates to one there. Its mode is that of the Wishart over all
+    matrices.
 
     Arguments:
-        df, scale, dim: as of :class:`WishartTril`.
+        df, scale, dim: as in :class:`WishartTril`.
     """
 
     @property
@@ -154,11 +155,12 @@ class SphericalWishartTril(DiagonalWishartTril):
     .. math:: \mathrm{Wishart}(\lambda I;\ \nu, s I) \propto \lambda^{D (\nu - D - 1) / 2} e^{-D \lambda / (2 s)}
               \propto \mathrm{Gamma}(\lambda;\ D (\nu - D - 1) / 2 + 1,\ D / (2 s))
 
-    The density is over :math:`\lambda`, a number, in which it is normalised. Its mode is that of all matrices.
+    The density is over the number :math:`\lambda`, and integrates to one there. Its mode is that of the Wishart over
+    all matrices.
 
     Arguments:
         df: degrees of freedom nu, above D + 1 - 2 / D, where the density has an integral.
-        scale, dim: as of :class:`WishartTril`.
+        scale, dim: as in :class:`WishartTril`.
     """
 
     @property

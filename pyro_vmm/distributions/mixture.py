@@ -1,4 +1,4 @@
-"""Mixtures over z, of normals, equations (4) and (11), or of Student's t distributions."""
+"""Mixtures over z: of normals (equations (4) and (11)) or of Student's t distributions."""
 
 import math
 from abc import abstractmethod
@@ -12,11 +12,11 @@ from pyro_vmm.distributions.normal import log_density_at_mean, log_determinant
 
 
 class Mixture(TorchDistribution):
-    r"""A mixture of K elliptical densities over z, all component densities from one matrix product.
+    r"""A mixture of K elliptical densities over z; one matrix product gives the densities of all components.
 
     .. math:: p(z) = \sum_k \pi_k\, p_k(\| W_k^\top (z - m_k) \|^2)
 
-    A subclass says what density of the squared distance a component has, and how it is drawn from.
+    A subclass defines a component's density as a function of the squared distance, and how to draw from it.
 
     Arguments:
         log_weights: log pi, (K,), normalised; (M, K) where they differ between rows.
@@ -36,7 +36,7 @@ class Mixture(TorchDistribution):
 
     @abstractmethod
     def log_density(self, squares: Tensor) -> Tensor:
-        """Log-densities of the components at squared distances (..., K), (..., K)."""
+        """Log-densities (..., K) of the components at squared distances (..., K)."""
 
     @abstractmethod
     def noise(self, shape: torch.Size) -> Tensor:
@@ -61,7 +61,7 @@ class Mixture(TorchDistribution):
         return self.log_weights.exp()
 
     def remember(self, z: Tensor) -> None:
-        """Work out :meth:`component_log_prob` of z (..., D) once, where it will be asked for several times."""
+        """Compute :meth:`component_log_prob` of z (..., D) once, for several uses."""
         self._remembered = z, self.component_log_prob(z)
 
     def component_log_prob(self, z: Tensor) -> Tensor:
@@ -118,14 +118,14 @@ class MixtureOfGaussians(Mixture):
         r"""Components with precisions :math:`\Lambda_k = L_k L_k^\top`, their centres known or integrated out.
 
         With ``centre_tril``, T, the centres are normal with covariance :math:`S_k = T_k T_k^\top` and the components
-        have covariance :math:`\Lambda_k^{-1} + S_k`: equation (11). Written as
+        have covariance :math:`\Lambda_k^{-1} + S_k`: equation (11). It is computed as
         :math:`L^{-\top} (I + A A^\top) L^{-1}` with :math:`A = L^\top T`, whose middle factor is never near-singular.
         """
         if centre_tril is None:
             return cls(log_weights, loc, precision_tril, log_density_at_mean(log_determinant(precision_tril), loc))
         a = precision_tril.mT @ centre_tril
         identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-        # cholesky_ex does not stop at NaN: a non-finite loss is reported by the training loop, with its step and term.
+        # cholesky_ex does not stop at NaN: the training loop reports a non-finite loss, with its step and term.
         middle_tril = torch.linalg.cholesky_ex(identity + a @ a.mT).L
         whitener = torch.linalg.solve_triangular(middle_tril, precision_tril.mT, upper=False).mT
         log_det = log_determinant(precision_tril) - log_determinant(middle_tril)
@@ -186,8 +186,8 @@ class MixtureOfStudents(Mixture):
         log_weights: log pi, (K,), normalised; (M, K) where they differ between rows.
         loc: component centres m, (K, D).
         precision_tril: L, (K, D, D).
-        df: nu, positive; the larger, the nearer to normals.
-        batch_shape: as of :class:`Mixture`.
+        df: nu, positive; the components approach normals as it grows.
+        batch_shape: as in :class:`Mixture`.
 
     Source: Peel & McLachlan, Robust mixture modelling using the t distribution, Statistics and Computing 10:339, 2000.
     """
@@ -236,7 +236,7 @@ class MixtureComponent(TorchDistribution):
 
     @property
     def enumerated(self) -> bool:
-        """Whether c is known to be 0, ..., K - 1: Pyro marks what it has enumerated."""
+        """Whether c is known to be 0, ..., K - 1: Pyro marks the indicators that it enumerates."""
         return hasattr(self.c, "_pyro_categorical_support") and len(self.c) == self.mixture.n_components
 
     def expand(self, batch_shape, _instance=None):

@@ -1,4 +1,4 @@
-"""Normals that are cheaper, or taken in expectation."""
+"""Normals with a cheaper log-density, or with its expectation."""
 
 import math
 
@@ -64,7 +64,7 @@ class TrilNormal(dist.MultivariateNormal):
     scale_tril: Tensor
 
     def __init__(self, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None):
-        # Not by MultivariateNormal, which takes longer to broadcast the two shapes than to draw.
+        # MultivariateNormal's own constructor takes longer to broadcast the two shapes than to draw.
         self.loc, self.scale_tril, self._unbroadcasted_scale_tril = loc, scale_tril, scale_tril
         self.draw: Tensor | None = None
         self.noise: Tensor | None = None
@@ -82,13 +82,13 @@ class TrilNormal(dist.MultivariateNormal):
         return self.draw
 
     def take_draw(self, draw: Tensor, whole: "TrilNormal", rows: slice) -> Tensor:
-        """Take as this one's last draw the rows of another one's, of more rows."""
-        assert whole.noise is not None, "the other one has just drawn"
+        """Set the last draw, and its noise, to these rows of the last draw of ``whole``."""
+        assert whole.noise is not None, "whole has just been drawn from"
         self.draw, self.noise = draw, whole.noise[..., rows, :]
         return draw
 
     def log_prob(self, value: Tensor) -> Tensor:
-        # A draw that was cut off from m and T is as good as any other value: nothing cancels.
+        # A draw that is detached from m and T is like any other value: nothing cancels.
         cut_off = torch.is_grad_enabled() and not value.requires_grad
         if self.noise is None or value is not self.draw or cut_off:
             return super().log_prob(value)

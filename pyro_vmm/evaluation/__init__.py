@@ -1,1 +1,1 @@
-"""How good a fit is: scores of a clustering, the parts of the ELBO, the choice of the granularity, priors compared."""
+"""How good a fit is: scores of a clustering, the parts of the ELBO, choice of the granularity, comparison of priors."""

@@ -92,7 +92,7 @@ def ari(labels: ArrayLike, clusters: ArrayLike) -> float:
 def agreement(clusters: ArrayLike, others: ArrayLike) -> float:
     """The adjusted Rand index of two clusterings, (N,) each; 0 if one of them is a single cluster.
 
-    A single cluster agrees with itself, but no better than chance would, which is what 0 says.
+    A single cluster agrees with itself, but no better than by chance, which 0 stands for.
     """
     if min(utilised_clusters(clusters), utilised_clusters(others)) == 1:
         return 0.0

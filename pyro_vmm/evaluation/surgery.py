@@ -1,4 +1,4 @@
-"""The ELBO of a model taken apart."""
+"""The terms of a model's ELBO."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def elbo_surgery(
     seed: int = 0,
     log_likelihood: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
-    r"""The ELBO taken apart (Hoffman & Johnson, 2016), the columns of the paper's table 2, in nats per row.
+    r"""The terms of the ELBO (Hoffman & Johnson, 2016), the columns of the paper's table 2, in nats per row.
 
     .. math::
         \mathrm{ELBO} &= -\text{distortion} - \text{rate} \\
@@ -34,11 +34,11 @@ def elbo_surgery(
         vae: The model.
         x: Rows, as the model sees them (scaled), shape (N, *event_shape), on the model's device.
         n_samples: Draws from q(z; x) for each row.
-        n_marginal: Draws of these that go into q(z), whose cost is n_marginal * N^2; all of them if None.
+        n_marginal: Those of these draws at which q(z) is evaluated, at a cost of n_marginal * N^2; all of them if None.
         batch_size: Rows at a time.
-        seed: Of the draws.
-        log_likelihood: log p(x | z), (S, M), of z (S, M, D) and rows (M, ...), of a model whose decoder needs more of a
-            row than z, such as a cell's batch; None for the model's own ``p_x``.
+        seed: The seed of the draws.
+        log_likelihood: log p(x | z), (S, M), of z (S, M, D) and rows (M, ...), for a decoder that needs more than z,
+            such as a cell's batch; None for the model's own ``p_x``.
 
     Returns:
         ``log_px`` (importance-weighted), ``elbo``, ``distortion``, ``rate``, ``marginal_kl``, ``mutual_information``,

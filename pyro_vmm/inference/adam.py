@@ -6,11 +6,11 @@ import torch
 
 
 class Adam(torch.optim.Adam):
-    """``torch.optim.Adam``, bit for bit, that does not load ``torch._dynamo``; ``differentiable=True`` is not for it.
+    """``torch.optim.Adam``, bit for bit, without loading ``torch._dynamo``; it has no ``differentiable=True``.
 
-    torch wraps these methods so that ``torch.compile`` does not look into them, and the wrappers import the compiler,
-    800 modules, when they are first called. Steps here are recorded, if at all, and never compiled. Optimisers of
-    torch's own classes stay as they are, for programs that compile. In a torch without wrappers nothing changes.
+    torch wraps these methods so that ``torch.compile`` does not look into them. The first call of a wrapper imports the
+    compiler, 800 modules. Steps here may be recorded, but are never compiled. Torch's own classes keep their wrappers,
+    for programs that compile. In a torch without wrappers this class changes nothing.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)

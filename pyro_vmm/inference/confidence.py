@@ -1,4 +1,4 @@
-"""How far the clusters of a fit can be trusted, without a label."""
+"""How far the clusters of a fit can be trusted, without labels."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from pyro_vmm.priors.evidence import Encoded
 from pyro_vmm.priors.groups import closest
 from pyro_vmm.priors.moves import compact
 
-# A row hesitates whose most probable cluster has less than this.
+# A row hesitates if its most probable cluster has less than this.
 SURE = 0.9
-# From these on the answer is doubtful: how flat the density between two clusters is, shares of rows and of components,
-# and how much the ELBO rose from one tenth of the training to the last one, in nats.
+# Above these the clusters are doubtful: how flat the density between two clusters is, shares of rows and of components,
+# and how much the ELBO rose in the last tenth of the training, in nats.
 FLAT, HESITATING, LARGEST, SATURATED, RISE = 0.6, 0.1, 0.9, 0.9, 1.0
 
 
@@ -21,13 +21,13 @@ class Confidence:
     """What speaks for and against the clusters of a fit.
 
     Arguments:
-        closest: of the two clusters that are least apart, the lowest density between them over the lower of their
-            peaks: 0 for a gap, 1 for none. 0 of one cluster.
-        pair: their numbers; None of one cluster.
+        closest: the lowest density between the two closest clusters over the lower of their peaks: 0 for a gap, 1 for
+            none. 0 for a single cluster.
+        pair: the numbers of these two; None for a single cluster.
         hesitating: the share of rows whose most probable cluster has less than 90 %.
         largest: the share of rows in the largest cluster.
         used: the share of components that have rows.
-        rise: by how many nats the ELBO rose from the last tenth but one of the training to the last one.
+        rise: the rise of the ELBO, in nats, from the second-last tenth of the training to the last one.
     """
 
     closest: float
@@ -67,10 +67,10 @@ def measure(
     """The confidence in the clusters of a trained model.
 
     Arguments:
-        sharp: the rows that are looked at, as they are told apart, see ``pyro_vmm.inference.settling.look``.
-        q: q(c | x) of their components.
-        cluster_of_component: the cluster of each.
-        history: of the training, a row for each epoch.
+        sharp: the rows, with the part of their uncertainty that counts, see ``pyro_vmm.inference.settling.look``.
+        q: q(c | x) of these rows.
+        cluster_of_component: the cluster of each component.
+        history: the history of the training, a row for each epoch.
     """
     by_cluster = np.zeros((len(q), cluster_of_component.max() + 1))
     np.add.at(by_cluster.T, cluster_of_component, q.T)

@@ -31,7 +31,7 @@ CAPTURES = get_args(Capture)
 
 @settings
 class Optimisation:
-    """How parameters are trained, whichever they are."""
+    """How parameters are trained, in every model."""
 
     title: ClassVar[str] = "training"
 
@@ -67,7 +67,7 @@ class Optimisation:
 
 @settings
 class Monitored:
-    """What early stopping goes by, where there is a choice."""
+    """The criterion of early stopping, where there is a choice."""
 
     title: ClassVar[str] = "training"
 
@@ -126,11 +126,11 @@ class TrainingConfig(Alternation, Monitored):
     :meth:`learning_rates` or :meth:`adjust_gradients`; estimators take an object of it as ``training``.
 
     Arguments:
-        epochs: at most so many passes over the data.
+        epochs: passes over the data, at most.
         batch_size: rows in a minibatch, of all processes together; the last one of an epoch may be shorter.
-        learning_rate: of Adam in the SVI step.
-        prior_learning_rate: of Adam in the MAP step; None for the same.
-        decay_fraction: over the last so large a share of ``epochs`` both learning rates fall to nothing, along a half
+        learning_rate: the learning rate of Adam in the SVI step.
+        prior_learning_rate: the learning rate of Adam in the MAP step; None for the same.
+        decay_fraction: the share of ``epochs``, at the end, over which both learning rates fall to zero, along a half
             cosine.
         patience: stop after so many epochs without a better ``monitor``; None for never.
         plateau: in nats. Once 200 steps, or three epochs if these are more, raise the ELBO by less, training turns to
@@ -142,11 +142,11 @@ class TrainingConfig(Alternation, Monitored):
         freeze_after: a component that explains next to nothing for so many epochs leaves training, see
             :class:`~pyro_vmm.inference.Elimination`; None for never.
         checkpoint_every: epochs between checkpoints, where a file is given.
-        seed: of the order of the data and of all draws.
-        capture: experimental, never run on a GPU yet. Whether the training step is recorded as a CUDA graph and
-            replayed: False for never; "auto" on a GPU and where it can be, with a warning where it can't; True or an
-            error. Several processes, which have to tell each other things, never record.
-        precision: in which the networks compute, one of ``PRECISIONS``; all but "float32" are experimental and have
+        seed: the seed of the order of the data and of all draws.
+        capture: experimental, never run on a GPU yet. Whether to record the training step as a CUDA graph and replay
+            it: False for never; "auto" on a GPU, with a warning where it can't be recorded; True for an error there.
+            Several processes, which have to communicate, never record.
+        precision: the precision of the networks, one of ``PRECISIONS``; all but "float32" are experimental and have
             never run on a GPU yet, see :mod:`pyro_vmm.runtime.precision`.
     """
 
@@ -164,22 +164,22 @@ class TrainingConfig(Alternation, Monitored):
         raise FrozenInstanceError(f"cannot delete field {name!r}")
 
     def learning_rates(self, epoch: int) -> tuple[float, float]:
-        """Of the SVI step and of the MAP step in an epoch, counted from 0."""
+        """The learning rates of the SVI step and of the MAP step in an epoch, counted from 0."""
         left, falling = self.epochs - epoch, round(self.decay_fraction * self.epochs)
         factor = 1.0 if left > falling else 0.5 - 0.5 * math.cos(math.pi * left / (falling + 1))
         return factor * self.learning_rate, factor * (self.prior_learning_rate or self.learning_rate)
 
     def adjust_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Change the gradients of an SVI or MAP step in place, before Adam takes them; here they stay as they are.
+        """Change the gradients of an SVI or MAP step in place, before Adam takes them; here they stay unchanged.
 
-        A subclass may limit their norm or add noise to them. Of several processes each has the whole gradient.
+        A subclass may limit their norm or add noise to them. Each of several processes has the whole gradient.
 
         Arguments:
-            parameters: those of the step, with their gradients; one that the loss does not depend on has None.
+            parameters: the parameters of the step; a gradient is None if the loss does not depend on its parameter.
         """
 
 
-#: What may differ between an interrupted run and the one that continues it.
+#: The settings that may differ between an interrupted run and its continuation.
 RESUMABLE = resumable(TrainingConfig, "always")
-#: What may differ besides where the interrupted run diverged.
+#: The settings that may also differ if the interrupted run diverged.
 RATES = resumable(TrainingConfig, "if diverged")

@@ -1,4 +1,4 @@
-"""What a trainer can continue from."""
+"""Checks of the state from which a trainer continues."""
 
 import torch
 
@@ -6,19 +6,19 @@ from pyro_vmm.inference.config import RATES
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.runtime.entries import Entries
 
-#: What the history tells of every epoch, among other things.
+#: Some columns of the history, which every epoch has.
 COLUMNS = ("epoch", "seconds", "elbo", "val_elbo")
-#: Adam's settings besides its learning rate, in every version of torch.
+#: Adam's settings other than its learning rate, in every version of torch.
 ADAM = ("betas", "eps", "weight_decay", "amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused")
-#: What to call a state in messages: it may be of a file or not.
+#: The name of a state in messages, whether it comes from a file or not.
 PLACE = "the state to continue from"
 
 
 def check_state(state: dict, vae: LatentVariableModel) -> None:
-    """Raise ``ValueError`` unless training can continue from a state; the optimisers' are checked as they are loaded.
+    """Raise ``ValueError`` unless training can continue from a state; optimisers check theirs when they load it.
 
     Arguments:
-        state: what :meth:`~pyro_vmm.inference.Trainer.state_dict` made.
+        state: the result of :meth:`~pyro_vmm.inference.Trainer.state_dict`.
         vae: the model.
     """
     entries = Entries(state, PLACE)
@@ -41,10 +41,10 @@ def check_state(state: dict, vae: LatentVariableModel) -> None:
     epoch = best.whole("epoch", 0, len(history))
     best.number("value")
     if epoch and best.number("value") not in history[epoch - 1].content.values():
-        raise best.wrong(f"value is {best.content['value']}, which is none of those of epoch {epoch}")
+        raise best.wrong(f"value is {best.content['value']}, which epoch {epoch} does not have")
     if epoch or best.content.get("model") is not None:
         check_model(best, "model", vae)
-    if "diverged" in entries:  # a checkpoint of old tells neither
+    if "diverged" in entries:  # old checkpoints have neither
         entries.get("diverged", bool)
     if "rates" in entries:
         check_rates(entries, "rates")
@@ -57,7 +57,7 @@ def check_model(entries: Entries, name: str, module: torch.nn.Module) -> None:
 
 
 def check_weights(entries: Entries, name: str, n_epochs: int, n_components: int) -> torch.Tensor:
-    """Weights of components by epoch, NaN where nobody knows them; ``ValueError`` where they are none."""
+    """Weights of components by epoch, NaN where they are unknown; ``ValueError`` for other values."""
     weights = entries.tensor(name, like=torch.empty(n_epochs, n_components, dtype=torch.float32))
     if not (weights.isnan() | ((weights >= 0) & (weights <= 1 + 1e-4))).all():
         raise entries.wrong(f"{name} should hold numbers from 0 to 1")
@@ -65,7 +65,7 @@ def check_weights(entries: Entries, name: str, n_epochs: int, n_components: int)
 
 
 def check_rates(entries: Entries, name: str) -> list[dict]:
-    """A record of learning rates, each from some epoch on; ``ValueError`` where it is none."""
+    """A record of learning rates, each from some epoch on; ``ValueError`` for other values."""
     record = entries.parts(name, least=1)
     for rates in record:
         rates.whole("epoch", 1)
@@ -76,7 +76,7 @@ def check_rates(entries: Entries, name: str) -> list[dict]:
 
 
 def check_random_numbers(entries: Entries, begun: bool = True) -> None:
-    """Raise ``ValueError`` unless there are the order of the rows and, once training has begun, where draws stand."""
+    """Raise ``ValueError`` unless there are generator states of the rows' order and, once training began, of draws."""
     states = [(entries, "order")]
     if begun or entries.content.get("rng", {}) is not None:
         states.append((entries.part("rng"), "cpu"))
@@ -88,7 +88,7 @@ def check_random_numbers(entries: Entries, begun: bool = True) -> None:
 
 
 def check_optimizer(entries: Entries, name: str, optimizer: torch.optim.Optimizer) -> None:
-    """Raise ``ValueError`` unless an entry holds what Adam remembers of this optimiser's parameters."""
+    """Raise ``ValueError`` unless an entry holds Adam's state for this optimiser's parameters."""
     found, own = entries.part(name), optimizer.state_dict()
     groups = found.parts("param_groups")
     if len(groups) != len(own["param_groups"]):

@@ -26,17 +26,17 @@ STEP_TERMS = ("elbo", "log_likelihood", "map_objective")
 
 
 class Steps:
-    """The two steps, each with an optimiser of its own; knows nothing of epochs.
+    """The two steps, each with an optimiser of its own, on one minibatch at a time.
 
     Arguments:
         vae: the model; trained in place.
         config: the learning rates, and whether to record the steps.
-        graphs: who records them, if not whom the configuration names.
-        ranks: the processes that train together. Where there are several, the steps are on the rows held here of the
-            current minibatch, and the means that they return are this process's parts of those over the minibatch.
+        graphs: the recorder of the steps; None for the one that the configuration asks for.
+        ranks: the processes that train together. With several, the steps take those rows of the current minibatch that
+            this process holds, and return its parts of the means over the minibatch.
 
     Attributes:
-        iterate: :meth:`iteration`, recorded if it is to be; see :class:`~pyro_vmm.runtime.captured.Captured`.
+        iterate: :meth:`iteration`, recorded if the steps are; see :class:`~pyro_vmm.runtime.captured.Captured`.
     """
 
     def __init__(
@@ -47,20 +47,20 @@ class Steps:
         rate, prior_rate = config.learning_rates(0)
         self.network_optimizer = adam(self.networks, rate) if self.networks else None
         self.prior_optimizer = adam(self.prior, prior_rate) if self.prior else None
-        # What processes tell each other is not recorded.
+        # Communication between processes can't be recorded.
         self.graphs = graphs or graphs_for(vae.prior.origin.device, config.capture if ranks.size == 1 else False)
         self.iterate = self.captured(self.iteration)
 
     def captured(self, step: Callable[[Tensor], tuple[Tensor, ...]]) -> Captured:
-        """A step with these parameters and optimisers, recorded if it is to be."""
+        """A step with these parameters and optimisers, recorded if there is a recorder."""
         return Captured(step, self.vae, self._optimizers, self.graphs, insist=self.config.capture is True)
 
     def _optimizers(self) -> list[torch.optim.Adam]:
-        """Of the steps that have parameters to train."""
+        """The optimisers of the steps that have parameters to train."""
         return [each for each in (self.network_optimizer, self.prior_optimizer) if each is not None]
 
     def begin_epoch(self, epoch: int, schedule: TrainingConfig) -> None:
-        """Set the learning rates of an epoch, counted from 0, if they are to fall; else they stay as they are."""
+        """Set the learning rates of an epoch, counted from 0, if they fall during training."""
         if schedule.decay_fraction:
             self.set_rates(epoch, schedule)
         self.iterate.refresh()
@@ -75,7 +75,8 @@ class Steps:
     def iteration(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both steps on a minibatch (M, ...): the means of ``STEP_TERMS``, (3,), and p(c | z) of its rows, (M, K).
 
-        Neither brings a number from the host to the device nor waits for one from there: it could not be recorded.
+        Neither step copies a number from the host to the device or waits for one from there: such a step can't be
+        recorded.
         """
         elbo, log_likelihood, p_z = self.svi_step(x)
         with torch.no_grad():
@@ -98,12 +99,12 @@ class Steps:
 
         Arguments:
             x: the minibatch.
-            z: draws from q(z; x), (M, D); None for new ones from the encoder as it is now.
+            z: draws from q(z; x), (M, D); None for new ones from the present encoder.
         """
         prior, encoder = self.vae.prior, self.vae.encoder
         if z is None:
             with torch.no_grad(), inference_mode(encoder):
-                z = draw(encoder(x), self.ranks)  # of a diagonal normal, sample() makes the host wait for the device
+                z = draw(encoder(x), self.ranks)  # sample() of a diagonal normal makes the host wait for the device
         centres = prior.centres(encoder) if prior.expectation == "analytic" else None
         pair, log_factors = (prior.model, prior.guide), self.vae.log_factors(x)
         rows = self.ranks.total(x)
@@ -112,7 +113,7 @@ class Steps:
         return -loss.detach()
 
     def continue_with(self, vae: LatentVariableModel, kept: Tensor) -> None:
-        """Go on with a model of components ``kept`` (n,) of the present one; what Adam knows of them is kept too."""
+        """Go on with a model of components ``kept`` (n,) of the present one, and keep Adam's state for them."""
         assert self.prior_optimizer is not None, "components leave a prior that is trained"
         before, state = self.prior, self.prior_optimizer.state
         self.vae, self.prior = vae, vae.prior_parameters()
@@ -121,14 +122,14 @@ class Steps:
         for parameter, previous in zip(self.prior, before, strict=True):
             moments = state[previous]
             if id(parameter) in per_component:
-                # All that has the parameter's shape has its rows; the count of steps has not.
+                # Tensors of the parameter's shape have its rows; the count of steps has another shape.
                 moments = {name: v[kept] if v.shape == previous.shape else v for name, v in moments.items()}
             self.prior_optimizer.state[parameter] = moments
         self.iterate.reset()
         self.iterate = self.captured(self.iteration)
 
     def _mean(self, total: Tensor, x: Tensor) -> Tensor:
-        """What a sum over the rows x held here contributes to the mean over the minibatch."""
+        """The part of the mean over the minibatch that comes from a sum over the rows x held here."""
         return self.ranks.own(total) / self.ranks.total(x)
 
     def _step(self, optimizer: torch.optim.Optimizer | None, loss: Tensor, parameters: list) -> None:
@@ -142,7 +143,7 @@ class Steps:
         optimizer.step()
 
     def optimizer_states(self) -> dict:
-        """What the optimisers remember, a copy; None for that of a step without parameters."""
+        """A copy of the optimisers' states; None for a step without parameters."""
         optimizers = {"network_optimizer": self.network_optimizer, "prior_optimizer": self.prior_optimizer}
         return {
             name: None if optimizer is None else copy.deepcopy(optimizer.state_dict())
@@ -150,7 +151,7 @@ class Steps:
         }
 
     def load_optimizer_states(self, states: dict) -> None:
-        """Go on from :meth:`optimizer_states`; ``ValueError`` if these are not of such steps."""
+        """Load :meth:`optimizer_states`; ``ValueError`` if they do not fit these steps."""
         for name in ("network_optimizer", "prior_optimizer"):
             if (optimizer := getattr(self, name)) is not None:
                 check_optimizer(Entries(states, PLACE), name, optimizer)
@@ -170,12 +171,12 @@ def _without_warnings_of_nan() -> Iterator[None]:
         yield
 
 
-#: No warning of a NaN, which raises TrainingDiverged anyway. Python's filters of warnings belong to all threads.
+#: Hides warnings of a NaN, which raises TrainingDiverged anyway; shared, as all threads have the same warning filters.
 without_warnings_of_nan = Shared(_without_warnings_of_nan)
 
 
 @contextmanager
 def quiet_pyro() -> Iterator[None]:
-    """How steps run: without checks of arguments, and without warnings of a NaN."""
+    """A context for steps, without checks of arguments and without warnings of a NaN."""
     with pyro.validation_enabled(False), without_warnings_of_nan:
         yield

@@ -1,8 +1,8 @@
 """Likelihoods of vectors, images and arrays, and the registry of their names.
 
 A likelihood is any callable from decoder output h (N, *event_shape) to a Pyro distribution over x (N, *event_shape).
-Those below are modules with two things more: ``outputs_per_feature``, where they need more than one number per feature
-(h is then (N, *event_shape, P)), and ``check(x)``, which tells before any training that data lie outside their support.
+Those below are modules with two more attributes: ``outputs_per_feature``, where they need more than one number per
+feature (h is then (N, *event_shape, P)), and ``check(x)``, which refuses data outside their support before training.
 """
 
 import math
@@ -25,17 +25,17 @@ from pyro_vmm.runtime.registry import Registry
 
 # Keeps scales and rates away from zero, where log-densities of float32 data overflow.
 FLOOR = 1e-5
-# Where a noise scale starts that neither a user nor data have told.
-UNTOLD_SCALE = 1.0
-# What the variance of a row is worth at the start, in nats.
+# The start of a noise scale that neither the user nor the data have set.
+DEFAULT_SCALE = 1.0
+# The log-likelihood that the variance of a row costs at the start, in nats.
 NATS = 200.0
 
 
 class Likelihood(nn.Module, ABC):
-    """The protocol of a likelihood of arrays: what networks, scaling, training and estimators need of it.
+    """The protocol of a likelihood of arrays: what networks, scaling, training and estimators need from it.
 
-    A likelihood of one's own defines ``forward``, and the attributes and methods below that differ; one with a noise
-    scale derives from :class:`LocationScale`. A name in :data:`LIKELIHOODS` makes it known to the estimators and to the
+    Your own likelihood defines ``forward``, and those attributes and methods below that differ; with a noise scale it
+    derives from :class:`LocationScale`. A name in :data:`LIKELIHOODS` makes it known to the estimators and to the
     command line: ``LIKELIHOODS["laplace"] = Laplace``.
 
     Arguments:
@@ -55,11 +55,11 @@ class Likelihood(nn.Module, ABC):
 
     @classmethod
     def domain_options(cls, x: Tensor) -> dict:
-        """The arguments that all rows x (N, *event_shape) tell, those held back too, such as how many categories."""
+        """Arguments that follow from all rows x (N, *event_shape), held-out ones too, such as ``n_categories``."""
         return {}
 
     def start(self, x: Tensor) -> dict:
-        """Start where training rows x (M, *event_shape) tell, in what the user left open; returns it as arguments."""
+        """Start what the user left open from training rows x (M, *event_shape); return it as arguments."""
         return {}
 
     @abstractmethod
@@ -70,7 +70,7 @@ class Likelihood(nn.Module, ABC):
         """Raise ``ValueError`` if values of x (N, *event_shape) lie outside the support."""
 
     def features(self) -> list[nn.Module]:
-        """What an encoder should see of x, as modules to put in front of it; defined for any real pseudo-input."""
+        """Modules to put in front of an encoder, which turn x into features; defined for any real pseudo-input."""
         return []
 
     def independent(self, distribution: TorchDistribution) -> TorchDistribution:
@@ -79,13 +79,12 @@ class Likelihood(nn.Module, ABC):
 
 
 class LocationScale(Likelihood):
-    """A density of any real values around h, with a learned noise scale, one number or one per feature, by softplus.
+    """A density of real values around h, with a learned noise scale by softplus, one number or one per feature.
 
     Arguments:
         event_shape: the shape of one observation.
         scale: "scalar" or "per_feature".
-        initial_scale: where the scale starts, positive, in the units of x; None for 1, or for where :meth:`start` puts
-            it.
+        initial_scale: the start of the scale, positive, in the units of x; None for 1, or for that of :meth:`start`.
     """
 
     any_real = True
@@ -99,20 +98,20 @@ class LocationScale(Likelihood):
             raise ValueError(f"initial_scale={initial_scale} should be positive")
         self.initial_scale = initial_scale
         shape = () if scale == "scalar" else self.event_shape
-        first = UNTOLD_SCALE if initial_scale is None else initial_scale
+        first = DEFAULT_SCALE if initial_scale is None else initial_scale
         self.scale_raw = nn.Parameter(torch.full(shape, inverse_softplus(first)))
 
     @torch.no_grad()
     def start(self, x: Tensor) -> dict:
-        r"""Start the noise where what varies in a row is worth ``NATS`` nats, however many features it has.
+        r"""Start the noise where the variance of a row costs ``NATS`` nats, however many features it has.
 
         .. math:: \sum_g \mathrm{Var}(x_g) / (2 \sigma^2) = \mathrm{NATS}
 
-        The KL to the prior is worth some ten nats. Where rows are worth no more than it, components merge before the
-        likelihood tells clusters apart; where they are worth far more, the prior does not shape the latent space. A
-        scale that the user has set, or that has been trained, stays.
+        The KL to the prior costs some ten nats. If the variance of a row costs no more, components merge before the
+        likelihood separates clusters; if it costs far more, the prior does not shape the latent space. A scale that the
+        user has set, or that has been trained, stays.
         """
-        if self.initial_scale is not None or (self.scale_raw != inverse_softplus(UNTOLD_SCALE)).any():
+        if self.initial_scale is not None or (self.scale_raw != inverse_softplus(DEFAULT_SCALE)).any():
             return {}
         variance = float(x.var(dim=0, correction=0).sum())
         initial_scale = math.sqrt(variance / (2 * NATS)) if variance > 0 else 1.0
@@ -126,14 +125,14 @@ class LocationScale(Likelihood):
 
 
 class SharedScaleNormal(dist.Independent):
-    """``dist.Normal(loc, scale).to_event(event_dim)`` of a scale that all rows share.
+    """``dist.Normal(loc, scale).to_event(event_dim)`` with a scale that all rows share.
 
-    The squares of an event are added up before they are scaled: ``loc`` and the value are gone through only once.
+    It sums the squares of an event before it scales them: that takes one pass over ``loc`` and the value.
 
     Arguments:
         loc: means, (..., *event_shape).
         scale: positive, () or ``event_shape``.
-        event_dim: how many of the dimensions of ``loc`` are those of an event.
+        event_dim: the number of dimensions of an event.
     """
 
     def __init__(self, loc: Tensor, scale: Tensor, event_dim: int, validate_args: bool | None = None):
@@ -147,7 +146,7 @@ class SharedScaleNormal(dist.Independent):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self.base_dist._validate_sample(value)
-        # The squares of the differences, by one kernel, and their gradient by another.
+        # One kernel computes the squared differences, and another one their gradient.
         squares = F.mse_loss(*torch.broadcast_tensors(self.base_dist.loc, value), reduction="none")
         log_norm = self.scale.log() + 0.5 * LOG_TWO_PI
         if self.scale.dim():
@@ -157,7 +156,7 @@ class SharedScaleNormal(dist.Independent):
 
 
 def _sum_rightmost(values: Tensor, dims: int) -> Tensor:
-    return cast(Tensor, sum_rightmost(values, dims))  # Pyro's takes numbers, too
+    return cast(Tensor, sum_rightmost(values, dims))  # Pyro's function also takes numbers
 
 
 class Normal(LocationScale):
@@ -234,7 +233,7 @@ class Categorical(Likelihood):
 
     @classmethod
     def domain_options(cls, x: Tensor) -> dict:
-        """The number of categories: a category may be in the rows held back alone."""
+        """The number of categories: held-out rows may have a category that no other row has."""
         return {"n_categories": max(2, int(x.max()) + 1)}
 
     def forward(self, h: Tensor) -> TorchDistribution:
@@ -248,7 +247,7 @@ class Categorical(Likelihood):
         return [SoftOneHot(self.outputs_per_feature)]
 
 
-#: Classes by name; another one is as good as these. Other packages add theirs by entry points of this group.
+#: Classes by name; users may add their own. Other packages add theirs by entry points of this group.
 LIKELIHOODS = Registry(
     "pyro_vmm.likelihoods",
     {
@@ -263,9 +262,9 @@ LIKELIHOODS = Registry(
 
 
 class CustomLikelihood(Likelihood):
-    """Any callable from decoder output to a Pyro distribution, its own parameters trained if it is a module.
+    """Any callable from decoder output to a Pyro distribution; the parameters of a module are trained too.
 
-    Features that the distribution leaves in its batch shape are declared one event.
+    Features in the batch shape of the distribution are declared one event.
 
     Arguments:
         event_shape: the shape of one observation.
@@ -284,13 +283,13 @@ class CustomLikelihood(Likelihood):
         return declare_events(of_pyro(self.function(h)), rows)
 
     def check(self, x: Tensor) -> None:
-        """Try the callable: it has to return a distribution that can score x."""
+        """Call the function: it has to return a distribution that can score x."""
         for rows in x.split(1024):
             distribution = self._try(rows)
             try:
                 support: Any = distribution.support
             except NotImplementedError:
-                continue  # a distribution need not tell
+                continue  # a distribution need not have one
             while hasattr(support, "base_constraint"):
                 support = support.base_constraint
             _require(rows, support.check(rows), "given", f"in {support}")
@@ -300,9 +299,9 @@ class CustomLikelihood(Likelihood):
         h = rows.new_zeros(rows.shape + extra)
         try:
             distribution = self(h)
-        except Exception as error:  # whatever the caller's function may raise
-            told = one_line(error)
-            raise ValueError(f"likelihood can't take decoder output of shape {tuple(h.shape)}: {told}") from error
+        except Exception as error:  # a user's function may raise anything
+            message = one_line(error)
+            raise ValueError(f"likelihood can't take decoder output of shape {tuple(h.shape)}: {message}") from error
         shape = distribution.batch_shape + distribution.event_shape
         if shape != rows.shape:
             raise ValueError(
@@ -312,7 +311,7 @@ class CustomLikelihood(Likelihood):
 
 
 def of_pyro(returned) -> TorchDistribution:
-    """What a user's function returned; ``ValueError`` unless it is a Pyro distribution."""
+    """The value that a user's function returned; ``ValueError`` unless it is a Pyro distribution."""
     if isinstance(returned, TorchDistributionMixin):
         return returned
     what = f"the class {returned.__name__}" if isinstance(returned, type) else f"a {type(returned).__name__}"
@@ -322,7 +321,7 @@ def of_pyro(returned) -> TorchDistribution:
 
 
 def declare_events(distribution: TorchDistribution, rows: int) -> TorchDistribution:
-    """A user's distribution with a batch shape of so many dimensions, all others declared one event."""
+    """A user's distribution with a batch shape of ``rows`` dimensions; all others are one event."""
     loose = len(distribution.batch_shape) - rows
     if loose < 0:
         raise ValueError(
@@ -333,6 +332,6 @@ def declare_events(distribution: TorchDistribution, rows: int) -> TorchDistribut
 
 def _require(x: Tensor, inside: Tensor, name: str, expected: str) -> None:
     if not inside.all():
-        # A support of vectors is judged by the row: name the row's first value.
+        # A support of vectors has one verdict per row: name the row's first value.
         values = x[~inside].flatten()
         raise ValueError(f"x holds the value {values[0].item():g}; the {name} likelihood expects values {expected}")

@@ -2,7 +2,7 @@
 
 A likelihood of cells is a module from the decoder's output h, the library size and the covariates to a Pyro
 distribution over the G values of a cell. The expected counts of a cell are its library size times ``expression(h)``,
-which sums to one over genes; before zero inflation, which takes some of them away.
+which sums to one over genes; zero inflation then reduces them.
 
 Sources: Lopez et al., Nature Methods 15:1053, 2018 (scVI: zinb, nb); Ashuach et al., Cell Reports Methods 2:100182,
 2022 (PeakVI) and Martens et al., Nature Methods 21:28, 2024 (PoissonVI) for peaks.
@@ -27,14 +27,14 @@ from pyro_vmm.runtime.registry import Registry
 
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
 DISPERSIONS = get_args(Dispersion)
-# Where the inverse dispersion is as good as zero or infinite, and the densities still exact.
+# Here the inverse dispersion is practically zero or infinite, and the densities are still exact.
 LARGEST_LOG_DISPERSION = 18.0
 
 
 class CellLikelihood(nn.Module, ABC):
-    """The protocol of a likelihood of cells: what networks, checks of the data, training and estimators need of it.
+    """The protocol of a likelihood of cells: what networks, checks of the data, training and estimators need from it.
 
-    A likelihood of one's own defines ``forward``, and the attributes and methods below that differ. A name in
+    Your own likelihood defines ``forward``, and those attributes and methods below that differ. A name in
     :data:`CELL_LIKELIHOODS` makes it known to the estimators and to the command line.
 
     Arguments:
@@ -55,7 +55,7 @@ class CellLikelihood(nn.Module, ABC):
         """p(x | z) of library sizes (..., 1) and covariates (..., P): batch shape (...), event shape (G,)."""
 
     def expression(self, h: Tensor) -> Tensor:
-        """Normalised expression, (..., G): positive, one over all genes."""
+        """Normalised expression, (..., G): positive, with sum one over all genes."""
         return self.first(h).softmax(-1)
 
     def first(self, h: Tensor) -> Tensor:
@@ -63,22 +63,22 @@ class CellLikelihood(nn.Module, ABC):
         return h if self.outputs_per_gene == 1 else h[..., 0, :]
 
     def rows(self, h: Tensor) -> Sequence[Tensor]:
-        """The decoder's P' rows, each as an h of one row, (..., 1, G); of one output a gene, h itself.
+        """The decoder's P' rows, each as an h of one row, (..., 1, G); h itself if there is one output per gene.
 
-        All at once: the gradient of one that is taken by its index fills an array of the size of h with zeros.
+        One call splits all rows: the gradient of indexing a row fills an array of the size of h with zeros.
         """
         return (h,) if self.outputs_per_gene == 1 else h.split(1, -2)
 
     def add_batches(self, layout: CellLayout) -> list[nn.Parameter]:
-        """Take the cells of this layout, which has further batches, in place; what is to be trained for those.
+        """Take the cells of this layout, which has further batches, in place; return the parameters to train for them.
 
-        A likelihood with parameters by batch extends them, and leaves those of the batches that it knows as they are.
+        A likelihood with parameters by batch extends them, and leaves those of known batches unchanged.
         """
         self.layout = layout
         return []
 
     def check(self, values: Tensor) -> None:
-        """Raise ``ValueError`` if values (M, G), already known to be counts where they should be, have no density."""
+        """Raise ``ValueError`` if values (M, G) have no density; they are known to be counts where they should be."""
 
 
 class PoissonCounts(CellLikelihood):
@@ -93,7 +93,7 @@ class NegativeBinomialCounts(CellLikelihood):
 
     Arguments:
         layout: the columns of a cell.
-        dispersion: an inverse dispersion for every "gene", "gene-batch" (gene and batch), or "gene-cell" (decoded).
+        dispersion: an inverse dispersion for each "gene", "gene-batch" (gene and batch), or "gene-cell" (decoded).
     """
 
     def __init__(self, layout: CellLayout, dispersion: Dispersion = "gene"):
@@ -107,7 +107,7 @@ class NegativeBinomialCounts(CellLikelihood):
             self.log_inverse_dispersion = nn.Parameter(torch.zeros(rows, layout.n_genes))
 
     def add_batches(self, layout: CellLayout) -> list[nn.Parameter]:
-        """A new batch's dispersions start at the mean of those known."""
+        """The dispersions of a new batch start at the mean of the known batches."""
         new = layout.n_batches - self.layout.n_batches
         super().add_batches(layout)
         if self.dispersion != "gene-batch":
@@ -123,11 +123,11 @@ class NegativeBinomialCounts(CellLikelihood):
     def _mean_and_dispersion(
         self, rows: Sequence[Tensor], library: Tensor, covariates: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of the counts before zeros are put in; each is asked of the row that it is of."""
+        """Mean and inverse dispersion of the counts before zeros are put in, each from its own row."""
         return library * self.expression(rows[0]), self.inverse_dispersion(rows[-1], covariates)
 
     def inverse_dispersion(self, h: Tensor, covariates: Tensor) -> Tensor:
-        """Positive, of a shape that broadcasts with (..., G)."""
+        """The inverse dispersion, positive, of a shape that broadcasts with (..., G)."""
         if self.dispersion == "gene-cell":
             log = h[..., -1, :]
         elif self.dispersion == "gene-batch":
@@ -138,11 +138,11 @@ class NegativeBinomialCounts(CellLikelihood):
 
 
 class ZeroInflatedNegativeBinomialCounts(NegativeBinomialCounts):
-    """The same with zeros put in; the decoder gives the logits of the zeros.
+    """:class:`NegativeBinomialCounts` with zeros put in; the decoder gives the logits of the zeros.
 
     Arguments:
         layout: the columns of a cell.
-        dispersion: as of :class:`NegativeBinomialCounts`.
+        dispersion: as in :class:`NegativeBinomialCounts`.
     """
 
     outputs_per_gene = 2
@@ -174,7 +174,7 @@ class NormalExpression(CellLikelihood):
 
     Arguments:
         layout: the columns of a cell.
-        initial_scale: where the scales start, positive.
+        initial_scale: the start of all scales, positive.
     """
 
     counts = False
@@ -193,7 +193,7 @@ class NormalExpression(CellLikelihood):
         return h
 
 
-#: Classes by name; another one is as good as these. Other packages add theirs by entry points of this group.
+#: Classes by name; users may add their own. Other packages add theirs by entry points of this group.
 CELL_LIKELIHOODS = Registry(
     "pyro_vmm.cell_likelihoods",
     {
@@ -209,8 +209,8 @@ CELL_LIKELIHOODS = Registry(
 class CustomCellLikelihood(CellLikelihood):
     """Any callable from decoder output and library size to a Pyro distribution; its own parameters are trained too.
 
-    What expression is, the callable can't say: h, its first row of several, is taken for logits over genes, as those of
-    "nb", or, of values that are no counts, for their mean, as that of "normal".
+    The callable does not define the expression: for counts the first row of h holds the logits over genes, as in "nb";
+    for other values it holds their mean, as in "normal".
 
     Arguments:
         layout: the columns of a cell.
@@ -237,7 +237,7 @@ class CustomCellLikelihood(CellLikelihood):
         return super().expression(h) if self.counts else self.first(h)
 
     def check(self, values: Tensor) -> None:
-        """Try the callable: it has to return a distribution of the right shape that can score the values."""
+        """Call the function: it has to return a distribution of the right shape that can score the values."""
         rows = (len(values), *((self.outputs_per_gene,) if self.outputs_per_gene > 1 else ()), self.layout.n_genes)
         library, covariates = values.sum(-1, keepdim=True), values.new_zeros(len(values), self.layout.n_covariates)
         try:
@@ -246,6 +246,6 @@ class CustomCellLikelihood(CellLikelihood):
             if shape != values.shape:
                 raise ValueError(f"it returned a distribution of shape {tuple(shape)}")
             distribution.log_prob(values)
-        except Exception as error:  # whatever the caller's function may raise
-            told = one_line(error)
-            raise ValueError(f"likelihood can't score values of shape {tuple(values.shape)}: {told}") from error
+        except Exception as error:  # a user's function may raise anything
+            message = one_line(error)
+            raise ValueError(f"likelihood can't score values of shape {tuple(values.shape)}: {message}") from error

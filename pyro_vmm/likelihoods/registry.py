@@ -1,4 +1,4 @@
-"""What a user may give as a likelihood: a name, a class or an object of the package's kind, or a function."""
+"""The forms in which a user gives a likelihood: a name, a class or an object of the package's kind, or a function."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -30,12 +30,12 @@ def likelihood_class(likelihood: Given) -> type[Likelihood] | None:
 
 
 def cell_likelihood_class(likelihood: Given) -> type[CellLikelihood] | None:
-    """The same of a likelihood of cells, derived from :class:`CellLikelihood`."""
+    """:func:`likelihood_class` for likelihoods of cells, derived from :class:`CellLikelihood`."""
     return _class(likelihood, CELL_LIKELIHOODS, CellLikelihood)
 
 
 def of_counts(likelihood: Given, options: dict | None = None) -> bool:
-    """Whether a likelihood of cells is one of counts: as its class says, or the option ``counts`` of a function."""
+    """Whether a likelihood of cells is for counts, by its class or by the option ``counts`` of a function."""
     cls = cell_likelihood_class(likelihood)
     if isinstance(likelihood, CellLikelihood):
         return likelihood.counts
@@ -52,14 +52,14 @@ def _class(given: Given, registry: Mapping[str, type], base: type[L]) -> type[L]
     if cls is None and callable(given):
         return None
     if isinstance(given, str) and given in registry:
-        told = f"likelihood={given!r} is registered as {described(cls)}"
-        raise ValueError(f"{told}, expected a class derived from pyro_vmm.likelihoods.{base.__name__}")
+        problem = f"likelihood={given!r} is registered as {described(cls)}"
+        raise ValueError(f"{problem}, expected a class derived from pyro_vmm.likelihoods.{base.__name__}")
     expected = f"one of {tuple(registry)}, a class derived from pyro_vmm.likelihoods.{base.__name__}, an object of one"
     raise ValueError(f"likelihood={described(given)} {_wrong(given, cls)} {expected}, or a function")
 
 
 def _class_itself(given: Given) -> type | None:
-    """What is a class, makes objects of one, or is an object of the package's own; None for other callables."""
+    """The class given, made by a ``partial``, or of an object of the package's kind; None for other callables."""
     if isinstance(given, type):
         return given
     if isinstance(given, partial) and isinstance(given.func, type) and issubclass(given.func, OWN):
@@ -68,7 +68,7 @@ def _class_itself(given: Given) -> type | None:
 
 
 def _wrong(given: Given, cls: type | None) -> str:
-    """The beginning of a message on something that is no likelihood of the kind wanted."""
+    """The start of an error message on a value that is no likelihood of the right kind."""
     if isinstance(given, str):
         cls = LIKELIHOODS.get(given, CELL_LIKELIHOODS.get(given))
     if not isinstance(cls, type):
@@ -77,4 +77,4 @@ def _wrong(given: Given, cls: type | None) -> str:
         return f"is for {'VMM' if issubclass(cls, Likelihood) else 'SingleCellVMM'}; expected"
     if issubclass(cls, Distribution):
         return "is a distribution, which a function of the decoder's output returns; expected"
-    return "is a class, of which an object may be meant; expected"
+    return "is a class (did you mean an object of it?); expected"

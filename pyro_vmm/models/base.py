@@ -17,7 +17,7 @@ from pyro_vmm.runtime.ranks import ALONE, Ranks
 
 
 class LatentVariableModel(nn.Module):
-    """What the models share; never used by itself.
+    """The base class of the models; abstract.
 
     Arguments:
         encoder: x -> q(z; x), a normal with batch shape (N,) and event shape (D,).
@@ -25,10 +25,10 @@ class LatentVariableModel(nn.Module):
         likelihood: decoder output -> p(x | z).
         prior: one of :mod:`pyro_vmm.priors`.
 
-    A subclass whose mixture has other weights in each batch sets ``balance`` and defines :meth:`batch`.
+    A subclass whose mixture weights differ between batches sets ``balance`` and defines :meth:`batch`.
     """
 
-    #: What keeps clusters from following batches, or None. No default here, which would hide a submodule of the name.
+    #: What keeps clusters from following batches, or None. A default here would hide a submodule of this name.
     balance: BatchBalance | None
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, prior: Prior):
@@ -44,10 +44,10 @@ class LatentVariableModel(nn.Module):
             p_z: the prior on z, to condition on; then only the sites of the rows are declared. None for the whole
                 hierarchy.
             rows: M, when x is None.
-            observe: whether ``x`` is what the model generates, or drawn anew for these rows.
+            observe: True to condition on ``x``, False to draw as many rows anew.
 
         Returns:
-            x, as it is given or drawn.
+            x, given or drawn.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define model")
 
@@ -58,7 +58,7 @@ class LatentVariableModel(nn.Module):
     def network_parameters(self) -> list[nn.Parameter]:
         """What the SVI step trains: the networks, the likelihood's own parameters, and a VampPrior's pseudo-inputs.
 
-        Like :meth:`prior_parameters` without those that require no gradient: what is to stay as it is.
+        Both this and :meth:`prior_parameters` leave out parameters that require no gradient: they stay fixed.
         """
         prior = {id(p) for p in self.prior_parameters()}
         return [p for p in self.parameters() if p.requires_grad and id(p) not in prior]
@@ -68,11 +68,11 @@ class LatentVariableModel(nn.Module):
         return [p for p in self.prior.parameters() if p.requires_grad] if self.prior.trained_by_map else []
 
     def log_factors(self, x: Tensor) -> Tensor | None:
-        """What is added to log pi in each row, (M, K), where the mixture's weights differ between rows."""
+        """The terms to add to log pi in each row, (M, K); None where all rows have the same weights."""
         return None if self.balance is None else self.balance(self.batch(x))
 
     def observe_clusters(self, x: Tensor, responsibilities: Tensor, ranks: Ranks = ALONE) -> None:
-        """Called in training with a minibatch and its p(c | z), (M, K), or with the part of it that a process holds."""
+        """Training calls this with the rows of a minibatch that a process holds, and their p(c | z), (M, K)."""
         if self.balance is not None:
             self.balance.observe(self.batch(x), responsibilities, ranks)
 
@@ -86,13 +86,13 @@ class LatentVariableModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not define batch")
 
     def reorder(self, order: Tensor) -> None:
-        """Renumber the components in place: number k becomes what ``order[k]`` was, (K,)."""
+        """Renumber the components in place: component k is the former ``order[k]``, (K,)."""
         self.prior.reorder(order)
         if self.balance is not None:
             self.balance.reorder(order)
 
     def subset(self, kept: Tensor) -> Self:
-        """A model of components ``kept`` (n,) alone, to train in place of this one: it shares all but the prior."""
+        """A model of the components ``kept`` (n,) alone, to train in place of this one; they share the networks."""
         subset = copy.copy(self)
         subset._modules = {**self._modules, "prior": self.prior.subset(kept)}
         if self.balance is not None:
@@ -100,7 +100,7 @@ class LatentVariableModel(nn.Module):
         return subset
 
     def absorb(self, subset: Self, kept: Tensor) -> None:
-        """Take over what the prior of :meth:`subset` has learned."""
+        """Copy the trained values of a model that :meth:`subset` made."""
         self.prior.absorb(subset.prior, kept)
         if self.balance is not None and subset.balance is not None:
             self.balance.absorb(subset.balance, kept)
@@ -116,7 +116,7 @@ class LatentVariableModel(nn.Module):
         return self.cluster_probabilities(self.encoder(x).mean)
 
     def objective(self) -> Elbo:
-        """What the SVI step ascends, for :attr:`model` and :attr:`guide`."""
+        """The objective of the SVI step, for :attr:`model` and :attr:`guide`."""
         return Elbo()
 
 

@@ -1,4 +1,4 @@
-"""Pyro's enumerated ELBO, with a short cut for what the two training steps need of it."""
+"""Pyro's enumerated ELBO, with a short cut for the pairs that the two training steps use."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
@@ -22,11 +22,11 @@ Site = dict[str, Any]
 
 
 class Elbo(TraceEnum_ELBO):
-    """``TraceEnum_ELBO(max_plate_nesting=1)``, which also keeps what the history needs of its last evaluation.
+    """``TraceEnum_ELBO(max_plate_nesting=1)``, which also keeps the terms of its last evaluation for the history.
 
     With one plate, indicators enumerated in the model, and reparameterised draws in the guide, the ELBO is a plain sum
-    of log-densities with one ``logsumexp`` over the indicators. It is then computed so, sooner than by the tensor
-    contractions that the general case takes; any other pair is left to Pyro.
+    of log-densities with one ``logsumexp`` over the indicators. This class then computes that sum, which is faster than
+    the tensor contractions of the general case; it leaves any other pair to Pyro.
 
     Attributes:
         log_likelihood: the sum of log p(x | z) over rows, ().
@@ -35,12 +35,12 @@ class Elbo(TraceEnum_ELBO):
             enumerate them.
     """
 
-    # Those of the first evaluation are the first.
+    # Both are unset before the first evaluation.
     log_likelihood: Tensor
     z: Tensor
 
     def __init__(self):
-        # Stated, because guessing runs the pair twice and so moves the random numbers and BatchNorm's statistics.
+        # Without max_plate_nesting Pyro runs the pair twice, which moves the random numbers and BatchNorm's statistics.
         super().__init__(max_plate_nesting=1, strict_enumeration_warning=False)
         self.log_components: Tensor | None = None
 
@@ -89,7 +89,7 @@ def _sample_sites(trace: Trace) -> Iterator[Site]:
 
 
 def is_sampled(site: Site) -> bool:
-    """Whether a site is a random variable, given or drawn, and not the rows that a plate picks."""
+    """Whether a site is a random variable, given or drawn, rather than the subsample of a plate."""
     return site["type"] == "sample" and not site_is_subsample(cast(Message, site))
 
 
@@ -117,6 +117,6 @@ def _sum(trace: Trace) -> Tensor | float:
             raise ValueError(
                 f"enumerated sites and those that depend on them are scaled by {scales}, expected one scale"
             )
-        # Not added to a zero, which would lay out in memory as (K, M) what is laid out as (M, K).
+        # A sum that starts at zero would have the memory layout (K, M) instead of (M, K).
         total = total + scales.pop() * reduce(add, joint).flatten(end_dim=-2).logsumexp(0).sum()
     return total

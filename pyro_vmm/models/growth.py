@@ -1,7 +1,7 @@
-"""A trained model of cells that takes cells of further batches, and further components; all that it knows is held.
+"""Add batches or components to a trained model of cells; its own parameters stay fixed.
 
 Source: Lotfollahi et al., Mapping single-cell data to reference atlases by transfer learning, Nature Biotechnology
-40:121, 2022 (scArches): of a new batch only the weights that bring it into the first layers are trained.
+40:121, 2022 (scArches): only the weights of the new batches in the first layers are trained.
 """
 
 import copy
@@ -18,18 +18,18 @@ from pyro_vmm.runtime.cell_layout import CellLayout
 
 
 def with_batches(vae: SingleCellVAE, n: int, library: tuple[Tensor, Tensor] | None = None) -> SingleCellVAE:
-    """A copy that takes cells of n further batches; only what it has for these requires a gradient.
+    """A copy that takes cells of n further batches; only the parameters of these batches require a gradient.
 
-    Cells of the batches that it knows get the same numbers, bit for bit. A new batch starts in the middle of them.
+    Cells of known batches get the same numbers, bit for bit. A new batch starts at the mean of the known ones.
 
     Arguments:
-        vae: a trained model, left as it is.
-        n: how many.
+        vae: a trained model, left unchanged.
+        n: the number of new batches.
         library: mean and variance of the logarithms of library sizes in each new batch, (n,) each, where they are
             latent.
 
     Raises:
-        ValueError: the prior has pseudo-inputs without covariates of their own, which can't tell batches.
+        ValueError: the prior's pseudo-inputs have no covariates of their own, and so no batches.
     """
     grown = copy.deepcopy(vae).requires_grad_(False)
     if any(isinstance(each, PseudoInputs) and not isinstance(each, CellPseudoInputs) for each in grown.modules()):
@@ -37,7 +37,7 @@ def with_batches(vae: SingleCellVAE, n: int, library: tuple[Tensor, Tensor] | No
     grown.held = True
     before, layout = vae.layout, vae.layout.with_batches(vae.layout.n_batches + n)
     trained = grown.likelihood.add_batches(layout)
-    # Of each network the layers, and how many of their inputs come before the batch.
+    # The layers of each network, and the number of their inputs before the batch.
     networks = [(cast(nn.Sequential, grown.decoder.body), vae.prior.latent_dim)]
     for body in [grown.encoder.body] + ([] if grown.library is None else [grown.library.encoder]):
         parts = cast(nn.Sequential, body)
@@ -55,7 +55,7 @@ def with_batches(vae: SingleCellVAE, n: int, library: tuple[Tensor, Tensor] | No
 
 
 def _widen(layers: nn.Sequential, start: int, known: int, n: int) -> nn.Parameter:
-    """Give the first layer n inputs after those of the known batches, which begin at ``start``; their weights."""
+    """Give the first layer n inputs after those of the known batches, at ``start``; return the new weights."""
     first = cast(nn.Linear | WidenedLinear, layers[0])
     if isinstance(first, WidenedLinear):
         at, weights = first.start, first.weights(start, known)
@@ -66,7 +66,7 @@ def _widen(layers: nn.Sequential, start: int, known: int, n: int) -> nn.Paramete
 
 
 def _lay_out(vae: SingleCellVAE, layout: CellLayout) -> None:
-    """Tell all parts the columns of a cell."""
+    """Set the columns of a cell in all modules."""
     for module in vae.modules():
         if isinstance(getattr(module, "layout", None), CellLayout):
             module.layout = layout  # pyright: ignore[reportArgumentType]
@@ -76,12 +76,12 @@ def _lay_out(vae: SingleCellVAE, layout: CellLayout) -> None:
 
 @torch.no_grad()
 def with_components(vae: SingleCellVAE, places: Places, share: Tensor) -> SingleCellVAE:
-    """A copy with a further component at each of n places; the others stay as they are, but for their joint weight.
+    """A copy with a further component at each of n places; the old ones change only in their joint weight.
 
     Arguments:
-        vae: a trained model, left as it is.
+        vae: a trained model, left unchanged.
         places: where the new components should be.
-        share: the weight of each over that of all the old ones together, (n,).
+        share: the weight of each new component over that of all old ones together, (n,).
 
     Raises:
         NotImplementedError: the prior can't place components.
@@ -101,7 +101,7 @@ def with_components(vae: SingleCellVAE, places: Places, share: Tensor) -> Single
 
 
 def blank_components(vae: SingleCellVAE, n: int) -> SingleCellVAE:
-    """A copy with n further components, which are like the first one."""
+    """A copy with n further components, each a copy of the first one."""
     order = torch.cat([torch.arange(vae.prior.n_components), torch.zeros(n, dtype=torch.long)])
     grown = copy.deepcopy(vae)
     grown.prior = grown.prior.rows_of(order.to(vae.prior.origin.device))

@@ -18,7 +18,7 @@ from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.precision import in_precision
 from pyro_vmm.runtime.ranks import ALONE, Ranks
 
-# A batch of alike cells would have a prior without width.
+# A floor: the prior of a batch of equal library sizes would have no width.
 LEAST_LIBRARY_SCALE = 0.01
 
 
@@ -33,13 +33,13 @@ class SingleCellVAE(LatentVariableModel):
         decoder: z (N, D) and covariates (N, P) -> h; see :class:`~pyro_vmm.networks.CellDecoder`.
         likelihood: h, library size (N, 1), covariates (N, P) -> p(x | z), batch shape (N,), event shape (G,).
         prior: one of :mod:`pyro_vmm.priors`.
-        library: the guide of a latent library size and its prior, a :class:`Library`; None to take what is observed.
+        library: the guide of a latent library size and its prior, a :class:`Library`; None to use the observed one.
         balance: what keeps clusters from following batches, a :class:`~pyro_vmm.priors.balance.BatchBalance`; None for
-            the paper's model. It learns where the batches are from :class:`~pyro_vmm.inference.Trainer`.
+            the paper's model. :class:`~pyro_vmm.inference.Trainer` updates its counts.
     """
 
     likelihood: CellLikelihood
-    #: Whether the networks stay as they are in training: no dropout, BatchNorm by its running statistics.
+    #: Whether the networks stay in evaluation mode in training: no dropout, BatchNorm by its running statistics.
     held = False
 
     def __init__(
@@ -61,8 +61,8 @@ class SingleCellVAE(LatentVariableModel):
         Arguments:
             x: cells, (M, G + P + 1).
             p_z: the prior on z, to condition on; None for the whole hierarchy.
-            rows: unused, as there is no model of covariates and library sizes to draw cells without ``x`` from.
-            observe: whether the counts are those of the cells, or drawn for their covariates and library sizes.
+            rows: unused: covariates and library sizes have no model, so that cells can't be drawn without ``x``.
+            observe: True to condition on the counts, False to draw them for these covariates and library sizes.
 
         Raises:
             ValueError: no cells are given.
@@ -93,7 +93,7 @@ class SingleCellVAE(LatentVariableModel):
                 pyro.sample("library", self.library(cells))
 
     def train(self, mode: bool = True) -> Self:
-        """As of any module; where ``held``, to no effect."""
+        """Set the mode as in any module; a ``held`` model stays in evaluation mode."""
         return super().train(mode and not self.held)
 
     def observe_clusters(self, x: Tensor, responsibilities: Tensor, ranks: Ranks = ALONE) -> None:
@@ -109,7 +109,7 @@ class SingleCellVAE(LatentVariableModel):
         return self.layout.counts(cells), self.layout.covariates(cells), self.layout.library(cells)
 
     def library_size(self, cells: Tensor) -> Tensor:
-        """What is observed, or the median of q(library; x), (M, 1)."""
+        """The observed library size, or the median of q(library; x), (M, 1)."""
         return self.layout.library(cells) if self.library is None else self.library(cells).base_dist.loc.exp()[:, None]
 
 

@@ -31,7 +31,7 @@ class VAE(LatentVariableModel):
             p_z: the prior on z, to condition on; then only the sites ``c``, ``z`` and ``x`` are declared. None for the
                 whole hierarchy.
             rows: M, when x is None.
-            observe: whether the rows are ``x``, or drawn, as many as there are in ``x``.
+            observe: True to condition on ``x``, False to draw as many rows.
         """
         if p_z is None:
             show_parameters(self)

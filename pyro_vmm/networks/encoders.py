@@ -19,7 +19,7 @@ from pyro_vmm.runtime.precision import in_precision
 CovarianceShape = Literal["full", "diagonal"]
 COVARIANCES = get_args(CovarianceShape)
 CovarianceStart = Literal["diagonal", "random"]
-#: What a full covariance is like before training.
+#: The forms of a full covariance before training.
 COVARIANCE_STARTS = get_args(CovarianceStart)
 
 
@@ -37,12 +37,12 @@ def conv_encoder(image_shape: Sequence[int], channels: Sequence[int] = (32, 64),
 
 
 class CellFeatures(nn.Module):
-    """What an encoder sees of cells: log(1 + counts) beside the covariates, (N, G + P + 1) -> (N, G + P).
+    """The features that an encoder reads: log(1 + counts) and the covariates, (N, G + P + 1) -> (N, G + P).
 
     Arguments:
         layout: the columns of a cell; a pseudo-input ends before the last one.
-        log: whether the values are counts, to be taken to a logarithmic scale.
-        covariates: whether the covariates are seen; without them it is (N, G).
+        log: whether the values are counts, of which it takes log(1 + x).
+        covariates: whether to keep the covariates; without them the result is (N, G).
     """
 
     def __init__(self, layout: CellLayout, log: bool = True, covariates: bool = True):
@@ -52,7 +52,7 @@ class CellFeatures(nn.Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         if not self.log:
-            # In memory as it is for a model of other batches: a product differs in its last bit by how rows lie.
+            # A contiguous copy, whatever the number of batches: a product's last bit depends on the memory layout.
             return cells[:, : self.width].contiguous()
         values = self.layout.counts(cells).log1p()
         return torch.cat([values, self.layout.covariates(cells)], -1) if self.covariates else values
@@ -66,9 +66,10 @@ class GaussianEncoder(nn.Module):
         width: H.
         latent_dim: D.
         covariance: "full" or "diagonal".
-        covariance_start: what a full covariance is before training. "diagonal": the weights of the D (D - 1) / 2
-            entries of T below its diagonal start at zero. "random": all weights are Glorot's, as the paper's authors
-            have it; in many dimensions these entries are so much noise that x is hardly encoded while clusters merge.
+        covariance_start: the form of a full covariance before training. "diagonal": the weights of the D (D - 1) / 2
+            entries of T below its diagonal start at zero. "random": all weights are Glorot's, as in the paper's
+            authors' code; in many dimensions these entries add so much noise that z hardly encodes x while clusters
+            merge.
     """
 
     tril_index: Tensor
@@ -101,14 +102,14 @@ class GaussianEncoder(nn.Module):
         loc, raw = hidden.tensor_split([self.latent_dim], dim=-1)
         if self.covariance == "diagonal":
             return dist.Normal(loc, F.softplus(raw) + DIAGONAL_FLOOR, validate_args=False).to_event(1)
-        # gather, as the gradient of index_select takes twice as long.
+        # The gradient of index_select takes twice as long as that of gather.
         entries = raw.gather(-1, self.tril_index.expand(*raw.shape[:-1], -1))
         square = entries.unflatten(-1, (self.latent_dim, self.latent_dim))
         return TrilNormal(loc, lower_cholesky(square), validate_args=False)
 
 
 def _tril_index(dim: int) -> Tensor:
-    """Where the entries of a (D, D) lower triangle stand in a vector of D (D + 1) / 2; the upper repeats it."""
+    """Indices of the entries of a (D, D) lower triangle in a vector of D (D + 1) / 2; the upper triangle mirrors it."""
     rows, columns = torch.meshgrid(torch.arange(dim), torch.arange(dim), indexing="ij")
     low, high = torch.minimum(rows, columns), torch.maximum(rows, columns)
     return (high * (high + 1) // 2 + low).flatten()

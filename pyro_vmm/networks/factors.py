@@ -19,7 +19,7 @@ def lower_cholesky(raw: Tensor) -> Tensor:
 
 
 def inverse_lower_cholesky(tril: Tensor) -> Tensor:
-    """What :func:`lower_cholesky` makes these factors (..., D, D) of; diagonals below the floor come out at it."""
+    """The input that :func:`lower_cholesky` maps to these factors (..., D, D); it raises diagonals below the floor."""
     diagonal = (tril.diagonal(dim1=-2, dim2=-1) - DIAGONAL_FLOOR).clamp(min=DIAGONAL_FLOOR)
     return tril.tril(-1) + torch.diag_embed(inverse_softplus(diagonal))
 
@@ -29,7 +29,7 @@ def inverse_softplus(value: float) -> float: ...
 @overload
 def inverse_softplus(value: Tensor) -> Tensor: ...
 def inverse_softplus(value: float | Tensor) -> float | Tensor:
-    """What has the softplus ``value``, a positive number or a tensor of any shape."""
+    """The number whose softplus is ``value``, a positive number or a tensor of any shape."""
     if isinstance(value, Tensor):
         return value + (-torch.expm1(-value)).log()
     return value + math.log(-math.expm1(-value))

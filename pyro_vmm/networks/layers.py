@@ -48,13 +48,13 @@ def cell_mlp(in_features: int, hidden: Sequence[int], dropout: float = 0.0) -> n
 
 
 class WidenedLinear(nn.Module):
-    """A linear layer that takes further inputs in the midst of its own, (..., I + n) -> (..., O).
+    """A linear layer that takes further inputs among its own, (..., I + n) -> (..., O).
 
-    Where these are zero the output is that of the layer, bit for bit: its product is made as before, and nothing added.
+    Where the new inputs are zero the output is that of the layer, bit for bit: its product is computed separately.
 
     Arguments:
-        layer: from I inputs to O outputs; or one that is widened at the same place, which is widened further.
-        start: how many of the layer's inputs come before the new ones.
+        layer: from I inputs to O outputs; or a layer widened at the same place, to widen further.
+        start: the number of the layer's inputs before the new ones.
         added: the weights of the new inputs, (O, n).
     """
 
@@ -69,7 +69,7 @@ class WidenedLinear(nn.Module):
         return self.layer(torch.cat([before, after], -1)) + F.linear(new, self.added)
 
     def weights(self, start: int, n: int) -> Tensor:
-        """The weights (O, n) of n inputs from this one on, as they are given."""
+        """The weights (O, n) of n inputs from ``start`` on, in the order of x."""
         own, at = self.layer.weight, self.start
         return torch.cat([own[:, :at], self.added, own[:, at:]], 1)[:, start : start + n]
 
@@ -111,7 +111,7 @@ def channels_first(image_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def output_width(module: nn.Module, example: Tensor, name: str) -> int:
-    """The number of features H that a module (N, ...) -> (N, H) makes of two rows; ``ValueError`` if it does not."""
+    """The number of features H of a module (N, ...) -> (N, H), tried on two rows; ``ValueError`` for another shape."""
     try:
         with inference_mode(module), torch.no_grad():
             out = module(example)

@@ -1,4 +1,4 @@
-r"""What p(z) is: each prior is a module whose ``forward(encoder)`` returns it, and a Pyro model/guide pair.
+r"""The priors p(z): each is a module whose ``forward(encoder)`` returns p(z), and a Pyro model/guide pair.
 
 ========================  ================================================  =========================================
 prior                     p(z)                                              parameters, and the step that trains them
@@ -11,7 +11,7 @@ prior                     p(z)                                              para
 ========================  ================================================  =========================================
 
 The sites are ``alpha``, ``log_pi`` (and ``pi``), ``mu``, ``precision_tril`` (and ``precision``), ``c`` and ``z``.
-What a prior of one's own has to define is said in :class:`Prior`.
+:class:`Prior` says what your own prior has to define.
 """
 
 from pyro_vmm.priors.base import EXPECTATIONS, Places, Prior, latent

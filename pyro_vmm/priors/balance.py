@@ -7,26 +7,26 @@ from torch import Tensor, nn
 
 from pyro_vmm.runtime.ranks import ALONE, Ranks
 
-# The table forgets at the rate at which so many cells, and so many of a batch, go by.
+# The memory of the table, in cells: at least this many, and at least this many per batch.
 LEAST_MEMORY = 2000.0
 MEMORY_PER_BATCH = 500.0
-# Cells of a batch that are taken to be spread as all cells are: a component that lacks a batch is no surprise in a
-# batch of a few cells.
+# Each batch gets so many extra cells, spread like all cells: in a batch of few cells it is no surprise that a component
+# has none of them.
 SMOOTHING = 10.0
 
 
 class BatchBalance(nn.Module):
-    r"""Weights of the mixture that differ between batches, to the advantage of components that a batch is short of.
+    r"""Mixture weights that differ between batches: larger where a batch has few of a component's cells.
 
-    A mixture prior can afford a component for each batch, for the price of log 2 nats a cell; the standard normal
-    pulls batches together. Here component k has in batch b, instead of its weight :math:`\pi_k`, the weight
+    With a mixture prior, a component for each of two batches costs only log 2 nats a cell; the standard normal pulls
+    batches together. Here the weight of component k in batch b is, instead of :math:`\pi_k`,
 
     .. math:: \pi_{bk} \propto \pi_k \left( \frac{p(k)}{p(k \mid b)} \right)^{\theta}
 
-    where p(k | b) is the share of the cells of batch b that the component holds, and p(k) that of all cells, both as
-    of late in training. A cell whose component has little of other batches pays for it; cells of those batches are
-    attracted. Cell types that a batch lacks stay apart, as theta nats or so weigh little against what tells cell types
-    from each other. It is the diversity penalty of Harmony (Korsunsky et al., Nature Methods 16:1289, 2019) in a prior.
+    where p(k | b) is the component's share of the cells of batch b, and p(k) its share of all cells, both over recent
+    minibatches. A cell pays for a component with few cells of other batches, and the component attracts cells of those
+    batches. Cell types that a batch lacks stay apart: about theta nats weigh little against the differences between
+    cell types. This is the diversity penalty of Harmony (Korsunsky et al., Nature Methods 16:1289, 2019) in a prior.
 
     Arguments:
         strength: theta, positive.
@@ -42,7 +42,7 @@ class BatchBalance(nn.Module):
         self.register_buffer("cells", torch.zeros(n_batches, n_components))
 
     def forward(self, batch: Tensor) -> Tensor:
-        """What is added to log pi, (M, K), up to a constant, for one-hot batches (M, B)."""
+        """The terms to add to log pi, (M, K), up to a constant, for one-hot batches (M, B)."""
         overall = self.cells.sum(0) + 1.0
         overall = overall / overall.sum()
         of_batch = self.cells + SMOOTHING * overall
@@ -51,20 +51,20 @@ class BatchBalance(nn.Module):
 
     @torch.no_grad()
     def observe(self, batch: Tensor, responsibilities: Tensor, ranks: Ranks = ALONE) -> None:
-        """Count cells, (M, B), where they are, (M, K); older ones count less and less.
+        """Count cells by batch (M, B) and component (M, K); older cells count less and less.
 
-        ``ranks``: the processes that hold parts of the minibatch; all cells of it are counted.
+        ``ranks``: the processes that hold parts of the minibatch; all its cells count.
         """
         keep = max(0.0, 1.0 - ranks.total(batch) / self.memory)
         self.cells.mul_(keep).add_(ranks.sum(ranks.own(batch.mT @ responsibilities)))
 
     @torch.no_grad()
     def reorder(self, order: Tensor) -> None:
-        """Renumber the components in place: number k becomes what ``order[k]`` was, (K,)."""
+        """Renumber the components in place: component k is the former ``order[k]``, (K,)."""
         self.cells.copy_(self.cells[:, order])
 
     def add_batches(self, n: int) -> None:
-        """Take cells of n further batches, in place: of no cells yet, they have the weights of the mixture itself."""
+        """Add n batches, in place; without cells so far, they have the weights of the mixture itself."""
         self.cells = torch.cat([self.cells, self.cells.new_zeros(n, self.cells.shape[1])])
 
     def subset(self, kept: Tensor) -> "BatchBalance":
@@ -74,5 +74,5 @@ class BatchBalance(nn.Module):
         return subset
 
     def absorb(self, subset: "BatchBalance", kept: Tensor) -> None:
-        """Take over what :meth:`subset` has counted since."""
+        """Copy the counts of :meth:`subset` back."""
         self.cells[:, kept] = subset.cells

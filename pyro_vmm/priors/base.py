@@ -28,10 +28,10 @@ def latent(p_z: Mixture, obs: Tensor | None = None) -> Tensor:
 
 
 class Places(NamedTuple):
-    """Where n components should be: what some rows of data, encoded, look like.
+    """Where n components should be, from encoded rows of data.
 
     Arguments:
-        count: how many rows each explains, (n,).
+        count: the number of rows that each explains, (n,).
         loc: their means, (n, D).
         covariance: the covariances of draws from their q(z; x), (n, D, D).
         rows: rows of data near each mean, (n, c, ...).
@@ -44,26 +44,26 @@ class Places(NamedTuple):
 
 
 class Prior(nn.Module, ABC):
-    """The protocol of a prior: what the two steps, elimination, settling, numbering, files and estimators need of it.
+    """The protocol of a prior: what the two steps, elimination, settling, numbering, files and estimators need from it.
 
     ``forward(encoder)`` returns p(z), a :class:`~pyro_vmm.distributions.Mixture`. The encoder is an argument because
-    the prior does not own it: it is trained by another step.
+    the prior does not own it: another step trains it.
 
     ============ ==================================================================================================
-    who          asks for
+    caller       uses
     ============ ==================================================================================================
     SVI step     ``trained_by_map``, ``expectation``; :meth:`forward`, :meth:`sampled`
-    MAP step     the same; :meth:`centres`, and :meth:`model` and :meth:`guide`, which :meth:`hierarchy`,
-                 :meth:`hierarchy_guide` and :meth:`per_row` make up
+    MAP step     the same; :meth:`centres`, :meth:`model` and :meth:`guide`, which consist of :meth:`hierarchy`,
+                 :meth:`hierarchy_guide` and :meth:`per_row`
     elimination  ``can_eliminate``, ``pi_logits``, ``m_prior``; :meth:`component_tensors`, :meth:`subset`,
                  :meth:`absorb`
     settling     ``can_place``, ``covariance``; :meth:`component_tensors`, :meth:`clustering`, :meth:`place`
     numbering    :meth:`forward`, :meth:`clustering`, :meth:`reorder`
-    files        parameters and persistent buffers; of an object also its attributes that are numbers, names or shapes
+    files        parameters and persistent buffers; for an object also attributes that are numbers, names or shapes
     estimators   ``has_clusters``, ``has_granularity``, ``free_centres``; :meth:`build`, :meth:`check`
     ============ ==================================================================================================
 
-    A prior of one's own
+    Your own prior
 
     - defines ``forward``, and :meth:`build` for estimators to make it from its name or class;
     - states in ``per_component`` which parameters and buffers have a row for each component;
@@ -73,9 +73,9 @@ class Prior(nn.Module, ABC):
     - defines :meth:`subset` if components can leave training, with :meth:`rows_of`;
     - defines :meth:`place` if components can be moved to where the rows need them after training.
 
-    A subclass of one of the package's priors has all of this from there. A name in :data:`PRIORS` makes it known to the
+    A subclass of one of the package's priors inherits all of this. A name in :data:`PRIORS` makes it known to the
     estimators and to the command line: ``PRIORS["tied"] = Tied``, or an entry point of the group ``pyro_vmm.priors``.
-    A class that lacks a part is an error with the list of what is missing, before any training.
+    For a class that lacks a part, an error lists what is missing, before any training.
 
     Arguments:
         latent_dim: D.
@@ -86,26 +86,26 @@ class Prior(nn.Module, ABC):
 
     #: Whether the parameters belong to the MAP step (else to the SVI step, with the networks).
     trained_by_map = False
-    #: Whether components can be left out of training, see :meth:`subset`. Only of a prior that is trained by the MAP
-    #: step and has the parameter ``pi_logits``, log pi (K,) up to a constant, and the number ``m_prior`` (or "batch").
+    #: Whether components can leave training, see :meth:`subset`. This needs ``trained_by_map``, the parameter
+    #: ``pi_logits``, log pi (K,) up to a constant, and ``m_prior``, a number or "batch".
     can_eliminate = False
-    #: Whether ``m_prior`` says how many clusters are found.
+    #: Whether ``m_prior`` controls the number of clusters.
     has_granularity = False
-    #: Whether there are several components; else ``n_components`` is 1 whatever an estimator asks for.
+    #: Whether there are several components; otherwise ``n_components`` is 1, whatever an estimator's setting.
     has_clusters = True
     #: Whether components can be moved to where encoded rows need them, see :meth:`place`.
     can_place = False
-    #: The family of the components' covariances, by whose evidence :func:`~pyro_vmm.inference.settle` moves components.
+    #: The family of the components' covariances; :func:`~pyro_vmm.inference.settle` moves components by its evidence.
     covariance: Covariance = COVARIANCES["full"]
     #: Whether the centres are a parameter ``mu`` (K, D), which may start at encoded rows.
     free_centres = False
     #: How the training steps take the expectation over q(mu), one of ``EXPECTATIONS``.
     expectation = "analytic"
-    #: The parameters and buffers with a row for each component, by name. Those that base classes state are so too. A
-    #: submodule states its own in an attribute of this name; whatever is not stated is shared by all components.
+    #: The names of parameters and buffers with a row for each component, in addition to those of base classes. A
+    #: submodule states its own in an attribute of this name. All components share the others.
     per_component: tuple[str, ...] = ()
-    #: What a base class states in ``per_component`` and this class shares between components. An object has another
-    #: value where that depends on what it is made with.
+    #: Names that a base class states in ``per_component``, and that components of this class share. An object sets it
+    #: itself where it depends on the object's arguments.
     shared: tuple[str, ...] = ()
 
     def __init__(self, latent_dim: int, n_components: int):
@@ -113,7 +113,7 @@ class Prior(nn.Module, ABC):
         if latent_dim < 1 or n_components < 1:
             raise ValueError(f"latent_dim={latent_dim} and n_components={n_components} should be at least 1")
         self.latent_dim, self.n_components = latent_dim, n_components
-        # Knows the dtype and the device when there are no parameters to ask.
+        # Holds the dtype and the device of a prior without parameters.
         self.register_buffer("origin", torch.zeros(latent_dim), persistent=False)
 
     @classmethod
@@ -124,8 +124,8 @@ class Prior(nn.Module, ABC):
             latent_dim: D.
             pseudo_inputs: a module of :mod:`pyro_vmm.priors.pseudo_inputs` that starts at K rows of data. A prior
                 without pseudo-inputs takes K from it, ``len(pseudo_inputs)``.
-            settings: an estimator's ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities``; and, where
-                the user asked for them, ``covariance`` and ``df`` of the components.
+            settings: an estimator's ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities``; and, if the
+                user sets them, ``covariance`` and ``df`` of the components.
         """
         raise NotImplementedError(f"{cls.__name__} does not define build")
 
@@ -134,7 +134,7 @@ class Prior(nn.Module, ABC):
         """p(z), with the centres integrated out."""
 
     def clustering(self, encoder: nn.Module) -> Mixture:
-        """The component log-densities that q(c | z) is made of; p(z) unless q(mu) has a say."""
+        """The mixture whose component log-densities give q(c | z); p(z), unless there is a q(mu)."""
         return self(encoder)
 
     def sampled(self, encoder: nn.Module) -> Mixture:
@@ -142,7 +142,7 @@ class Prior(nn.Module, ABC):
         return self(encoder)
 
     def centres(self, encoder: nn.Module) -> Centres | None:
-        """q(mu), for the MAP step's expectations over it in closed form; None where there are none to take."""
+        """q(mu), for the MAP step's expectations over it in closed form; None if there are none."""
         return None
 
     # Components
@@ -151,7 +151,7 @@ class Prior(nn.Module, ABC):
         """The parameters and buffers with a row for each component, by name.
 
         Raises:
-            ValueError: what is stated in ``per_component`` does not exist, or has another number of rows than K.
+            ValueError: a name in ``per_component`` does not exist, or its tensor does not have K rows.
         """
         found: dict[str, Tensor] = {}
         registered = dict(_registered(self))
@@ -159,7 +159,7 @@ class Prior(nn.Module, ABC):
             if name not in registered:
                 raise ValueError(
                     f"{type(self).__name__} states {name!r} in per_component, but has no parameter or buffer of that "
-                    "name; one of a base class that it lacks belongs in shared"
+                    "name; a name that only its base class has belongs in shared"
                 )
             tensor = registered[name]
             if tensor is None or any(tensor is other for other in found.values()):
@@ -173,7 +173,7 @@ class Prior(nn.Module, ABC):
         return found
 
     def _stated(self) -> Iterator[str]:
-        """What this prior and its submodules state in ``per_component``, by names from here."""
+        """The names that this prior and its submodules state in ``per_component``, as seen from this prior."""
         for prefix, module in self.named_modules():
             names: dict[str, None] = {}
             for cls in reversed(type(module).__mro__):
@@ -197,26 +197,26 @@ class Prior(nn.Module, ABC):
 
     @torch.no_grad()
     def reorder(self, order: Tensor) -> None:
-        """Renumber the components in place: number k becomes what ``order[k]`` was, (K,)."""
+        """Renumber the components in place: component k is the former ``order[k]``, (K,)."""
         for tensor in self.component_tensors().values():
             tensor.copy_(tensor[order])
 
     def subset(self, kept: Tensor) -> Self:
         """A prior of components ``kept`` (n,) alone, with parameters of its own, to train in place of this one.
 
-        :meth:`rows_of` makes it. The weights of the others are still those of p(z): what they are has to be kept.
+        :meth:`rows_of` makes it. It has to keep the weights of the other components, which stay a part of p(z).
         """
         raise NotImplementedError(f"{type(self).__name__} does not define subset")
 
     def rows_of(self, kept: Tensor) -> Self:
-        """A copy with the rows of components ``kept`` (n,) of what is per component, and all of what is shared."""
+        """A copy with the components ``kept`` (n,): their rows of per-component tensors, and all shared tensors."""
         copied = copy.deepcopy(self)
         names = list(_registered(copied))
         for tensor in copied.component_tensors().values():
             rows = tensor.detach()[kept].clone()
             if isinstance(tensor, nn.Parameter):
                 rows = nn.Parameter(rows, requires_grad=tensor.requires_grad)
-            for name in (name for name, each in names if each is tensor):  # it may go by several
+            for name in (name for name, each in names if each is tensor):  # it may have several names
                 path, _, last = name.rpartition(".")
                 setattr(copied.get_submodule(path), last, rows)
         copied.n_components = len(kept)
@@ -224,7 +224,7 @@ class Prior(nn.Module, ABC):
 
     @torch.no_grad()
     def absorb(self, subset: "Prior", kept: Tensor) -> None:
-        """Take over what :meth:`subset` has learned; the other components stay as they are."""
+        """Copy the trained values of :meth:`subset`; the other components stay unchanged."""
         own, learned = self.component_tensors(), subset.component_tensors()
         for name, tensor in own.items():
             tensor[kept] = learned[name]
@@ -248,7 +248,7 @@ class Prior(nn.Module, ABC):
     ) -> Mixture:
         """Declare the sites above the plate of data, for the model.
 
-        ``rows`` is the size of that plate; ``minibatch`` is M of the minibatch that they are a part of, if so.
+        ``rows`` is the size of that plate; ``minibatch`` is M of the whole minibatch, if the rows are a part of it.
         """
         return self(encoder)
 
@@ -263,14 +263,14 @@ class Prior(nn.Module, ABC):
         rows: int = 1,
         log_factors: Tensor | None = None,
     ) -> Tensor:
-        """The sites above the plate, then c and z (M, D) for every row; with z, what the MAP step maximises, times M.
+        """The sites above the plate, then c and z (M, D) for every row; given z, M times the objective of the MAP step.
 
         Arguments:
             z: draws from q(z; x), (M, D); None to sample.
-            encoder: what guides the centres.
+            encoder: the encoder that guides the centres.
             centres: q(mu), for expectations over it in closed form; None to sample mu.
-            rows: M, when z is None; that of the whole minibatch, when z is a part of it.
-            log_factors: what is added to log pi in each row, (M, K); see :mod:`pyro_vmm.priors.balance`.
+            rows: M when z is None; M of the whole minibatch when z is a part of it.
+            log_factors: the terms to add to log pi in each row, (M, K); see :mod:`pyro_vmm.priors.balance`.
         """
         held = rows if z is None else len(z)
         p_z = self.hierarchy(held, encoder, centres, max(rows, held))
@@ -296,7 +296,7 @@ class Prior(nn.Module, ABC):
 
 
 def _registered(module: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
-    """All parameters and buffers by name, those that are registered as None too."""
+    """All parameters and buffers by name, including those registered as None."""
     for prefix, each in module.named_modules():
         for name, tensor in {**each._parameters, **each._buffers}.items():
             yield _joined(prefix, name), tensor

@@ -1,4 +1,4 @@
-"""The evidence of rows under one normal whose covariance is of a family; that of any covariance is in ``evidence``."""
+"""The evidence of rows under one normal of a restricted covariance; ``evidence`` has that of any covariance."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pyro_vmm.priors.evidence import Moments
 
 
 class Conjugate(Protocol):
-    """What the moves need of a prior of one normal's mean and covariance."""
+    """What the moves need from a prior of one normal's mean and covariance."""
 
     def log_evidence(self, moments: Moments) -> np.ndarray:
         """log p(z) of each group's rows under one normal with unknown parameters, (K,)."""
@@ -48,7 +48,7 @@ class NormalGamma:
 
     @classmethod
     def of_variances(cls, variance: np.ndarray, loc: np.ndarray, rows: Iterable[float]) -> list["NormalGamma"]:
-        """Priors whose mean variances are these, (D,) or (1,), known as well as by so many rows."""
+        """A prior for each number of rows: its mean variances are these, (D,) or (1,), as certain as from the rows."""
         size = len(loc) / len(variance)
         return [cls(loc, n * size * variance, 2 + n * size) for n in rows]
 

@@ -18,8 +18,8 @@ Every family has the hyper-prior (8), taken on the matrices of the family alone:
 On diagonal and spherical matrices it is a gamma density, see :class:`~pyro_vmm.distributions.DiagonalWishartTril` and
 :class:`~pyro_vmm.distributions.SphericalWishartTril`. The one precision of a tied family counts once, not K times.
 
-The MAP point of (8), given n rows of expected covariance C around the centre, is in all families the one of the
-matrices of the family that maximises
+The MAP point of (8), given n rows of expected covariance C around the centre, is in each family the matrix of the
+family that maximises
 
 .. math:: \tfrac{n + \nu - D - 1}{2} \log |\Lambda| - \tfrac12 \mathrm{tr}(\Lambda (n C + I / s))
 
@@ -45,16 +45,16 @@ from pyro_vmm.runtime.checks import described
 
 
 class Covariance(ABC):
-    """A family of covariances. It holds no numbers: the prior has the parameter, which it calls ``precision_raw``."""
+    """A family of covariances. It holds no numbers: the parameter, ``precision_raw``, belongs to the prior."""
 
     #: The name, for settings and files.
     name: str
-    #: Whether each component has its own. Only then has the parameter a row for each, which leaves training with it.
+    #: Whether each component has its own covariance; its row of the parameter then leaves training with the component.
     per_component = True
 
     @abstractmethod
     def start(self, latent_dim: int, n_components: int) -> Tensor:
-        """The parameter, unconstrained, where all precisions are I; (K, ...), or what all components share."""
+        """The unconstrained parameter for precisions I, (K, ...), or one value that all components share."""
 
     @abstractmethod
     def tril(self, raw: Tensor, latent_dim: int, n_components: int) -> Tensor:
@@ -62,20 +62,20 @@ class Covariance(ABC):
 
     @abstractmethod
     def raw(self, covariance: Tensor) -> Tensor:
-        """The parameter, (n, ...), at the MAP points that belong to those of full covariances, (n, D, D)."""
+        """The parameter (n, ...) at this family's MAP points, from those of full covariances (n, D, D)."""
 
     def hyperprior(self, wishart: WishartTril) -> TorchDistribution:
-        """Equation (8) on this family, as a distribution of a factor (D, D); it is given for all matrices."""
+        """Equation (8) on this family, as a distribution of a factor (D, D); ``wishart`` is that of all matrices."""
         return wishart
 
     # Settling
 
     def vague(self, encoded: Encoded) -> Conjugate:
-        """The evidence of one component by a weak prior, which knows the encoder's average covariance alone."""
+        """A weak prior of one component, for its evidence, from the encoder's average covariance alone."""
         return moves.vague(encoded)
 
     def fitted(self, moments: Moments, loc: np.ndarray) -> Conjugate:
-        """The evidence of one component by a prior that is fitted to components with these moments."""
+        """A prior of one component, for its evidence, fitted to components with these moments."""
         return moves.fitted(moments, loc)
 
     def __repr__(self) -> str:
@@ -83,7 +83,7 @@ class Covariance(ABC):
 
 
 class Full(Covariance):
-    """Each component has any covariance."""
+    """Each component has a covariance of any form."""
 
     name = "full"
 
@@ -98,10 +98,10 @@ class Full(Covariance):
 
 
 class Tied(Full):
-    """All components have the same covariance, any one.
+    """All components have the same covariance, of any form.
 
-    Settling takes it for known: that within the components found, which are found anew by it. The evidence with a
-    shared precision integrated out is no sum over components, by which moves are judged.
+    Settling treats it as known: it takes the covariance within the components found, and finds them anew with it. With
+    a shared precision integrated out, the evidence is no sum over components, which the moves need.
     """
 
     name = "tied"
@@ -122,7 +122,7 @@ class _Axes(Covariance):
 
     @abstractmethod
     def variances(self, covariance: np.ndarray) -> np.ndarray:
-        """Those of a covariance (D, D) that differ in this family, (D,) or (1,)."""
+        """The variances of a covariance (D, D) in this family, (D,), or (1,) if they are equal."""
 
     def vague(self, encoded: Encoded) -> Conjugate:
         return NormalGamma(encoded.mean.mean(0), self.variances(encoded.average_covariance), df=3)
@@ -170,8 +170,8 @@ class Spherical(_Axes):
 
     def hyperprior(self, wishart: WishartTril) -> TorchDistribution:
         if not wishart.df > (least := wishart.dim + 1 - 2 / wishart.dim):
-            told = f"wishart_excess_df={wishart.df - wishart.dim:g} is too small for spherical covariances"
-            raise ValueError(f"{told} of {wishart.dim} dimensions, expected more than {least - wishart.dim:g}")
+            problem = f"wishart_excess_df={wishart.df - wishart.dim:g} is too small for spherical covariances"
+            raise ValueError(f"{problem} of {wishart.dim} dimensions, expected more than {least - wishart.dim:g}")
         return SphericalWishartTril(wishart.df, wishart.scale, wishart.dim)
 
     def variances(self, covariance: np.ndarray) -> np.ndarray:
@@ -179,7 +179,7 @@ class Spherical(_Axes):
 
 
 def _inverse(variance: Tensor) -> Tensor:
-    """What softplus makes the roots of the precisions of, of any shape; those below the floor come out at it."""
+    """The parameter, of any shape, whose softplus plus the floor is 1 / sqrt(variance), but not below the floor."""
     return inverse_softplus((variance.rsqrt() - DIAGONAL_FLOOR).clamp(min=DIAGONAL_FLOOR))
 
 
@@ -188,10 +188,10 @@ COVARIANCES: dict[str, Covariance] = {each.name: each for each in (Full(), Diago
 
 
 def as_covariance(value: Covariance | str) -> Covariance:
-    """A family, or that of this name; ``ValueError`` for anything else."""
+    """The family given, or the one of this name; ``ValueError`` for anything else."""
     if isinstance(value, Covariance):
         return value
     if not isinstance(value, str) or value not in COVARIANCES:
-        told = f"covariance={described(value)} should be one of {tuple(COVARIANCES)}"
-        raise ValueError(f"{told}, or an object of pyro_vmm.priors.Covariance")
+        problem = f"covariance={described(value)} should be one of {tuple(COVARIANCES)}"
+        raise ValueError(f"{problem}, or an object of pyro_vmm.priors.Covariance")
     return COVARIANCES[value]

@@ -1,4 +1,4 @@
-"""How well one normal explains some rows: the evidence, its parameters integrated out."""
+"""How well one normal explains some rows: the evidence, with its parameters integrated out."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +9,7 @@ from scipy.special import gammaln, multigammaln
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the encoder makes of N rows: the normals q(z; x).
+    """N encoded rows: the normals q(z; x).
 
     Arguments:
         mean: (N, D), float64.
@@ -32,7 +32,7 @@ class Encoded:
         return np.diag(average) if average.ndim == 1 else average
 
     def expected_squares(self, precisions: np.ndarray) -> np.ndarray:
-        """tr(P_k S_i), (N, K), for precisions P (K, D, D): what a row's uncertainty adds to its squared distance."""
+        """tr(P_k S_i), (N, K), for precisions P (K, D, D): the part of a squared distance from a row's uncertainty."""
         if self.covariance.ndim == 2:
             return self.covariance @ precisions.diagonal(axis1=1, axis2=2).T
         return self.covariance.reshape(len(self), -1) @ precisions.reshape(len(precisions), -1).T
@@ -40,7 +40,7 @@ class Encoded:
 
 @dataclass
 class Moments:
-    """Of each of K groups of rows: their number and the expected sums of z and of z z^T under q(z; x).
+    """The number of rows in each of K groups, and their expected sums of z and of z z^T under q(z; x).
 
     Arguments:
         count: (K,).
@@ -54,7 +54,7 @@ class Moments:
 
     @classmethod
     def of(cls, encoded: Encoded, labels: np.ndarray, n: int) -> "Moments":
-        """Of the rows of each label 0, ..., n - 1."""
+        """The moments of the rows of each label 0, ..., n - 1."""
         d = encoded.mean.shape[1]
         moments = cls(np.bincount(labels, minlength=n).astype(float), np.zeros((n, d)), np.zeros((n, d, d)))
         for k in range(n):
@@ -91,7 +91,7 @@ class Moments:
 
     @property
     def within(self) -> np.ndarray:
-        """The covariance within groups, all of them together, (D, D)."""
+        """The covariance within groups, pooled over all of them, (D, D)."""
         return np.einsum("k,kij->ij", self.count, self.covariance) / self.count.sum()
 
 

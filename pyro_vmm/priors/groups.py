@@ -1,16 +1,16 @@
-"""Which components are one cluster: a cluster is what is set apart.
+"""Which components are one cluster: a gap separates clusters.
 
 Components are a density estimate, and a long or curved cloud takes several. Two of them are one cluster
 
 - if there is hardly a dip in the density of the rows between them, or
 - if there is a shallow one, and the evidence prefers one normal to two by more than the price of a normal.
 
-The evidence is that of a vague prior, which charges a second normal for its D (D + 3) / 2 parameters. What it prefers
-by less than this price (Schwarz, Annals of Statistics 6:2, 1978) it prefers for the price alone, and the dip decides.
+The evidence is that of a vague prior, which charges a second normal for its D (D + 3) / 2 parameters. A preference by
+less than this price (Schwarz, Annals of Statistics 6:2, 1978) is due to the price alone, and the dip decides.
 
-The density is that of the latent means of both components' rows along the axis that tells them apart best (Fisher's
-discriminant), by a normal kernel. Its dip is the lowest density between the two sides over the lower of their peaks, as
-in Hennig, Advances in Data Analysis and Classification 4:3, 2010, which looks at the normals instead of the rows.
+The density is a normal kernel estimate of the latent means of both components' rows along the axis that separates them
+best (Fisher's discriminant). Its dip is the lowest density between the two sides over the lower of their peaks, as in
+Hennig, Advances in Data Analysis and Classification 4:3, 2010, which takes the normals instead of the rows.
 """
 
 import numpy as np
@@ -20,19 +20,19 @@ from scipy.spatial.distance import cdist
 from pyro_vmm.priors.evidence import Encoded, Moments, NormalWishart
 from pyro_vmm.priors.moves import compact, merge_gain, vague
 
-# From this ratio on there is no dip to speak of: a kernel estimate of one flat cloud has ripples, and thousands of rows
-# that lie between two peaks make a bridge, not a gap.
+# Above this ratio there is no real dip: a kernel estimate of one flat cloud has ripples, and thousands of rows between
+# two peaks make a bridge, not a gap.
 FLAT = 0.75
 # Below this ratio two components stay apart whatever the evidence says.
 DEEP = 0.4
-# Components further apart than so many standard deviations, along the axis that tells them apart, have a dip.
+# Components more than so many standard deviations apart, along the axis that separates them best, have a dip.
 FAR = 8.0
-# Components are compared in at most so many directions. A normal in all D has D (D + 3) / 2 parameters to pay for:
-# in twenty dimensions no cluster of a few hundred rows can.
+# Components are compared in at most so many directions. A normal in all D pays for D (D + 3) / 2 parameters: in twenty
+# dimensions a cluster of a few hundred rows can't.
 DIRECTIONS = 10
-# Points at which the density is looked at.
+# The density is evaluated at so many points.
 POINTS = 128
-# The group that is least apart from another one is among so many nearest to it.
+# Each group is compared with so many nearest groups: the shallowest dip is to one of them.
 NEIGHBOURS = 5
 
 
@@ -40,11 +40,11 @@ def dip_ratio(positions: np.ndarray, second: np.ndarray) -> float:
     """The lowest density between two groups on a line over the lower of the peaks on its sides, 1 where there is none.
 
     Arguments:
-        positions: of rows on the line, (n,).
-        second: which of them are of the second group, (n,) bool.
+        positions: the positions of rows on the line, (n,).
+        second: whether each row is of the second group, (n,) bool.
     """
     groups = positions[~second], positions[second]
-    # Silverman's rule, of the narrower and smaller group: a wider kernel would fill the dip.
+    # Silverman's rule, with the spread of the narrower and the size of the smaller group: a wider kernel fills the dip.
     width = 1.06 * min(group.std() for group in groups) * min(map(len, groups)) ** -0.2
     low, high = sorted(group.mean() for group in groups)
     margin = (high - low) / 4
@@ -59,7 +59,7 @@ def dip_ratio(positions: np.ndarray, second: np.ndarray) -> float:
 
 
 def discriminants(encoded: Encoded, moments: Moments) -> Encoded:
-    """The rows in the ``DIRECTIONS`` that tell groups with these moments apart best (Fisher's discriminants)."""
+    """The rows in the ``DIRECTIONS`` that separate groups with these moments best (Fisher's discriminants)."""
     within = moments.within
     between = np.cov(moments.mean.T, fweights=moments.count.astype(int), bias=True)
     axes = eigh(np.atleast_2d(between), within)[1][:, ::-1][:, :DIRECTIONS]
@@ -72,7 +72,7 @@ def discriminants(encoded: Encoded, moments: Moments) -> Encoded:
 
 
 def leading(encoded: Encoded, labels: np.ndarray) -> tuple[Encoded, Moments]:
-    """The rows in the directions in which groups are compared, all of few, and the moments of the groups there."""
+    """The rows in the directions in which groups are compared, all if there are few, and the groups' moments there."""
     moments = Moments.of(encoded, labels, labels.max() + 1)
     if encoded.mean.shape[1] <= DIRECTIONS:
         return encoded, moments
@@ -83,8 +83,8 @@ def leading(encoded: Encoded, labels: np.ndarray) -> tuple[Encoded, Moments]:
 def find_groups(encoded: Encoded, labels: np.ndarray) -> np.ndarray:
     """The group of each component, (K,), numbered from 0.
 
-    Pairs join one by one, those that the evidence prefers as one first, and each joint group is looked at again, so
-    that a chain of neighbours does not hold together what is apart.
+    Pairs join one by one, first those that the evidence prefers as one. Each joint group is compared anew, so that a
+    chain of neighbours does not join what is apart.
 
     Arguments:
         encoded: N rows.
@@ -118,7 +118,7 @@ def find_groups(encoded: Encoded, labels: np.ndarray) -> np.ndarray:
 def _wish_to_join(
     encoded: Encoded, moments: Moments, members: list[np.ndarray], prior: NormalWishart, a: int, b: int
 ) -> tuple[bool, float] | None:
-    """Whether the evidence is for one normal, and by how much, or how flat the density is; None if they stay apart."""
+    """True and the gain of evidence by one normal, or False and how flat the density is; None if they stay apart."""
     ratio, pair = dip_between(encoded, moments, members, a, b), moments[[a, b]]
     if ratio is None:
         return None
@@ -136,7 +136,7 @@ def _price(pair: Moments) -> float:
 
 
 def dip_between(encoded: Encoded, moments: Moments, members: list[np.ndarray], a: int, b: int) -> float | None:
-    """The dip between two groups along the axis that tells them apart best; None if they are far apart."""
+    """The dip between two groups along the axis that separates them best; None if they are far apart."""
     pair = moments[[a, b]]
     step = pair.mean[1] - pair.mean[0]
     axis = np.linalg.solve(pair.within, step)
@@ -151,7 +151,7 @@ def closest(encoded: Encoded, labels: np.ndarray) -> tuple[float, tuple[int, int
     """The two groups with the shallowest dip between them, and its ratio; 0 and None if there are no two.
 
     Each group is compared with the ``NEIGHBOURS`` nearest to it. Groups of fewer rows than D + 2 are left out: they
-    have no covariance. A covariance that has no inverse leaves a pair out.
+    have no covariance. Pairs whose covariance has no inverse are left out, too.
 
     Arguments:
         encoded: N rows.

@@ -1,4 +1,4 @@
-"""The numbers of equations (5) to (8), and the densities that they make."""
+"""The numbers of equations (5) to (8), and their densities."""
 
 from dataclasses import dataclass
 

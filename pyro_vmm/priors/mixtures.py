@@ -1,4 +1,4 @@
-"""The Bayesian mixtures: equations (4) to (8), their centres points or guided by the encoder."""
+"""The Bayesian mixtures, equations (4) to (8): their centres are points, or guided by the encoder."""
 
 import copy
 import math
@@ -23,23 +23,24 @@ from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, as_pseudo_input
 from pyro_vmm.runtime.checks import check_choice, check_positive, is_real
 
 RESPONSIBILITIES = ("held", "differentiated")
-# log pi of a component that is not needed, below the largest: no row is ever its.
+# log pi of an unneeded component, relative to the largest: no row ever chooses it.
 UNUSED = -30.0
 
 
 class _BayesianMixture(Prior):
-    """The hierarchy (5) to (8) and (4) and its MAP guide; subclasses say what q(mu) is.
+    """The hierarchy (5) to (8) and (4) and its MAP guide; subclasses define q(mu).
 
     Arguments:
         latent_dim: D.
         n_components: K, the truncation of the Dirichlet process.
         hyperprior: the numbers of equations (5) to (8), or "paper" or "reference".
         m_prior: the hyper-priors weigh 1 / m_prior against the mean over rows: a component survives if it explains more
-            than about one row in ``m_prior``. "batch" takes the rows at hand, as the authors' code does; a short last
-            batch then hits the prior hard.
-        expectation: over q(mu) in the training steps, "analytic" or "sampled".
-        responsibilities: q(c | z) "held" fixed in the MAP step (the paper's EM), or "differentiated" through as in the
-            authors' code, which then maximises log p(z) minus the entropy of q(c | z) and keeps neighbours apart.
+            than about one row in ``m_prior``. "batch" takes the size of the minibatch, as the authors' code does; a
+            short last batch then moves the prior far.
+        expectation: how the training steps take expectations over q(mu), "analytic" or "sampled".
+        responsibilities: "held" holds q(c | z) fixed in the MAP step (the paper's EM); "differentiated" differentiates
+            it, as in the authors' code, which then maximises log p(z) minus the entropy of q(c | z) and keeps
+            neighbours apart.
         covariance: the family of the components' covariances: "full", "diagonal", "tied", "spherical", or a
             :class:`~pyro_vmm.priors.Covariance`.
     """
@@ -67,15 +68,15 @@ class _BayesianMixture(Prior):
         check_choice("expectation", expectation, EXPECTATIONS)
         check_choice("responsibilities", responsibilities, RESPONSIBILITIES)
         self.expectation, self.responsibilities = expectation, responsibilities
-        # The authors' coordinates: Adam takes the same path in them. Their alpha is our 1 / alpha.
+        # These are the authors' coordinates, in which Adam takes the same path. Their alpha is our 1 / alpha.
         self.reciprocal_alpha_raw = nn.Parameter(torch.tensor(inverse_softplus(1.0)))
         self.pi_logits = nn.Parameter(torch.zeros(n_components))
         self.covariance = as_covariance(covariance)
         if not self.covariance.per_component:
             self.shared = ("precision_raw",)
         self.precision_raw = nn.Parameter(self.covariance.start(latent_dim, n_components))
-        self._precision_hyperprior()  # which may refuse these numbers
-        # Of the components that a subset leaves out.
+        self._precision_hyperprior()  # it checks the numbers
+        # The log-weights of components that a subset leaves out.
         self.register_buffer("frozen_logits", torch.empty(0), persistent=False)
 
     @property
@@ -90,7 +91,7 @@ class _BayesianMixture(Prior):
 
     @property
     def _all_log_pi(self) -> Tensor:
-        """Those of frozen components too, at the end."""
+        """Log-weights of all components, the frozen ones at the end."""
         return torch.cat([self.pi_logits, self.frozen_logits]).log_softmax(-1)
 
     @property
@@ -101,8 +102,8 @@ class _BayesianMixture(Prior):
     def subset(self, kept: Tensor) -> Self:
         """A prior of components ``kept`` (n,) alone, with parameters of its own, to train in place of this one.
 
-        The others are frozen: p(z) loses them and nothing else, as they keep their weights. The hyper-priors are those
-        of all K components; the terms of frozen mu and Lambda, which are constant, are left out.
+        The others are frozen: they keep their weights, and p(z) loses nothing but them. The hyper-priors are those of
+        all K components, without the constant terms of frozen mu and Lambda.
         """
         subset = self.rows_of(kept)
         frozen = torch.ones_like(self.pi_logits, dtype=torch.bool)
@@ -114,8 +115,8 @@ class _BayesianMixture(Prior):
     def place(self, places: Places, slots: Tensor, encoder: nn.Module) -> None:
         r"""Move components ``slots`` (n,) to n places, and take all weight from the others.
 
-        The precisions are the MAP points of (8) given rows and centres, the hyper-priors counted once; those of full
-        covariances are below, those of other families in :mod:`pyro_vmm.priors.covariances`.
+        The precisions are the MAP points of (8) given rows and centres; the hyper-priors count once. For full
+        covariances they follow, for other families see :mod:`pyro_vmm.priors.covariances`.
 
         .. math:: \Lambda_k^{-1} = \frac{n_k (C_k + S_k) + V^{-1}}{n_k + \nu - D - 1}
         """
@@ -134,7 +135,7 @@ class _BayesianMixture(Prior):
 
     @abstractmethod
     def _place_centres(self, places: Places, slots: Tensor, encoder: nn.Module) -> None:
-        """Bring the centres of components ``slots`` (n,) as near to n places as they can be."""
+        """Move the centres of components ``slots`` (n,) as close to n places as possible."""
 
     @abstractmethod
     def centres(self, encoder: nn.Module | None) -> Centres:
@@ -172,10 +173,10 @@ class _BayesianMixture(Prior):
         centres: Centres | None = None,
         minibatch: int | None = None,
     ) -> Mixture:
-        """alpha, pi, mu and Lambda, equations (5) to (8), weighed by ``rows / m_prior``.
+        """alpha, pi, mu and Lambda, equations (5) to (8), weighted by ``rows / m_prior``.
 
         With ``centres`` the expectations over q(mu) are in closed form, and the site ``mu`` holds its mean. The sites
-        ``pi`` and ``precision``, which repeat others, are left out then: the MAP step would make them for nobody.
+        ``pi`` and ``precision``, which repeat others, are then left out: the MAP step does not need them.
         """
         d, tril = self.latent_dim, None if centres is None else centres.tril
         trained, n = self.n_components, self.n_components + len(self.frozen_logits)
@@ -206,7 +207,8 @@ class _BayesianMixture(Prior):
     def hierarchy_guide(self, encoder: nn.Module | None = None, centres: Centres | None = None) -> None:
         """Points for alpha, pi and Lambda; q(mu) for mu, or its mean where ``centres`` are given.
 
-        Masked: a point has no density, and the objective holds no entropy of q(mu), being empirical Bayes, not an ELBO.
+        The sites are masked: a point has no density, and the objective, which is empirical Bayes and no ELBO, has no
+        entropy of q(mu).
         """
         with poutine.mask(mask=False):
             pyro.sample("alpha", dist.Delta(self.alpha))
@@ -220,7 +222,7 @@ class _BayesianMixture(Prior):
                 pyro.sample("precision_tril", dist.Delta(tril if own else tril[0], event_dim=2))
 
     def per_row(self, p_z: Mixture, z: Tensor | None) -> Tensor:
-        """c and z; differentiated responsibilities take their entropy off what the MAP step maximises."""
+        """c and z; the MAP step's objective loses the entropy of differentiated responsibilities."""
         if z is not None and self.responsibilities == "differentiated":
             p_z.remember(z)
             log_q_c = p_z.joint_log_prob(z).log_softmax(-1)
@@ -229,11 +231,11 @@ class _BayesianMixture(Prior):
 
 
 class GaussianMixture(_BayesianMixture):
-    """The Bayesian, truncated-Dirichlet-process Gaussian mixture, its centres points.
+    """The Bayesian, truncated-Dirichlet-process Gaussian mixture, with points as centres.
 
     Arguments:
         mu: initial centres, (K, D), such as draws from Normal(0, I) or an encoder's means of some rows.
-        settings: ``hyperprior``, ``m_prior``, ``expectation``, ``responsibilities`` and ``covariance`` as for
+        settings: ``hyperprior``, ``m_prior``, ``expectation``, ``responsibilities`` and ``covariance`` as in
             :class:`VampMixture`.
     """
 
@@ -259,17 +261,17 @@ class GaussianMixture(_BayesianMixture):
 
 
 class StudentMixture(GaussianMixture):
-    r"""The same with Student's t distributions in place of normals: outliers don't widen a component.
+    r""":class:`GaussianMixture` with Student's t distributions in place of normals: outliers don't widen a component.
 
     A precision :math:`\Lambda_k` is that of the normal whose scale the t mixes, see
-    :class:`~pyro_vmm.distributions.MixtureOfStudents`, and has the hyper-prior (8). Training is as of normals, with c
+    :class:`~pyro_vmm.distributions.MixtureOfStudents`, and has the hyper-prior (8). Training is that of normals, with c
     enumerated. Its components are not settled: the evidence of a Student's t with unknown parameters has no closed
     form.
 
     Arguments:
         mu: initial centres, (K, D).
         df: nu, the degrees of freedom of all components, positive; held fixed.
-        settings: as of :class:`GaussianMixture`.
+        settings: as in :class:`GaussianMixture`.
     """
 
     can_place = False
@@ -286,7 +288,7 @@ class StudentMixture(GaussianMixture):
 
 
 class VampMixture(_BayesianMixture):
-    r"""The VampPrior Mixture Model: the centres guided by the encoder on pseudo-inputs, equation (10).
+    r"""The VampPrior Mixture Model: the encoder guides the centres by pseudo-inputs, equation (10).
 
     .. math:: q(\mu_k) = q_\phi(\mu; u_k), \qquad
               p(z) = \sum_k \pi_k\, \mathcal{N}(z;\ m_k, \Lambda_k^{-1} + S_k) \quad (11)
@@ -311,7 +313,7 @@ class VampMixture(_BayesianMixture):
         return self.pseudo_inputs.encode(encoder)
 
     def _place_centres(self, places: Places, slots: Tensor, encoder: nn.Module) -> None:
-        """Take the pseudo-input of those at hand, its own or a row of data, that is encoded nearest to the place."""
+        """Give each component the pseudo-input encoded nearest to its place: its own, or one of the rows there."""
         own = self.centres(encoder).loc[slots]
         candidates = self.pseudo_inputs.like(places.rows.flatten(0, 1))
         encoded = self._with(candidates).centres(encoder).loc.unflatten(0, places.rows.shape[:2])

@@ -1,15 +1,14 @@
 """How many normals the encoded rows need: components split and merge until the evidence rises no more.
 
-Gradient steps move components but make none: two that have merged before the encoder tells their rows apart stay one.
-The moves here do, and the evidence says which to make. Of two ways to part the same rows between normals the one with
-the larger evidence
+Gradient steps move components but make none: two that merge before the encoder separates their rows stay one. These
+moves split and merge components, and the evidence decides which ones. Of two partitions of the same rows, the better
+one has the larger evidence
 
     sum over components of  log Gamma(n_k) + log p(rows of k under one normal)
 
-is better, by the Dirichlet process's prior on partitions and the normals' parameters integrated out. It is the ratio
-that decides on splits and merges in Ronen et al., DeepDPM, CVPR 2022, equation 6 (Chang & Fisher, NeurIPS 2013), and an
-exact integrated complete-data likelihood (Biernacki et al., 2010): two normals have to be set apart to be worth more
-than one.
+with the Dirichlet process's prior on partitions, and with the normals' parameters integrated out. Its ratio decides on
+splits and merges in Ronen et al., DeepDPM, CVPR 2022, equation 6 (Chang & Fisher, NeurIPS 2013). It is an exact
+integrated complete-data likelihood (Biernacki et al., 2010): two normals beat one only if they are apart.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from pyro_vmm.priors.evidence import Encoded, Moments, NormalWishart
 
 # A component of fewer rows than twice this number is not split.
 LEAST_ROWS = 3
-# What the degrees of freedom of the fitted prior may exceed D + 1 by, in multiples of D.
+# The choices of the fitted prior's degrees of freedom above D + 1, in multiples of D.
 EXCESS_DF = (0.5, 1, 2, 4, 8, 16)
 # Each loop ends when nothing changes any more; these bounds only guard against cycles.
 ROUNDS, REFITS, PASSES = 20, 6, 15
@@ -39,9 +38,9 @@ def vague(encoded: Encoded) -> NormalWishart:
 
 
 def fitted(moments: Moments, loc: np.ndarray) -> NormalWishart:
-    """The prior from which components like these come: their covariance, for as many rows as the evidence favours.
+    """A prior fitted to components with these moments: their covariance, for as many rows as the evidence favours.
 
-    Small clusters are found by what all of them have in common: a vague prior lets each pay for D (D + 3) / 2
+    It finds small clusters by the covariance that they have in common: a vague prior makes each pay for D (D + 3) / 2
     parameters of its own.
     """
     d, within = len(loc), moments.within
@@ -49,7 +48,7 @@ def fitted(moments: Moments, loc: np.ndarray) -> NormalWishart:
 
 
 def most_likely(priors: Sequence[P], moments: Moments) -> P:
-    """Of these priors the one by which components with these moments have the largest evidence."""
+    """The prior under which components with these moments have the largest evidence."""
     return max(priors, key=lambda prior: prior.log_evidence(moments).sum())
 
 
@@ -58,16 +57,16 @@ def find_components(
 ) -> np.ndarray:
     """The component of each row, (N,), numbered from 0.
 
-    The prior is fitted to the components found, and they are found anew, until they stay the same. This starts twice:
-    from the labels, and from what a vague prior makes of them, which merges what training has left in pieces but leaves
-    one component of a small table. The better end is kept.
+    It fits the prior to the components found and finds them anew, until they stay the same. It starts twice: from the
+    labels, and from the components that a vague prior finds, which merges pieces that training has left, but leaves one
+    component of a small table. It returns the better end.
 
     Arguments:
         encoded: N rows.
-        labels: where to start from, (N,).
-        most: components there may be.
-        vague, fitted: what gives the two priors, those of normals with any covariance unless
-            :class:`~pyro_vmm.priors.Covariance` says otherwise.
+        labels: the component of each row at the start, (N,).
+        most: the largest number of components.
+        vague, fitted: functions that give the two priors, by default those of normals with any covariance; see
+            :class:`~pyro_vmm.priors.Covariance`.
     """
     starts = labels, settle(encoded, labels, vague(encoded), most)
     ends = [_settle_and_fit(encoded, start, most, fitted) for start in starts]
@@ -75,7 +74,7 @@ def find_components(
 
 
 def _settle_and_fit(encoded: Encoded, labels: np.ndarray, most: int, fitted: Fitted) -> tuple[float, np.ndarray]:
-    """Components by priors fitted to them, and the evidence of all rows."""
+    """The evidence of all rows, and the components that fitted priors find."""
     labels, before = compact(labels), None
     for _ in range(REFITS):
         moments = Moments.of(encoded, labels, labels.max() + 1)
@@ -89,7 +88,7 @@ def _settle_and_fit(encoded: Encoded, labels: np.ndarray, most: int, fitted: Fit
 
 
 def settle(encoded: Encoded, labels: np.ndarray, prior: Conjugate, most: int) -> np.ndarray:
-    """Merge and split components until no move has a larger evidence; labels (N,), numbered from 0."""
+    """Merge and split components until no move raises the evidence; labels (N,), numbered from 0."""
     labels = compact(labels)
     for _ in range(ROUNDS):
         labels = reassign(encoded, labels, prior)
@@ -123,7 +122,7 @@ def log_density(encoded: Encoded, log_weights: np.ndarray, loc: np.ndarray, cova
 
 
 def merge(encoded: Encoded, labels: np.ndarray, prior: Conjugate) -> np.ndarray:
-    """Join the pair that gains most evidence by it, then look again, until no pair gains any."""
+    """Join the pair that gains most evidence, again and again, until no pair gains any."""
     moments = Moments.of(encoded, labels, labels.max() + 1)
     target = np.arange(len(moments))
     for a, b, gain in joins(moments, prior):
@@ -134,14 +133,14 @@ def merge(encoded: Encoded, labels: np.ndarray, prior: Conjugate) -> np.ndarray:
 
 
 def joins(moments: Moments, prior: Conjugate, first: np.ndarray | None = None) -> Iterator[tuple[int, int, float]]:
-    """Groups that join one by one, until all are one: a, b and the evidence gained, of the pair that gains most.
+    """Join the pair of groups a and b that gains most evidence, until all are one; yields a, b and the gain.
 
-    When the next pair is asked for, b is part of a in ``moments``.
+    Before the next pair, b becomes part of a in ``moments``.
 
     Arguments:
-        moments: of the groups, (K,); changed.
-        prior: of the normals.
-        first: a number of each group, (K,); groups of the same number join before others.
+        moments: the moments of the groups, (K,); changed in place.
+        prior: the prior of a normal.
+        first: a number for each group, (K,); groups of the same number join before others.
     """
     gains, own = np.full((len(moments),) * 2, -np.inf), prior.log_evidence(moments)
     alive = np.ones(len(moments), bool)
@@ -170,13 +169,13 @@ def joins(moments: Moments, prior: Conjugate, first: np.ndarray | None = None) -
 
 
 def merge_gain(a: Moments, b: Moments, log_a: np.ndarray, log_b: np.ndarray, prior: Conjugate) -> np.ndarray:
-    """By how much the evidence rises if each pair of groups becomes one, (n,); their own evidence is given."""
+    """The rise of the evidence if each pair of groups becomes one, (n,), given the evidence of each group."""
     sizes = gammaln(a.count + b.count) - gammaln(a.count) - gammaln(b.count)
     return sizes + prior.log_evidence(a + b) - log_a - log_b
 
 
 def split(encoded: Encoded, labels: np.ndarray, prior: Conjugate, most: int) -> np.ndarray:
-    """Part each component in two where that gains evidence, those that gain most first."""
+    """Split each component in two where that gains evidence, first those that gain most."""
     found = []
     for k in range(labels.max() + 1):
         rows = np.flatnonzero(labels == k)
@@ -192,7 +191,7 @@ def split(encoded: Encoded, labels: np.ndarray, prior: Conjugate, most: int) -> 
 
 
 def best_split(encoded: Encoded, prior: Conjugate) -> tuple[float, np.ndarray]:
-    """The evidence gained by the best of a few ways to part rows in two, and which rows leave, (N,) bool."""
+    """The evidence gained by the best of a few ways to split rows in two, and which rows leave, (N,) bool."""
     best, whole = (-np.inf, np.zeros(len(encoded), bool)), np.zeros(len(encoded), int)
     one = prior.log_evidence(Moments.of(encoded, whole, 1))[0]
     for start in _starts(encoded):
@@ -207,8 +206,8 @@ def best_split(encoded: Encoded, prior: Conjugate) -> tuple[float, np.ndarray]:
 
 
 def _starts(encoded: Encoded) -> list[np.ndarray]:
-    """Ways to part rows in two: halves along the longest axis, and k-means of the rows whitened and as they are."""
-    from sklearn.cluster import KMeans  # here, for it takes long to import, and prediction does without
+    """Ways to split rows in two: halves along the longest axis, and k-means of the rows, whitened and not."""
+    from sklearn.cluster import KMeans  # imported here: it takes long, and prediction does not need it
 
     centred = encoded.mean - encoded.mean.mean(0)
     longest = np.linalg.eigh(centred.T @ centred)[1][:, -1]

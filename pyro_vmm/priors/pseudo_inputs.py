@@ -1,4 +1,4 @@
-"""Trainable inputs of the encoder, and what it makes of them."""
+"""Trainable inputs of the encoder, and their q(mu)."""
 
 from typing import Literal, NamedTuple, get_args
 
@@ -27,13 +27,13 @@ class Centres(NamedTuple):
 class PseudoInputs(nn.Module):
     """Trainable inputs of the encoder, (K, *event_shape), started at given rows of data.
 
-    ``requires_grad_(False)`` holds them there.
+    ``requires_grad_(False)`` keeps them fixed.
 
     Arguments:
         initial: the values to start from, (K, *event_shape); a copy is trained.
     """
 
-    #: What has a row for each of the K, see :class:`~pyro_vmm.priors.Prior`.
+    #: The parameters with a row for each component, see :class:`~pyro_vmm.priors.Prior`.
     per_component = ("u",)
 
     def __init__(self, initial: Tensor):
@@ -52,7 +52,7 @@ class PseudoInputs(nn.Module):
 
     def encode(self, encoder: nn.Module) -> Centres:
         """q(.; u), always in inference mode: no dropout, running statistics only."""
-        # Copies: a training pass before the backward one would move BatchNorm's statistics under it.
+        # The statistics are copied: a training pass of the encoder would change them before the backward pass.
         statistics = {name: b.clone() for name, b in encoder.named_buffers() if b.is_floating_point()}
         with inference_mode(encoder):
             q = functional_call(encoder, statistics, (self(),)) if statistics else encoder(self())
@@ -67,28 +67,28 @@ def as_pseudo_inputs(value: Tensor | PseudoInputs) -> PseudoInputs:
 class CellPseudoInputs(PseudoInputs):
     r"""Pseudo-cells, (K, G + P): pseudo-counts softplus(u) - 1, and covariates.
 
-    The shift, the authors' (the paper has softplus alone), lets a pseudo-count be zero, at the price of values to -1.
+    The shift, as in the authors' code (the paper has softplus alone), lets a pseudo-count be zero, but also fall to -1.
 
-    What batch a pseudo-cell belongs to decides whether a cluster can belong to a batch:
+    The batch of a pseudo-cell decides whether a cluster can belong to a batch:
 
     - "trained": a point of the simplex by softmax, started at its middle, as in the authors' code;
     - "uniform": held in the middle;
     - "averaged": in every batch, and q(mu; u) is the normal with the mean and covariance of
       :math:`B^{-1} \sum_b q(\mu; u, b)`.
 
-    Further categorical covariates are in the middle of their simplices; continuous covariates, which are taken to be
-    standardised, are zero; if the batch is "trained", so are they.
+    Further categorical covariates are in the middle of their simplices; continuous covariates are zero, assuming that
+    they are standardised. If the batch is "trained", these covariates are trained too.
 
     Arguments:
         layout: the columns of a cell.
         initial: cells to start from, (K, G + P) or wider.
         batch: one of ``PSEUDO_BATCHES``.
-        counts: whether the data are counts; else u stands for itself.
+        counts: whether the data are counts; otherwise the values are u.
 
-    Batches that the layout gets later (:mod:`pyro_vmm.models.growth`) are none of a pseudo-cell's.
+    A pseudo-cell belongs to no batch that the layout gets later (:mod:`pyro_vmm.models.growth`).
 
     Attributes:
-        n_batches: of how many batches a pseudo-cell is, the first ones of the layout.
+        n_batches: the number of batches that a pseudo-cell may belong to, the first ones of the layout.
     """
 
     per_component = ("covariates_raw",)
@@ -115,7 +115,7 @@ class CellPseudoInputs(PseudoInputs):
 
     @property
     def covariates(self) -> Tensor:
-        """(K, P); where the batch is averaged over, (B K, P), each batch in turn."""
+        """Covariates, (K, P); if the batch is "averaged", (B K, P), batch by batch."""
         raw = self.covariates_raw
         if raw is None:
             raw = self.u.new_zeros(len(self), self.layout.with_batches(self.n_batches).n_covariates)
@@ -141,13 +141,13 @@ class CellPseudoInputs(PseudoInputs):
 
 
 def averaged(centres: Centres, n_batches: int) -> Centres:
-    """The normals with the mean and covariance of the average over batches, (K, ...), of (B K, ...), batch by batch."""
+    """Normals (K, ...) with the mean and covariance of the average over batches; centres (B K, ...), batch by batch."""
     if n_batches == 1:
         return centres
     assert centres.tril is not None, "an encoder's q(mu) has covariances"
     loc, tril = (each.unflatten(0, (n_batches, -1)) for each in (centres.loc, centres.tril))
     between = (loc - loc.mean(0)).permute(1, 0, 2)  # (K, B, D)
-    # The roots of all batches, stacked, are a root of the sum; no covariance is made, which could be singular.
+    # The stacked roots of all batches are a root of the sum. A covariance, which could be singular, is never computed.
     roots = torch.cat([tril.mT.permute(1, 0, 2, 3).flatten(1, 2), between], 1) / n_batches**0.5
     triangle = torch.linalg.qr(roots).R
     signs = triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""The names of priors, and what a user may give in place of a name."""
+"""The names of priors, and what a user may give instead of a name."""
 
 from functools import partial
 
@@ -10,8 +10,8 @@ from pyro_vmm.runtime.registry import Registry
 
 Given = str | type[Prior] | partial | Prior
 
-#: Classes by name. Another one is as good as these: each knows how to build itself, see :meth:`Prior.build`. Other
-#: packages add theirs by entry points of the group ``pyro_vmm.priors``.
+#: Classes by name; users may add their own. Each class builds itself, see :meth:`Prior.build`. Other packages add
+#: theirs by entry points of the group ``pyro_vmm.priors``.
 PRIORS = Registry(
     "pyro_vmm.priors",
     {
@@ -25,7 +25,7 @@ PRIORS = Registry(
 
 
 def prior_class(prior: Given) -> type[Prior]:
-    """The class of a prior that is given by its name, as a class or a ``functools.partial`` of one, or as an object.
+    """The class of a prior that the user gives as a name, a class, a ``functools.partial`` of one, or an object.
 
     Raises:
         ValueError: it is none of these, or a class that lacks a part of the protocol.
@@ -43,18 +43,18 @@ def prior_class(prior: Given) -> type[Prior]:
         cls = prior if isinstance(prior, type) else type(prior)
     if not (isinstance(cls, type) and issubclass(cls, Prior)):
         if isinstance(prior, str):
-            told = f"prior={prior!r} is registered as {described(cls)}"
-            raise ValueError(f"{told}, expected a class derived from pyro_vmm.priors.Prior")
+            problem = f"prior={prior!r} is registered as {described(cls)}"
+            raise ValueError(f"{problem}, expected a class derived from pyro_vmm.priors.Prior")
         raise ValueError(f"prior={described(prior)} should be {expected}")
     lacks = _missing(cls, built=isinstance(prior, Prior))
     if lacks:
-        told = f"{cls.__name__} does not define {', '.join(lacks)}"
-        raise ValueError(f"prior={described(prior)}: {told}, see pyro_vmm.priors.Prior")
+        problem = f"{cls.__name__} does not define {', '.join(lacks)}"
+        raise ValueError(f"prior={described(prior)}: {problem}, see pyro_vmm.priors.Prior")
     return cls
 
 
 def _missing(cls: type[Prior], built: bool) -> list[str]:
-    """The methods that a class has to define and does not; one that is built need not know how to build itself."""
+    """The methods that a class has to define and does not; an object already built needs no ``build``."""
     lacks = sorted(cls.__abstractmethods__)
     if not built and getattr(cls.build, "__func__", cls.build) is Prior.build.__func__:
         lacks.append("build")

@@ -1,8 +1,8 @@
-"""Clusters at every granularity: a tree of components that go together, from each by itself to all of them as one.
+"""Clusters at every granularity: a tree of joins, from each component by itself to all of them as one.
 
-The pair joins next whose evidence rises most by it, or falls least: the difference, in nats, is what it costs to take
-two normals for one, by the prior that the components are fitted with. Components of one cluster join first, whatever it
-costs, so that the clusters are a cut of the tree.
+The next pair to join is the one whose evidence rises most, or falls least: the difference, in nats, is the cost of one
+normal in place of two, under the prior fitted to the components. Components of one cluster join first, whatever the
+cost, so that the clusters are a cut of the tree.
 """
 
 import numpy as np
@@ -13,23 +13,23 @@ from pyro_vmm.priors.evidence import Encoded, Moments
 from pyro_vmm.priors.groups import dip_between, leading
 from pyro_vmm.priors.moves import compact, fitted, joins
 
-#: What a join is described by, in this order.
+#: The columns that describe a join, in this order.
 COLUMNS = ("first", "second", "rows", "loss", "dip", "within")
 
 
 def join_all(encoded: Encoded, labels: np.ndarray, cluster: np.ndarray) -> pd.DataFrame:
-    """A row for each join, the first one first, with ``COLUMNS``.
+    """One row per join, in order, with ``COLUMNS``.
 
-    - ``first``, ``second``: what joins: a component, below K, or what the i-th join made, K + i, as in SciPy's linkage;
-    - ``rows``: of both;
-    - ``loss``: by how many nats the evidence of the rows falls; negative if it rises;
+    - ``first``, ``second``: the two that join: a component, below K, or the i-th join, K + i, as in SciPy's linkage;
+    - ``rows``: the number of rows of both;
+    - ``loss``: the fall of the evidence of the rows, in nats; negative if it rises;
     - ``dip``: the lowest density between the two over the lower of their peaks: 0 for a gap, 1 for none;
-    - ``within``: whether both are of one cluster.
+    - ``within``: whether both belong to one cluster.
 
     Arguments:
         encoded: N rows.
-        labels: the component of each, (N,).
-        cluster: of each component, (K,).
+        labels: the component of each row, (N,).
+        cluster: the cluster of each component, (K,).
     """
     used, present = np.unique(labels, return_inverse=True)
     encoded, moments = leading(encoded, present)
@@ -46,7 +46,7 @@ def join_all(encoded: Encoded, labels: np.ndarray, cluster: np.ndarray) -> pd.Da
 
 
 def _dip(encoded: Encoded, moments: Moments, members: list[np.ndarray], a: int, b: int) -> float:
-    """0 of groups that are far apart, or that have no covariance."""
+    """The dip between two groups; 0 if they are far apart or have no covariance."""
     try:
         return dip_between(encoded, moments, members, a, b) or 0.0
     except LinAlgError:
@@ -57,8 +57,8 @@ def cut(tree: pd.DataFrame, cluster: np.ndarray, n: int) -> np.ndarray:
     """The cluster of each component, (K,), where the tree has n of them; components without rows have their own.
 
     Arguments:
-        tree: of :func:`join_all`.
-        cluster: of each component, (K,), which says what K is.
+        tree: the result of :func:`join_all`.
+        cluster: the cluster of each component, (K,), which gives K.
         n: 1 for all in one, at most the number of components with rows.
     """
     k = len(cluster)
@@ -74,12 +74,12 @@ def cut(tree: pd.DataFrame, cluster: np.ndarray, n: int) -> np.ndarray:
 
 
 def renumbered(tree: pd.DataFrame, order: np.ndarray, n: int) -> pd.DataFrame:
-    """The same joins after components got other numbers, and clusters became a cut.
+    """The same joins after components got other numbers, and a cut became the clusters.
 
     Arguments:
-        tree: of :func:`join_all`.
-        order: number k is now the component that was ``order[k]``, (K,).
-        n: how many clusters the cut has.
+        tree: the result of :func:`join_all`.
+        order: component k is the former ``order[k]``, (K,).
+        n: the number of clusters of the cut.
     """
     number = np.append(np.argsort(order), np.arange(len(order), len(order) + len(tree)))
     nodes = np.sort(number[tree[["first", "second"]].to_numpy()], axis=1)

@@ -17,35 +17,35 @@ from torch import Tensor, nn
 from pyro_vmm.runtime.graphs import Graphs, Outputs, Step
 from pyro_vmm.runtime.randomness import rng_state, set_rng_state
 
-# An epoch has two shapes of minibatch: full ones, and the last. Who has ever new ones would record without end.
+# An epoch has two shapes of minibatch: full ones, and the last. Without a limit, ever new shapes would record forever.
 MOST_SHAPES = 4
-# Where errors are not looked for: they show what a library was asked to do, not who asked.
+# Error messages skip lines of code in these folders: they don't show the model's own line.
 LIBRARIES = tuple(folder for module in (torch, pyro) for folder in module.__path__)
 
 
 class Captured:
     """A training step, recorded for each shape of minibatch and replayed from then on.
 
-    The first minibatch of a shape is trained on eagerly. That is a rehearsal: it makes what is made lazily (Adam's
-    moments, the workspaces of cuBLAS), and finds what could not be recorded while it can still be undone. At the second
-    the step is recorded, which computes nothing, and replayed. So no step is trained on twice, and the numbers, random
-    ones included, are those of the eager step. The short last minibatch has a recording of its own, as eagerly it would
-    take as long as ten full ones.
+    The first minibatch of a shape runs eagerly. That is a rehearsal: it makes what is made lazily (Adam's moments, the
+    workspaces of cuBLAS), and finds what can't be recorded while it can still be undone. At the second minibatch the
+    step is recorded, which computes nothing, and replayed. So it trains on no minibatch twice, and the numbers, random
+    ones included, are those of the eager step. The short last minibatch has its own recording: eagerly it would take as
+    long as ten full ones.
 
-    A recording knows tensors by their addresses and numbers by their values: after a change of either, :meth:`refresh`.
+    A recording knows tensors by their addresses and numbers by their values: call :meth:`refresh` after a change.
 
-    Where the step can't be recorded it runs eagerly, and a warning says why.
+    A step that can't be recorded runs eagerly, and a warning says why.
 
     Arguments:
-        step: minibatch (M, ...) -> tensors. Changes nothing but the module's tensors, what the optimisers remember, and
-            the state of torch's random numbers.
-        module: what it trains.
-        optimizers: gives those that it trains with, whichever they are by then.
-        graphs: who records; None for a step that always runs eagerly.
-        insist: raise ``RuntimeError``, and don't go on eagerly, where it can't be recorded.
+        step: minibatch (M, ...) -> tensors. It changes only the module's tensors, the optimisers' states, and the state
+            of torch's random numbers.
+        module: the module that it trains.
+        optimizers: returns the optimisers that it uses at present.
+        graphs: the recorder; None for a step that always runs eagerly.
+        insist: raise ``RuntimeError`` if the step can't be recorded, instead of running it eagerly.
 
     Attributes:
-        obstacle: why the step, which should be recorded, runs eagerly; None if it doesn't.
+        obstacle: why the step runs eagerly although it should be recorded; None if it doesn't.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Captured:
         return self._replays[shape]()
 
     def _try(self, x: Tensor, what: Callable[[], Outputs]) -> Outputs:
-        """Rehearse or record; if that fails, all is as it was before, and the step is made eagerly."""
+        """Rehearse or record; if that fails, restore the state from before and run the step eagerly."""
         before = self._state()
         try:
             return what()
@@ -112,14 +112,14 @@ class Captured:
             reason = f"the training step can't be recorded as a CUDA graph: {describe(error)}"
             if self.insist:
                 raise RuntimeError(f"{reason}. capture='auto' trains eagerly then") from error
-            outputs = self.step(x)  # whose own errors are no matter of recording
+            outputs = self.step(x)  # its own errors have nothing to do with recording
             self.obstacle = reason
-            warnings.warn(f"{reason}. It runs eagerly, which is slower; capture=False says nothing", stacklevel=4)
+            warnings.warn(f"{reason}. It runs eagerly, which is slower; capture=False does not warn", stacklevel=4)
             return outputs
 
     @contextmanager
     def _capturable(self) -> Iterator[None]:
-        """Adam wants to be told of a recording; told for good, it warns of eager steps."""
+        """Set Adam's flag ``capturable`` for a recording alone: Adam needs it there, and warns of it in eager steps."""
         groups = [group for optimizer in self.optimizers() for group in optimizer.param_groups]
         before = [group["capturable"] for group in groups]
         try:
@@ -151,14 +151,14 @@ class Captured:
         set_rng_state(random_numbers, self._device())
 
     def _fingerprint(self) -> list:
-        """All that a recording has fixed: addresses, numbers, and which objects are attributes of which module."""
+        """All that a recording fixes: addresses, numbers, and the objects that are attributes of each module."""
         tensors, numbers = self._tensors(), []
         for optimizer in self.optimizers():
             tensors += [value for state in optimizer.state.values() for value in state.values()]
             numbers += [value for group in optimizer.param_groups for name, value in group.items() if name != "params"]
         for module in self.module.modules():
             for value in vars(module).values():
-                if not isinstance(value, Tensor):  # such as the last output, which a module keeps to be looked at
+                if not isinstance(value, Tensor):  # a module may keep its last output
                     numbers.append(value if isinstance(value, bool | int | float | str) else id(value))
         return [tensor.data_ptr() for tensor in tensors] + numbers
 

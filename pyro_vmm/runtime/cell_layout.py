@@ -1,4 +1,4 @@
-"""How a cell is one row of numbers, so that minibatches of cells are plain tensors."""
+"""A cell as one row of numbers, so that minibatches of cells are plain tensors."""
 
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ class CellLayout:
     Arguments:
         n_genes: G.
         n_categories: the number of categories of each categorical covariate; that of the batch, B, comes first.
-        n_continuous: how many continuous covariates there are.
+        n_continuous: the number of continuous covariates.
     """
 
     n_genes: int

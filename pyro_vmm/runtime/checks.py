@@ -9,17 +9,17 @@ LARGEST = 2**31 - 1
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether the value is a whole number, of Python's or of NumPy's, and not a truth value."""
+    """Whether the value is a whole number of Python or NumPy, and not a truth value."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Whether the value is a real number, of Python's or of NumPy's."""
+    """Whether the value is a real number of Python or NumPy."""
     return isinstance(value, Real)
 
 
 def check_whole(name: str, value) -> None:
-    """Raise ``ValueError`` unless the value is a whole number, at least 1, and no larger than torch counts."""
+    """Raise ``ValueError`` unless the value is a whole number from 1 to ``LARGEST``, up to which torch counts."""
     if not (is_whole(value) and value >= 1):
         raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
     if value > LARGEST:
@@ -30,7 +30,7 @@ def check_positive(name: str, value) -> None:
     """Raise ``ValueError`` unless the value is a positive, finite number."""
     try:
         positive = is_real(value) and 0 < float(value) < math.inf
-    except OverflowError:  # of a whole number that no float holds
+    except OverflowError:  # the whole number is too large for a float
         positive = False
     if not positive:
         raise ValueError(f"{name}={value!r} should be a positive number")
@@ -58,11 +58,11 @@ def described(value) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error, whatever its lines, in one."""
+    """The message of an error, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def differences(now: Mapping, before: Mapping) -> str:
-    """The settings of ``now`` that were others, or none, before, as "name=value (was value), ..."; empty if none is."""
+    """The settings of ``now`` that differ from ``before``, as "name=value (was value), ..."; empty if none differ."""
     different = {name: value for name, value in now.items() if before.get(name) != value}
     return ", ".join(f"{name}={value!r} (was {before.get(name)!r})" for name, value in different.items())

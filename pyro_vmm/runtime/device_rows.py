@@ -1,4 +1,4 @@
-"""Rows for a GPU: in its memory where they fit, else brought there minibatch by minibatch.
+"""Rows for a GPU: in its memory if they fit, otherwise copied there minibatch by minibatch.
 
 Experimental: it has never run on a GPU yet.
 """
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from pyro_vmm.runtime.rows import Rows
 
-# What rows may take of a GPU's free memory. They are split into those to train on and those to hold back, by copying:
-# that comes to half of it.
+# The share of a GPU's free memory that rows may take. Splitting them into training and held-out rows copies them: then
+# they take half of it.
 SHARE = 0.25
-#: Minibatches sent ahead of who needs them, through page-locked memory; with 0 the host waits for each copy.
+#: The number of minibatches sent ahead, through page-locked memory; with 0 the host waits for each copy.
 AHEAD = 0
 
 
 @runtime_checkable
 class Divisible(Protocol):
-    """Rows that know how to make rows of some of them."""
+    """Rows that can return a part of themselves as rows."""
 
     def subset(self, rows: np.ndarray) -> Rows:
         """The rows at these positions, (M,)."""
@@ -34,8 +34,8 @@ class HostRows:
 
     Arguments:
         x: all rows, (N, ...), on the host.
-        device: of the minibatches.
-        positions: of the rows wanted, (M,); None for all of them.
+        device: the device of the minibatches.
+        positions: the positions of the rows to use, (M,); None for all of them.
     """
 
     def __init__(self, x: Tensor, device: torch.device, positions: Tensor | None = None):
@@ -54,7 +54,7 @@ class HostRows:
         return HostRows(self.x, self.device, self.positions[torch.as_tensor(rows)])
 
     def read(self, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:
-        """The rows at each of these positions; on a GPU the next ``AHEAD`` are on their way."""
+        """The rows of each minibatch of positions; on a GPU the next ``AHEAD`` are on their way."""
         if self.device.type != "cuda" or not AHEAD:
             yield from (self[rows] for rows in batches)
             return
@@ -67,7 +67,7 @@ class HostRows:
             yield _arrived(*sent.popleft())
 
     def _send(self, rows: Tensor, stream: torch.cuda.Stream) -> tuple[Tensor, torch.cuda.Event]:
-        """Rows copied from page-locked memory, which the device reads by itself, and when they will be there."""
+        """Rows copied from page-locked memory, which the device reads by itself, and the event of their arrival."""
         locked = torch.empty((len(rows), *self.x.shape[1:]), dtype=self.x.dtype, pin_memory=True)
         torch.index_select(self.x, 0, self.positions[rows], out=locked)
         with torch.cuda.stream(stream):
@@ -79,7 +79,7 @@ class HostRows:
 def _arrived(rows: Tensor, there: torch.cuda.Event) -> Tensor:
     current = torch.cuda.current_stream(rows.device)
     current.wait_event(there)
-    rows.record_stream(current)  # its memory is another stream's
+    rows.record_stream(current)  # another stream allocated its memory
     return rows
 
 
@@ -89,7 +89,7 @@ def place(x: Tensor, device: torch.device) -> Tensor | HostRows:
 
 
 def resident(x: Rows, device: torch.device, rows_at_once: int = 4096) -> Tensor | Rows:
-    """Rows that are made a minibatch at a time, all at once in a GPU's memory if it has room; else as they are."""
+    """Rows, read in parts, as one tensor in a GPU's memory if it has room; otherwise the rows unchanged."""
     if device.type != "cuda" or not len(x):
         return x
     first = x[torch.arange(1)]
@@ -102,7 +102,7 @@ def resident(x: Rows, device: torch.device, rows_at_once: int = 4096) -> Tensor 
 
 
 def has_room(device: torch.device, size: int) -> bool:
-    """Whether a device has room for rows of so many bytes; the host always has."""
+    """Whether a device has room for rows of ``size`` bytes; the host always has."""
     return device.type != "cuda" or size <= SHARE * torch.cuda.mem_get_info(device)[0]
 
 

@@ -1,4 +1,4 @@
-"""The entries of what was read from a file: that they are there, and what they should be."""
+"""Checks of the entries read from a file: whether they are there, and of the right type and range."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,20 +8,20 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-#: What the types of files are called in messages.
+#: The names of types in messages.
 KINDS = {dict: "names and values", list: "a list", str: "text", bool: "true or false", Tensor: "a tensor"}
 
 
 class Damaged(ValueError):
-    """What a file holds is not what it should be."""
+    """The content of a file is wrong."""
 
 
 class Entries:
-    """Names and values that were read from a file; every error, :class:`Damaged`, says in which part of it it is.
+    """Names and values read from a file; every error is :class:`Damaged` and names the part of the file.
 
     Arguments:
         content: what was read.
-        place: what to call it in messages.
+        place: its name in messages.
     """
 
     def __init__(self, content: Any, place: str):
@@ -47,7 +47,7 @@ class Entries:
         return Entries(self.get(name, dict), f"{self.place}: {name}")
 
     def parts(self, name: str, least: int = 0) -> list["Entries"]:
-        """The entries of each in a list of at least so many."""
+        """The entries of each item of a list, which has at least ``least`` items."""
         values = self.get(name, list)
         if len(values) < least:
             raise self.wrong(f"{name} has {len(values)} entries, expected at least {least}")
@@ -75,20 +75,20 @@ class Entries:
             raise self._unexpected(name, f"a whole number {limits}")
         return value
 
-    def each(self, name: str, kind: type | UnionType, told: str, least: int = 0) -> list:
-        """A list of at least so many values of a type, which messages call ``told``."""
+    def each(self, name: str, kind: type | UnionType, expected: str, least: int = 0) -> list:
+        """A list of at least ``least`` values of a type, which messages call ``expected``."""
         values = self.get(name, list)
         if len(values) < least or any(not isinstance(each, kind) or isinstance(each, bool) for each in values):
-            raise self.wrong(f"{name} should hold {told}{f', at least {least}' if least else ''}")
+            raise self.wrong(f"{name} should hold {expected}{f', at least {least}' if least else ''}")
         return values
 
     def names(self, name: str, expected: Iterable[str]) -> "Entries":
-        """:meth:`part` with just these names."""
+        """:meth:`part`, which has exactly these names."""
         found, expected = self.part(name), set(expected)
         present = found.content.keys()
-        for told, some in (("lacks", expected - present), ("has unknown", present - expected)):
+        for problem, some in (("lacks", expected - present), ("has unknown", present - expected)):
             if some:
-                raise found.wrong(f"it {told} {', '.join(sorted(map(str, some)))}")
+                raise found.wrong(f"it {problem} {', '.join(sorted(map(str, some)))}")
         return found
 
     def plain(self, name: str) -> dict:
@@ -99,7 +99,7 @@ class Entries:
         return found
 
     def tensor(self, name: str, like: Tensor | None = None, shape: tuple[int, ...] | None = None) -> Tensor:
-        """A tensor of the dtype and shape of another one; or of numbers, of this shape."""
+        """A tensor with the dtype and shape of ``like``, or with this shape."""
         value = self.get(name, Tensor)
         expected = tuple(like.shape) if like is not None else shape
         if expected is not None and tuple(value.shape) != expected:
@@ -123,7 +123,7 @@ class Entries:
         return value
 
     def state(self, name: str, expected: Mapping[str, Tensor], finite: Iterable[str] = ()) -> dict[str, Tensor]:
-        """A module's parameters and buffers: those of another one by name, shape and dtype, some of them finite."""
+        """A module's parameters and buffers, of the names, shapes and dtypes ``expected``, some of them ``finite``."""
         found = self.names(name, expected)
         for each, like in expected.items():
             found.tensor(each, like=like)
@@ -133,15 +133,15 @@ class Entries:
         return found.content
 
     def wrong(self, what: str) -> Damaged:
-        """The error that says so."""
+        """The error with this message."""
         return Damaged(f"{self.place} is damaged, or of another version of pyro_vmm: {what}")
 
     def _unexpected(self, name: str, expected: str) -> Damaged:
         if name not in self.content:
             return self.wrong(f"it lacks {name}")
         value = self.content[name]
-        told = repr(value) if _is_number(value) or isinstance(value, str) else f"a {type(value).__name__}"
-        return self.wrong(f"{name} is {told}, expected {expected}")
+        shown = repr(value) if _is_number(value) or isinstance(value, str) else f"a {type(value).__name__}"
+        return self.wrong(f"{name} is {shown}, expected {expected}")
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

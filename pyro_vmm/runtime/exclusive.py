@@ -2,10 +2,10 @@
 
 Two threads that run Pyro models at once mix their handlers, and two that draw from torch's global generator take each
 other's numbers. So the estimators and the trainer take one lock for every training step, every block of rows of an
-inference, and every draw. In between other threads have their turn: a model that trains in one thread answers, or
-another one trains, in the next. Each gets the numbers that it would get alone.
+inference, and every draw. In between, other threads have their turn: while a model trains in one thread, it predicts in
+another, or another model trains there. Each gets the numbers that it would get alone.
 
-Code of your own that runs Pyro or draws from torch beside them takes the same lock: ``with exclusive(): ...``.
+Your own code that runs Pyro or draws from torch at the same time takes the same lock: ``with exclusive(): ...``.
 """
 
 import os
@@ -43,7 +43,7 @@ class FairLock:
             self._waiting.append((me, turn))
         try:
             turn.wait()
-        except BaseException:  # Ctrl-C, which must not leave a thread in the line that will never release
+        except BaseException:  # after Ctrl-C the thread has to leave the queue: it would never release the lock
             self._give_up(me, turn)
             raise
 
@@ -77,16 +77,16 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def exclusive() -> Iterator[None]:
-    """A context that one thread at a time is in, with the number of torch's threads that the environment names."""
+    """A context for one thread at a time, in which torch has the number of threads that the environment names."""
     with _LOCK, threads_of_environment():
         yield
 
 
 class Shared:
-    """A context that several threads are in at once: the first one enters it, and the last one leaves it.
+    """A context that several threads share: the first one enters it, and the last one leaves it.
 
     Arguments:
-        context: makes the context, anew each time that it is entered.
+        context: makes the context, anew for each entry.
     """
 
     def __init__(self, context: Callable[[], AbstractContextManager]):

@@ -1,4 +1,4 @@
-"""Optional packages: where one is missing, the error names the extra that installs it."""
+"""Optional packages: if one is missing, the error names the extra that installs it."""
 
 import importlib
 from types import ModuleType
@@ -9,7 +9,7 @@ def require(module: str, purpose: str, extra: str) -> ModuleType:
 
     Arguments:
         module: its name, such as "matplotlib".
-        purpose: what requires it, the subject of the message, such as "Drawing figures".
+        purpose: the subject of the message, such as "Drawing figures".
         extra: the extra of this package that installs it, such as "plots".
 
     Raises:

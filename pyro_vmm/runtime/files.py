@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FORMAT_VERSION = 1
-# What a process that was killed leaves beside a file: .NAME.PROCESS-THREAD.part
+# The file that a killed process leaves beside its target: .NAME.PROCESS-THREAD.part
 LEFTOVER = re.compile(r"\..+\.\d+(-\d+)?\.part", re.DOTALL)
-# How a system says that a file system has no locks.
+# The error numbers of file systems without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
@@ -33,7 +33,7 @@ def save(content: dict, path: str | Path, kind: str) -> None:
     Arguments:
         content: what ``torch.load(path, weights_only=True)`` can read: tensors, numbers, strings, lists and dicts.
         path: the file.
-        kind: "model" or "checkpoint", for :func:`load` to tell them apart.
+        kind: "model" or "checkpoint", which :func:`load` checks.
     """
     buffer = io.BytesIO()
     torch.save({"kind": kind, "format_version": FORMAT_VERSION, **content}, buffer)
@@ -42,11 +42,11 @@ def save(content: dict, path: str | Path, kind: str) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path beside a file to write to; what was written there takes the file's place at the end, in one go.
+    """A path beside a file to write to, which replaces the file at the end, in one step.
 
-    ``OSError`` if it can't be written, with the old file as it was. A process that is killed on the way leaves the old
+    ``OSError`` if it can't be written; the old file stays unchanged. A process that is killed in between leaves the old
     file, and a leftover (see :func:`leftovers`). Nothing is forced to the disk: after a power failure the file may be
-    damaged, which :func:`load` tells.
+    damaged, which :func:`load` detects.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
@@ -58,42 +58,42 @@ def replacing(path: str | Path) -> Iterator[Path]:
             error.errno or errno.EIO, f"can't save {path}: {reason(error)}; an earlier file there is untouched"
         ) from error
     finally:
-        # Where the file is not even a name, as below a file, there is nothing to remove.
+        # Below a file, which is no folder, there is nothing to remove.
         with suppress(OSError):
             temporary.unlink()
 
 
 def write(buffer: io.BytesIO, path: str | Path) -> None:
-    """Put bytes in the place of a file, see :func:`replacing`."""
+    """Replace a file by bytes, see :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Put text, as UTF-8, in the place of a file, see :func:`replacing`."""
+    """Replace a file by text, as UTF-8, see :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_table(path: str | Path, table: "DataFrame", index: bool = False) -> None:
-    """Put a table, as CSV, in the place of a file, see :func:`replacing`; ``index``: whether with its row names."""
+    """Replace a file by a table, as CSV, see :func:`replacing`; ``index``: whether to write its row names."""
     with replacing(path) as temporary:
         table.to_csv(temporary, index=index)
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:
-    """Put an array, as ``.npy``, in the place of a file, see :func:`replacing`."""
-    with replacing(path) as temporary, temporary.open("wb") as file:  # by its name, NumPy would give it an ending
+    """Replace a file by an array, as ``.npy``, see :func:`replacing`."""
+    with replacing(path) as temporary, temporary.open("wb") as file:  # to a path, NumPy would add an ending
         np.save(file, array)
 
 
 def write_json(path: str | Path, content: dict, default: Callable | None = None) -> None:
-    """Put plain values in the place of a file, see :func:`replacing`; ``default`` is that of ``json.dumps``."""
+    """Replace a file by plain values, see :func:`replacing`; ``default`` is that of ``json.dumps``."""
     write(io.BytesIO((json.dumps(content, indent=2, default=default) + "\n").encode()), path)
 
 
 def read_json(path: str | Path) -> dict:
-    """Names and values that :func:`write_json` wrote; ``ValueError`` for what holds none."""
+    """Names and values that :func:`write_json` wrote; ``ValueError`` for any other file."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError, MemoryError) as error:
@@ -104,12 +104,12 @@ def read_json(path: str | Path) -> dict:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What processes that were killed while they wrote have left in a folder."""
+    """The files in a folder that processes left when they were killed while writing."""
     return [path for path in folder.iterdir() if LEFTOVER.fullmatch(path.name) and path.is_file()]
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line, for another message to quote."""
+    """The message of an error, in one line, for another message to quote."""
     lines = str(error.strerror if isinstance(error, OSError) and error.strerror else error).strip().splitlines()
     if isinstance(error, ValueError | OSError) and lines:
         return lines[0]
@@ -118,15 +118,15 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def claim(path: str | Path) -> Iterator[bool]:
-    """Whether this process has a piece of work to itself; the system's lock, which ends with the process.
+    """Whether this process has a piece of work to itself, by a lock of the system, which ends with the process.
 
-    The file of the lock stays: if it were removed, two processes could hold locks on two files of that name. Who
-    removes it all the same has to hold the lock; :mod:`filelock` then sees that another process's file is gone.
+    The file of the lock stays: if it were removed, two processes could hold locks on two files of that name. Code that
+    removes it nevertheless has to hold the lock; :mod:`filelock` then sees that another process's file is gone.
 
-    On a file system without locks there is a warning, and every process is told that the work is its own.
+    On a file system without locks this warns, and every process has the work.
 
     Arguments:
-        path: the file of the lock, in a folder that exists; of no use but for this.
+        path: the file of the lock, in a folder that exists; it has no other use.
     """
     from filelock import FileLock
 
@@ -148,8 +148,8 @@ def _acquire(lock: "BaseFileLock", path: str | Path) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise OSError(error.errno, f"can't lock {path}: {reason(error)}") from error
-        told = f"{Path(path).parent} is on a file system without locks; let no other process write there"
-        warnings.warn(told, stacklevel=4)
+        message = f"{Path(path).parent} is on a file system without locks; let no other process write there"
+        warnings.warn(message, stacklevel=4)
     return True
 
 
@@ -161,19 +161,19 @@ def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> dic
     try:
         _check_sums(path)
         content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises half a dozen types, by where the damage is
+    except Exception as error:  # torch raises half a dozen types, depending on the damage
         raise ValueError(f"{path} is not a whole pyro_vmm file: {reason(error)}") from error
     found, version = (content.get(name) if isinstance(content, dict) else None for name in ("kind", "format_version"))
     if not (isinstance(found, str) and found == kind):
         raise ValueError(f"{path} is not a pyro_vmm {kind}")
     if not (isinstance(version, int) and version == FORMAT_VERSION):
-        told = version if isinstance(version, int | None) else f"of a {type(version).__name__}"
-        raise ValueError(f"{path} has format version {told}, this version of pyro_vmm reads {FORMAT_VERSION}")
+        shown = version if isinstance(version, int | None) else f"of a {type(version).__name__}"
+        raise ValueError(f"{path} has format version {shown}, this version of pyro_vmm reads {FORMAT_VERSION}")
     return content
 
 
 def _check_sums(path: Path) -> None:
-    """Raise ``ValueError`` where a part of the archive is not what was written: torch does not look at checksums."""
+    """Raise ``ValueError`` if a part of the archive fails its checksum, which torch does not check."""
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:

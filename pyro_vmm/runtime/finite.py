@@ -1,11 +1,11 @@
-"""Which numbers of an array are NaN or infinite, in words."""
+"""Errors that say which numbers of an array are NaN or infinite."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-#: Numbers looked at together, as x may take most of the memory.
+#: The count of numbers checked at once: x may take most of the memory.
 AT_ONCE = 2**20
 COLUMNS_SHOWN, ROWS_SHOWN = 5, 3
 
@@ -17,8 +17,8 @@ def check_finite(
 
     Arguments:
         x: (N, ...).
-        columns, rows: their names, (G,) and (N,); positions, where there are none.
-        name: what to call x.
+        columns, rows: their names, (G,) and (N,); None for positions.
+        name: the name of x in the message.
     """
     if x.dtype.kind != "f" or x.size == 0:
         return
@@ -31,18 +31,18 @@ def check_finite(
     found = {"NaN": np.isnan, "infinity": np.isinf}
     kinds = " and ".join(kind for kind, holds in found.items() if any(holds(part).any() for part in parts))
     places = np.argwhere(counts)
-    told = [_place(x, tuple(place.tolist()), columns, rows) for place in places[:COLUMNS_SHOWN]]
+    listed = [_place(x, tuple(place.tolist()), columns, rows) for place in places[:COLUMNS_SHOWN]]
     if len(places) > COLUMNS_SHOWN:
-        told.append(f"and {len(places) - COLUMNS_SHOWN} more")
+        listed.append(f"and {len(places) - COLUMNS_SHOWN} more")
     counted = "" if columns is not None and rows is not None else "; positions are counted from 0"
     raise ValueError(
-        f"{name} holds {kinds} in {n_rows} of {len(x)} rows: {', '.join(told)}; impute these values, or drop their "
+        f"{name} holds {kinds} in {n_rows} of {len(x)} rows: {', '.join(listed)}; impute these values, or drop their "
         f"rows or columns{counted}"
     )
 
 
 def names(X) -> tuple[list | None, list | None]:
-    """The names of columns and rows of a DataFrame, for :func:`check_finite`; of other data None."""
+    """The names of columns and rows of a DataFrame, for :func:`check_finite`; None for other data."""
     return (list(X.columns), list(X.index)) if isinstance(X, pd.DataFrame) else (None, None)
 
 

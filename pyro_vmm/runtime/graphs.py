@@ -1,4 +1,4 @@
-"""Recording what a function does on a device, to repeat it without Python: CUDA graphs.
+"""Record what a function does on a device, to repeat it without Python: CUDA graphs.
 
 Experimental: it has never run on a GPU yet, and is off unless ``capture`` asks for it.
 """
@@ -20,16 +20,16 @@ Step = Callable[[Tensor], Outputs]
 
 
 class Graphs(Protocol):
-    """Who rehearses and records steps."""
+    """The protocol of a recorder of steps."""
 
     def rehearse(self, step: Step, x: Tensor) -> Outputs:
-        """Run the step; ``RuntimeError``, perhaps half-way, where it does what can't be recorded."""
+        """Run the step; ``RuntimeError``, perhaps half-way, where it can't be recorded."""
         ...
 
     def record(self, step: Step, x: Tensor) -> Callable[[], Outputs]:
-        """Without computing anything, what repeats the step on whatever x holds then.
+        """Record the step without computing anything; returns a function that repeats it on the present values of x.
 
-        Its outputs are the same tensors every time, with new values.
+        The function returns the same tensors every time, with new values.
         """
         ...
 
@@ -38,31 +38,31 @@ class CudaGraphs:
     """CUDA graphs, on one device.
 
     Arguments:
-        device: of the step's tensors.
+        device: the device of the step's tensors.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
-        # Of its own: nothing can be recorded on the default stream, and what autograd and cuBLAS make in the rehearsal
-        # belongs to the stream that it is made on.
+        # A stream of its own: the default stream can't be recorded, and what autograd and cuBLAS make in the rehearsal
+        # belongs to the stream of the rehearsal.
         self.stream = torch.cuda.Stream(device)
 
     def rehearse(self, step: Step, x: Tensor) -> Outputs:
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         try:
-            # What waits for the device had better raise here: in a recording it would break more than the recording.
+            # A wait for the device has to raise here: in a recording it would break more than the recording.
             with torch.cuda.stream(self.stream), as_recorded(), no_waiting():
                 return step(x)
         finally:
             current.wait_stream(self.stream)
 
     def record(self, step: Step, x: Tensor) -> Callable[[], Outputs]:
-        gc.collect()  # in the middle of a recording it might free what another stream still uses
+        gc.collect()  # during a recording it might free memory that another stream still uses
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream), as_recorded():
-            # Other threads, which may be reading ahead, go on.
+            # Other threads, which may be reading ahead, continue.
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 outputs = step(x)
@@ -82,13 +82,13 @@ class CudaGraphs:
         try:
             graph.capture_end()
         except RuntimeError:
-            pass  # it tells of the failure once more
+            pass  # it is the same failure again
         try:
             graph.reset()
             with torch.random.fork_rng(devices=[self.device]):
                 torch.rand(1, device=self.device)
         except RuntimeError:
-            # The generator believes that it is still being recorded; a new state, standing where its own does, mends it
+            # The generator believes that it is still being recorded; a new state at the same position repairs it
             index = torch.cuda.current_device() if self.device.index is None else self.device.index
             generator, fresh = torch.cuda.default_generators[index], torch.Generator(self.device)
             fresh.set_state(generator.get_state())
@@ -96,7 +96,7 @@ class CudaGraphs:
 
 
 def graphs_for(device: torch.device, capture: bool | str) -> CudaGraphs | None:
-    """Who records steps on this device, if ``capture`` is "auto" or True; None for nobody."""
+    """The recorder of steps on this device, if ``capture`` is "auto" or True; otherwise None."""
     if capture is True and device.type != "cuda":
         raise ValueError(
             f"capture=True needs a model on a CUDA device, this one is on {device}; expected 'auto' or False"
@@ -105,9 +105,9 @@ def graphs_for(device: torch.device, capture: bool | str) -> CudaGraphs | None:
 
 
 class DeviceConstants(TorchFunctionMode):
-    """Makes tensors of a single number on their device, which otherwise are made on the host and copied there.
+    """Makes tensors of a single number on their device; torch makes them on the host and copies them.
 
-    The host waits for such a copy, and none can be recorded. ``torch.distributions`` are full of them, such as that of
+    The host waits for such a copy, and it can't be recorded. ``torch.distributions`` make many, such as
     ``Laplace(h, 1.0)``.
     """
 
@@ -122,7 +122,7 @@ class DeviceConstants(TorchFunctionMode):
 
 @contextmanager
 def as_recorded() -> Iterator[None]:
-    """How a step runs that is to be recorded: numbers made on the device, no checks of values, which wait for it."""
+    """A context for a step to record: numbers are made on the device, and no checks of values wait for it."""
     with DeviceConstants(), pyro.validation_enabled(False):
         yield
 
@@ -132,7 +132,7 @@ def no_waiting() -> Iterator[None]:
     """``RuntimeError`` where the host would wait for a CUDA device."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Synchronization debug mode")  # a prototype, it says
+        warnings.filterwarnings("ignore", "Synchronization debug mode")  # it warns that it is a prototype
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield

@@ -1,13 +1,13 @@
-"""In what precision the networks compute; densities and mixtures are always in that of the parameters.
+"""The precision of the networks; densities and mixtures always have that of the parameters.
 
 "tf32" and "bf16" are experimental: they have never run on a GPU yet.
 
-- "float32": that, and nothing less, whatever is set in ``torch.backends``;
+- "float32": full float32, whatever is set in ``torch.backends``;
 - "tf32": linear layers round their inputs to 10 bits of mantissa, on GPUs that do so fast (NVIDIA, from Ampere on), in
   both directions;
 - "bf16": automatic mixed precision with bfloat16.
 
-These are for models of float32; what leaves the networks is float32 again.
+These are for models of float32; the outputs of the networks are float32 again.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from pyro_vmm.runtime.checks import check_choice
 Precision = Literal["float32", "tf32", "bf16"]
 PRECISIONS = get_args(Precision)
 
-# From torch 2.9 on the precision of matrix products has a name. Once, as comparing versions takes its time.
+# From torch 2.9 on the precision of matrix products has a name. Comparing versions takes time, so it happens once.
 NAMED_PRECISION = torch.__version__ >= "2.9"
 
 _precision: ContextVar[str] = ContextVar("precision of the networks", default="float32")
@@ -45,7 +45,7 @@ def network_precision(precision: Precision) -> Iterator[None]:
 
 
 def in_precision(x: Tensor, *layers: Callable[[Tensor], Tensor]) -> Tensor:
-    """What the layers make of x, one after the other, as :func:`network_precision` says."""
+    """Apply layers to x, one after the other, in the precision that :func:`network_precision` sets."""
     contexts = {"bf16": lambda: torch.autocast(x.device.type, torch.bfloat16), "tf32": _TF32Layers}
     with contexts.get(_precision.get(), nullcontext)():
         h = reduce(lambda h, layer: layer(h), layers, x)
@@ -67,7 +67,7 @@ def _matmul(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
 
 
 class _TF32Layers(TorchFunctionMode):
-    """Linear layers by :class:`_TF32Linear`."""
+    """Computes linear layers by :class:`_TF32Linear`."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return (_linear if func is F.linear else func)(*args, **(kwargs or {}))
@@ -78,9 +78,9 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class _TF32Linear(torch.autograd.Function):
-    """A linear layer whose products, forwards and backwards, are of TF32.
+    """A linear layer whose products, forwards and backwards, are in TF32.
 
-    Torch has but a setting for all products; so it is changed around each of these.
+    Torch has one setting for all products, so each of these changes it and sets it back.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Torch's random numbers, on the CPU and on a device at once: sequences of one's own, which nobody else disturbs."""
+"""Private sequences of torch's random numbers, on the CPU and on a device at once."""
 
 import zlib
 from collections.abc import Iterator
@@ -12,16 +12,16 @@ CPU = torch.device("cpu")
 
 
 class RandomNumbers:
-    """A sequence of random numbers of its own. ``with numbers.drawn():`` draws from it, one thread at a time.
+    """A private sequence of random numbers. ``with numbers.drawn():`` draws from it, one thread at a time.
 
-    Outside of that context others draw, and here the sequence goes on where it was.
+    Draws outside of that context do not change the sequence.
 
     Arguments:
-        seed: where the sequence starts.
-        device: whose numbers it holds besides those of the CPU.
+        seed: the seed of the sequence.
+        device: the device whose numbers it holds, in addition to those of the CPU.
 
     Attributes:
-        state: where the sequence stands, as :func:`rng_state` gives it; None before the first draw.
+        state: the present state of the sequence, as :func:`rng_state` gives it; None before the first draw.
     """
 
     def __init__(self, seed: int, device: torch.device = CPU):
@@ -30,7 +30,7 @@ class RandomNumbers:
 
     @contextmanager
     def drawn(self) -> Iterator[None]:
-        """Torch draws from this sequence meanwhile, and the numbers of others are as they were."""
+        """A context in which torch draws from this sequence; other draws are the same as without it."""
         with exclusive():
             before = rng_state(self.device)
             if self.state is None:
@@ -44,14 +44,14 @@ class RandomNumbers:
                 set_rng_state(before, self.device)
 
     def fingerprint(self) -> int | None:
-        """A number that stands for where the sequence stands; None before the first draw."""
+        """A checksum of the present state of the sequence; None before the first draw."""
         if self.state is None:
             return None
         return zlib.crc32(b"".join(self.state[name].numpy().tobytes() for name in sorted(self.state)))
 
 
 def seeded(seed: int, device: torch.device = CPU):
-    """A context in which torch draws from a sequence that starts at this seed, and one thread at a time."""
+    """A context in which torch draws from a sequence that starts at this seed, for one thread at a time."""
     return RandomNumbers(seed, device).drawn()
 
 
@@ -63,7 +63,7 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 def rng_state(device: torch.device) -> dict:
-    """Where torch's random numbers stand, on the CPU and on that device."""
+    """The state of torch's random numbers, on the CPU and on that device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)

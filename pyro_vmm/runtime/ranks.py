@@ -1,4 +1,4 @@
-"""Data-parallel training: the processes of ``torch.distributed``, and what falls to each of them."""
+"""Data-parallel training: the processes of ``torch.distributed``, and the share of each."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -18,24 +18,24 @@ SAME_WORK = "the same settings and all rows in each, which reads its share of th
 class Ranks:
     """The processes that train together, of which this is one.
 
-    All go through the same minibatches in the same order. Each reads its share of a minibatch's rows and makes its part
-    of every sum over rows; the gradients are summed as well, so that all hold the same parameters at any time. Where
-    there is but one process, every method returns what it is given.
+    All go through the same minibatches in the same order. Each reads its share of a minibatch's rows and computes its
+    part of every sum over rows; the gradients are summed as well, so that all hold the same parameters at any time.
+    With one process, every method returns its argument.
 
     Arguments:
-        rank: which of the processes this is; number 0 writes files and shows progress.
-        size: how many there are.
+        rank: the number of this process; number 0 writes files and shows progress.
+        size: the number of processes.
     """
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
-        # Of the current minibatch: where each process's rows begin, which are held here, whether these are borrowed.
+        # The current minibatch: where each process's rows begin, the rows held here, and whether these are borrowed.
         self.bounds: list[int] = []
         self.held, self.idle = slice(None), False
 
     @classmethod
     def present(cls) -> "Ranks":
-        """Those of torch's default process group; without one, this process alone."""
+        """The processes of torch's default process group; without one, this process alone."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())
@@ -43,9 +43,9 @@ class Ranks:
     # The current minibatch
 
     def begin(self, rows: int) -> None:
-        """Take a minibatch of so many rows as the current one.
+        """Make a minibatch of so many rows the current one.
 
-        With fewer rows than processes, those without one borrow the first row, and take part with a weight of zero.
+        With fewer rows than processes, processes without a row borrow the first one, with weight zero.
         """
         if self.size > 1:
             self.bounds = [rows * rank // self.size for rank in range(self.size + 1)]
@@ -54,12 +54,12 @@ class Ranks:
             self.held = slice(0, 1) if self.idle else slice(start, stop)
 
     def share(self, rows: Tensor) -> Tensor:
-        """What this process reads of the positions (M,) of a minibatch, the current one from now on."""
+        """The part of a minibatch's positions (M,) that this process reads; the minibatch becomes the current one."""
         self.begin(len(rows))
         return rows[self.held]
 
     def total(self, x: Tensor) -> int:
-        """M of the current minibatch, of which the rows x are held here."""
+        """M of the current minibatch; x are its rows held here."""
         return len(x) if self.size == 1 else self.bounds[-1]
 
     def own(self, value: Number) -> Number:
@@ -67,7 +67,7 @@ class Ranks:
         return 0.0 * value if self.idle else value
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Make the sum over all processes the gradient of these parameters; they meet only once."""
+        """Replace the gradients of these parameters by their sums over all processes, in one exchange."""
         if self.size == 1:
             return
         trained = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
@@ -76,7 +76,7 @@ class Ranks:
         for (parameter, _), part in zip(trained, flat.split([p.numel() for p, _ in trained]), strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
-    # Whatever all have to know
+    # Values that all processes share
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, the same in each."""
@@ -101,11 +101,11 @@ class Ranks:
         return self.sum(torch.tensor(value, dtype=torch.float64, device=_device())).item()
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process."""
+        """Whether the flag is true in any process."""
         return self.sum_number(flag) > 0
 
     def first(self, value: Value) -> Value:
-        """The first process's value, which any ``pickle`` can hold."""
+        """The first process's value, of any type that ``pickle`` can hold."""
         if self.size == 1:
             return value
         values = [value]
@@ -114,7 +114,7 @@ class Ranks:
 
     @contextmanager
     def first_ahead(self) -> Iterator[None]:
-        """Let the first process go first, so that the others find what it leaves behind."""
+        """A context that the first process runs before the others, so that they find its results."""
         if self.rank:
             self.sum_number(0.0)
         yield
@@ -128,7 +128,7 @@ class Ranks:
                 together(dist.broadcast, tensor.detach(), 0)
 
     def check_same(self, expected: str = SAME_WORK, **facts: Any) -> None:
-        """Raise ``ValueError``, in all processes, if one knows a fact otherwise than ``expected`` says."""
+        """Raise ``ValueError``, in all processes, if they differ in a fact; the message says what is ``expected``."""
         if self.size == 1:
             return
         known: list = [None] * self.size
@@ -143,7 +143,7 @@ ALONE = Ranks()
 
 
 def together(collective: Callable, *args) -> None:
-    """Call a function of ``torch.distributed``; ``ConnectionError`` where another process is gone."""
+    """Call a function of ``torch.distributed``; ``ConnectionError`` if another process is gone."""
     try:
         collective(*args)
     except RuntimeError as error:
@@ -152,7 +152,7 @@ def together(collective: Callable, *args) -> None:
 
 
 def launched_rank() -> int:
-    """Which of the processes that ``torchrun`` started this is; 0 without it."""
+    """The number of this process among those that ``torchrun`` started; 0 without it."""
     return int(os.environ["RANK"]) if _launched_size() > 1 else 0
 
 
@@ -160,7 +160,7 @@ def launched_rank() -> int:
 def process_group(device: str = "auto") -> Iterator[Ranks]:
     """Join the processes that ``torchrun`` started: by nccl with a GPU for each, by gloo on CPUs.
 
-    What is trained inside is trained by all of them. Nothing is done where there is one process, or a group already.
+    All of them train what is trained inside. With one process, or in a group, this does nothing.
 
     Arguments:
         device: "auto" (GPUs if there are any) or a torch device without a number.
@@ -176,7 +176,7 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
         dist.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
     else:
         dist.init_process_group("gloo")
-    # Not in a ``finally``: after a failure the others would be waited for, which may wait for this one.
+    # Not in a ``finally``: after a failure this would wait for the others, which may wait for this process.
     yield Ranks.present()
     dist.destroy_process_group()
 
@@ -196,5 +196,5 @@ def _own_gpu(device: str) -> int:
 
 
 def _device() -> torch.device:
-    """Where the group's backend wants tensors to be."""
+    """The device that the group's backend needs tensors on."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

@@ -1,4 +1,4 @@
-"""Classes by name: the package's own, those that are added, and those of other packages' entry points."""
+"""Classes by name: the package's own, those that users add, and those of other packages' entry points."""
 
 import sys
 from collections import UserDict
@@ -10,22 +10,21 @@ from pyro_vmm.runtime.checks import one_line
 
 
 class Registry(UserDict[str, Any]):
-    """Classes by name; a name that is not here is looked for in a group of entry points.
+    """Classes by name; other names are looked up in a group of entry points.
 
-    Another package makes a class known by stating it in its ``pyproject.toml``::
+    Another package makes a class known in its ``pyproject.toml``::
 
         [project.entry-points."pyro_vmm.priors"]
         tied = "their_package.tied:Tied"
 
-    Its module is imported where the class is asked for. Names are listed without that.
+    A look-up of the class imports its module; listing the names does not.
 
     Arguments:
-        group: of the entry points.
+        group: the group of the entry points.
         own: the package's own classes by name.
 
     Raises:
-        ValueError: where a name is asked for that an entry point and this package have, or several entry points; and
-            where an entry point can't be loaded.
+        ValueError: at a look-up, if several packages have the name, or if an entry point can't be loaded.
     """
 
     def __init__(self, group: str, own: dict[str, type]):
@@ -38,13 +37,13 @@ class Registry(UserDict[str, Any]):
             return super().__getitem__(name)
         packages = ["pyro_vmm"] * (name in self.data) + [_package(each) for each in found]
         if len(packages) > 1:
-            told = f"{name!r} is a name in {' and in '.join(packages)}"
-            raise ValueError(f"{told}; the entry point {found[-1].value!r} of {self.group} should have another one")
+            problem = f"{name!r} is a name in {' and in '.join(packages)}"
+            raise ValueError(f"{problem}; the entry point {found[-1].value!r} of {self.group} should have another name")
         try:
             return found[0].load()
-        except Exception as error:  # whatever another package may raise
-            told = f"{name!r} is {found[0].value!r} of {packages[0]}, which can't be loaded"
-            raise ValueError(f"{told}: {type(error).__name__}: {one_line(error)}") from error
+        except Exception as error:  # another package may raise anything
+            problem = f"{name!r} is {found[0].value!r} of {packages[0]}, which can't be loaded"
+            raise ValueError(f"{problem}: {type(error).__name__}: {one_line(error)}") from error
 
     def __contains__(self, name: object) -> bool:
         return name in self.data or name in _installed(self.group, tuple(sys.path))

@@ -1,4 +1,4 @@
-"""What training reads: rows, a minibatch at a time."""
+"""The rows that training reads, a minibatch at a time."""
 
 from collections.abc import Generator, Sequence
 from typing import Protocol, runtime_checkable
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 class Rows(Protocol):
-    """What training reads: a tensor (N, ...) does, and so does anything that makes minibatches of a file.
+    """The rows that training reads: a tensor (N, ...), or any object that reads minibatches from a file.
 
-    Rows that are slow to find one by one may be :class:`Shuffled` and :class:`Streamed` besides.
+    Rows that are slow to find one by one may also be :class:`Shuffled` and :class:`Streamed`.
     """
 
     def __len__(self) -> int:
@@ -36,13 +36,13 @@ class Streamed(Protocol):
     """Rows that may be read ahead."""
 
     def read(self, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:
-        """The rows at each of these positions."""
+        """The rows of each minibatch of positions."""
         ...
 
 
 def minibatches(order: Tensor, batch_size: int) -> list[Tensor]:
-    """Positions (N,) in minibatches; a last one of a single row joins the one before, for BatchNorm's sake."""
-    batches = list(order.split(int(batch_size)))  # torch takes none of NumPy's
+    """Positions (N,) in minibatches; a single last row joins the minibatch before, as BatchNorm needs two."""
+    batches = list(order.split(int(batch_size)))  # torch does not take NumPy's numbers
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
@@ -56,10 +56,10 @@ def shuffled(x: Rows, batch_size: int, generator: torch.Generator) -> list[Tenso
 
 
 def read(x: Rows, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:
-    """The rows at each of these positions. Close it, as it may be reading ahead: ``contextlib.closing``."""
+    """The rows of each minibatch of positions. Close it, as it may be reading ahead: ``contextlib.closing``."""
     if isinstance(x, Streamed):
         return x.read(batches)
     if isinstance(x, Tensor) and x.device.type != "cpu":
-        # The positions go to the device all at once: for each of them the host would wait.
+        # All positions go to the device in one copy: the host would wait for each.
         batches = torch.cat(list(batches)).to(x.device).split([len(rows) for rows in batches])
     return (x[rows] for rows in batches)

@@ -13,7 +13,7 @@ from typing_extensions import dataclass_transform
 
 from pyro_vmm.runtime.checks import check_choice, check_positive, check_whole
 
-#: When the run that continues an interrupted one may have another value.
+#: When the continuation of an interrupted run may have another value.
 Resume = Literal["never", "always", "if diverged", "if pretraining diverged"]
 T = TypeVar("T", bound=type)
 #: The value of a setting that follows from the data.
@@ -23,15 +23,15 @@ AUTO: Auto = "auto"
 
 @dataclass(frozen=True)
 class Values:
-    """What values a setting has.
+    """The values that a setting may have.
 
     Arguments:
         check: takes the name and the value, and raises ``ValueError`` for a wrong one.
-        type: of a value on the command line.
+        type: the type of a value on the command line.
         choices: a tuple or a registry of names, if there are no other values on the command line.
-        several: whether the value is a list of such.
-        or_none: whether None is a value besides.
-        auto: whether "auto" is, which stands for what the data tell.
+        several: whether the value is a list of these.
+        or_none: whether None is a value, too.
+        auto: whether "auto" is a value, too; it follows from the data.
     """
 
     check: Callable[[str, Any], object] = lambda name, value: None
@@ -48,7 +48,7 @@ TRUTH = Values(lambda name, value: check_choice(name, value, (True, False)), boo
 
 
 def one_of(choices: tuple) -> Values:
-    """One of these."""
+    """One of these choices."""
     return Values(lambda name, value: check_choice(name, value, choices), str, choices)
 
 
@@ -69,16 +69,16 @@ def or_none(values: Values) -> Values:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a setting besides its name, type and default.
+    """The attributes of a setting other than its name, type and default.
 
     Arguments:
         help: one line, for the command line.
-        values: what it may be.
+        values: the values that it may have.
         option: its name on the command line; empty for that of the field, None for no option.
         common: whether ``--help`` shows it, or ``--help-all`` alone.
-        metavar: what stands for a value in the help.
-        unset: in words, what a default of None comes to.
-        resume: whether it may be another one when a run is continued.
+        metavar: the placeholder of a value in the help.
+        unset: the meaning of a default of None, in words.
+        resume: whether the continuation of a run may have another value.
     """
 
     help: str
@@ -99,7 +99,7 @@ def setting(*, default: Any, help: str, values: Values = Values(), kw_only: bool
 def changed(group: type, name: str, *, default: Any = dataclasses.MISSING, **changes: Any) -> Any:
     """A setting of another group, with another default or other values.
 
-    A type checker takes a field without ``default`` for one that has none.
+    Without the argument ``default``, a type checker assumes that the field has none.
     """
     before = group.__dataclass_fields__[name]
     about = replace(settings_of(group)[name], **changes)
@@ -111,7 +111,7 @@ def changed(group: type, name: str, *, default: Any = dataclasses.MISSING, **cha
 def settings(cls: T) -> T:
     """Make a dataclass of settings: a group of them, or an estimator, whose constructor takes them by name.
 
-    Fields of several bases come from the last base on. A field stated again may give its default alone.
+    The fields of the last base come first. A field stated again may give its default alone.
     """
     return suggesting(dataclass(eq=False, repr=False, kw_only=True)(cls))
 
@@ -124,8 +124,8 @@ def suggesting(cls: T) -> T:
     def __init__(self, *args, **given):
         for name in given:
             if name not in names:
-                told = f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}"
-                raise TypeError(f"{told}{nearest(name, names)}")
+                problem = f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}"
+                raise TypeError(f"{problem}{nearest(name, names)}")
         plain(self, *args, **given)
 
     cls.__init__ = __init__
@@ -133,13 +133,13 @@ def suggesting(cls: T) -> T:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """ "; did you mean ...?" of the name most like another one, or nothing."""
+    """ "; did you mean ...?" with the most similar name, or nothing."""
     found = get_close_matches(name, list(names), 1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def stated_in(cls: type, name: str) -> type:
-    """The class that states a setting of this dataclass, not another default of it alone."""
+    """The class that states a setting of this dataclass, rather than another default alone."""
     for base in cls.__mro__:
         stated = vars(base).get("__dataclass_fields__", {})
         if name in inspect.get_annotations(base) and name in stated and "setting" in stated[name].metadata:
@@ -152,7 +152,7 @@ def group_of(cls: type, name: str) -> type:
     return next(base for base in reversed(cls.__mro__) if name in inspect.get_annotations(base))
 
 
-@functools.cache  # the command line asks hundreds of times
+@functools.cache  # the command line calls it hundreds of times
 def settings_of(cls: type) -> Mapping[str, Setting]:
     """The settings of a dataclass by name, in the order of its fields."""
     stated = ((each.name, stated_in(cls, each.name)) for each in fields(cls))
@@ -171,5 +171,5 @@ def check_settings(given: Any) -> None:
 
 
 def resumable(cls: type, *when: Resume) -> tuple[str, ...]:
-    """The names of settings that may differ in these cases between a run and the one that continues it."""
+    """The names of settings that may differ in these cases between a run and its continuation."""
     return tuple(name for name, each in settings_of(cls).items() if each.resume in when)

@@ -1,4 +1,4 @@
-"""The number of threads that torch uses, which others change behind its back."""
+"""The number of torch's threads, which other libraries change, too."""
 
 import os
 import sys
@@ -9,18 +9,18 @@ import torch
 
 # Multiply-adds of a minibatch that keep a thread busy; with fewer, threads wait for each other longer than they work.
 WORK_OF_A_THREAD = 25_000_000
-# As good as no limit.
+# Practically no limit.
 MOST_THREADS = 1024
 
 
 def threads_for(work: float) -> int:
-    """How many threads a minibatch of so many multiply-adds keeps busy, one at least; of infinitely many, all."""
+    """The number of threads that a minibatch of ``work`` multiply-adds keeps busy, at least one; all if infinite."""
     return max(int(min(work / WORK_OF_A_THREAD, MOST_THREADS)), 1)
 
 
 @contextmanager
 def at_most(threads: int) -> Iterator[None]:
-    """Torch uses no more than so many threads meanwhile, and fewer if it used fewer."""
+    """A context in which torch uses at most ``threads`` threads, and no more than before."""
     before = torch.get_num_threads()
     if before <= threads:
         yield
@@ -34,10 +34,10 @@ def at_most(threads: int) -> Iterator[None]:
 
 @contextmanager
 def same_threads() -> Iterator[None]:
-    """Leave torch with the number of threads that it had.
+    """Give torch back the number of threads that it had.
 
     Numba, with which scanpy selects genes and computes UMAPs, shares torch's OpenMP and sets the number for both. With
-    more threads than free cores, training is then many times slower; and the number changes the last digits of what is
+    more threads than free cores, training is then many times slower; and the number changes the last digits of models
     trained afterwards.
     """
     before = torch.get_num_threads()
@@ -49,10 +49,10 @@ def same_threads() -> Iterator[None]:
 
 @contextmanager
 def threads_of_environment() -> Iterator[None]:
-    """Where Numba has raised torch's number of threads above ``OMP_NUM_THREADS``, torch has the latter meanwhile.
+    """A context in which torch has ``OMP_NUM_THREADS`` threads, if Numba has raised their number above that.
 
-    So a fit does not depend on whether scanpy ran before it. A number that is not Numba's the user chose: it stays, as
-    every number does where the variable is not set.
+    So a fit does not depend on whether scanpy ran before it. A number that is not Numba's is the user's choice and
+    stays, as does every number if the variable is not set.
     """
     numba, before = sys.modules.get("numba"), torch.get_num_threads()
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a number, or one for each level

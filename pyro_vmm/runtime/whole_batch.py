@@ -1,9 +1,9 @@
-"""What a row's result owes to the rest of its minibatch, where processes hold parts of it.
+"""Rows that depend on their whole minibatch, when processes hold parts of it.
 
-Three things mix the rows of a minibatch, and each is asked for by name: the draws of Pyro's sites in the plate "data",
+Three things mix the rows of a minibatch, and each has its own code here: the draws of Pyro's sites in the plate "data",
 torch's dropout layers, and its BatchNorm layers.
 
-Experimental: several processes have been tested on CPUs (gloo), and never on GPUs.
+Experimental: several processes have been tested on CPUs (gloo), but never on GPUs.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,13 +28,13 @@ PLATE = "data"
 def whole_batch(ranks: Ranks, network: nn.Module) -> Iterator[None]:
     """A context in which rows are treated as in one process that holds the whole current minibatch.
 
-    The processes, which have the same random numbers, each draw those of the whole minibatch and use their own rows'.
-    BatchNorm's statistics are those of the whole minibatch. A network that draws otherwise than by a layer of torch's
-    makes the processes differ, which :meth:`~pyro_vmm.inference.Trainer.train_epoch` finds.
+    The processes have the same random numbers: each draws those of the whole minibatch and uses those of its rows.
+    BatchNorm's statistics are those of the whole minibatch. A network that draws by other means than torch's layers
+    makes the processes differ, which :meth:`~pyro_vmm.inference.Trainer.train_epoch` detects.
 
     Arguments:
         ranks: the processes, and which rows are held here.
-        network: what the rows pass through; in training mode its dropout and BatchNorm layers see nothing but rows.
+        network: the network of the rows; in training mode its dropout and BatchNorm layers take nothing but rows.
     """
     if ranks.size == 1:
         yield
@@ -51,9 +51,9 @@ def whole_batch(ranks: Ranks, network: nn.Module) -> Iterator[None]:
 
 
 def draw(q: dist.TorchDistribution, ranks: Ranks) -> Tensor:
-    """A draw of the rows held here, the last dimension of the batch shape, out of one of all rows.
+    """A draw for the rows held here, the last dimension of the batch shape, taken from a draw for all rows.
 
-    It is reparameterised where the distribution can be.
+    It is reparameterised if the distribution allows it.
     """
     if ranks.size == 1:
         return q()
@@ -77,7 +77,7 @@ class _Sites(Messenger):
 
 
 def _widened(q: dist.TorchDistribution, ranks: Ranks, dim: int) -> dist.TorchDistribution:
-    """A distribution of all rows of the minibatch, of which those of others are like the first one held here."""
+    """A distribution of all rows of the minibatch; rows of other processes copy the first one held here."""
     if isinstance(q, torch.distributions.Independent):
         return _widened(q.base_dist, ranks, dim).to_event(q.reinterpreted_batch_ndims)
     parameters = {name: vars(q)[name] for name in q.arg_constraints if name in vars(q)}
@@ -102,7 +102,7 @@ def _with_others(value: Tensor, ranks: Ranks, dim: int = 0) -> Tensor:
 
 
 def _mixes_rows(module: nn.Module) -> bool:
-    """Whether a layer is dropout or BatchNorm; torch's synchronised BatchNorm sees to it by itself."""
+    """Whether a layer is dropout or BatchNorm; torch's synchronised BatchNorm needs no help."""
     return isinstance(module, _DropoutNd | _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
 
 
@@ -112,7 +112,7 @@ def _by_row(x: Tensor, ranks: Ranks) -> Tensor:
 
 
 def _drop(layer: _DropoutNd, ranks: Ranks, x: Tensor) -> Tensor:
-    """Dropout of rows (m, ...) or (S m, ...), by the random numbers that they have among all rows."""
+    """Dropout of rows (m, ...) or (S m, ...), with their part of the random numbers of all rows."""
     whole = _with_others(_by_row(x, ranks), ranks, 1)
     dropped = type(layer).forward(layer, whole.flatten(0, 1)).unflatten(0, whole.shape[:2])
     return dropped[:, ranks.held].flatten(0, 1)
@@ -122,7 +122,7 @@ def _normalise(layer: _BatchNorm, ranks: Ranks, x: Tensor) -> Tensor:
     """BatchNorm of x (m, C, ...) or (S m, C, ...), with the mean and variance of all rows, not only of those here."""
     n = ranks.bounds[-1] * len(_by_row(x, ranks)) * x[0, 0].numel()
     if n == 1:
-        return type(layer).forward(layer, x)  # which refuses it
+        return type(layer).forward(layer, x)  # it raises an error
     over = [0, *range(2, x.dim())]
     every = _gather(ranks, torch.stack([x.mean(over), x.var(over, correction=0)]))  # (ranks, 2, C)
     bounds = x.new_tensor(ranks.bounds)
@@ -140,7 +140,7 @@ def _normalise(layer: _BatchNorm, ranks: Ranks, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _remember(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
-    """Move the running statistics, as the layer itself would."""
+    """Update the running statistics, as the layer itself would."""
     mean_so_far, variance_so_far = layer.running_mean, layer.running_var
     assert layer.num_batches_tracked is not None and mean_so_far is not None and variance_so_far is not None
     layer.num_batches_tracked.add_(1)
@@ -150,7 +150,7 @@ def _remember(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes, of which the gradient is the sum over processes too."""
+    """The sum over processes; its gradient is the sum over processes, too."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor) -> Tensor:

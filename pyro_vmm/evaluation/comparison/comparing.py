@@ -20,9 +20,9 @@ from pyro_vmm.evaluation.fitting.parts import Parts, row_groups
 from pyro_vmm.priors import Prior, prior_class
 from pyro_vmm.runtime.checks import check_whole, described, is_whole
 
-#: The priors that are compared unless told otherwise: those of the paper.
+#: The priors that are compared by default: those of the paper.
 PRIORS_COMPARED = ("vmm", "gmm", "vamp", "standard_normal")
-#: Fits of each prior unless told otherwise.
+#: Fits of each prior by default.
 SEEDS = 3
 # NumPy's random numbers take no larger seeds.
 _MOST_SEED = 2**32 - 1
@@ -42,30 +42,30 @@ def compare(
 ) -> Comparison:
     """Fit the same model with different priors, and compare likelihood, clusters and time.
 
-    All priors have equal budgets: the settings of ``estimator``. A seed is the ``random_state`` of a fit of each prior,
-    and gives all of them the same rows held out, rows to start from, and minibatches. Training may end before its last
-    epoch if the estimator has ``patience``; the table tells the epochs.
+    All priors have equal budgets: the settings of ``estimator``. A seed is the ``random_state`` of a fit of each prior:
+    all priors have the same rows held out, rows to start from, and minibatches. Training may end before its last epoch
+    if the estimator has ``patience``; the table shows the epochs.
 
     Arguments:
-        X: an array (N, ...) or an AnnData of N cells. Nothing is written to it.
-        priors: names, classes, ``functools.partial`` of classes, or objects, see :class:`~pyro_vmm.VMM`; or these by
-            the names that the table shall have for them.
+        X: an array (N, ...) or an AnnData of N cells. It stays unchanged.
+        priors: names, classes, ``functools.partial`` of classes, or objects, see :class:`~pyro_vmm.VMM`; or a mapping
+            to these from their names in the table.
         seeds: the seeds; a whole number n for 0, ..., n - 1.
-        estimator: the model, of which clones are fitted with each prior; None for ``VMM()`` of arrays and
+        estimator: the model; clones of it are fitted with each prior. None for ``VMM()`` of arrays and
             ``SingleCellVMM()`` of an AnnData. Its ``progress`` shows a progress bar over the fits.
         y: known labels, (N,), for the columns ``nmi`` and ``ari`` alone.
         held_out: share of the rows that a fit does not see, for the likelihood.
         n_importance_samples: draws for each row's likelihood and ELBO.
-        folder: keeps what was found of each finished fit; another call, with more priors or seeds or the same, goes on
-            from there.
+        folder: keeps the results of finished fits; another call, with the same or more priors or seeds, continues from
+            there.
         n_jobs: fits side by side, by joblib: None for what ``joblib.parallel_config`` says, -1 for one on each core.
             The fits are the same however many run at once; the seconds are not.
 
     Raises:
-        ValueError: what is wrong with an argument, the data or the folder, before any training.
+        ValueError: an argument, the data or the folder is wrong; raised before any training.
     """
     if estimator is None:
-        # A checker of types takes init, which has a default of its own for cells, for one without.
+        # Pyright believes that init has no default, because cells have another one.
         estimator = SingleCellVMM() if hasattr(X, "obs") else VMM()  # pyright: ignore[reportCallIssue]
     named, seeds = _named(priors), _seeds(seeds)
     _check(estimator, named, held_out, n_importance_samples)
@@ -73,7 +73,7 @@ def compare(
     if y is not None:
         y = _labels(y, _rows(estimator, X))
     estimator = knowing_categories(estimator, X)
-    Parts.draw(row_groups(estimator, X), held_out, 0, 0)  # which says whether there are enough rows
+    Parts.draw(row_groups(estimator, X), held_out, 0, 0)  # it checks that there are enough rows
     tasks = [Task(name, seed, mark(prior)) for seed in seeds for name, prior in named.items()]
     fits = _run(tasks, named, estimator, X, held_out, n_importance_samples, folder, n_jobs)
     in_order = {task: fits[task] for name in named for task in tasks if task.prior == name}
@@ -127,7 +127,7 @@ def _labels(y: ArrayLike, n: int) -> np.ndarray:
     y = np.asarray(y)
     if y.shape != (n,):
         raise ValueError(f"y has shape {y.shape}, expected ({n},)")
-    clustering.utilised_clusters(y)  # which says whether one is missing
+    clustering.utilised_clusters(y)  # it refuses missing labels
     return y
 
 
@@ -153,5 +153,5 @@ def _run(
         store=store,
         n_jobs=n_jobs,
         progress=estimator.progress,
-        told=lambda task: f"{task.prior}, seed {task.seed}",
+        label=lambda task: f"{task.prior}, seed {task.seed}",
     )

@@ -1,4 +1,4 @@
-"""The fits of a comparison, and what is kept of each."""
+"""The fits of a comparison, and their results."""
 
 import json
 import time
@@ -19,9 +19,9 @@ from pyro_vmm.evaluation.surgery import elbo_surgery
 from pyro_vmm.inference import TrainingDiverged
 from pyro_vmm.priors import Prior, prior_class
 
-#: Draws of each row at which the surgery evaluates q(z), whose cost is quadratic in the rows held out.
+#: Draws of each row at which the surgery evaluates q(z); its cost is quadratic in the rows held out.
 MARGINAL_DRAWS = 10
-#: What the surgery takes the ELBO apart into.
+#: The ELBO and the terms into which the surgery splits it.
 TERMS = ("elbo", "distortion", "rate", "marginal_kl", "mutual_information")
 
 
@@ -32,7 +32,7 @@ class Task:
     Arguments:
         prior: the name of the prior in the table.
         seed: ``random_state`` of the fit and of the rows held out.
-        mark: tells priors of the same name apart, see :func:`mark`.
+        mark: differs between priors of the same name, see :func:`mark`.
     """
 
     prior: str
@@ -47,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What a comparison has to know of a fitted model.
+    """The results of a fit that a comparison needs.
 
     Likelihoods are in nats per row, in the units of the data.
 
@@ -55,10 +55,10 @@ class Fit:
         clusters: the cluster of every row of the data, int (N,); empty if training diverged.
         log_px: importance-weighted log p(x) of the rows held out, (H,).
         active: clusters in use, without strays.
-        elbo, distortion, rate, marginal_kl, mutual_information: of the rows held out, see
+        elbo, distortion, rate, marginal_kl, mutual_information: means over the rows held out, see
             :func:`~pyro_vmm.evaluation.surgery.elbo_surgery`.
-        epochs: how many training lasted.
-        seconds: what the fit took.
+        epochs: the number of epochs of the training.
+        seconds: the duration of the fit.
     """
 
     clusters: np.ndarray
@@ -74,7 +74,7 @@ class Fit:
 
     @property
     def diverged(self) -> bool:
-        """Whether training failed for numbers that were not finite."""
+        """Whether training failed because of non-finite numbers."""
         return len(self.clusters) == 0
 
 
@@ -89,7 +89,7 @@ def do(
 ) -> Fit:
     """Train a clone of the estimator with this prior, and score the rows that it did not see."""
     model = clone(estimator).set_params(prior=prior, random_state=task.seed, progress=False)
-    # By the seed alone: every prior has the same rows, to train on and to be judged by.
+    # The parts depend on the seed alone: every prior has the same rows to train on and to be scored on.
     parts = Parts.draw(row_groups(estimator, X), held_out, 0, task.seed)
     started = time.perf_counter()
     try:
@@ -111,13 +111,13 @@ def do(
 
 
 def terms(model: VMM | SingleCellVMM, rows: Any, n_samples: int, seed: int) -> dict[str, float]:
-    """The ELBO of a fitted model taken apart, under the names of ``TERMS``, nats per row in the units of the data.
+    """The ``TERMS`` of the ELBO of a fitted model by name, in nats per row in the units of the data.
 
     Arguments:
         model: a fitted model.
-        rows: an array or an AnnData, whose rows the expectations are over.
+        rows: an array or an AnnData; the expectations are over its rows.
         n_samples: draws from q(z | x) for each row.
-        seed: of the draws.
+        seed: the seed of the draws.
     """
     cells = isinstance(model, SingleCellVMM)
     found = elbo_surgery(
@@ -135,11 +135,11 @@ def terms(model: VMM | SingleCellVMM, rows: Any, n_samples: int, seed: int) -> d
 
 
 def mark(prior: Any) -> str:
-    """A short word for a prior, safe in the name of a file; another one for other settings or parameters."""
-    told = json.dumps(configuration({"prior": prior}), sort_keys=True, default=repr)
+    """A short word for a prior, safe in file names, which differs between settings or parameters."""
+    text = json.dumps(configuration({"prior": prior}), sort_keys=True, default=repr)
     if isinstance(prior, partial):
-        told += repr(sorted(prior.keywords.items()))
-    code = zlib.crc32(told.encode())
+        text += repr(sorted(prior.keywords.items()))
+    code = zlib.crc32(text.encode())
     if isinstance(prior, Prior):
         for name, tensor in prior.state_dict().items():
             code = zlib.crc32(tensor.detach().cpu().numpy().tobytes(), zlib.crc32(name.encode(), code))

@@ -1,4 +1,4 @@
-"""What a comparison came to: a table of priors, a figure."""
+"""The result of a comparison: a table of priors, a figure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,38 +11,38 @@ from numpy.typing import ArrayLike
 from pyro_vmm.evaluation import clustering
 from pyro_vmm.evaluation.comparison.fits import TERMS, Fit, Task
 
-# Matplotlib is loaded by what draws alone.
+# Only figures load Matplotlib.
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: What is measured of each fit, of which the table has the mean and the standard deviation over seeds.
+#: The measures of each fit; the table has their means and standard deviations over seeds.
 MEASURES = ("log_px", *TERMS, "active", "agreement", "nmi", "ari", "epochs", "seconds")
-# How many decimals a reader wants of each; two of the others.
+# The decimals that are shown of each; two for the others.
 _DIGITS = {"active": 1, "agreement": 3, "nmi": 3, "ari": 3, "epochs": 0, "seconds": 1}
 
 
 @dataclass(eq=False)
 class Comparison:
-    """What :func:`pyro_vmm.compare` found. ``print`` shows its table.
+    """The result of :func:`pyro_vmm.compare`. ``print`` shows its table.
 
-    The columns of ``table``, each but ``prior`` and ``diverged`` a mean over seeds, with ``_sd`` behind it the standard
-    deviation over seeds:
+    The columns of ``table``. All but ``prior`` and ``diverged`` are means over seeds, and have a second column, with
+    ``_sd`` behind the name, for the standard deviation over seeds:
 
     - ``prior``: its name;
     - ``log_px``: importance-weighted log p(x) of the rows held out, nats per row in the units of the data;
     - ``elbo``: of the same rows; minus ``distortion`` minus ``rate``, whose parts are about ``marginal_kl``,
       KL[q(z) || p(z)], and ``mutual_information``, I[z; n] (Hoffman & Johnson, 2016);
-    - ``active``: clusters in use, without strays; 1 of a prior without clusters;
-    - ``agreement``: the adjusted Rand index with the clusterings of other seeds, on all rows; 0 of a single cluster,
-      NaN of a prior without clusters and with one seed;
-    - ``nmi``, ``ari``: with the labels, if there are any, on all rows;
-    - ``epochs``, ``seconds``: of training;
-    - ``diverged``: how many fits did, which the means leave out.
+    - ``active``: clusters in use, without strays; 1 for a prior without clusters;
+    - ``agreement``: the adjusted Rand index with the clusterings of other seeds, on all rows; 0 for a single cluster,
+      NaN for a prior without clusters and for one seed;
+    - ``nmi``, ``ari``: scores against the labels, if there are any, on all rows;
+    - ``epochs``, ``seconds``: the length of the training;
+    - ``diverged``: the number of fits that diverged; the means leave them out.
 
     Arguments:
         table: a DataFrame, one row per prior.
-        by_fit: a DataFrame, one row per fit: the prior, the seed, what is measured, and whether training diverged.
-        fits: what is known of each fit, among it the cluster of every row.
+        by_fit: a DataFrame, one row per fit: the prior, the seed, the measures, and whether training diverged.
+        fits: the results of each fit, with the cluster of every row.
     """
 
     table: pd.DataFrame
@@ -80,8 +80,8 @@ def compared(fits: Mapping[Task, Fit], without_clusters: set[str], y: ArrayLike 
     """The tables of the fits.
 
     Arguments:
-        fits: of each prior and seed.
-        without_clusters: the names of priors that have none.
+        fits: the fits of each prior and seed.
+        without_clusters: the names of priors without clusters.
         y: labels of all rows, (N,), or None.
     """
     by_fit = pd.DataFrame([_measured(task, fit, y) for task, fit in fits.items()])

@@ -1,4 +1,4 @@
-"""What many fits share of an estimator and its data: the checks, a fingerprint, and the fit to a part."""
+"""What many fits of an estimator to the same data share: the checks, a fingerprint, and the fit to a part."""
 
 import zlib
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from pyro_vmm.evaluation.fitting.parts import take_to_train
 from pyro_vmm.likelihoods import Likelihood, likelihood_class, of_counts
 from pyro_vmm.runtime import finite
 
-# Parameters that change nothing of a fit, and the seed.
+# Parameters that do not change a fit, and the seed.
 _OF_NO_MATTER = ("progress", "device", "capture", "checkpoint_every", "random_state")
 
 
 def check_judged(estimator: Estimator, held_out: float, kind: str) -> None:
-    """Raise ``ValueError`` unless fits can be judged by a share of the rows, and without labels."""
+    """Raise ``ValueError`` unless fits can be scored on a share of the rows, and without labels."""
     if estimator._training_settings().get("monitor") == "val_nmi":
         raise ValueError(f"monitor='val_nmi' uses labels, which a {kind} does without; expected 'val_elbo'")
     if not (isinstance(held_out, Real) and 0 < held_out < 1):
@@ -31,7 +31,7 @@ def check_judged(estimator: Estimator, held_out: float, kind: str) -> None:
 
 
 def checked(estimator: VMM | SingleCellVMM, X: Any, whole: bool) -> Any:
-    """X, after what can be told to be wrong with it: each fit sees a part of it alone; ``whole`` if one sees all."""
+    """X, checked here because each fit sees only a part of it; ``whole``: whether one fit sees all of it."""
     if not isinstance(estimator, SingleCellVMM):
         names, X = finite.names(X), inputs.checked(X)
         finite.check_finite(check_array(X, allow_nd=True, ensure_all_finite=False), *names)
@@ -44,9 +44,9 @@ def checked(estimator: VMM | SingleCellVMM, X: Any, whole: bool) -> Any:
 
 
 def knowing_categories(estimator: VMM | SingleCellVMM, X: Any) -> VMM | SingleCellVMM:
-    """An estimator that is told how many categories X has, as a part of the rows may lack one that others have."""
+    """An estimator with the number of categories of X, as a part of the rows may lack one that others have."""
     options, likelihood = estimator.likelihood_options or {}, estimator.likelihood
-    if isinstance(estimator, SingleCellVMM) or not isinstance(options, dict):  # the fit tells what is wrong with others
+    if isinstance(estimator, SingleCellVMM) or not isinstance(options, dict):  # the fit refuses other options
         return estimator
     cls = None if isinstance(likelihood, Likelihood) else likelihood_class(likelihood)
     if cls is None or cls.domain_options.__func__ is Likelihood.domain_options.__func__:
@@ -56,7 +56,7 @@ def knowing_categories(estimator: VMM | SingleCellVMM, X: Any) -> VMM | SingleCe
 
 
 def fit_part(model: VMM | SingleCellVMM, X: Any, rows: np.ndarray) -> None:
-    """Fit a model to the rows of X at these positions, for it to know the batches and genes of all of X."""
+    """Fit a model to the rows of X at these positions, so that it knows the batches and genes of all of X."""
     part, whole = take_to_train(model, X, rows), {}
     if isinstance(model, SingleCellVMM):
         whole["part_of"] = X
@@ -66,7 +66,7 @@ def fit_part(model: VMM | SingleCellVMM, X: Any, rows: np.ndarray) -> None:
 
 
 def description(estimator: VMM | SingleCellVMM, X: Any, varied: Sequence[str]) -> dict:
-    """Plain values that tell the fits of this estimator to X from others; ``varied`` are parameters that fits vary."""
+    """Plain values that identify the fits of this estimator to X; ``varied`` are parameters that fits vary."""
     params = estimator.configuration()
     params = {name: value for name, value in params.items() if name not in (*_OF_NO_MATTER, *varied)}
     return {**params, "data": _fingerprint(estimator, X)}
@@ -75,7 +75,7 @@ def description(estimator: VMM | SingleCellVMM, X: Any, varied: Sequence[str]) -
 def _fingerprint(estimator: VMM | SingleCellVMM, X: Any) -> list[int]:
     if not isinstance(estimator, SingleCellVMM):
         values = np.asarray(X)
-        # Of objects, such as those of a table of numbers and booleans, the bytes are addresses, new in each process.
+        # The bytes of objects, as in a table of numbers and booleans, are addresses, which differ between processes.
         X = check_array(X, dtype=[np.float64, np.float32], allow_nd=True) if values.dtype == object else values
         return [*X.shape, zlib.crc32(np.ascontiguousarray(X).data)]
     counts = CellBatches(X, estimator.layer)

@@ -28,14 +28,14 @@ F = TypeVar("F")
 
 
 class Folder(Generic[T, F]):
-    """A folder that keeps the finished fits of one call, for another call to go on with.
+    """A folder that keeps the finished fits of one call, so that another call can continue from there.
 
-    A subclass says in ``kind`` what the fits are for, and in ``fit_class`` what is kept of each: a dataclass of arrays
-    and numbers.
+    A subclass sets ``kind``, what the fits are for, and ``fit_class``, the results of a fit: a dataclass of arrays and
+    numbers.
 
     Arguments:
         path: the folder; made when the first fit is saved.
-        about: plain values that tell the fits of one call from those of another.
+        about: plain values that identify the fits of a call.
     """
 
     kind: ClassVar[str]
@@ -63,7 +63,7 @@ class Folder(Generic[T, F]):
         return cls._saved(Path(path).expanduser()).get("seed")
 
     def load(self, task: T) -> F | None:
-        """A fit that is done."""
+        """A finished fit, or None."""
         path = self._file(task)
         if not path.is_file():
             return None
@@ -71,8 +71,8 @@ class Folder(Generic[T, F]):
             with np.load(io.BytesIO(path.read_bytes())) as arrays:
                 kept = {field.name: arrays[field.name] for field in fields(self.fit_class)}
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            told = f"{path} is no whole fit of a {self.kind}: {error}"
-            raise ValueError(f"{told}; remove it to repeat the fit") from error
+            problem = f"{path} is no whole fit of a {self.kind}: {error}"
+            raise ValueError(f"{problem}; remove it to repeat the fit") from error
         return self.fit_class(**{name: value if value.ndim else value.item() for name, value in kept.items()})
 
     def save(self, task: T, fit: F) -> None:

@@ -24,18 +24,18 @@ def run(
     store: Folder[T, F] | None,
     n_jobs: int | None,
     progress: bool,
-    told: Callable[[T], str],
+    label: Callable[[T], str],
 ) -> dict[T, F]:
     """All fits in the order of the tasks, those in the folder without training again.
 
     Arguments:
         tasks: the fits to do, each once.
-        do: does one, a function of a module for other processes to find.
-        arguments: what ``do`` takes for a task.
+        do: does one fit; a function of a module, so that other processes can import it.
+        arguments: the arguments of ``do`` for a task.
         store: keeps finished fits.
         n_jobs: fits side by side, by joblib.
         progress: whether to show a progress bar.
-        told: a task in the words of the progress bar.
+        label: the text of a task for the progress bar.
     """
     ranks = Ranks.present()
     at_once = effective_n_jobs(n_jobs)
@@ -45,9 +45,9 @@ def run(
     with bar:
         left = [task for task in tasks if task not in fits]
         for some in (left[i : i + at_once] for i in range(0, len(left), at_once)):
-            bar.set_postfix_str(told(some[0]))
+            bar.set_postfix_str(label(some[0]))
             about = [arguments(task) for task in some]
-            # As many as run at once, then their files: an interrupted call loses no more than these.
+            # Save the fits that run at once before the next ones: an interrupted call loses no more than these.
             done = Parallel(n_jobs)(delayed(do)(*each) for each in about)
             for task, fit in zip(some, done, strict=True):
                 fits[task] = fit

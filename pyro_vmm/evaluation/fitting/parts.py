@@ -18,7 +18,7 @@ class Parts:
     Arguments:
         held_out: (H,), that no fit sees.
         rest: (N - H,), all others.
-        halves: of ``rest``, one pair for each seed.
+        halves: the two halves of ``rest``, a pair for each seed.
     """
 
     held_out: np.ndarray
@@ -27,13 +27,13 @@ class Parts:
 
     @classmethod
     def draw(cls, groups: np.ndarray, held_out: float, seeds: int, seed: int) -> "Parts":
-        """Random parts that each have their share of every group; those of a seed do not depend on how many there are.
+        """Random parts that each have their share of every group; those of a seed do not depend on later seeds.
 
         Arguments:
             groups: the group of each row, int (N,).
             held_out: share of the rows that no fit sees.
             seeds: pairs of halves.
-            seed: of the draws.
+            seed: the seed of the draws.
 
         Raises:
             ValueError: there are too few rows for parts of two each.
@@ -62,11 +62,11 @@ def _by_group(rows: np.ndarray, groups: np.ndarray, random: np.random.RandomStat
 
 
 def row_groups(estimator: VMM | SingleCellVMM, X: Any) -> np.ndarray:
-    """What every part needs its share of, int (N,): the categories that the model has to know, if there are any."""
+    """The group of each row, int (N,): the categories that the model has to know, so that every part has its share."""
     if not isinstance(estimator, SingleCellVMM):
         return np.zeros(len(X), int)
     keys = [*([] if estimator.batch_key is None else [estimator.batch_key]), *estimator.categorical_covariate_keys]
-    present = [key for key in keys if key in X.obs]  # of the others the fit tells
+    present = [key for key in keys if key in X.obs]  # the fit refuses the others
     if not present:
         return np.zeros(X.n_obs, int)
     return pd.factorize(pd.MultiIndex.from_frame(X.obs[present].astype(str)))[0]
@@ -82,7 +82,7 @@ def take(X: Any, rows: np.ndarray) -> Any:
 
 
 def take_to_train(estimator: VMM | SingleCellVMM, X: Any, rows: np.ndarray) -> Any:
-    """:func:`take`, of cells without the genes that none of them expresses, which teach a model of counts nothing."""
+    """:func:`take`, but for counts of cells without genes that none of them expresses: they teach a model nothing."""
     part = take(X, rows)
     if not (isinstance(estimator, SingleCellVMM) and of_counts(estimator.likelihood, estimator.likelihood_options)):
         return part
@@ -91,7 +91,7 @@ def take_to_train(estimator: VMM | SingleCellVMM, X: Any, rows: np.ndarray) -> A
 
 
 def _needed(cells: CellBatches, genes: np.ndarray) -> np.ndarray:
-    """These genes, bool (G,), and those of cells that express none of them, of which a model would know nothing."""
+    """These genes, bool (G,), and the genes of cells that express none of these: such cells would have no counts."""
     needed = genes.copy()
     for _, block in cells.chunks():
         without = np.asarray(abs(block[:, genes]).sum(1)).ravel() == 0

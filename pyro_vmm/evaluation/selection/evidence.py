@@ -1,4 +1,4 @@
-"""From fits to a table of evidence, and the rule that recommends."""
+"""From fits to a table of evidence, and the rule that recommends a candidate."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,30 +10,30 @@ from pyro_vmm.evaluation.clustering import agreement
 from pyro_vmm.evaluation.selection.fits import TRAINED_ON, Fit, Task
 
 ALL, *HALVES = TRAINED_ON
-#: What is measured for each seed, of which the table has the mean and the standard deviation.
+#: The measures for each seed; the table has their means and standard deviations.
 MEASURES = ("clusters", "log_px", "stability", "stability_seeds", "stability_halves", "confidence", "seconds")
 
 
 def evidence(fits: Mapping[Task, Fit]) -> pd.DataFrame:
-    """One row per candidate, in the order of the fits, and the one that is recommended.
+    """One row per candidate, in the order of the fits, with the recommended one marked.
 
     - ``m_prior``, ``learning_rate``: the candidate;
-    - ``clusters``: those in use;
+    - ``clusters``: the number of clusters in use;
     - ``log_px``: log p(x) of the rows held out, nats per row;
     - ``stability``: the mean of ``stability_seeds``, the agreement with the fits of other seeds, and of
       ``stability_halves``, the agreement of two fits to half of the rows each;
     - ``confidence``: the mean of max_c q(c | x) of the rows held out, 1 if no components overlap;
-    - ``seconds``: of a fit to all rows but those held out;
-    - with ``_sd`` behind, the standard deviation over seeds of each of these, which are means over seeds;
-    - ``stability_behind`` the most stable, with the standard error ``stability_se`` of this difference;
+    - ``seconds``: the duration of a fit to all rows but those held out;
+    - all of these are means over seeds; with ``_sd`` behind the name, their standard deviations over seeds;
+    - ``stability_behind``: the difference to the most stable candidate, with its standard error ``stability_se``;
     - ``stable``: whether that is no more than one standard error;
-    - ``log_px_behind`` the best likelihood of the stable ones, with the standard error ``log_px_se`` of that;
-    - ``likely``: whether that is no more than one standard error, of a stable one;
+    - ``log_px_behind``: the difference to the best stable likelihood, with its standard error ``log_px_se``;
+    - ``likely``: whether the candidate is stable, and that is no more than one standard error;
     - ``recommended``: the likely one with the fewest clusters;
-    - ``diverged``: how many fits did. Such a candidate has no evidence and is never recommended.
+    - ``diverged``: how many fits diverged. Such a candidate has no evidence and is never recommended.
 
-    Each criterion makes good what the other lacks: the likelihood of rows held out tends to rise with ever more
-    clusters, also such as no other fit finds again, and a few coarse clusters are often the easiest to find again.
+    The two criteria complement each other: the likelihood of rows held out tends to rise with ever more clusters, even
+    if no other fit finds them again, and a few coarse clusters are often the easiest to find again.
     """
     of: dict = {}
     for task, fit in fits.items():
@@ -57,7 +57,7 @@ def _with_stability(measured: pd.DataFrame, seeds: int) -> pd.DataFrame:
 
 
 def _with_likelihood(measured: pd.DataFrame, rows: np.ndarray, seeds: int) -> pd.DataFrame:
-    """Of the log p(x) of each candidate and each row held out, (candidates, H)."""
+    """Add the columns on likelihood, from log p(x) of each candidate and each row held out, (candidates, H)."""
     stable = measured["stable"].to_numpy()
     behind = rows[np.where(stable, rows.mean(1), -np.inf).argmax()] - rows
     error = np.hypot(behind.std(axis=1) / np.sqrt(rows.shape[1]), _seed_error(measured["log_px_sd"], seeds))
@@ -73,7 +73,7 @@ def _recommend(measured: pd.DataFrame) -> pd.DataFrame:
 def _seed_error(spread: pd.Series, seeds: int) -> float:
     """The standard error of a difference of two means over seeds.
 
-    The variance is the mean of all candidates': two or three seeds of one tell little of it, and one seed nothing.
+    The variance is the mean over all candidates: two or three seeds of one show little of it, and one seed nothing.
     """
     return float(np.sqrt(2 * spread.fillna(0.0).pow(2).mean() / seeds))
 

@@ -1,4 +1,4 @@
-"""The fits of a selection, and what is kept of each."""
+"""The fits of a selection, and their results."""
 
 import time
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pyro_vmm.evaluation.fitting.folder import Folder
 from pyro_vmm.evaluation.fitting.parts import Parts, take
 from pyro_vmm.inference import TrainingDiverged
 
-#: What a fit is trained on: all rows but those held out, or half of these.
+#: The rows that a fit is trained on: all but those held out, or half of these.
 TRAINED_ON = ("all", "half 1", "half 2")
 
 
@@ -42,13 +42,13 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What a selection has to know of a fitted model.
+    """The results of a fit that a selection needs.
 
     Arguments:
         clusters: the cluster of every row of the data, int (N,); empty if training diverged.
         log_px: importance-weighted log p(x) of the rows held out, (H,); empty for fits on halves.
         confidence: the largest probability q(c | x) of these rows, (H,); empty for fits on halves.
-        seconds: what it took.
+        seconds: the duration of the fit.
     """
 
     clusters: np.ndarray
@@ -58,12 +58,12 @@ class Fit:
 
     @property
     def diverged(self) -> bool:
-        """Whether training failed for numbers that were not finite."""
+        """Whether training failed because of non-finite numbers."""
         return len(self.clusters) == 0
 
 
 def do(task: Task, estimator: VMM | SingleCellVMM, X: Any, parts: Parts, seed: int, n_importance_samples: int) -> Fit:
-    """Train a clone of the estimator as the task says, with this seed."""
+    """Train a clone of the estimator for a task, with this seed."""
     started, nothing = time.perf_counter(), np.empty(0)
     model = clone(estimator).set_params(
         m_prior=task.m_prior, learning_rate=task.learning_rate, random_state=seed, progress=False
@@ -89,5 +89,5 @@ class FitFolder(Folder[Task, Fit]):
 
 
 def description(estimator: VMM | SingleCellVMM, X: Any) -> dict:
-    """Plain values that tell the fits of a selection from others."""
+    """Plain values that identify the fits of a selection."""
     return data.description(estimator, X, varied=("m_prior", "learning_rate"))

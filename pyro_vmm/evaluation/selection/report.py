@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-# Below this, clusterings of the same data agree so little that a single one of them is worth little.
+# Below this, clusterings of the same data agree so little that a single one is worth little.
 LOW_STABILITY = 0.5
 
 
@@ -31,7 +31,7 @@ def _recommendation(table: pd.DataFrame, chosen: pd.Series, rates: bool) -> list
         return [first, second]
     second += f"Within one standard error of that are {_names(stable, rates)}."
     if len(likely) == 1:
-        third = "Of these it gives rows that it has not seen the highest likelihood."
+        third = "Of these, the recommended one has the highest likelihood of rows held out."
     else:
         third = (
             f"Of these, the likelihood of rows held out is the best, within one standard error, with "
@@ -41,7 +41,7 @@ def _recommendation(table: pd.DataFrame, chosen: pd.Series, rates: bool) -> list
 
 
 def _doubts(table: pd.DataFrame, chosen: pd.Series) -> list[str]:
-    """What a reader should hold against the recommendation."""
+    """The reasons to doubt the recommendation."""
     doubts = []
     sound = table[table["diverged"] == 0]
     if chosen["stability"] < LOW_STABILITY:
@@ -51,12 +51,12 @@ def _doubts(table: pd.DataFrame, chosen: pd.Series) -> list[str]:
             "larger prior_learning_rate may help."
         )
     if sound["stable"].all() and len(sound) > 1:
-        doubts.append("All candidates are about as stable: stability does not tell them apart. More seeds may.")
+        doubts.append("All candidates are about as stable: stability does not separate them. More seeds may.")
     for end, values in (("smallest", sound["m_prior"].min()), ("largest", sound["m_prior"].max())):
         if sound["m_prior"].nunique() > 1 and chosen["m_prior"] == values:
             doubts.append(f"It is the {end} m_prior that was tried: the best may lie beyond.")
     if pd.isna(chosen["stability_sd"]):
-        doubts.append("A single seed tells nothing of the spread between seeds: standard errors are too small.")
+        doubts.append("A single seed does not show the spread between seeds: standard errors are too small.")
     if len(sound) < len(table):
         doubts.append(f"Training diverged with {len(table) - len(sound)} of {len(table)} candidates.")
     return doubts

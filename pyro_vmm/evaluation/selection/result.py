@@ -1,4 +1,4 @@
-"""What a selection came to: a table, a recommendation, a report, a figure."""
+"""The result of a selection: a table, a recommendation, a report, a figure."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,18 +13,18 @@ from pyro_vmm.evaluation.selection.fits import Fit, Task
 from pyro_vmm.evaluation.selection.report import report
 from pyro_vmm.runtime import files
 
-# Matplotlib is loaded by what draws alone.
+# Only figures load Matplotlib.
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 @dataclass(eq=False)
 class Selection:
-    """What :func:`pyro_vmm.select` found.
+    """The result of :func:`pyro_vmm.select`.
 
     Arguments:
         table: a DataFrame, one row per candidate, see :func:`~pyro_vmm.evaluation.selection.evidence.evidence`.
-        fits: what is known of each fit, among it the cluster of every row.
+        fits: the results of each fit, with the cluster of every row.
         best_estimator_: the recommended model, fitted to all of X; None without ``refit``.
     """
 
@@ -34,7 +34,7 @@ class Selection:
 
     @property
     def best(self) -> dict[str, float]:
-        """The parameters that are recommended."""
+        """The recommended parameters."""
         return {name: float(self._chosen[name]) for name in ("m_prior", "learning_rate")}
 
     @property
@@ -52,22 +52,22 @@ class Selection:
         return report(self.table)
 
     def write(self, path: str | Path) -> None:
-        """``selection.md``, ``selection.csv`` and ``selection.png``, into a folder that exists.
+        """Write ``selection.md``, ``selection.csv`` and ``selection.png`` into a folder that exists.
 
-        A figure that fails is a warning: the others are there by then.
+        If the figure fails, this warns: the other files are there by then.
         """
         self.write_tables(path)
         for line in self.draw(path):
             warnings.warn(line, stacklevel=2)
 
     def draw(self, path: str | Path) -> Iterator[str]:
-        """``selection.png``, into a folder that exists; a line to tell if it fails."""
+        """Write ``selection.png`` into a folder that exists; yields a message if it fails."""
         from pyro_vmm.plots import ornaments
 
         return ornaments.draw({"selection": self.plot}, Path(path))
 
     def write_tables(self, path: str | Path) -> None:
-        """``selection.md`` and ``selection.csv``, into a folder that exists."""
+        """Write ``selection.md`` and ``selection.csv`` into a folder that exists."""
         path = Path(path)
         text = self.report() + "\n![The evidence over granularities](selection.png)\n"
         files.write_text(path / "selection.md", text)

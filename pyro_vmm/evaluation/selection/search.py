@@ -22,7 +22,7 @@ from pyro_vmm.runtime.ranks import Ranks
 
 #: Values of ``m_prior`` to choose from; the estimators' default is among them.
 M_PRIOR = (64, 128, 256, 512)
-#: Fits of each kind for each candidate, unless told otherwise.
+#: Fits of each kind for each candidate, by default.
 SEEDS = 3
 
 
@@ -41,28 +41,28 @@ def select(
 ) -> Selection:
     """Choose the granularity of a clustering without labels.
 
-    Every candidate, a value of ``m_prior`` and one of ``learning_rate``, is judged by what needs no label: the
-    importance-weighted likelihood of rows that no fit sees, how well clusterings agree between seeds and between halves
-    of the data, and how sure the model is of its clusters. For each seed that is a fit to all other rows and two to
-    half of them: the time of about ``2 * seeds * candidates`` fits.
+    Every candidate, a value of ``m_prior`` and one of ``learning_rate``, is judged without labels: by the
+    importance-weighted likelihood of rows that no fit sees, by how well clusterings agree between seeds and between
+    halves of the data, and by how sure the model is of its clusters. Each seed needs one fit to all other rows and two
+    to half of them: in all, that takes the time of about ``2 * seeds * candidates`` fits.
 
     Arguments:
         estimator: a :class:`~pyro_vmm.VMM` or :class:`~pyro_vmm.SingleCellVMM`; clones of it are fitted. Its
             ``random_state`` gives all seeds, its ``progress`` shows a progress bar over the fits.
-        X: what the estimator is fitted to, an array or an AnnData. Nothing is written to it.
+        X: the data, an array or an AnnData. It stays unchanged.
         m_prior: the granularities to choose from, see :class:`~pyro_vmm.VMM`.
         learning_rate: the learning rates to choose from; None for the estimator's.
         seeds: fits of each kind for each candidate.
         held_out: share of the rows that no fit sees, for the likelihood.
         n_importance_samples: draws for each row's likelihood.
-        folder: keeps what was found of each finished fit; another call, with more candidates or seeds or the same,
-            goes on from there.
+        folder: keeps the results of finished fits; another call, with the same or more candidates or seeds, continues
+            from there.
         refit: whether to fit the recommended model to all of X, as ``best_estimator_``.
         n_jobs: fits side by side, by joblib: None for one, or what ``joblib.parallel_config`` says, such as a Dask or
             Ray cluster; -1 for one on each core. The fits are the same however many run at once.
 
     Raises:
-        ValueError: what is wrong with an argument, the data or the folder.
+        ValueError: an argument, the data or the folder is wrong.
     """
     if not isinstance(estimator, Estimator):
         raise ValueError(f"estimator={estimator!r} should be a VMM or a SingleCellVMM")
@@ -76,7 +76,7 @@ def select(
     fits = _run(_tasks(m_prior, rates, seeds), estimator, X, held_out, seeds, n_importance_samples, folder, n_jobs)
     selection = Selection(evidence(fits), fits)
     if refit:
-        # Of the whole of X, so that what it was warned of is not said again.
+        # With ``part_of``, warnings about X do not come a second time.
         whole = {"part_of": X} if isinstance(estimator, SingleCellVMM) else {}
         selection.best_estimator_ = clone(estimator).set_params(**selection.best).fit(X, **whole)
     return selection
@@ -102,7 +102,7 @@ def _check(estimator, m_prior, learning_rate, seeds: int, held_out: float, n_imp
 
 
 def _tasks(m_prior: Sequence[float], learning_rate: Sequence[float], seeds: int) -> list[Task]:
-    """Every fit, seed by seed, for the time left to be told by an even mixture of them."""
+    """Every fit, seed by seed, so that the time left is estimated from an even mixture of them."""
     return [
         Task(float(m), float(rate), seed, part)
         for seed in range(seeds)
@@ -141,5 +141,5 @@ def _run(
         store=store,
         n_jobs=n_jobs,
         progress=estimator.progress,
-        told=lambda task: f"m_prior {task.m_prior:g}, seed {task.seed}, {task.part}",
+        label=lambda task: f"m_prior {task.m_prior:g}, seed {task.seed}, {task.part}",
     )

@@ -511,7 +511,7 @@ def test_the_command_lines_default_of_seeds_is_selects(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--select-seeds", "2"], "--select-seeds is of no use without --select"),
+        (["--select-seeds", "2"], "--select-seeds needs --select"),
         (["--select", "--m-prior", "64"], "leave out --m-prior"),
         (["--select", "0"], "m_prior=0"),
     ],

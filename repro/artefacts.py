@@ -220,7 +220,7 @@ def _render_figures(artefact: Artefact, name: str, folders: Sequence[Folder], ou
             plots.save(figure, out / f"{stem}.png")
             told += f"written to {out / stem}.png; "
         except Exception as error:  # of whatever library
-            told += f"{ornaments.told(f'figure {stem} was not written', error)}; "
+            told += f"{ornaments.message(f'figure {stem} was not written', error)}; "
             failed = failed or error
     if failed and not artefact.columns:
         raise failed

@@ -21,7 +21,7 @@ TRAINING = ("_train_runner_cls", "get_latent_representation", "train")
 
 
 def check_class(cls: type) -> None:
-    """Raise ``TypeError`` if a class is no model, lacks a method that is used, or has an argument of one of our names."""
+    """Raise ``TypeError`` if a class is no model, lacks a method that is used, or has an argument with our names."""
     if not (isinstance(cls, type) and issubclass(cls, BaseModelClass)):
         raise TypeError(f"{cls!r} should be a model of scvi-tools, a subclass of BaseModelClass")
     lacks = [name for name in TRAINING if not hasattr(cls, name)]

@@ -63,7 +63,7 @@ class Changes:
             delta: the threshold of a change.
             fdr: the expected share of false calls among all calls.
             level: the probability of the intervals.
-            shrink: as of :meth:`posterior`.
+            shrink: see :meth:`posterior`.
         """
         posterior = self.posterior(shrink)
         probability = posterior.beyond(delta)

@@ -65,7 +65,7 @@ def check_model(model: BaseModelClass) -> None:
     true, reported = kl_divergence(q_z, Normal(0.0, 1.0)).sum(-1), out.kl_local[key]
     if reported.shape != true.shape or not torch.allclose(reported, true, rtol=TOLERANCE, atol=TOLERANCE):
         raise TypeError(
-            f"{name} can't have the prior: the value {key!r} of its loss is not the KL divergence of q(z | x) from "
+            f"{name} can't have the prior: its loss reports {key!r}, which is not the KL divergence of q(z | x) from "
             "N(0, I)"
         )
     (weight,) = torch.autograd.grad(out.loss, reported, allow_unused=True)

@@ -20,7 +20,7 @@ from pyro_vmm.scvi.modules import HeldPrior, module_class
 from pyro_vmm.scvi.settings import PriorSettings, TrainingSettings, split
 from pyro_vmm.scvi.training import MapStep, runner_class
 
-#: The classes of scvi-tools whose contract is tested; other ones of its classes are refused.
+#: The classes of scvi-tools whose contract is tested; its other classes are refused.
 STOCK = {
     "SCVI": scvi.model.SCVI,
     "LinearSCVI": scvi.model.LinearSCVI,

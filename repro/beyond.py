@@ -42,7 +42,7 @@ def preset_runs(scale: Scale, trials: int) -> Iterator[Run]:
 
 
 def ablation_runs(scale: Scale, trials: int) -> Iterator[Run]:
-    """From free centres to centres that trained pseudo-inputs guide."""
+    """The steps from free centres to centres that trained pseudo-inputs guide."""
     return _runs(scale, trials, ABLATION)
 
 

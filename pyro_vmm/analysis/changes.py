@@ -93,7 +93,7 @@ def log_fold_changes(
 
     Arguments:
         one, other: means in either group.
-        pseudo_count: epsilon, positive; means far below it hardly change.
+        pseudo_count: epsilon, positive; changes of means far below it are almost zero.
         counts_one, counts_other: how many counts each group has.
     """
     logs = np.log2(one + pseudo_count) - np.log2(other + pseudo_count)

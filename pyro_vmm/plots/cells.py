@@ -72,7 +72,7 @@ def _legend_columns(n: int, rows: int = MAX_LEGEND) -> int:
 
 
 def _legend_width(names: pd.Index, columns: int) -> float:
-    """In inches."""
+    """The width of a legend in inches."""
     return columns * (0.35 + 0.075 * max((len(short_text(name)) for name in names), default=0))
 
 

@@ -16,7 +16,7 @@ MAX_NAME = 30
 MAX_NAMES = 100
 # The entropy in nats of a row that hesitates evenly between two clusters: the darkest colour.
 EVEN = float(np.log(2))
-# From a grey that shows on white to dark.
+# The colours go from a grey that is visible on white to a dark red.
 HESITATION = LinearSegmentedColormap.from_list("hesitation", ["#D5D5D5", "#D55E00", "#3B0F1E"])
 MISSING = colormaps["gray"](0.7)[:3]
 

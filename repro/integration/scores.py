@@ -11,7 +11,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike
 
 NAN = float("nan")
-# By name in the tables, in their order.
+# The names of the scores, in the order of the tables.
 CLUSTER_SCORES = ("clusters", "accuracy", "NMI", "ARI", "batch mixing")
 EMBEDDING_SCORES = ("NMI Leiden", "NMI k-means", "scib batch", "scib bio", "scib total")
 

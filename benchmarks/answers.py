@@ -2,9 +2,9 @@
 
     python benchmarks/answers.py --dir /scratch --cells 100000
 
-The cells are those of ``large_data.py``: 2,000 genes, 7 % of the counts nonzero, four batches. Both models have
-the same networks and are fitted for an epoch to some of them. ``transform`` and ``get_latent_representation`` give the
-same thing, the means of q(z; x); ``predict`` gives the clusters too. Each is timed ``--repeats`` times, in turns.
+The cells are those of ``large_data.py``: 2,000 genes, 7 % of the counts nonzero, four batches. Both models have the
+same networks and are fitted to some of the cells for one epoch. ``transform`` and ``get_latent_representation`` both
+return the means of q(z; x); ``predict`` returns the clusters. Each is timed ``--repeats`` times, in turns.
 """
 
 import argparse
@@ -25,7 +25,7 @@ FITTED = 5000
 
 
 def methods(path: Path) -> dict[str, Callable[[], object]]:
-    """What is timed, by name: models are fitted here."""
+    """The functions to time, by name; fits the models."""
     from scvi.model import SCVI
 
     cells, file = anndata.read_h5ad(path), anndata.read_h5ad(path, backed="r")

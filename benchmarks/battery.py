@@ -1,16 +1,15 @@
-"""Does the VMM find the right number of clusters by its defaults alone?
+"""Does the VMM find the right number of clusters with its defaults?
 
     python benchmarks/battery.py --out benchmarks/results/battery.md
     python benchmarks/battery.py --half tuned --seeds 1
 
 No label is used and no setting is changed: ``VMM().fit(X)``, ``SingleCellVMM(batch_key=...).fit(adata)``. Labels score
-the clusters afterwards. The data sets are in two halves: on the first the rules of settling were tuned, the second was
-kept back. Simulated clusters are normals (or Student's t with three degrees of freedom) in a few dimensions, the
-closest centres ``separation`` standard deviations apart, seen through a fixed random network with noise; a run is right
-with the right number of clusters and NMI above 0.95. Beside the VMM stand k-means, which is told the number,
-scikit-learn's Bayesian mixture and HDBSCAN on the columns themselves. Cells, in a part of their own, are simulated and
-real (``PYRO_VMM_DATA``); beside them stands Leiden at resolution 1, on principal components and on the VMM's latent
-space.
+the clusters afterwards. The data sets are in two halves: the rules of settling were tuned on the first, and the second
+was kept back. Simulated clusters are normals (or Student's t with three degrees of freedom) in a few dimensions, with
+the closest centres ``separation`` standard deviations apart, seen through a fixed random network with noise. A run is
+right if the number of clusters is right and NMI is above 0.95. The VMM is compared with k-means, which is given the
+number, scikit-learn's Bayesian mixture and HDBSCAN, all on the columns themselves. Another part has simulated and real
+cells (``PYRO_VMM_DATA``), compared with Leiden at resolution 1 on principal components and on the VMM's latent space.
 """
 
 import argparse
@@ -59,8 +58,8 @@ class Simulated:
     """Clusters through a random network.
 
     Arguments:
-        rows, clusters, latent, features, separation: of the data; separation in standard deviations.
-        smallest: the share of the smallest cluster, the others growing by a constant factor; None for equal sizes.
+        rows, clusters, latent, features, separation: sizes of the data; separation in standard deviations.
+        smallest: the share of the smallest cluster; the others grow by a constant factor. None for equal sizes.
         tails: degrees of freedom of Student's t; None for normals.
     """
 
@@ -118,8 +117,8 @@ class SimulatedCells:
     Source: Zappia et al., Genome Biology 18:174, 2017.
 
     Arguments:
-        sizes: cells in each batch.
-        shares: of the types in each batch.
+        sizes: the number of cells in each batch.
+        shares: the shares of the types in each batch.
         changed: the share of genes that a type changes.
         genes: G.
     """
@@ -205,7 +204,7 @@ def scores(y: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 
 def measure(X: np.ndarray, y: np.ndarray, seed: int) -> dict:
-    """A fit by the defaults, scored."""
+    """The scores of a fit with the defaults."""
     start = time.perf_counter()
     model = VMM(random_state=seed).fit(X)
     seconds = time.perf_counter() - start
@@ -218,7 +217,7 @@ def measure(X: np.ndarray, y: np.ndarray, seed: int) -> dict:
 
 
 def beside(X: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
-    """NMI of the others on the columns."""
+    """NMI of the other methods on the columns."""
     X = (X - X.mean(0)) / np.where(X.std(0) > 0, X.std(0), 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -229,7 +228,7 @@ def beside(X: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
 
 
 def lines(name: str, make: Callable[[int], Data], seeds: int) -> tuple[str, pd.DataFrame]:
-    """A row of the page, and what it was made of."""
+    """A row of the page, and the scores it was made from."""
     runs, others = [], []
     for seed in range(seeds):
         X, y = make(seed)
@@ -243,7 +242,7 @@ def lines(name: str, make: Callable[[int], Data], seeds: int) -> tuple[str, pd.D
 
 
 def measure_cells(adata: AnnData, seed: int) -> dict:
-    """A fit by the defaults, scored, and Leiden's clusters."""
+    """The scores of a fit with the defaults, and Leiden's clusters."""
     y = adata.obs["cell_type"].astype(str).to_numpy()
     start = time.perf_counter()
     batch_key = "batch" if adata.obs["batch"].nunique() > 1 else None

@@ -4,8 +4,7 @@
 
 Networks, likelihood and minibatches are the same: 128 units, 10 latent dimensions, ZINB, dropout 0.1, 128 cells. The
 three take turns in one process. SCVI's epochs are timed from start to start, by a callback, and ours from end to end,
-by the history: neither set-up nor the first epoch counts. Without ``--validation`` every cell is trained on and none
-validated.
+by the history: set-up and the first epoch do not count. Without ``--validation`` all cells are training cells.
 """
 
 import argparse
@@ -23,12 +22,12 @@ from repro.integration.data import TITLES, load
 from repro.integration.methods import quieten_lightning
 
 BATCH_SIZE = 128
-#: Share of the cells that --validation holds back, and looks at in every epoch.
+#: The share of the cells that --validation holds back, and evaluates in every epoch.
 HELD_BACK = 0.1
 
 
 def scvi_epochs(adata: AnnData, epochs: int, validation: bool) -> tuple[list[float], int]:
-    """Seconds of each epoch after the first, and the cells that it trains on."""
+    """Seconds of each epoch after the first, and the number of training cells."""
     from lightning.pytorch.callbacks import LambdaCallback
     from scvi.model import SCVI
 
@@ -38,7 +37,7 @@ def scvi_epochs(adata: AnnData, epochs: int, validation: bool) -> tuple[list[flo
     SCVI.setup_anndata(adata, batch_key="batch")
     model = SCVI(adata, n_hidden=128, n_layers=1, n_latent=10, dropout_rate=0.1, gene_likelihood="zinb")
     model.train(
-        max_epochs=epochs + 1,  # the last one is not timed, as nothing starts after it
+        max_epochs=epochs + 1,  # the last one is not timed, because no epoch starts after it
         batch_size=BATCH_SIZE,
         train_size=1 - HELD_BACK if validation else 1.0,
         check_val_every_n_epoch=1 if validation else None,
@@ -51,7 +50,7 @@ def scvi_epochs(adata: AnnData, epochs: int, validation: bool) -> tuple[list[flo
 
 
 def our_epochs(adata: AnnData, epochs: int, validation: bool, prior: str) -> tuple[list[float], int]:
-    """Seconds of each epoch after the first, and the cells that it trains on."""
+    """Seconds of each epoch after the first, and the number of training cells."""
     from pyro_vmm import SingleCellVMM
 
     held_back = HELD_BACK if validation else 0.0
@@ -62,7 +61,7 @@ def our_epochs(adata: AnnData, epochs: int, validation: bool, prior: str) -> tup
         epochs=epochs,
         patience=None,
         validation_fraction=held_back,
-        settle=False,  # they follow the epochs and are not timed
+        settle=False,  # settling follows the epochs and is not timed
         device="cpu",
         random_state=0,
     )
@@ -82,7 +81,7 @@ METHODS: dict[str, Callable[..., tuple[list[float], int]]] = {
 
 
 def measure(adata: AnnData, rounds: int, epochs: int, validation: bool) -> dict[str, tuple[list[float], int]]:
-    """Seconds of all rounds' epochs, and the cells in one; who goes first changes at every round."""
+    """Seconds of all rounds' epochs, and the cells in one epoch; the order changes at every round."""
     found = {name: ([], 0) for name in METHODS}
     for turn in range(rounds):
         for name in list(METHODS)[:: -1 if turn % 2 else 1]:
@@ -114,7 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     quieten_lightning()
     adata = load(args.file, args.data_dir)
-    torch.set_num_threads(args.threads)  # after scanpy, whose numba sets it too
+    torch.set_num_threads(args.threads)  # after scanpy is imported: its numba sets it, too
     lines = table(measure(adata, args.rounds, args.epochs, args.validation))
     print(*lines, sep="\n")
     if args.out:

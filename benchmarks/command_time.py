@@ -3,9 +3,9 @@
     python benchmarks/command_time.py --repeats 5
     python benchmarks/command_time.py -- --dataset cells.h5ad --epochs 20
 
-Each run is a process of its own, as from a shell. What it takes beside the training is the whole, less what ``fit`` of
-the estimator takes: epochs and settling. Where other programs use the machine, the least of the runs tells more than
-their median, and seconds of a processor more than those of the wall. For comparison: imports alone.
+Each run is its own process, as from a shell. The time beside the training is the whole time less that of the
+estimator's ``fit``: epochs and settling. If other programs use the machine, the minimum of the runs is more reliable
+than their median, and processor time more than wall time. For comparison: imports alone.
 """
 
 import argparse
@@ -49,7 +49,7 @@ IMPORTS = ("import torch, pyro", "import torch, pyro, sklearn.base", "import pyr
 
 
 def clocked(arguments: Sequence[str]) -> tuple[float, float]:
-    """Seconds of the wall and of the processor that a process of Python takes; ``CalledProcessError`` if it fails."""
+    """Wall and processor seconds of a Python process; ``CalledProcessError`` if it fails."""
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=environment)
@@ -58,7 +58,7 @@ def clocked(arguments: Sequence[str]) -> tuple[float, float]:
 
 
 def command(options: Sequence[str]) -> list[float]:
-    """Of one run: training and the rest in seconds of the wall, and the same of the processor."""
+    """The seconds of one run: training and the rest by wall time, then the same by processor time."""
     with tempfile.TemporaryDirectory() as folder:
         clock = Path(folder, "seconds.json")
         run = ["-c", COMMAND, str(clock), "--quiet", "--out", str(Path(folder, "run")), *options]

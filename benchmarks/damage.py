@@ -1,8 +1,8 @@
 """Damaged files of every kind that the command line reads, for ``robustness.py``.
 
-Random damage is the same for every kind: flipped bits, cuts, insertions, blocks of zeros. Lies are made by kind: a part
-of the file says what another part contradicts, or what no reader can take; here those of arrays and tables, beside this
-file those of cells and of options.
+Random damage is the same for every kind: flipped bits, cuts, insertions, blocks of zeros. Lies differ by kind: a part
+of the file contradicts another part, or holds what no reader can take. This file has the lies for arrays and tables,
+``damage_cells.py`` those for cells, ``damage_options.py`` those for options.
 """
 
 import io
@@ -15,7 +15,7 @@ Random = np.random.Generator
 
 
 def choose(random: Random, values: Sequence):
-    """One of these values, as it is: NumPy's own choice makes arrays of them."""
+    """One of these values, unchanged: NumPy's own choice would convert them to arrays."""
     return values[int(random.integers(len(values)))]
 
 
@@ -23,7 +23,7 @@ def choose(random: Random, values: Sequence):
 
 
 def damage(content: bytes, random: Random) -> tuple[str, bytes]:
-    """What was done, and what is left; in half of the cases near the start or the end, where headers are."""
+    """The kind of damage, and the damaged bytes; in half of the cases near the start or the end, where headers are."""
     n = len(content)
     reach = n if random.random() < 0.5 or n < 1024 else 512
     start = int(random.integers(reach)) if random.random() < 0.5 else n - 1 - int(random.integers(reach))
@@ -59,7 +59,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def npy_lie(content: bytes, random: Random) -> bytes:
-    """Another header than that of the values, or values that are no numbers."""
+    """A header that does not fit the values, or values that are no numbers."""
     array = np.load(io.BytesIO(content))
     n, dim = array.shape
     shapes = (
@@ -110,7 +110,7 @@ def npz(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
 
 
 def npz_lie(content: bytes, random: Random) -> bytes:
-    """Members that are no arrays of the same rows, or a directory that lies of them."""
+    """Members that are no arrays of the same rows, or a wrong directory of them."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         x, y = archive.read("x.npy"), archive.read("y.npy")
     n = len(np.load(io.BytesIO(y)))
@@ -147,7 +147,7 @@ def text_lie(content: bytes, random: Random, separator: str) -> bytes:
     lines = content.decode().splitlines()
     row = int(random.integers(1, len(lines)))
     fields = lines[row].split(separator)
-    column = int(random.integers(len(fields) - 1))  # but for the last one, of labels
+    column = int(random.integers(len(fields) - 1))  # not the last one, which has the labels
     changes = (
         [*fields, "7"],
         fields[:-1],
@@ -194,7 +194,7 @@ def text_lie(content: bytes, random: Random, separator: str) -> bytes:
 
 
 def parquet_lie(content: bytes, random: Random) -> bytes:
-    """A footer, metadata of pandas or columns that can't be."""
+    """A wrong footer, wrong metadata of pandas, or wrong columns."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -250,7 +250,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def idx_lie(content: bytes, random: Random) -> bytes:
-    """Another header than that of the values, or no gzip file."""
+    """A header that does not fit the values, or no gzip file."""
     import gzip
 
     plain = gzip.decompress(content)

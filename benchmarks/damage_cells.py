@@ -1,4 +1,4 @@
-"""Lies of ``.h5ad`` files, for ``robustness.py``: a matrix, a table or an index that contradicts the others."""
+"""Lies in ``.h5ad`` files, for ``robustness.py``: a matrix, a table or an index that contradicts the others."""
 
 import io
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def _write(file, name: str, values) -> None:
 
 
 def _edit(name: str, change: Callable) -> Callable:
-    """A lie that puts what ``change`` makes of an array, and of random numbers, in its place."""
+    """A lie that replaces an array by ``change`` of it and of random numbers."""
 
     def lie(file, random: Random) -> None:
         values = file[name][:]

@@ -1,4 +1,4 @@
-"""Lies of options and of what a run has written, for ``robustness.py``."""
+"""Lies in options and in the files of a run, for ``robustness.py``."""
 
 import io
 import json
@@ -7,7 +7,7 @@ from damage import Random, choose
 
 
 def options_lie(content: bytes, random: Random, ending: str) -> bytes:
-    """Options of another type, options that are none, text that is neither TOML nor JSON."""
+    """Options of a wrong type, unknown options, or text that is neither TOML nor JSON."""
     which = int(random.integers(4))
     options = json.loads(content) if ending == ".json" else None
     if which == 0:
@@ -28,7 +28,7 @@ def options_lie(content: bytes, random: Random, ending: str) -> bytes:
 
 
 def wrong_option(random: Random) -> tuple[str, object]:
-    """An option and a value that is not of its type; or an option that there is not."""
+    """An option and a value of a wrong type; or an unknown option."""
     from pyro_vmm.cli.kinds import ARRAYS
     from pyro_vmm.cli.parser import GROUPS
     from pyro_vmm.cli.values import TYPES, Types
@@ -65,11 +65,11 @@ def wrong_option(random: Random) -> tuple[str, object]:
     return name, value
 
 
-# --- what a run has written ---
+# --- files of a run ---
 
 
 def json_lie(content: bytes, random: Random) -> bytes:
-    """The configuration of a run, with an option that is wrong or missing."""
+    """The configuration of a run with a wrong or missing option."""
     config = json.loads(content)
     which = int(random.integers(4))
     if which == 0:
@@ -89,7 +89,7 @@ def json_lie(content: bytes, random: Random) -> bytes:
 
 
 def torch_lie(content: bytes, random: Random) -> bytes:
-    """A model or a checkpoint with an entry that is missing, or of another type, or tensors of another shape."""
+    """A model or a checkpoint with a missing entry, an entry of a wrong type, or a tensor of a wrong shape."""
     import torch
 
     whole = torch.load(io.BytesIO(content), weights_only=True)

@@ -1,4 +1,4 @@
-"""The kinds of files that ``robustness.py`` damages: whole ones of each, and what other readers find in them."""
+"""The kinds of files that ``robustness.py`` damages: whole files of each kind, and independent readers of them."""
 
 import csv
 import gzip
@@ -18,7 +18,7 @@ from damage_cells import h5ad_lie
 from damage_options import json_lie, options_lie, torch_lie
 
 Numbers = dict[str, np.ndarray]
-#: Options of a model that is trained in no time.
+#: Options of a tiny model.
 TINY = {"hidden": [8], "components": 4, "latent_dim": 2, "epochs": 1, "settle": False}
 
 
@@ -27,11 +27,11 @@ class Kind:
     """A kind of file.
 
     Arguments:
-        make: Writes whole files into a folder, in which ``targets`` are those to damage.
-        targets: Their names.
-        lie: Makes a lie of a file's bytes.
-        arguments: Of the command line, where {file} is the target and {folder} its folder; empty for a model's file.
-        independent: What another reader finds in a file; None where checksums tell of all damage.
+        make: Writes whole files into a folder, among them those to damage.
+        targets: The names of the files to damage.
+        lie: Makes a lie from a file's bytes.
+        arguments: The command line's, where {file} is the target and {folder} its folder; empty for a model's file.
+        independent: Another reader of the file; None if checksums reveal all damage.
     """
 
     make: Callable[[Path], None]
@@ -133,7 +133,7 @@ def flags(options: dict) -> list[str]:
     return arguments
 
 
-# --- another reader of formats without checksums ---
+# --- independent readers of formats without checksums ---
 
 
 def numbers_of_npy(path: Path) -> Numbers:
@@ -175,7 +175,7 @@ def numbers_of_h5ad(path: Path) -> Numbers:
 
 
 def options_of(path: Path) -> Numbers:
-    """The options of a file, and of the run that took them."""
+    """The options of a file, or of the run that took them."""
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
@@ -193,7 +193,7 @@ def gzipped_lie(content: bytes, random: damage.Random) -> bytes:
 
 
 def text(separator: str) -> tuple[Callable, Callable]:
-    """What makes lies of text, and another reader of it."""
+    """A function that makes lies of text, and an independent reader of it."""
     return partial(damage.text_lie, separator=separator), partial(numbers_of_text, separator=separator)
 
 

@@ -1,8 +1,8 @@
-"""The default command's fit of scikit-learn's digits over seeds, beside baselines that may know the number of classes.
+"""The default command's fit of scikit-learn's digits over seeds, beside baselines, some with the number of classes.
 
     python benchmarks/digits.py --out benchmarks/results/digits.md
 
-The model and its settings are those of ``python scripts/fit.py``; labels are used for the scores alone.
+The model and its settings are those of ``python scripts/fit.py``; only the scores use labels.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from repro.statistics import mean_std
 
 
 def vmm(x: np.ndarray, seed: int, prior: str = "vmm") -> np.ndarray:
-    """Clusters (N,) by the settings of the default command."""
+    """Clusters (N,) with the settings of the default command."""
     return estimator(resolve({"seed": seed, "prior": prior}), progress=False).fit(x).labels_
 
 
 def rival(kind: type[Rival], x: np.ndarray, seed: int) -> np.ndarray:
-    """Clusters (N,) by a method that is told that there are ten, on the networks of the default command."""
+    """Clusters (N,) by a method that is given their number, ten, with the networks of the default command."""
     networks = {"hidden": choices.choose_hidden("auto", x[0].size), "latent_dim": VMM().latent_dim}
     return kind(10, **networks, learning_rate=2e-3, random_state=seed).fit(x).labels_
 
@@ -61,7 +61,7 @@ METHODS = {
 
 
 def measure(method, data: Dataset, seed: int) -> dict:
-    """One clustering, scored."""
+    """The scores of one clustering."""
     start = time.perf_counter()
     clusters = method(data.x, seed)
     seconds = time.perf_counter() - start

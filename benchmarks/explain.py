@@ -2,7 +2,7 @@
 
     python benchmarks/explain.py --out benchmarks/results/explain.md
 
-Needs ``pip install -c constraints.txt -e ".[bench]"``, and for "kang" the file of ``repro/integration/data.py`` under
+It needs ``pip install -c constraints.txt -e ".[bench]"``, and for "kang" the file of ``repro/integration/data.py`` in
 ``$PYRO_VMM_DATA/cells``. Each part is kept in ``--runs`` and not repeated.
 """
 
@@ -28,9 +28,9 @@ from repro.integration.methods import limit_threads, quieten_lightning
 
 NOMINAL = (0.05, 0.1, 0.2)
 DELTA = 0.5
-#: Of the simulated counts, and of kang.
+#: Epochs on the simulated counts, and on kang.
 EPOCHS, KANG_EPOCHS = 150, 60
-#: Genes that interferon beta is known to switch on, as far as they are among the most variable ones.
+#: Genes that interferon beta is known to switch on; those among the most variable ones are used.
 INTERFERON = ["ISG15", "ISG20", "IFI6", "IFI27", "IFIT1", "IFIT2", "IFIT3", "IFITM3", "MX1", "LY6E", "OAS1", "CXCL10"]
 #: Types that are compared between CTRL and STIM.
 TYPES = ["CD14 Mono", "CD4 Naive T", "B", "NK", "CD8 T"]
@@ -39,7 +39,7 @@ TYPES = ["CD14 Mono", "CD4 Naive T", "B", "NK", "CD8 T"]
 def simulate(cells: int = 1500, genes: int = 600, seed: int = 0) -> tuple[AnnData, np.ndarray]:
     """Negative binomial counts of three types in two batches, and the types' true log2 expression, (3, G).
 
-    Of each type 15 % of the genes are 0.6 to 2 log2 units up or down; each batch moves all genes.
+    In each type 15 % of the genes are 0.6 to 2 log2 units up or down; each batch shifts all genes.
     """
     random = np.random.default_rng(seed)
     log_expression = np.tile(np.log2(random.gamma(0.6, 1, genes) + 0.01), (3, 1))
@@ -59,13 +59,13 @@ def simulate(cells: int = 1500, genes: int = 600, seed: int = 0) -> tuple[AnnDat
 
 
 def own(adata: AnnData, model: SingleCellVMM, one: np.ndarray, other: np.ndarray, correct: bool) -> pd.DataFrame:
-    """Ours, by mask."""
+    """Our comparison, by masks."""
     found = model.differential_expression(adata, one, other, batch_correction=correct, delta=DELTA)
     return pd.DataFrame({"lfc": found["lfc"], "q": found["expected_fdr"], "rank": np.arange(len(found))})
 
 
 def own_clusters(adata: AnnData, model: SingleCellVMM, one: np.ndarray, other: np.ndarray) -> pd.DataFrame:
-    """Ours, of the clusters that have most of these cells, without a label."""
+    """Our comparison of the clusters that have most of these cells, without labels."""
     group1 = np.bincount(model.labels_[one]).argmax()
     group2 = np.setdiff1d(np.unique(model.labels_[other]), group1)
     sizes = np.bincount(model.labels_[other], minlength=group1 + 1)
@@ -75,7 +75,7 @@ def own_clusters(adata: AnnData, model: SingleCellVMM, one: np.ndarray, other: n
 
 
 def wilcoxon(adata: AnnData, one: np.ndarray, other: np.ndarray) -> pd.DataFrame:
-    """Scanpy's, with Benjamini and Hochberg's q, of genes whose log2 fold change is beyond DELTA."""
+    """Scanpy's test, with Benjamini and Hochberg's q, for genes whose log2 fold change is beyond DELTA."""
     import scanpy as sc
 
     compared = integration_log(adata[one | other].copy())
@@ -107,7 +107,7 @@ def stock(adata: AnnData, model, one: np.ndarray, other: np.ndarray, correct: bo
 
 
 def fitted(adata: AnnData, epochs: int, seed: int = 0):
-    """Our model and scVI's, of the same number of epochs."""
+    """Our model and scVI's, trained for the same number of epochs."""
     import scvi
 
     ours = SingleCellVMM("batch", epochs=epochs, random_state=seed).fit(adata)
@@ -165,7 +165,7 @@ def scored(found: pd.DataFrame, truth: pd.Series) -> list[str]:
 
 
 def kang() -> list[str]:
-    """Where interferon genes stand between CTRL and STIM, by cell type."""
+    """The ranks of interferon genes between CTRL and STIM, by cell type."""
     adata = integration.load("kang_ifnb_2800")
     ours, theirs = fitted(adata, KANG_EPOCHS)
     known = [gene for gene in INTERFERON if gene in adata.var_names]
@@ -215,7 +215,7 @@ def cost() -> list[str]:
 
 
 def memory() -> list[str]:
-    """The peak of memory of ``explain`` and of a comparison on files of more and more cells, 500 genes each."""
+    """The peak memory of ``explain`` and of a comparison, on files of increasing size with 500 genes."""
     adata, _ = simulate(10_000, 500)
     model = SingleCellVMM("batch", epochs=10, n_components=20, random_state=0).fit(adata[:1000].copy())
     lines = [
@@ -240,7 +240,7 @@ def memory() -> list[str]:
 
 
 def peak() -> float:
-    """The most memory that the process had so far, MB."""
+    """The peak memory of the process so far, MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -1,4 +1,4 @@
-"""The floor of a computation: what its matrix products alone cost, on the same operands."""
+"""The floor of a computation: the cost of its matrix products alone, on the same operands."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ PRODUCTS = {
 
 
 class MatrixProducts(TorchDispatchMode):
-    """Records the matrix products of what runs in its context, backward passes on the CPU included.
+    """Records the matrix products of the code in its context, including backward passes on the CPU.
 
     Attributes:
         operands: of each product, the function and its two factors.

@@ -1,9 +1,9 @@
-"""What freezing eliminated components saves: cells a second by epoch, with ``freeze_after`` and without.
+"""The time that freezing eliminated components saves: cells a second by epoch, with ``freeze_after`` and without.
 
     python benchmarks/frozen_components.py --threads 1
 
 The same fit of SingleCellVMM twice per seed, in turn: K = 100, 2,000 genes, minibatches of 128. Early stopping is off,
-so that both train for the same epochs; what they find is scored by the known types afterwards.
+so that both train for the same epochs; the known types score the clusters afterwards.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from repro.integration.data import TITLES, load
 
 BATCH_SIZE = 128
 SETTINGS = {"all 100 stay": None, "frozen after 10 epochs": 10}
-#: How the columns of the results are written.
+#: The formats of the columns of results.
 FORMATS = {"clusters": "d", "nmi": ".3f", "elbo": ".1f"}
 
 
 def fit(adata: AnnData, freeze_after: int | None, seed: int, epochs: int, clock: str) -> dict:
-    """Cells a second and components trained in each epoch, and what was found in the end."""
+    """Cells a second and components trained in each epoch, and the final results."""
     read, ends = CLOCKS[clock], []
     model = SingleCellVMM(
         "batch",
@@ -66,7 +66,7 @@ def rates_table(found: dict[str, list[dict]], epochs: int) -> list[str]:
 
 
 def steps_table(adata: AnnData, clock: str, repeats: int = 30) -> list[str]:
-    """Milliseconds of an iteration with fewer and fewer components, in alternation on the same minibatches."""
+    """Milliseconds of an iteration with 100, 60, 30 and 10 components, in alternation on the same minibatches."""
     read, model = CLOCKS[clock], SingleCellVMM("batch", epochs=1, settle=False, device="cpu", random_state=0)
     model.fit(adata)
     batches = model.to_tensor(adata[: 8 * BATCH_SIZE]).split(BATCH_SIZE)
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a Markdown file")
     args = parser.parse_args()
     adata = load(args.file, args.data_dir)
-    torch.set_num_threads(args.threads)  # after scanpy, whose numba sets it too
+    torch.set_num_threads(args.threads)  # after scanpy is imported: its numba sets it, too
     found: dict[str, list[dict]] = {name: [] for name in SETTINGS}
     for seed in range(args.seeds):
         for name, after in list(SETTINGS.items())[:: -1 if seed % 2 else 1]:

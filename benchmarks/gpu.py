@@ -1,11 +1,11 @@
-"""Training steps on a GPU: recorded as CUDA graphs beside eager ones, in each precision, and what it comes to.
+"""Training steps on a GPU: recorded as CUDA graphs beside eager ones, in each precision, and the time of training.
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.md
 
 Agreement over 100 steps, milliseconds a step, the time of an epoch of MNIST, cells a second with 2,000 genes (beside
-scvi-tools where it is installed), and the time to the paper's NMI on MNIST. Some five minutes; ``--parts`` chooses.
-Without MNIST under ``$PYRO_VMM_DATA`` its images are noise, and the last part is left out. Without a GPU there is
-nothing to measure; ``--cpu`` shows that all parts run, with what stands in for CUDA graphs.
+scvi-tools if it is installed), and the time to the paper's NMI on MNIST. It takes some five minutes; ``--parts``
+chooses. Without MNIST in ``$PYRO_VMM_DATA`` its images are noise, and the last part is left out. Without a GPU there is
+nothing to measure; ``--cpu`` shows that all parts run, with a substitute for CUDA graphs.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from pyro_vmm.runtime.graphs import CudaGraphs
 from pyro_vmm.runtime.precision import PRECISIONS, network_precision
 from repro import pages
 
-#: What a part should come to on one data-centre GPU.
+#: Targets on one data-centre GPU, in seconds.
 EPOCH_TARGET, NMI_TARGET = 0.25, 120.0
 GENES, BATCHES = 2000, 2
 
@@ -45,11 +45,11 @@ class Case:
     """A model and its rows.
 
     Arguments:
-        name: in the tables.
-        build: makes the model, on the host, the same at every call.
+        name: its name in the tables.
+        build: makes the model on the host, the same at every call.
         x: rows, (N, ...), on the host.
-        batch_size: of its preset.
-        learning_rate: of its preset.
+        batch_size: that of its preset.
+        learning_rate: that of its preset.
     """
 
     name: str
@@ -64,11 +64,11 @@ class Case:
 
 
 def mnist(data_dir: str | None, rows: int) -> tuple[Case, np.ndarray | None]:
-    """MNIST at the paper's settings and the reference's hyper-prior, and its labels; noise without."""
+    """MNIST at the paper's settings and the reference's hyper-prior, and its labels; noise if MNIST is missing."""
     try:
         data = load_mnist(data_dir)
         x, labels = 2 * torch.as_tensor(data.x)[:rows] - 1, data.labels[:rows]
-    except Exception as error:  # whatever a download may raise
+    except Exception as error:  # a download may raise anything
         print(f"no MNIST, noise instead: {error}")
         x, labels = 2 * torch.rand(rows, 28, 28, generator=torch.Generator().manual_seed(0)) - 1, None
 
@@ -103,8 +103,8 @@ class Bench:
     """Measures cases on a device.
 
     Arguments:
-        device: CUDA, or a CPU, to try the benchmark: there every step is eager.
-        repeats: steps timed.
+        device: CUDA, or a CPU to try the benchmark, where every step is eager.
+        repeats: the number of timed steps.
     """
 
     def __init__(self, device: torch.device, repeats: int):
@@ -131,7 +131,7 @@ class Bench:
     # The parts
 
     def agreement(self, cases: list[Case]) -> list[str]:
-        """The largest differences between eager and recorded steps, of the objectives and of the parameters."""
+        """The largest differences between eager and recorded steps, in the objectives and in the parameters."""
         lines = pages.header(["case", "steps", "objectives, relative", "parameters, absolute", "moved by", "runs"])
         for case in cases:
             runs = []
@@ -172,7 +172,7 @@ class Bench:
         return 1e3 * min(rounds)
 
     def epochs(self, cases: list[Case]) -> list[str]:
-        """Seconds of an epoch, the best of some after the one that records, and rows a second."""
+        """Seconds of an epoch, the best of four after the one that records, and rows a second."""
         lines = pages.header(["case", "rows", "precision", "steps", "epoch, s", "rows/s"])
         for case in cases:
             x = case.x.to(self.device)
@@ -188,7 +188,7 @@ class Bench:
         return lines
 
     def scvi(self, case: Case) -> list[str]:
-        """Cells a second of scvi-tools' SCVI, its data in memory, on the same counts."""
+        """Cells a second of scvi-tools' SCVI on the same counts, in memory."""
         try:
             from anndata import AnnData
             from lightning.pytorch.callbacks import LambdaCallback
@@ -210,7 +210,7 @@ class Bench:
         return [f"SCVI of scvi-tools on the same cells: {best:.3f} s an epoch, {len(adata) / best:,.0f} cells/s."]
 
     def time_to_nmi(self, case: Case, labels: np.ndarray, limit: float) -> list[str]:
-        """Seconds of training until the rows' NMI is the paper's; scoring does not count, labels only score."""
+        """Seconds of training until the rows' NMI is the paper's, without the time of scoring; labels only score."""
         trainer = Trainer(case.build().to(self.device), case.config(capture="auto", epochs=100_000))
         x, started = case.x.to(self.device), time.perf_counter()
         reached, scored = [], [0.0]
@@ -241,7 +241,7 @@ PARTS = ("agreement", "steps", "epochs", "scvi", "nmi")
 
 
 def report(args: argparse.Namespace, device: torch.device) -> list[str]:
-    """All parts asked for, as Markdown."""
+    """All requested parts, as Markdown."""
     bench, (images, labels), drawn = Bench(device, args.repeats), mnist(args.data_dir, args.rows), cells(args.cells)
     both = [images, drawn]
     parts = {
@@ -258,7 +258,7 @@ def report(args: argparse.Namespace, device: torch.device) -> list[str]:
     for name in args.parts:
         title, measure = parts[name]
         found = ["Not without MNIST."] if name == "nmi" and labels is None else measure()
-        print(f"## {title}", "", *found, "", sep="\n", flush=True)  # what there is, should time run out
+        print(f"## {title}", "", *found, "", sep="\n", flush=True)  # print each part at once, in case time runs out
         lines += [f"## {title}", "", *found, ""]
     return lines
 

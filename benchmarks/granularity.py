@@ -1,9 +1,9 @@
-"""What ``pyro_vmm.select`` chooses without labels, beside the default and the best choice with labels.
+"""The choice of ``pyro_vmm.select`` without labels, beside the default and the best choice with labels.
 
     python benchmarks/granularity.py --folder runs/granularity --out benchmarks/results/select.md
 
-Every finished fit is kept in the folder, so that the command may be stopped, and repeated with more seeds. Labels score
-the clusterings of each candidate after the selection, and are seen by nothing else.
+Every finished fit is kept in the folder, so that the command may be stopped, and repeated with more seeds. Labels only
+score the clusterings of each candidate, after the selection.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def load(name: str):
 
 
 def scores(selection: pyro_vmm.evaluation.selection.Selection, labels: np.ndarray) -> pd.DataFrame:
-    """NMI and ARI with the labels of each candidate's fits to all rows but those held out, means over seeds."""
+    """Means over seeds of NMI and ARI with the labels, of each candidate's fits to all rows that are not held out."""
     known = ~pd.isna(labels)
     found = [
         {
@@ -67,7 +67,7 @@ def scores(selection: pyro_vmm.evaluation.selection.Selection, labels: np.ndarra
 
 
 def choices(table: pd.DataFrame) -> dict[str, float]:
-    """The ``m_prior`` that each way of choosing comes to; the last one alone sees labels."""
+    """The ``m_prior`` by each way of choosing; only the last one uses labels."""
     table = table.set_index("m_prior")
     return {
         "recommended": table.index[table["recommended"]][0],

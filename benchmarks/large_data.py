@@ -2,12 +2,12 @@
 
     python benchmarks/large_data.py --dir /scratch --cells 10000 100000 1000000
 
-Simulates counts of N cells x 2,000 genes (12 types, 4 batches, some 7 % of them nonzero; a file sorted by batch), a few
-thousand cells at a time, into --dir. Then ``SingleCellVMM("batch")`` is fitted with its default networks, K = 100 and a
-tenth of the cells held back, in turns to the file opened with ``backed="r"`` and to the file read as a whole, each in a
-process of its own. Cells a second are those of training epochs, by wall time; the ratio by processor time counts the
-reading thread in full, and what else the machine does not at all. Memory is the peak of the process from its start to
-the end of the fit. The files are deleted in the end.
+It simulates counts of N cells x 2,000 genes (12 types, 4 batches, some 7 % of them nonzero; a file sorted by batch), a
+few thousand cells at a time, into --dir. Then ``SingleCellVMM("batch")`` is fitted with its default networks, K = 100
+and a tenth of the cells held back, in turns to the file opened with ``backed="r"`` and to the file read as a whole,
+each in its own process. Cells a second are those of training epochs, by wall time; the ratio by processor time counts
+the reading thread in full, and other programs not at all. Memory is the peak of the process from its start to the end
+of the fit. The files are deleted at the end.
 """
 
 import argparse
@@ -29,7 +29,7 @@ WAYS = ("backed", "in memory")
 
 
 def simulate(path: Path, n: int, compression: str | None) -> None:
-    """Write an ``.h5ad`` file of n cells, never more than ``CHUNK`` of them in memory."""
+    """Write an ``.h5ad`` file of n cells, with at most ``CHUNK`` of them in memory."""
     import h5py
     import numpy as np
     import pandas as pd
@@ -60,7 +60,7 @@ def simulate(path: Path, n: int, compression: str | None) -> None:
 
 
 def fit(path: Path, way: str, epochs: int, batch_size: int) -> dict:
-    """Fit here and now; seconds of each epoch, cells in one, peak memory in bytes."""
+    """Fit in this process; returns the seconds of each epoch, the cells in one, and peak memory in bytes."""
     import anndata
     import torch
 
@@ -95,7 +95,7 @@ def differences(times: list[float]) -> list[float]:
 
 
 class TrainingClock:
-    """Wall and processor seconds that ``Trainer.train_epoch`` takes, validation not included, from now on."""
+    """Records wall and processor seconds of ``Trainer.train_epoch`` from now on, without validation."""
 
     def __init__(self):
         from pyro_vmm import Trainer
@@ -113,14 +113,14 @@ class TrainingClock:
 
 
 def apart(*arguments) -> str:
-    """What this script prints when it is run with these arguments, in a process of its own."""
+    """Run this script with these arguments in its own process; returns its output."""
     command = [sys.executable, __file__, *map(str, arguments)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def measure(path: Path, n: int, args: argparse.Namespace) -> dict[str, list[dict]]:
-    """The fits of every round, by way; who goes first changes."""
-    # Some 100,000 cells for each number, so that small files are measured as well as large ones.
+    """The fits of every round, by way; the order changes at every round."""
+    # Take some 100,000 cells for each number, so that small files are measured as well as large ones.
     epochs, rounds = min(5, max(1, 100_000 // n)), max(1, min(args.rounds, 400_000 // n))
     found = {way: [] for way in WAYS}
     for turn in range(rounds):

@@ -1,12 +1,12 @@
-"""The command line on inputs as large as people have: whether it finishes, with every file that a run writes.
+"""The command line on inputs of realistic size: whether it finishes, with every file that a run writes.
 
     python benchmarks/large_inputs.py --dir /scratch --out benchmarks/results/large_inputs.md
 
 Each input is made once, from a seed, in --dir; real sets are those of $PYRO_VMM_DATA. ``scripts/fit.py`` runs on each
-in a process of its own, with tiny networks for two epochs: what is looked at is what grows with the data, not training.
-A file counts as missing where it is not there, can't be read, or does not hold as many rows as the input. Seconds are
-by the wall, the memory is the peak of the process. Runs, but no inputs, are deleted in the end, unless --keep.
-Inputs are made, and files read, in processes of their own too: else the memory of this one would count in the next run.
+in its own process, with tiny networks for two epochs: the benchmark measures the costs that grow with the data, not
+training. A file is faulty if it is absent, can't be read, or does not hold as many rows as the input. Seconds are wall
+time, memory is the peak of the process. Runs are deleted at the end, unless --keep; inputs stay. Inputs are made and
+files are read in their own processes, too: else the memory of this process would count in the next run.
 """
 
 import argparse
@@ -44,9 +44,9 @@ class Case:
 
     Arguments:
         what: the input in words.
-        rows: of it.
-        make: writes the input into a folder and gives its path, or the name of a data set.
-        options: besides ``TINY``; one that is in both comes last, and wins.
+        rows: its number of rows.
+        make: writes the input into a folder and returns its path, or returns the name of a data set.
+        options: options in addition to ``TINY``; they come last, and override it.
     """
 
     what: str
@@ -55,7 +55,7 @@ class Case:
     options: Sequence[str] = ()
 
     def files(self, dataset: str) -> set[str]:
-        """What the run should write."""
+        """The files that the run should write."""
         found = FILES | (OF_CELLS if dataset.endswith(".h5ad") else OF_ARRAYS)
         found |= OF_BATCHES if "--batch-key" in self.options else set()
         found |= {"clusters_by_type.csv"} if "--label-key" in self.options else set()
@@ -141,7 +141,7 @@ def simulated(n: int, genes: int, types: int = 12, batches: int = 4) -> Callable
 
 
 def table(n: int, columns: int, labels: int) -> Callable[[Path], None]:
-    """Gaussian clusters with the column "kind", as the ending of the file says; an array has no labels."""
+    """Gaussian clusters in the format of the file's ending, with the labels "kind"; an array has no labels."""
 
     def write(path: Path) -> None:
         import numpy as np
@@ -179,7 +179,7 @@ CSV, PARQUET, ARRAY = (written(f"table_200000.{kind}", table(200_000, 10, 8)) fo
 LABELS = written("table_20000.csv", table(20_000, 10, 300))
 FEWER = written("table_20000.npy", table(20_000, 10, 8))
 TOP_GENES, K_500, LABELLED = ["--n-top-genes", "500"], ["--components", "500"], ["--label-column", "kind"]
-#: By the name of the folder of the run.
+#: The cases by the name of the run's folder.
 CASES = {
     "onek1k": Case("7,811 cells x 998 genes, 40 batches", 7811, stored("scdesignpop_onek1k"), BY_BATCH),
     "onek1k-12000": Case("the same upsampled, 12,000 cells", 12_000, ONEK1K, BY_BATCH),
@@ -207,7 +207,7 @@ CASES = {
 
 
 def apart(function: Callable, *arguments) -> Any:
-    """What a function gives, called in a process of its own."""
+    """The result of a function called in its own process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 
@@ -218,13 +218,13 @@ def make(name: str, folder: Path) -> str:
 
 
 def faults(name: str, dataset: str, out: Path) -> dict[str, str]:
-    """What is wrong with the files of a run, by their names."""
+    """The faults of a run's files, by name."""
     case = CASES[name]
     return {file: fault for file in sorted(case.files(dataset)) if (fault := look(out / file, case.rows))}
 
 
 def run(name: str, out: Path) -> dict:
-    """What a run comes to: exit status, wall seconds, peak memory in bytes, what is wrong with its files."""
+    """The outcome of a run: exit status, wall seconds, peak memory in bytes, and the faults of its files."""
     case, dataset = CASES[name], apart(make, name, out.parent)
     command = [sys.executable, ROOT / "scripts" / "fit.py", *TINY, *case.options, "--dataset", dataset, "--out", out]
     start = time.perf_counter()
@@ -238,12 +238,12 @@ def run(name: str, out: Path) -> dict:
 
 
 def look(path: Path, rows: int) -> str:
-    """What is wrong with a file of a run on so many rows, of which a few may be left out; nothing if it is whole."""
+    """The fault of a file of a run on ``rows`` rows, a few of which may be left out; empty if it is whole."""
     if not path.is_file():
         return "absent"
     try:
         n = READERS[path.suffix](path)
-    except Exception as error:  # of whatever reader
+    except Exception as error:  # any reader may raise
         return f"{type(error).__name__}: {error}".splitlines()[0]
     of_rows = path.name in ("annotated.h5ad", "assignments.csv", "latent.npy")
     return f"{n} rows, expected {rows}" if of_rows and not 0.99 * rows <= n <= rows else ""

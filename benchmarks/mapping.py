@@ -1,6 +1,6 @@
 """How well novelty finds a type that the reference lacks, and whether known cells of a new batch get the right cluster.
 
-A type is left out of the reference and is in the query. Beside novelty: the distance to the nearest reference cells in
+A type is in the query but not in the reference. Novelty is compared with the distance to the nearest reference cells in
 the latent space, with a threshold at its quantile among the reference's cells, and their majority's type as the label.
 
     OMP_NUM_THREADS=1 python benchmarks/mapping.py --data-dir DIR --out benchmarks/results/mapping.md
@@ -39,7 +39,7 @@ def simulated(seed: int = 0, n: int = 1800, n_genes: int = 300) -> tuple[ad.AnnD
 
 
 def sets(data_dir: str | None) -> dict:
-    """By name: cells, which of them are the query, and the type that the reference lacks."""
+    """By name a function that returns the cells, which of them are the query, and the type that the reference lacks."""
 
     def kang():
         adata = data.load("kang_ifnb_2800", data_dir)
@@ -53,14 +53,14 @@ def sets(data_dir: str | None) -> dict:
 
 
 def split(adata: ad.AnnData, in_query: np.ndarray, left_out: str) -> tuple[ad.AnnData, ad.AnnData]:
-    """The reference, of the genes that it has, and the query."""
+    """The reference, with the genes that it expresses, and the query."""
     known = (adata.obs["cell_type"] != left_out).to_numpy()
     reference = adata[~in_query & known]
     return reference[:, np.ravel(reference.X.sum(0)) > 0].copy(), adata[in_query].copy()
 
 
 def neighbours(reference: np.ndarray, query: np.ndarray, types: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The share of reference cells as far from their neighbours as each query cell from its, and the label of those."""
+    """For each query cell the share of reference cells as far from their neighbours, and its neighbours' label."""
     near = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(reference)
     distances, index = near.kneighbors(query)
     own = np.sort(near.kneighbors()[0].mean(1))

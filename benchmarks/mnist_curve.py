@@ -3,11 +3,11 @@
     python benchmarks/mnist_curve.py --out runs/mnist_curve --preset reference
 
 Batch 256, Adam at 1e-4 for both steps, K = 100, D = 10, encoder [500, 500, 2000], pseudo-inputs from random images,
-no label used in training. Writes ``curve.csv`` after every epoch and a checkpoint every ten; run again to continue,
-with ``--epochs`` of the last checkpoint to end there. At the end it scores all 70,000 images and draws
-``components.png``, the paper's figure 1, and ``curve.png``, beside ``reference_curve.csv``: that of a plain PyTorch
-implementation of the reference preset (seed 0, no short last batch), which follows the authors' TensorFlow code: their
-ELBO differs by 0.8 nats at epoch 4 and 1.3 at 14, their test NMI by 0.002 there.
+no label used in training. It writes ``curve.csv`` after every epoch and a checkpoint every ten; run it again to
+continue, with ``--epochs`` of the last checkpoint to end there. At the end it scores all 70,000 images and draws
+``components.png``, the paper's figure 1, and ``curve.png`` beside ``reference_curve.csv``. The reference is a plain
+PyTorch implementation of the reference preset (seed 0, no short last batch), which follows the authors' TensorFlow
+code: their ELBO differs by 0.8 nats at epoch 4 and 1.3 at 14, their test NMI by 0.002 there.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def build(x: torch.Tensor, latent_dim: int, n_components: int, preset: str, m_pr
         m_prior=m_prior,
         responsibilities="differentiated" if preset == "reference" else "held",
     )
-    # The authors' start, as the curve that this one stands beside has it.
+    # The reference curve has the authors' start, too.
     features = mlp(event_shape.numel(), HIDDEN)
     encoder = GaussianEncoder(features, HIDDEN[-1], latent_dim, covariance_start="random")
     decoder = Decoder(mlp(latent_dim, HIDDEN[::-1]), HIDDEN[0], event_shape)
@@ -54,7 +54,7 @@ def build(x: torch.Tensor, latent_dim: int, n_components: int, preset: str, m_pr
 
 @torch.no_grad()
 def probabilities(vae: VAE, x: torch.Tensor) -> np.ndarray:
-    """q(c | z) of rows x by one draw of q(z; x) each, as the authors evaluate images, (N, K)."""
+    """q(c | z) of rows x, (N, K), with one draw of q(z; x) each, as the authors evaluate images."""
     with inference_mode(vae), torch.random.fork_rng():
         torch.manual_seed(0)
         z = torch.cat([vae.encoder(batch).sample() for batch in x.split(1000)])
@@ -62,7 +62,7 @@ def probabilities(vae: VAE, x: torch.Tensor) -> np.ndarray:
 
 
 def report(row: dict, scores: dict, path: Path) -> None:
-    """Put an epoch into the curve; epochs after it, from before a resumption, are dropped."""
+    """Add an epoch to the curve; drop later epochs from before a resumption."""
     line = {
         "epoch": row["epoch"],
         "seconds": row["seconds"],

@@ -1,13 +1,13 @@
-"""Whether the tests see what they should: one-line mutations of the code, each of which some test has to fail for.
+"""Check the tests by one-line mutations of the code: some test has to fail for each.
 
     python benchmarks/mutations.py                    all of them, some at a time
     python benchmarks/mutations.py --only resume      those with "resume" in their name or file
-    python benchmarks/mutations.py --list             what there is, without running anything
+    python benchmarks/mutations.py --list             list them without running anything
 
-``mutations.json`` holds for each mutation a name, the file, what to replace by what, and the arguments of pytest that
+``mutations.json`` holds for each mutation a name, the file, the old and the new text, and the arguments of pytest that
 select the related tests. Each is applied to a copy of the tree, in which these tests run. A mutation is killed if one
-of them fails, and survives if all pass. What is to be replaced has to be in the file exactly once: where the code has
-changed, the mutation has to follow. Exits with 1 where fewer than ``LEAST_KILLED`` of the mutations are killed.
+of them fails, and survives if all pass. The old text has to be in the file exactly once: if the code changes, the
+mutation has to follow. The exit status is 1 if fewer than ``LEAST_KILLED`` of the mutations are killed.
 """
 
 import argparse
@@ -32,7 +32,7 @@ MUTATIONS = Path(__file__).with_name("mutations.json")
 LEAST_KILLED = 0.97
 #: Seconds. A mutation may make a test wait for ever.
 TIMEOUT = 1200
-#: What the tests need besides the package.
+#: The files and folders that the tests need.
 COPIED = (
     "pyro_vmm",
     "repro",
@@ -44,8 +44,8 @@ COPIED = (
     "pyproject.toml",
     "README.md",
 )
-PASSED, FAILED, STOPPED = 0, 1, 2  # pytest's exit codes; it stops where a file of tests can't be imported
-# What takes longest to import, once for all: the tests run in forks of a process that has nothing of the package.
+PASSED, FAILED, STOPPED = 0, 1, 2  # pytest's exit codes; it stops if a file of tests can't be imported
+# Import the slowest modules once: the tests run in forks of a process that has imported nothing of the package.
 PRELOADED = ["anndata", "matplotlib.figure", "pyro.infer", "pytest", "sklearn.manifold"]
 PROCESSES = multiprocessing.get_context("forkserver")
 
@@ -55,9 +55,9 @@ class Mutation:
     """A change of the code that the tests should see.
 
     Arguments:
-        name: what it does, unlike all others.
-        file: the file, below the root.
-        old, new: what is in it, once, and what takes its place.
+        name: a unique description.
+        file: the file, relative to the root.
+        old, new: the text to replace, which the file has once, and its replacement.
         tests: arguments of pytest.
     """
 
@@ -68,7 +68,7 @@ class Mutation:
     tests: str
 
     def apply(self, source: str) -> str:
-        """The file with the mutation; ``ValueError`` unless its line is there once."""
+        """The file with the mutation; ``ValueError`` unless it has the old text once."""
         if (found := source.count(self.old)) != 1:
             raise ValueError(f"stale: {self.name!r}: {self.file} holds {self.old!r} {found} times, expected once")
         return source.replace(self.old, self.new)
@@ -76,7 +76,7 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the related tests made of a mutation: "killed", "survived", "timed out" (killed too) or "error"."""
+    """The verdict of the related tests on a mutation: "killed", "survived", "timed out" (also killed) or "error"."""
 
     mutation: Mutation
     verdict: str
@@ -85,7 +85,7 @@ class Outcome:
 
     @property
     def killed(self) -> bool:
-        """Whether the tests saw it."""
+        """Whether the tests detected it."""
         return self.verdict in ("killed", "timed out")
 
 
@@ -95,7 +95,7 @@ def read(path: Path = MUTATIONS) -> list[Mutation]:
 
 
 def stale(mutations: Sequence[Mutation], root: Path = ROOT) -> list[str]:
-    """What is wrong with mutations of this tree, a line each."""
+    """The mutations that do not fit this tree, a line each."""
     messages = []
     for mutation in mutations:
         try:
@@ -106,7 +106,7 @@ def stale(mutations: Sequence[Mutation], root: Path = ROOT) -> list[str]:
 
 
 def copy_tree(folder: Path) -> Path:
-    """What the tests need, in a folder that is there."""
+    """Copy what the tests need into an existing folder."""
     ignored = shutil.ignore_patterns("__pycache__", "results")
     for name in COPIED:
         source = ROOT / name
@@ -119,7 +119,7 @@ def copy_tree(folder: Path) -> Path:
 
 @contextmanager
 def mutated(mutation: Mutation, tree: Path) -> Iterator[None]:
-    """A copy of the tree with the mutation, for a while."""
+    """Within the context, a copy of the tree has the mutation."""
     path = tree / mutation.file
     source = path.read_text()
     path.write_text(mutation.apply(source))
@@ -150,9 +150,9 @@ def _pytest(tests: str, tree: Path, output: Path) -> NoReturn:
 
     os.chdir(tree)
     sys.path.insert(0, str(tree))
-    # No bytecode: a mutation of the same length in the same second would be taken for what was compiled before.
+    # Write no bytecode: Python would reuse it for a mutation of the same length in the same second.
     sys.dont_write_bytecode = True
-    # No plugins: they would take seconds to load, and warn of modules that are there already.
+    # Load no plugins: they take seconds to load, and warn of modules that are imported already.
     settings = {"PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     os.environ.update(settings, PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
     with output.open("w") as file:
@@ -163,7 +163,7 @@ def _pytest(tests: str, tree: Path, output: Path) -> NoReturn:
 
 
 def judge(mutation: Mutation, tree: Path, check: bool) -> Outcome:
-    """Run the related tests on a mutation, and with ``check`` first without it: then they have to pass."""
+    """Run the related tests on a mutation; with ``check`` first without it, where they have to pass."""
     started = time.perf_counter()
     if check:
         code, line = run_tests(mutation.tests, tree)
@@ -176,7 +176,7 @@ def judge(mutation: Mutation, tree: Path, check: bool) -> Outcome:
 
 
 def judge_all(mutations: Sequence[Mutation], jobs: int, check: bool) -> Iterator[Outcome]:
-    """The outcomes in the order of the mutations, so many at a time, each job with a copy of the tree."""
+    """The outcomes in the order of the mutations; ``jobs`` run at a time, each with its own copy of the tree."""
     with TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
         trees: SimpleQueue[Path] = SimpleQueue()
         for job in range(min(jobs, len(mutations))):
@@ -193,7 +193,7 @@ def judge_all(mutations: Sequence[Mutation], jobs: int, check: bool) -> Iterator
 
 
 def chosen(mutations: Sequence[Mutation], only: Sequence[str]) -> list[Mutation]:
-    """Those with one of these texts in their name or file; all without any."""
+    """The mutations with one of these texts in their name or file; all if there are no texts."""
     return [m for m in mutations if not only or any(text.lower() in f"{m.name} {m.file}".lower() for text in only)]
 
 

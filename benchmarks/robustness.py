@@ -1,19 +1,19 @@
-"""What the command line makes of damaged files: a line; or a traceback, a crash, a hang, other numbers.
+"""Whether the command line refuses damaged files in one line, or ends in a traceback, a crash, a hang, other numbers.
 
     python benchmarks/robustness.py --files 500 --seed 0 --jobs 2
 
-Makes so many damaged files of every kind that the command line reads: random damage (flipped bits, cuts, insertions,
-blocks of zeros), and lies, where a part of a file contradicts another (see ``damage.py``). Each goes through the
-command line, with a tiny model and without figures, in a process of its own, which may crash or hang. Counted are
+It makes damaged files of every kind that the command line reads: random damage (flipped bits, cuts, insertions, blocks
+of zeros), and lies, where a part of a file contradicts another (see ``damage.py``). The command line reads each with a
+tiny model and without figures, in its own process, which may crash or hang. Counted are
 
 - tracebacks: an exception, or more than one line;
-- crashes: the process is ended by a signal;
+- crashes: a signal ends the process;
 - hangs: no end within ``--limit`` seconds;
-- silent acceptances: the file is read without a word, with other numbers than were stored.
+- silent acceptances: the file is read without a message, with other numbers than were stored.
 
-All four should be 0. Random damage that no reader can tell is counted apart, as undetectable: a format without
-checksums (``.npy``, text, HDF5's own structures, parquet's footer) can turn into another whole file. Here that is one
-in which another reader finds what the command line has found.
+All four should be 0. Random damage that no reader can detect is counted separately, as undetectable: a format without
+checksums (``.npy``, text, HDF5's own structures, parquet's footer) can turn into another whole file. A file counts as
+undetectable if an independent reader finds the same in it as the command line.
 """
 
 import argparse
@@ -41,16 +41,16 @@ ABOUT = __doc__.split("\n\n", 2)[2].rstrip()
 BAD = ("traceback", "crash", "hang", "silent")
 OUTCOMES = ("refused", "as stored", "undetectable", *BAD)
 HEADERS = ("refused", "read as stored", "undetectable", "tracebacks", "crashes", "hangs", "silent acceptances")
-#: Share of the files that lie.
+#: The share of files with lies.
 LIES = 0.4
 PRELOAD = ["pyro_vmm.cli", "anndata", "h5py", "pyarrow.parquet", "sklearn.datasets", "damaged_kinds"]
 
 
-# --- what is read ---
+# --- reading ---
 
 
 def read_file(name: str, folder: Path, target: str) -> tuple[int, str, Numbers]:
-    """Exit status, what is printed to stderr, and what was read; raises what the command line lets through."""
+    """Exit status, the text on stderr, and the data read; raises the errors that the command line does not catch."""
     from pyro_vmm import VMM, cli
 
     if name == "model.pt":
@@ -67,7 +67,7 @@ def read_file(name: str, folder: Path, target: str) -> tuple[int, str, Numbers]:
 
 @contextmanager
 def without_figures() -> Iterator[list]:
-    """Nothing of a run's results is written but the model; the list has each run's model and data."""
+    """Within the context, a run writes only the model; the list has each run's model and data."""
     from pyro_vmm.cli.arrays import Arrays
     from pyro_vmm.cli.cells import Cells
 
@@ -84,7 +84,7 @@ def without_figures() -> Iterator[list]:
 
 
 def numbers_of_run(name: str, folder: Path, model, data) -> Numbers:
-    """What the command line has read."""
+    """The data that the command line has read."""
     if name in ("TOML", "JSON", "config.json"):
         return options_of(folder / "run" / "config.json")
     if name == "checkpoint.pt":
@@ -109,7 +109,7 @@ def same(a: Numbers, b: Numbers) -> bool:
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     if a.dtype.kind in "biuf" and b.dtype.kind in "biuf":
-        # pandas reads the last digit of text otherwise than Python.
+        # pandas and Python may differ in the last digit that they read from text.
         return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-14, atol=0, equal_nan=True))
     return a.astype(str).tolist() == b.astype(str).tolist()
 
@@ -118,7 +118,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def prepare(name: str, folder: Path) -> str:
-    """Write the whole files of a kind into a folder, and what the command line reads of each; "ready"."""
+    """Write the whole files of a kind into a folder, and what the command line reads from each; returns "ready"."""
     kind = KINDS[name]
     folder.mkdir(parents=True)
     kind.make(folder)
@@ -134,12 +134,12 @@ def prepare(name: str, folder: Path) -> str:
 
 @contextmanager
 def laid_out(kind: Kind, originals: Path, target: str, content: bytes) -> Iterator[Path]:
-    """A folder of what the command line reads, with this content in the place of one file."""
+    """A folder with the files that the command line reads, and this content in place of one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if target.startswith("run/"):
             shutil.copytree(originals / "run", folder / "run")
-        elif "{file}" not in kind.arguments:  # but the folder, of several files
+        elif "{file}" not in kind.arguments:  # the command line reads the folder, with several files
             for other in kind.targets:
                 shutil.copy(originals / other, folder)
         (folder / target).write_bytes(content)
@@ -147,7 +147,7 @@ def laid_out(kind: Kind, originals: Path, target: str, content: bytes) -> Iterat
 
 
 def attempt(name: str, index: int, seed: int, originals: Path) -> dict:
-    """Damage a file, give it to the command line, and judge what comes of it."""
+    """Damage a file, give it to the command line, and judge the outcome."""
     kind = KINDS[name]
     random = np.random.default_rng([seed, index, *name.encode()])
     number = int(random.integers(len(kind.targets)))
@@ -167,14 +167,14 @@ def attempt(name: str, index: int, seed: int, originals: Path) -> dict:
         if same(found, expected):
             return {"outcome": "as stored", "how": how, "told": ""}
         stored = folder / target
-        if target == "run/config.json":  # which the run has written anew
+        if target == "run/config.json":  # the run has rewritten it
             stored.write_bytes(content)
         detectable = how == "lie" or kind.independent is None or not agrees(kind, stored, found)
         return {"outcome": "silent" if detectable else "undetectable", "how": how, "told": told_apart(found, expected)}
 
 
 def told_apart(found: Numbers, expected: Numbers) -> str:
-    """Which of what was read differs from what was stored."""
+    """The names of the data read that differ from the stored ones."""
     names = [name for name in expected if name not in found or not same({name: found[name]}, {name: expected[name]})]
     return ", ".join(f"{name} {np.shape(found.get(name))}, stored {np.shape(expected[name])}" for name in names)
 
@@ -191,10 +191,10 @@ def agrees(kind: Kind, path: Path, found: Numbers) -> bool:
 
 
 def work(function: Callable, arguments: tuple, memory: int, results: connection.Connection) -> None:
-    """What a process does."""
+    """Run a function in this process, with limited memory, and send its result."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # What libraries print as they crash is none of the report.
+    # The report has no output of libraries that crash.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     results.send(function(*arguments))
 
@@ -202,7 +202,7 @@ def work(function: Callable, arguments: tuple, memory: int, results: connection.
 def run_all(
     tasks: Sequence[tuple[Callable, tuple]], jobs: int, limit: float, memory: int
 ) -> Iterator[tuple[int, dict]]:
-    """The position of each task and its result, as they end: that of its function, or a crash, or a hang."""
+    """The position of each task and its result, in the order of completion: its function's, a crash, or a hang."""
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     waiting, running = list(enumerate(tasks))[::-1], {}

@@ -2,9 +2,9 @@
 
     python benchmarks/scaling.py --threads 2 --out benchmarks/results
 
-One size changes at a time; the others stay at the setting of MNIST. Every configuration runs in a process of its own,
-whose peak memory is its own; milliseconds are those of the training loop's steps, beside the floor of the matrix
-products in them. With CUDA, ``--device cuda`` waits for the device at each repeat.
+One size changes at a time; the others stay at the setting of MNIST. Every configuration runs in its own process, whose
+peak memory is measured; milliseconds are those of the training loop's steps, beside the floor of their matrix products.
+``--device cuda`` waits for the device at each repeat.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SIZES = {
     "rows": [1_000, 10_000, 60_000, 300_000],
 }
 HIDDEN = (500, 500, 2000)
-#: Marked in the figure.
+#: The ticks of the figure.
 MILLISECONDS = (10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -57,7 +57,7 @@ def build(size: dict, device: str) -> tuple[Steps, torch.Tensor]:
 
 
 def milliseconds(call: Callable[[], object], repeats: int, device: str) -> list[float]:
-    """Of each of so many calls, after two that are not counted."""
+    """The milliseconds of each of ``repeats`` calls, after two that are not counted."""
     times = []
     for _ in range(repeats + 2):
         start = time.perf_counter()
@@ -89,7 +89,7 @@ def measure(size: dict, repeats: int, device: str) -> dict:
 
 
 def in_a_process(size: dict, args: argparse.Namespace) -> dict:
-    """One configuration, in a process of its own."""
+    """One configuration, in its own process."""
     command = [sys.executable, __file__, "--one", json.dumps(size), "--repeats", str(args.repeats)]
     command += ["--threads", str(args.threads), "--device", args.device]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -2,9 +2,9 @@
 
     python benchmarks/scvi_models.py --runs runs/scvi_models --seeds 5 --out benchmarks/results/scvi.md
 
-Needs ``pip install -c constraints.txt -e ".[bench]"``, and the files of ``repro/integration/data.py`` and
+It needs ``pip install -c constraints.txt -e ".[bench]"``, and the files of ``repro/integration/data.py`` and
 ``hemato_scatac_epichaos.h5ad`` in ``$PYRO_VMM_DATA/cells``. Each run is kept in ``--runs`` and not repeated; ``--only``
-names data sets. Labels score alone, but for half of them in SCANVI, whose model has them.
+names data sets. Labels only score, except in SCANVI, which trains on half of them.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from repro.integration.scores import leiden_nmi
 
 UNKNOWN = "unknown"
 TRAINING = {"early_stopping": True, "early_stopping_patience": 45, "check_val_every_n_epoch": 1}
-#: What stock models and ours have alike: without a warm-up of the KL divergence.
+#: Stock models and ours both train without a warm-up of the KL divergence.
 NO_WARM_UP = {"plan_kwargs": {"n_epochs_kl_warmup": None}}
 OWN_NO_WARM_UP = {"n_epochs_kl_warmup": None, "n_steps_kl_warmup": 0}
 
@@ -37,7 +37,7 @@ class Case:
     """A data set and the class for it.
 
     Arguments:
-        title: of the data.
+        title: the title of the data.
         cls: the class of models.
         training: arguments of ``train``.
         prior: settings of our prior.
@@ -81,7 +81,7 @@ def load(name: str) -> AnnData:
 
 
 def simulated_cite_seq(n: int = 2000, types: int = 8, genes: int = 300, proteins: int = 14) -> AnnData:
-    """Negative binomial genes, of which a tenth tells a type, and proteins with background, in two batches."""
+    """Negative binomial genes, a tenth of them specific to each type, and proteins with background, in two batches."""
     random = np.random.default_rng(0)
     kind, batch = random.choice(types, n, p=np.arange(types, 0, -1) / np.arange(types + 1).sum()), random.choice(2, n)
     level = np.tile(random.gamma(1.0, 1.0, genes), (types, 1))
@@ -99,7 +99,7 @@ def simulated_cite_seq(n: int = 2000, types: int = 8, genes: int = 300, proteins
 
 
 def fit(name: str, ours: bool, seed: int, epochs: int) -> dict:
-    """Train one model; its scores."""
+    """Train one model; returns its scores."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import scvi
@@ -130,7 +130,7 @@ def fit(name: str, ours: bool, seed: int, epochs: int) -> dict:
         "NMI Leiden": leiden_nmi(z, types),
         "ELBO": float(elbo[-1]),
         "epochs": len(elbo),
-        # Settling is in it.
+        # The time includes settling.
         "seconds an epoch": seconds / len(elbo),
     }
     if ours:
@@ -144,7 +144,7 @@ def fit(name: str, ours: bool, seed: int, epochs: int) -> dict:
     return found
 
 
-#: And the digits that they are shown with.
+#: The columns, and their numbers of decimal digits.
 COLUMNS = {
     "clusters": 1,
     "components": 1,
@@ -190,7 +190,7 @@ def main() -> None:
     rows = []
     for name in given.only:
         for seed in range(given.seeds):
-            for ours in (True,) if CASES[name].prior else (False, True):  # the stock model is another case's
+            for ours in (True,) if CASES[name].prior else (False, True):  # another case has the stock model
                 path = given.runs / f"{name}_{'vmm' if ours else 'stock'}_{seed}_{given.epochs}.json"
                 if not path.exists():
                     files.write_json(path, fit(name, ours, seed, given.epochs))

@@ -2,11 +2,11 @@
 
     python benchmarks/step_time.py --setting mnist
 
-First the two must agree in float64 on losses and gradients over three iterations with the same draws; then they take
-turns in one process with a third, the floor of any implementation: the matrix products of an iteration and nothing
-else. The two are the training loop's own steps, :class:`pyro_vmm.inference.Steps`, and :class:`ByHand` below, which
-takes only parameters and layers from the library: no Pyro, no ``torch.distributions``, the closed forms written out.
-Both use the same fused Adam.
+The two implementations are the training loop's own steps, :class:`pyro_vmm.inference.Steps`, and :class:`ByHand` below,
+which takes only parameters and layers from the library: no Pyro, no ``torch.distributions``, the closed forms written
+out. Both use the same fused Adam. First they must agree in float64 on losses and gradients over three iterations with
+the same draws. Then they take turns in one process with a third, the floor of any implementation: only the matrix
+products of an iteration.
 """
 
 import argparse
@@ -73,7 +73,7 @@ class ByHand:
     """Algorithm 1 without Pyro: held responsibilities, centres integrated out, the paper's hyper-priors.
 
     Arguments:
-        vae: whose layers and parameters to train; its methods are not called.
+        vae: the model with the layers and parameters to train; its methods are not called.
     """
 
     def __init__(self, vae: VAE):
@@ -170,7 +170,7 @@ def make_pair(vae: VAE) -> tuple[Steps, ByHand]:
 
 
 def assert_agreement(vae: VAE, x: Tensor, iterations: int = 3) -> None:
-    """Losses and gradients are the same, given the same draws, in float64."""
+    """Assert that losses and gradients are equal in float64, given the same draws."""
     ours, hand = make_pair(copy.deepcopy(vae).double())
     x, close = x.double(), {"rtol": 1e-9, "atol": 1e-10}
     for seed in range(iterations):
@@ -187,9 +187,9 @@ def assert_agreement(vae: VAE, x: Tensor, iterations: int = 3) -> None:
 
 
 def parts(vae: VAE, x: Tensor) -> dict[str, Callable[[], object]]:
-    """What the two steps are made of, each forwards and backwards by itself, on the library's own modules."""
+    """The parts of the two steps, each forwards and backwards by itself, on the library's own modules."""
     steps, _ = make_pair(vae)
-    steps.svi_step(x), steps.map_step(x)  # Adam needs gradients, and makes its state in its first step
+    steps.svi_step(x), steps.map_step(x)  # Adam needs gradients, and creates its state in the first step
     vae, prior = steps.vae, steps.vae.prior
     u, encoder_parameters = prior.pseudo_inputs.u, list(vae.encoder.parameters())
     decoder_parameters = [*vae.decoder.parameters(), *vae.likelihood.parameters()]
@@ -227,14 +227,14 @@ class Clock:
     """Milliseconds of calls that take turns.
 
     Arguments:
-        read: seconds, as ``time.perf_counter`` or ``time.process_time`` gives them.
+        read: a function that returns seconds, such as ``time.perf_counter`` or ``time.process_time``.
     """
 
     def __init__(self, read: Callable[[], float]):
         self.read, self.samples = read, {}
 
     def alternate(self, turns: list[dict[str, Callable[[], object]]], repeats: int, warm_up: int) -> None:
-        """Call everything ``warm_up + repeats`` times; who goes first changes at every repeat."""
+        """Call everything ``warm_up + repeats`` times; the order changes at every repeat."""
         for repeat in range(warm_up + repeats):
             for turn in turns[:: 1 if repeat % 2 else -1]:
                 for name, call in turn.items():
@@ -261,7 +261,7 @@ def measure(setting: Setting, repeats: int, warm_up: int, read: Callable[[], flo
     products = {name: floor.of(partial(getattr(hand, name), x)) for name in STEPS}
     turns.append({f"floor {name}": products[name].floor() for name in STEPS})
     gc.collect()
-    gc.disable()  # a collection would hit one of the two at random
+    gc.disable()  # a collection would slow one of the two at random
     try:
         clock.alternate(turns, repeats, warm_up)
         clock.alternate([parts(vae, x)], repeats, warm_up)

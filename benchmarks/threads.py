@@ -1,9 +1,9 @@
-"""Fits and answers in several threads at once, compared with those alone: how many differ.
+"""How many fits and answers in several threads at once differ from those in a single thread.
 
     OMP_NUM_THREADS=1 python benchmarks/threads.py --fits 200 --threads 2 4
 
-Models of arrays and of cells are fitted in a pool of threads, while two more threads ask a fitted model for
-``score_samples``, ``sample`` and ``predict``. Every number has to be that of the same call alone.
+Models of arrays and of cells are fitted in a pool of threads, while two more threads call ``score_samples``, ``sample``
+and ``predict`` of a fitted model. Every number has to be equal to that of the same call alone.
 """
 
 import argparse
@@ -25,7 +25,7 @@ CELLS = anndata.AnnData(
 
 
 def fit(number: int) -> tuple[np.ndarray, ...]:
-    """What the fit of that number finds; every other one is of cells."""
+    """The results of the fit of that number; every other fit is of cells."""
     seed = number % SEEDS
     if seed % 2:
         model, data = SingleCellVMM("batch", n_components=4, random_state=seed, **TINY), CELLS
@@ -36,7 +36,7 @@ def fit(number: int) -> tuple[np.ndarray, ...]:
 
 
 def answers(model: VMM) -> tuple[np.ndarray, ...]:
-    """What a fitted model says."""
+    """The answers of a fitted model."""
     return model.score_samples(X, 20), model.sample(20, random_state=1)[0], model.predict(X)
 
 
@@ -45,7 +45,7 @@ def same(found, expected) -> bool:
 
 
 def compare(fits: int, threads: int, alone: list, model: VMM, expected: tuple) -> str:
-    """A line for so many fits in so many threads."""
+    """A line on ``fits`` fits in ``threads`` threads."""
     done, asked, wrong = threading.Event(), [0, 0], [0, 0]
 
     def ask(i: int) -> None:

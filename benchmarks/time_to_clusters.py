@@ -1,12 +1,12 @@
-"""Seconds from counts to final clusters: SingleCellVMM beside what ends in neighbours and Leiden.
+"""Seconds from counts to final clusters: SingleCellVMM beside methods that end in neighbours and Leiden.
 
     python benchmarks/time_to_clusters.py --threads 1
     python benchmarks/time_to_clusters.py --cells 10000 --threads 2 --out benchmarks/results/time_to_clusters.md
 
-The methods are those of ``repro.integration``, each in a process of its own, one after the other: SingleCellVMM by its
-defaults, whose clusters are its own; SCVI of scvi-tools with early stopping, and principal components with Harmony,
-both followed by scanpy's neighbours and Leiden at resolution 1. Imports are not timed, selecting genes neither. Larger
-sets are simulated from a real one, see :func:`simulated`. Labels score the clusters afterwards.
+The methods are those of ``repro.integration``, each in its own process, one after the other: SingleCellVMM with its
+defaults and its own clusters; SCVI of scvi-tools with early stopping, and principal components with Harmony, both
+followed by scanpy's neighbours and Leiden at resolution 1. The time includes neither imports nor the selection of
+genes. Larger sets are simulated from a real one, see :func:`simulated`. Labels score the clusters afterwards.
 """
 
 import argparse
@@ -29,11 +29,11 @@ CHUNK = 5000
 
 
 def simulated(adata: AnnData, n: int, seed: int = 0) -> AnnData:
-    """n cells, each of two random cells of one type and batch: it has each of their counts with probability one half.
+    """n cells. Each is made from two random cells of one type and batch, and keeps each of their counts with p = 1/2.
 
     Arguments:
         adata: real cells, with ``obs["batch"]`` and ``obs["cell_type"]``.
-        n: how many to make; types and batches have the shares of the real ones.
+        n: the number of cells to make; types and batches have the shares of the real ones.
         seed: of the choice and of the draws.
     """
     random, counts = np.random.default_rng(seed), adata.X.tocsr()
@@ -102,7 +102,7 @@ def main() -> None:
     adata = load(args.file, args.data_dir)
     if args.cells:
         adata = simulated(adata, args.cells)
-    leiden(np.random.default_rng(0).normal(size=(100, 2)))  # compiles what the first call compiles
+    leiden(np.random.default_rng(0).normal(size=(100, 2)))  # the first call compiles code
     rows = []
     for seed in range(args.seeds):
         for name in args.methods:

@@ -2,9 +2,9 @@
 
     python benchmarks/time_to_nmi.py --dataset digits --seeds 3 --out DIR
 
-Labels only score: after every epoch, at most 10,000 rows, and the time that takes is not counted. A level counts as
-reached at the first epoch from which on it is held for three epochs. Every finished run leaves a CSV in ``--out`` and
-is not repeated; the page is ``time_to_nmi_DATASET.md`` there.
+Labels only score: after every epoch, on at most 10,000 rows; the time of scoring is not counted. A level counts as
+reached at the first of three consecutive epochs that hold it. Every finished run leaves a CSV in ``--out`` and is not
+repeated; the page there is ``time_to_nmi_DATASET.md``.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SCORED = 10_000
 
 
 class Curve:
-    """A callback: scores and both clocks after every epoch, the time of its own scoring left out."""
+    """A callback that records scores and both clocks after every epoch, without the time of its own scoring."""
 
     def __init__(self, model: VMM, data: Dataset, seed: int):
         shown = np.random.default_rng(seed).permutation(len(data.x))[:SCORED]
@@ -72,7 +72,7 @@ def run(dataset: str, data: Dataset, seed: int) -> tuple[pd.DataFrame, dict]:
 
 
 def reached(curve: pd.DataFrame, level: float) -> pd.Series | None:
-    """The row at which the NMI first is at least ``level`` and stays so for ``HELD`` epochs; None if there is none."""
+    """The first of ``HELD`` consecutive epochs with an NMI of at least ``level``; None if there are none."""
     above = (curve["nmi"] >= level).to_numpy()
     runs = np.lib.stride_tricks.sliding_window_view(above, HELD).all(1) if len(above) >= HELD else np.empty(0, bool)
     return curve.iloc[int(runs.argmax())] if runs.any() else None

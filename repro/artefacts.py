@@ -1,4 +1,4 @@
-"""What can be reproduced: the runs of each table and figure, and how it is rendered."""
+"""The tables and figures that can be reproduced: the runs of each, and how it is rendered."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ NEIGHBOURS = Column("neighbour_accuracy", "accuracy of neighbours")
 
 @dataclass(frozen=True)
 class Artefact:
-    """A table, a figure, or both of the same runs.
+    """A table, a figure, or both, made from the same runs.
 
     Arguments:
-        title: what it shows.
-        runs: (scale, trials) to its runs.
-        columns: of a table, else empty.
-        titles: of the methods of a table, in the order of its rows.
-        row: what the row of a run is called, where its method does not tell; rows are then in the order of the runs.
-        draw: the name of a function of ``figures``, of a figure.
-        note: what its reader should know.
+        title: its title.
+        runs: a function from (scale, trials) to its runs.
+        columns: the columns of a table, else empty.
+        titles: the titles of a table's methods, in the order of its rows.
+        row: a function that names the row of a run, if the method does not name it; rows are in the order of the runs.
+        draw: the name of a function in ``figures`` that draws a figure.
+        note: a note for the reader.
         in_paper: whether the paper has it.
     """
 
@@ -51,7 +51,7 @@ class Artefact:
 
 
 def components_of(position: int) -> Callable:
-    """The runs of the VMM on a data set, in the configuration of the figures; one trial is enough."""
+    """The runs of the VMM on a data set, in the configuration of the figures; at most one trial."""
 
     def runs(scale: Scale, trials: int) -> list[Run]:
         shown = list(scale.latent_dims)[position], next(iter(scale.configurations))
@@ -158,8 +158,8 @@ def plan(name: str, scale: str, trials: int, only: Sequence[str] = ()) -> list[R
     Arguments:
         name: a key of ``ARTEFACTS``.
         scale: a key of ``SCALES``.
-        trials: how many.
-        only: names of data sets, methods and configurations: what is named of a kind is chosen from that kind.
+        trials: the number of trials.
+        only: names of data sets, methods and configurations. Each kind that is named is limited to these names.
     """
     runs, unknown = list(ARTEFACTS[name].runs(SCALES[scale], trials)), set(only)
     if not runs:
@@ -177,14 +177,14 @@ def plan(name: str, scale: str, trials: int, only: Sequence[str] = ()) -> list[R
 
 
 def render(name: str, scale: str, trials: int, folders: Sequence[Folder], out: Path, data_dir: Path | None) -> str:
-    """Write what can be shown by now into the folder ``out``; returns the text to print."""
+    """Write the table or figure of the finished runs into the folder ``out``; returns the text to print."""
     artefact, out = ARTEFACTS[name], Path(out)
     done = f"{sum(folder.finished() for folder in folders)} of {len(folders)} runs are finished, scale {scale}"
     if not artefact.columns:
         return _render_figures(artefact, name, folders, out, data_dir) + done
     titles = artefact.titles
     if titles is None:
-        assert artefact.row is not None, "a table states its rows, or what they are called"
+        assert artefact.row is not None, "a table has titles of its rows, or a function that names them"
         titles = {row: row for row in (artefact.row(folder.run) for folder in folders)}
     planned = [(folder.run.dataset, folder.run.configuration, folder.run.method) for folder in folders]
     table = Table(results(folders, artefact.row), artefact.columns, titles, paper.beside(name), trials, planned)
@@ -196,13 +196,13 @@ def render(name: str, scale: str, trials: int, folders: Sequence[Folder], out: P
     page = f"# {artefact.title}\n\n{done}. {MARKS}{artefact.note}{quoted}\n\n{table.markdown()}"
     for ending, text in (("md", page), ("csv", table.csv()), ("tex", table.latex())):
         files.write_text(out / f"{name}.{ending}", text)
-    # A table is there before its figure is tried.
+    # Write the table before drawing the figure, which may fail.
     drawn = _render_figures(artefact, name, folders, out, data_dir) if artefact.draw else ""
     return f"{table.markdown()}{drawn}{done}; written to {out / name}.md, .csv and .tex"
 
 
 def _render_figures(artefact: Artefact, name: str, folders: Sequence[Folder], out: Path, data_dir: Path | None) -> str:
-    """A figure; one for each data set if it is of cells. What fails is told, or raised where there is no table."""
+    """Draw a figure, or one for each data set of cells. A failure is in the text, or raised if there is no table."""
     from pyro_vmm import plots
     from repro import figures
 
@@ -210,18 +210,18 @@ def _render_figures(artefact: Artefact, name: str, folders: Sequence[Folder], ou
     if artefact.draw == "embeddings":
         datasets = dict.fromkeys(folder.run.dataset for folder in folders)
         parts = {f"{name}_{one}": [f for f in folders if f.run.dataset == one] for one in datasets}
-    told, failed = "", None
+    text, failed = "", None
     for stem, some in parts.items():
         try:
             figure = getattr(figures, artefact.draw)(some, data_dir)
             if figure is None:
-                told += f"no results of {stem} yet: "
+                text += f"no results of {stem} yet: "
                 continue
             plots.save(figure, out / f"{stem}.png")
-            told += f"written to {out / stem}.png; "
-        except Exception as error:  # of whatever library
-            told += f"{ornaments.told(f'figure {stem} was not written', error)}; "
+            text += f"written to {out / stem}.png; "
+        except Exception as error:  # any library may raise
+            text += f"{ornaments.message(f'figure {stem} was not written', error)}; "
             failed = failed or error
     if failed and not artefact.columns:
         raise failed
-    return told
+    return text

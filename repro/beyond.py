@@ -1,7 +1,7 @@
 """The experiments that vary the VMM: presets, an ablation, sensitivity.
 
-Each varies the VMM of table 1 in all its configurations, presets that of the tables too. What comes to the same as a
-run of theirs is that run.
+Each varies the VMM of table 1 in all its configurations; presets also vary that of the tables. A variant with the same
+parameters as one of their runs is that run.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,12 +42,12 @@ def preset_runs(scale: Scale, trials: int) -> Iterator[Run]:
 
 
 def ablation_runs(scale: Scale, trials: int) -> Iterator[Run]:
-    """From free centres to those that trained pseudo-inputs guide."""
+    """The steps from free centres to centres that trained pseudo-inputs guide."""
     return _runs(scale, trials, ABLATION)
 
 
 def sensitivity_runs(scale: Scale, trials: int) -> Iterator[Run]:
-    """K, D, the rows that pseudo-inputs start from and q(z; x), one at a time; all meet at table 1's own run."""
+    """Vary K, D, the rows that pseudo-inputs start from and q(z; x), one at a time; table 1's own run is in each."""
     variants = {f"vmm-K-{k}": {"n_components": k} for k in scale.component_counts}
     variants |= {f"vmm-D-{d}": {"latent_dim": d} for d in scale.varied_dims}
     variants |= {f"vmm-{init}": {"init": init} for init in INITS}
@@ -56,7 +56,7 @@ def sensitivity_runs(scale: Scale, trials: int) -> Iterator[Run]:
 
 
 def _runs(scale: Scale, trials: int, variants: Mapping[str, dict]) -> Iterator[Run]:
-    """Table 1's VMM with changes by name, trials outermost, each run once."""
+    """Table 1's VMM with named changes, trials outermost, each run once."""
     for trial in range(trials):
         for dataset in scale.varied_sets:
             for configuration, changes in scale.configurations.items():
@@ -65,7 +65,7 @@ def _runs(scale: Scale, trials: int, variants: Mapping[str, dict]) -> Iterator[R
 
 
 def _varied(usual: Run, variants: Mapping[str, dict]) -> Iterator[Run]:
-    """A run with each of these changes; what comes to the run itself is it, and none comes twice."""
+    """A run with each of these changes, without repetitions; a variant equal to the run itself is that run."""
     runs = {}
     for name, changes in variants.items():
         settings = {**usual.settings, "estimator": {**usual.settings["estimator"], **changes}}
@@ -76,18 +76,18 @@ def _varied(usual: Run, variants: Mapping[str, dict]) -> Iterator[Run]:
 
 
 def _parameters(run: Run) -> dict:
-    """All parameters, those that are left to the defaults too."""
+    """All parameters, including those at their defaults."""
     return VMM(**run.settings["estimator"]).get_params()
 
 
 def preset_row(run: Run) -> str:
-    """What a run's row is called in the table of presets."""
+    """The name of a run's row in the table of presets."""
     found = _parameters(run)
     return f"hyper-prior {found['hyperprior']}, responsibilities {found['responsibilities']}"
 
 
 def sensitivity_row(run: Run) -> str:
-    """What a run's row is called in the table of sensitivity."""
+    """The name of a run's row in the table of sensitivity."""
     found = _parameters(run)
     row = f"K = {found['n_components']}, D = {found['latent_dim']}, {found['init']} rows"
     if found["covariance"] == "diagonal":

@@ -37,11 +37,11 @@ SUPPLEMENT = {"figure5": "cortex", "figure6": "pbmc", "figure7": "split_seq"}
 
 
 class Unavailable(Exception):
-    """What a run needs is not on this machine."""
+    """A file or package that a run needs is not on this machine."""
 
 
 def integration_runs(scale: Scale, trials: int) -> Iterator[Run]:
-    """Of tables 3 and 4."""
+    """The runs of tables 3 and 4."""
     for trial in range(trials):
         for dataset in scale.cell_sets:
             for method in TITLES:
@@ -52,7 +52,7 @@ def integration_runs(scale: Scale, trials: int) -> Iterator[Run]:
 
 
 def figure_runs(*datasets: str) -> Callable[[Scale, int], list[Run]]:
-    """Of figures 5 to 7, the four priors on one of the paper's data sets; without a name of figure 2, on all others."""
+    """The four priors' runs on these data sets, for figures 5 to 7; without a name on all others, for figure 2."""
 
     def runs(scale: Scale, trials: int) -> list[Run]:
         shown = datasets or set(scale.cell_sets) - set(SUPPLEMENT.values())
@@ -90,7 +90,7 @@ def check_packages() -> None:
 
 @lru_cache(maxsize=1)
 def load(dataset: str, data_dir: Path | None) -> tuple["AnnData", "AnnData"]:
-    """Counts with ``obs["batch"]`` and ``obs["cell_type"]``, and the same log-normalised."""
+    """Counts with ``obs["batch"]`` and ``obs["cell_type"]``, and the same cells log-normalised."""
     from repro.integration import data as files_of_integration
 
     try:
@@ -108,7 +108,7 @@ def load(dataset: str, data_dir: Path | None) -> tuple["AnnData", "AnnData"]:
 
 
 def store(path: Path, embedding: np.ndarray, clusters: np.ndarray | None) -> None:
-    """For the figure."""
+    """Write the embedding and the clusters for the figure."""
     buffer, embedding = io.BytesIO(), embedding.astype(np.float32)
     if clusters is None:
         np.savez_compressed(buffer, embedding=embedding)

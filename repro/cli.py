@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pyro_vmm.cli.terminal import any_text
 
-ABOUT = """Reproduce a table or figure of the paper, or make one beyond it: run what has no result yet, then render.
+ABOUT = """Reproduce a table or figure of the paper, or make one beyond it: do the runs without a result, then render.
 
-Every fit is a run with a folder of its own under --out. The command may be stopped, killed and started again at any
-moment: a finished run is never repeated, a half-done one continues from its checkpoint. Start it several times to
-share the work; the processes take different runs. A table or figure is rendered from what is finished by then.
+Every fit is a run with its own folder under --out. The command may be stopped, killed and started again at any moment:
+a finished run is never repeated, a half-done one continues from its checkpoint. Start it several times to share the
+work; the processes take different runs. A table or figure is rendered from the finished runs.
 """
 EXAMPLES = """examples:
   python scripts/reproduce.py table1 --scale small
@@ -65,7 +65,7 @@ def _positive(text: str) -> int:
 
 @any_text()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, render and print; returns the exit status: 1 if a run failed, 2 for arguments that can't be."""
+    """Run, render and print; returns the exit status: 1 if a run failed, 2 for wrong arguments."""
     args = parser().parse_args(argv)
     try:
         return _reproduce(args)
@@ -107,5 +107,5 @@ def _limit_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    # Of libraries that are not loaded yet, and of fresh processes.
+    # For libraries that are not loaded yet, and for fresh processes.
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads)))

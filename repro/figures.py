@@ -64,7 +64,7 @@ def _dress(axes, title: str, xlabel: str, sizes: pd.Series) -> None:
 
 
 def _curve(folders: Sequence[Folder], kind: str) -> pd.DataFrame:
-    """The results along one of the sweeps: the runs of that name, and table 1's own run, which is on both."""
+    """The results along one of the sweeps: its own runs, and table 1's run, which belongs to both."""
     other = next(name for name in SWEEPS if name != kind)
     some = [folder for folder in folders if f"-{other}-" not in folder.run.configuration]
     sizes = {folder.run.configuration: folder.run.settings["estimator"]["m_prior"] for folder in some}
@@ -80,7 +80,7 @@ def _draw_means(axes, frame: pd.DataFrame, score: str, style: str, **look) -> No
 
 
 def sensitivity(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | None":
-    """The number of clusters and NMI over K and over D, with table 1's own run on both; a row per configuration."""
+    """The number of clusters and NMI over K and over D, each with table 1's own run; a row per configuration."""
     from matplotlib.figure import Figure
 
     groups: dict[str, list[Folder]] = {}
@@ -96,7 +96,7 @@ def sensitivity(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | N
             start = _results_over(parameter, [f for f in some if f.run.method == "vmm-k-means++"])
             for axes, (score, title) in zip(pair, PANELS.items(), strict=True):
                 _draw_means(axes, frame, score, "o-", color=BLUE, label="random images")
-                # A little beside the run that differs by nothing else.
+                # Shift it a little, to keep it beside the run that is equal otherwise.
                 _draw_means(
                     axes, start.assign(size=1.06 * start["size"]), score, "s", color=VERMILLION, label="k-means++"
                 )
@@ -110,14 +110,14 @@ def _named(letter: str, parameter: str, folder: Folder) -> str:
 
 
 def _results_over(parameter: str, folders: Sequence[Folder]) -> pd.DataFrame:
-    """The results along a parameter of the estimator, which is the column ``size``."""
+    """The results along a parameter of the estimator; the column ``size`` has its values."""
     sizes = {folder.run.method: folder.run.settings["estimator"][parameter] for folder in folders}
     frame = results(folders)
     return frame.assign(size=frame["method"].map(sizes))
 
 
 def embeddings(folders: Sequence[Folder], data_dir: Path | None) -> "Figure | None":
-    """Figures 2 and 5 to 7: each prior's embedding, of the first finished trial, by batch, type and own cluster."""
+    """Figures 2 and 5 to 7: each prior's embedding in the first finished trial, by batch, type and own cluster."""
     from repro.integration.report import draw
 
     stored = {}

@@ -1,4 +1,4 @@
-"""The experiments on images: which runs there are, how one is fitted, and what is measured."""
+"""The experiments on images: the runs, how one is fitted, and what is measured."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,10 +28,10 @@ RIVALS = {"vade": VaDE, "gmvae": GMVAE, "dlgmm": DLGMM}
 #: The GMVAE with other numbers of components, by its name in table 1.
 GMVAES = {f"gmvae-{k}": k for k in (16, 30)}
 RIVALS |= dict.fromkeys(GMVAES, GMVAE)
-#: Those whose latent space k-means and a Bayesian mixture cluster.
+#: The methods whose latent space k-means and a Bayesian mixture cluster.
 BASELINES = ("vae", "pca")
 CLUSTERING = ("vamp", "vade", "gmm", "vmm", "gmvae", "dlgmm", "vae", "pca")
-#: The rows of tables 1 and 2. The clusterings of a latent space come from the run that makes it.
+#: The rows of tables 1 and 2. The run that makes a latent space also clusters it.
 TITLES = {
     "vae": "N(0, I)",
     "vamp": "VampPrior",
@@ -53,11 +53,11 @@ NEIGHBOURS_NOTE = (
     "held-back images: it is given labels. The paper's number of the DLGMM is one, not an accuracy of clusters."
 )
 
-# --- which runs there are ---
+# --- the runs ---
 
 
 def clustering_runs(scale: Scale, trials: int) -> Iterator[Run]:
-    """Of table 1; trials outermost, so that every method soon has a first number."""
+    """The runs of table 1; trials are outermost, so that every method soon has a first number."""
     for trial in range(trials):
         for dataset in scale.latent_dims:
             for method in (*CLUSTERING, *(f"gmvae-{k}" for k in scale.gmvae_components)):
@@ -68,9 +68,9 @@ def clustering_runs(scale: Scale, trials: int) -> Iterator[Run]:
 
 
 def sweep_runs(scale: Scale, trials: int) -> Iterator[Run]:
-    """Of figure 3: the batch size with ``m_prior`` equal to it, as in the paper, and ``m_prior`` alone.
+    """The runs of figure 3: over batch sizes with ``m_prior`` equal to them, as in the paper, and over ``m_prior``.
 
-    Both meet at table 1's own run.
+    Both sweeps share table 1's own run.
     """
     name, base = next(iter(scale.configurations.items()))
     for trial in range(trials):
@@ -78,16 +78,16 @@ def sweep_runs(scale: Scale, trials: int) -> Iterator[Run]:
             usual = planned("clustering", scale, dataset, "vmm", name, trial, base)
             yield usual
             for size in scale.sweep:
-                for told, changes in (("batch", {"batch_size": size, "m_prior": size}), ("m_prior", {"m_prior": size})):
+                for kind, changes in (("batch", {"batch_size": size, "m_prior": size}), ("m_prior", {"m_prior": size})):
                     run = planned(
-                        "clustering", scale, dataset, "vmm", f"{name}-{told}-{size}", trial, {**base, **changes}
+                        "clustering", scale, dataset, "vmm", f"{name}-{kind}-{size}", trial, {**base, **changes}
                     )
                     if run.settings != usual.settings:
                         yield run
 
 
 def surgery_runs(scale: Scale, trials: int) -> Iterator[Run]:
-    """Of table 2."""
+    """The runs of table 2."""
     dataset = list(scale.latent_dims)[-1]
     for trial in range(trials):
         for method in PRIORS:
@@ -96,7 +96,7 @@ def surgery_runs(scale: Scale, trials: int) -> Iterator[Run]:
 
 
 def planned(kind: str, scale: Scale, dataset: str, method: str, configuration: str, trial: int, changes: dict) -> Run:
-    """A run with the settings of a scale, changed."""
+    """A run with the settings of a scale and these changes."""
     latent_dim = {"latent_dim": scale.latent_dims[dataset]}
     settings: dict = {"rows": scale.rows}
     if method in BASELINES:
@@ -119,20 +119,20 @@ Progress = Callable[[int, int], None]
 
 @lru_cache(maxsize=2)
 def load(dataset: str, rows: int | None, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, H, W) and labels (N,): the first so many, or all."""
+    """The first ``rows`` images (N, H, W) and labels (N,), or all."""
     found = data.load(dataset, data_dir)
     assert found.labels is not None, "the data sets of the paper have labels"
     return found.x[:rows], found.labels[:rows]
 
 
 def estimator(run: Run) -> VMM:
-    """Before its fit. The seed is the trial's, which alone tells folds and initial networks."""
+    """The estimator before its fit. Its seed is the trial's, which alone determines folds and initial networks."""
     kind = RIVALS.get(run.method, VMM)
     return kind(**run.settings["estimator"], random_state=run.trial)
 
 
 def fit(run: Run, folder: Folder, x: np.ndarray, labels: np.ndarray, progress: Progress) -> VMM:
-    """Fit, or continue a fit; the model and its history stay in the folder."""
+    """Fit or continue a fit; writes the model and its history into the folder."""
     model = estimator(run)
     model.fit(
         x,
@@ -147,7 +147,7 @@ def fit(run: Run, folder: Folder, x: np.ndarray, labels: np.ndarray, progress: P
 
 
 def cluster(run: Run, folder: Folder, data_dir: Path | None, progress: Progress) -> dict:
-    """A run of table 1: scores of each clustering that comes of it, on all images."""
+    """A run of table 1: scores of each of its clusterings, on all images."""
     x, labels = load(run.dataset, run.settings["rows"], data_dir)
     if run.method == "pca":
         settings = run.settings["baselines"]
@@ -168,15 +168,15 @@ def cluster(run: Run, folder: Folder, data_dir: Path | None, progress: Progress)
 def neighbour_accuracy(z: np.ndarray, labels: np.ndarray, held_back: np.ndarray, n_neighbours: int = 3) -> float:
     """The share of held-back rows that their nearest training rows in the latent space label rightly.
 
-    It is one minus the error of a k-nearest-neighbour classifier, the measure in which the DLGMM's authors report it
+    It is one minus the error of a k-nearest-neighbour classifier, the measure that the DLGMM's authors report
     (Nalisnick, Hertel & Smyth 2016; ``knn_mnist.py`` of github.com/enalisnick/mixture_density_VAEs, with k = 3). It
-    says how well classes are apart in z, not how rows are clustered, and the classifier is given labels. Theirs is of
-    draws of z; ours is of means.
+    measures how well z separates the classes, not how rows are clustered, and the classifier gets labels. Theirs uses
+    draws of z; ours uses means.
 
     Arguments:
-        z: of all rows, (N, D).
+        z: latent means of all rows, (N, D).
         labels: (N,).
-        held_back: whether a row is scored, (N,); the others train.
+        held_back: whether a row is scored, (N,); the other rows train the classifier.
         n_neighbours: k.
     """
     classifier = KNeighborsClassifier(n_neighbours).fit(z[~held_back], labels[~held_back])
@@ -186,7 +186,7 @@ def neighbour_accuracy(z: np.ndarray, labels: np.ndarray, held_back: np.ndarray,
 def latent_scores(z: np.ndarray, labels: np.ndarray, settings: dict, seed: int, space: str) -> dict[str, dict]:
     """Scikit-learn's clusterings of a latent space z (N, D)."""
     k_means = KMeans(CLASSES, n_init=settings["n_init"], random_state=seed).fit(z)
-    # Not how it clusters, but what its exemplars are: rows much nearer to one centre than to the others.
+    # These change the exemplars only, not the clusters: rows much nearer to one centre than to the others.
     squares = k_means.transform(z) ** 2
     near = torch.as_tensor(-squares / squares.mean()).double().softmax(1).numpy()
     mixture = BayesianGaussianMixture(
@@ -202,7 +202,7 @@ def latent_scores(z: np.ndarray, labels: np.ndarray, settings: dict, seed: int, 
 
 @contextmanager
 def unconverged() -> Iterator[None]:
-    """No word of a mixture that has used up its iterations."""
+    """Suppress the warning that a mixture has used up its iterations."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
@@ -220,7 +220,7 @@ def dissect(run: Run, folder: Folder, data_dir: Path | None, progress: Progress)
 
 
 def check_identities(terms: dict[str, float], tolerance: float = 1e-3) -> None:
-    """Raise ``ArithmeticError`` unless the terms are those of equation (12), up to rounding, and the bound is below."""
+    """Raise ``ArithmeticError`` unless the terms fit equation (12), up to rounding, and the ELBO is below log p(x)."""
     pairs = {
         "ELBO = -distortion - rate": (terms["elbo"], -terms["distortion"] - terms["rate"]),
         "rate = mutual information + marginal KL": (

@@ -1,4 +1,4 @@
-"""What pages of results share: Markdown tables, and the machine."""
+"""Shared by pages of results: Markdown tables, and the description of the machine."""
 
 import os
 import platform
@@ -12,12 +12,12 @@ def line(cells: Sequence) -> str:
 
 
 def header(columns: Sequence[str]) -> list[str]:
-    """The two lines that a table begins with."""
+    """The first two lines of a table."""
     return [line(columns), "|---" * len(columns) + "|"]
 
 
 def machine(threads: int | None = None) -> str:
-    """Where and with what the numbers were made; with torch's own threads if none are named."""
+    """The machine, the versions and the threads that made the numbers; by default torch's own number of threads."""
     import torch
 
     cpu = platform.processor() or platform.machine()
@@ -30,7 +30,7 @@ def machine(threads: int | None = None) -> str:
 
 
 def write(path: Path, title: str, about: str, lines: Sequence[str]) -> None:
-    """A page: a heading, a paragraph, and the lines of its tables."""
+    """Write a page: a heading, a paragraph, and the lines of its tables."""
     from pyro_vmm.runtime import files
 
     path.parent.mkdir(parents=True, exist_ok=True)

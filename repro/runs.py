@@ -1,4 +1,4 @@
-"""A run, its folder, and the lock that gives it to one process."""
+"""A run, its folder, and the lock that reserves it for one process."""
 
 import json
 from contextlib import AbstractContextManager
@@ -10,15 +10,15 @@ from pyro_vmm.runtime import files
 
 @dataclass(frozen=True)
 class Run:
-    """One fit, and all that its numbers depend on.
+    """One fit, and everything that its numbers depend on.
 
     Arguments:
-        kind: what is done and measured, a key of :data:`repro.work.KINDS`.
+        kind: the kind of experiment, a key of :data:`repro.work.KINDS`.
         dataset: the name of the data.
         method: the name of the method.
         configuration: the name of its settings among those that are compared.
-        trial: the seed: folds and initial networks are those of every method in this trial.
-        settings: plain values, as JSON has them.
+        trial: the seed; all methods have the same folds and initial networks in a trial.
+        settings: plain values, as in JSON.
     """
 
     kind: str
@@ -30,7 +30,7 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """Of its folder, relative to that of all runs."""
+        """The path of its folder, relative to the folder of all runs."""
         return Path(self.kind, self.dataset, self.method, self.configuration, f"trial-{self.trial}")
 
     def __str__(self) -> str:
@@ -38,9 +38,9 @@ class Run:
 
 
 class Folder:
-    """What a run leaves: settings, a checkpoint while it is at work, then its result, the model and its history.
+    """The files of a run: settings, a checkpoint while it works, then its result, the model and its history.
 
-    A file is written beside its place and then moved there: whenever a process is killed, each is whole or absent.
+    A file is written beside its place and then moved there: if a process is killed, each file is whole or absent.
 
     Arguments:
         root: the folder of all runs.
@@ -60,22 +60,22 @@ class Folder:
         return json.loads(self.result.read_text())
 
     def check(self) -> None:
-        """Raise ``ValueError`` if the folder is of a run with other settings."""
+        """Raise ``ValueError`` if the folder belongs to a run with other settings."""
         if self.settings.exists():
             found = json.loads(self.settings.read_text())["settings"]
             wanted = json.loads(json.dumps(self.run.settings))
             if found != wanted:
                 names = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-                told = ", ".join(f"{name}={found.get(name)!r}, now {wanted.get(name)!r}" for name in names)
-                raise ValueError(f"{self.path} was begun with other settings ({told}); give another --out")
+                changes = ", ".join(f"{name}={found.get(name)!r}, now {wanted.get(name)!r}" for name in names)
+                raise ValueError(f"{self.path} was begun with other settings ({changes}); give another --out")
 
     def claim(self) -> AbstractContextManager[bool]:
-        """Whether this process has the run to itself, see :func:`~pyro_vmm.runtime.files.claim`."""
+        """Whether this process holds the run's lock, see :func:`~pyro_vmm.runtime.files.claim`."""
         self.path.mkdir(parents=True, exist_ok=True)
         return files.claim(self.path / "lock")
 
     def begin(self) -> None:
-        """Note the settings, and clear away what a killed process may have left; only with the lock."""
+        """Write the settings, and remove leftovers of a killed process; needs the lock."""
         for left in files.leftovers(self.path):
             left.unlink()
         self.error.unlink(missing_ok=True)
@@ -83,6 +83,6 @@ class Folder:
         files.write_json(self.settings, {**about, "settings": self.run.settings})
 
     def finish(self, result: dict) -> None:
-        """Store the result, last of all; then nothing is left to continue."""
+        """Store the result last, and remove the checkpoint."""
         files.write_json(self.result, result)
         self.checkpoint.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How large the experiments are: the paper's scale, an honest small one, and one for tests."""
+"""The scales of the experiments: the paper's, a small one, and one for tests."""
 
 from dataclasses import dataclass, field
 
@@ -12,13 +12,13 @@ GENERATED = ("blobs", "anisotropic", "gaussians_50d", "gaussians_60k")
 def tabular(
     n_components: int = 50, hidden: int = 64, epochs: int = 500, steps: int = 3000, max_iter: int = 500
 ) -> dict[str, dict]:
-    """The settings of the methods on tables; why, and what they come to on one, tells ``tabular``.
+    """The settings of the methods on tables; :mod:`repro.tabular` explains them, and applies them to a table.
 
     Arguments:
-        n_components: of the VMM and of scikit-learn's mixture, the most there can be.
+        n_components: the most components of the VMM and of scikit-learn's mixture.
         hidden: the width of the VMM's two layers.
-        epochs, steps: of the VMM, at most.
-        max_iter: of scikit-learn's mixture.
+        epochs, steps: the most epochs and steps of the VMM.
+        max_iter: the most iterations of scikit-learn's mixture.
     """
     vmm = {
         "n_components": n_components,
@@ -52,23 +52,23 @@ class Scale:
     """The settings of a scale.
 
     Arguments:
-        trials: by default.
-        latent_dims: D by data set; the first data set is that of figure 1, the last of table 2 and figure 4.
-        rows: images, the first of the data set; None for all.
+        trials: the default number of trials.
+        latent_dims: D by data set; the first data set is that of figure 1, the last that of table 2 and figure 4.
+        rows: the number of images, the first of the data set; None for all.
         shared: settings of every estimator.
-        ours: settings of the four priors besides.
-        vade: settings of VaDE besides.
-        configurations: what is compared, by name; the first is that of the figures.
+        ours: further settings of the four priors.
+        vade: further settings of VaDE.
+        configurations: the settings that are compared, by name; the figures show the first.
         surgery: settings of table 2's fits.
         n_samples: draws for each row in table 2.
         sweep: the batch sizes, and the values of ``m_prior``, of figure 3.
-        cell_sets: of tables 3 and 4.
-        cell_epochs: at most; None for the methods' own.
+        cell_sets: data sets of tables 3 and 4.
+        cell_epochs: the most epochs on cells; None for the methods' own.
         varied_sets: data sets of presets, ablation and sensitivity.
-        component_counts, varied_dims: K and D of sensitivity, besides table 1's.
-        gmvae_components: K of the GMVAE in table 1, besides ten, keys of ``images.GMVAES``.
-        tables: with known classes, names in ``tabular.TABLES``.
-        tabular: the settings of each method on them.
+        component_counts, varied_dims: K and D of sensitivity, in addition to table 1's.
+        gmvae_components: K of the GMVAE in table 1, in addition to ten; keys of ``images.GMVAES``.
+        tables: tables with known classes, names in ``tabular.TABLES``.
+        tabular: the settings of each method on these tables.
     """
 
     trials: int
@@ -96,7 +96,7 @@ LABELS, LABEL_FREE = {"monitor": "val_nmi"}, {"monitor": "val_elbo"}
 
 
 def _paper(*names: str) -> dict:
-    """These of the paper's settings."""
+    """The paper's settings of these names."""
     return {name: PAPER[name] for name in names}
 
 
@@ -111,7 +111,7 @@ SCALES = {
             "hidden": list(PAPER["hidden"]),
             "validation_fraction": 1 / 7,
         },
-        # The hyper-prior and the start of the authors' code, which the published numbers come from.
+        # The hyper-prior and the start are those of the authors' code, which made the published numbers.
         ours={
             "n_components": 100,
             "m_prior": 256,
@@ -129,7 +129,7 @@ SCALES = {
         varied_sets=("mnist", "fashion_mnist"),
         tabular=tabular(n_components=100, hidden=128, steps=10_000),
     ),
-    # Far fewer iterations than at full scale, hence the larger, falling rate; small networks, to take minutes.
+    # Small networks, to take minutes. Iterations are far fewer than at full scale, so the rate is larger and falls.
     "small": Scale(
         trials=3,
         latent_dims={"mnist": 10, "fashion_mnist": 30},
@@ -145,12 +145,12 @@ SCALES = {
             "likelihood_options": {"initial_scale": 1.0},
         },
         ours={"n_components": 100, "m_prior": 256, "hyperprior": "reference", "settle": False},
-        # The iterations of the pre-training are those at full scale, some 3,000.
+        # The pre-training has as many iterations as at full scale, some 3,000.
         vade={"covariance": "full", "pretraining_epochs": 85, "pretraining_learning_rate": 2e-3},
         configurations={"label-free": LABEL_FREE},
         surgery={"patience": 20, **LABEL_FREE},
     ),
-    # For tests: whether it works, not how well.
+    # For tests, which check that it works, not how well.
     "tiny": Scale(
         trials=2,
         latent_dims={"digits": 2},

@@ -1,4 +1,4 @@
-"""Samples to what a table shows: mean ± standard deviation, and which means are marked."""
+"""Statistics for tables: mean ± standard deviation, and which means are marked."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ def mean_std(values: Sequence[float] | np.ndarray, mean: str = ".3g", std: str =
 
 
 def numbers(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """What is not missing."""
+    """The values that are not missing."""
     found = np.asarray(values, float)
     return found[~np.isnan(found)]
 
 
 def best(samples: Mapping[str, Sequence[float]], larger: bool = True, level: float = 0.05) -> set[str]:
-    """The name of the best mean, and the names of what is not significantly worse.
+    """The name of the best mean, and the names that are not significantly worse.
 
-    That is p >= level in a one-sided Mann-Whitney U test, as the paper marks its tables. Up to three samples a name can
-    never differ at 0.05, so there the test has no say and the best mean stands alone.
+    Not significantly worse means p >= level in a one-sided Mann-Whitney U test, as in the paper's tables. With up to
+    three samples per name p can never be below 0.05, so the best mean stands alone.
 
     Arguments:
-        samples: numbers for each name; names that have only NaN take no part.
+        samples: numbers for each name; names with only NaN are ignored.
         larger: whether more is better.
         level: of the test.
     """
@@ -41,7 +41,7 @@ def best(samples: Mapping[str, Sequence[float]], larger: bool = True, level: flo
 
 
 def _as_good(values: np.ndarray, top: np.ndarray, level: float) -> bool:
-    """Whether the test could tell the two apart and does not."""
+    """Whether the test could find a difference but does not."""
     from scipy.stats import mannwhitneyu
 
     if 1 / math.comb(len(values) + len(top), len(top)) >= level:

@@ -1,4 +1,4 @@
-"""Results of runs to a table, and the table as Markdown, CSV and LaTeX."""
+"""Tables of the results of runs, as Markdown, CSV and LaTeX."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Column:
     Arguments:
         score: its name in the results.
         title: its name in the table.
-        form: how its mean and its standard deviation are written.
+        form: the format of its mean and its standard deviation.
         larger: whether more is better; None to mark no best.
     """
 
@@ -33,8 +33,8 @@ def results(folders: Sequence[Folder], name: Callable[[Run], str] | None = None)
     """A row for each trial of each method, from the runs that are finished.
 
     Arguments:
-        folders: of the runs.
-        name: what to call a run's method, if not by its own name.
+        folders: the folders of the runs.
+        name: a function that names a run's method; by default its own name.
     """
     rows = []
     for folder in folders:
@@ -54,9 +54,9 @@ class Table:
         columns: the scores.
         titles: of the methods, in the order of their rows.
         paper: the paper's numbers by data set and method, then by score.
-        trials: how many were asked for.
-        planned: data set, configuration and method of the runs. What has none finished, but numbers of the paper, has a
-            row with these.
+        trials: the number of planned trials.
+        planned: data set, configuration and method of the runs. A method without a finished run still has a row if the
+            paper has numbers of it.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Table:
         return titles
 
     def lines(self) -> list[list[tuple[str, bool]]]:
-        """Text and whether it is bold, by row and column."""
+        """For each row and column the text, and whether it is bold."""
         found = []
         marked = {(c.score, group): self._marked(c, group) for c in self.columns for group in self.groups}
         for dataset, configuration, method in self._rows():
@@ -122,7 +122,7 @@ class Table:
         return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
     def latex(self) -> str:
-        """For the packages booktabs and inputenc."""
+        """A table for the packages booktabs and inputenc."""
         columns = "llll" + "r" * (len(self.header()) - 4)
         lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _row(_escape(text) for text in self.header())]
         group = None
@@ -134,7 +134,7 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def csv(self) -> str:
-        """Plain numbers: mean, standard deviation and mark of each score, and the paper's beside."""
+        """Plain numbers: mean, standard deviation and mark of each score, and the paper's numbers."""
         rows = []
         for dataset, configuration, method in self._rows():
             trials = self.groups[dataset, configuration][method]
@@ -153,7 +153,7 @@ class Table:
 
 
 def _values(rows: pd.DataFrame, column: Column) -> list[float]:
-    """A score of some trials; none if no run has it."""
+    """A score of some trials; empty if no run has it."""
     return rows[column.score].astype(float).tolist() if column.score in rows else []
 
 

@@ -1,20 +1,19 @@
 """The experiment on tables with known classes: the VMM beside k-means, a Bayesian mixture and HDBSCAN.
 
-Every method sees the same columns, brought to mean 0 and variance 1, and has one setting for all tables, in
-``scales.tabular``. The VMM's has these rules:
+Every method sees the same columns, scaled to mean 0 and variance 1, and has one setting for all tables, in
+``scales.tabular``. The VMM's setting has these rules:
 
 - no more latent dimensions than columns;
-- 500 epochs, but at most as many as ``steps`` come to: networks learn a small table by heart (the ELBO of the
-  held-back tenth falls after some 400 epochs of iris or wine), so that the best of these epochs is kept;
-- the prior's learning rate lets weights fall by ``fall`` nats in so many steps, however few they are: fast enough for
-  a small table, whose networks learn it by heart, slow enough for neighbouring clusters not to merge before the encoder
-  tells them apart;
-- ``m_prior`` is 256 as everywhere, but at most the number of rows: hyper-priors count at least once;
-- no component leaves training early, as ten epochs of a small table are ten steps.
+- 500 epochs, but at most ``steps`` steps: networks learn a small table by heart (the ELBO of the held-back tenth falls
+  after some 400 epochs of iris or wine), so the best of these epochs is kept;
+- the prior's learning rate lets weights fall by ``fall`` nats over all steps, however few they are: fast enough for a
+  small table, whose networks learn it by heart, slow enough that neighbouring clusters do not merge before the encoder
+  separates them;
+- ``m_prior`` is 256 as everywhere, but at most the number of rows, so that hyper-priors count at least once;
+- no component leaves training early, because ten epochs of a small table are ten steps.
 
-The rules for small tables were found on iris and wine, on which earlier settings, 3,000 steps for every table at one
-rate, had done badly; the fall on trial 0 of all tables. Labels were in sight both times, and no components settled
-then.
+The rules for small tables were found on iris and wine, where earlier settings, 3,000 steps for every table at one rate,
+did badly; the fall was found on trial 0 of all tables. Labels were known both times, and components did not settle.
 """
 
 import math
@@ -42,14 +41,14 @@ TITLES = {
     "vmm": "VMM",
 }
 NOTE = (
-    " Columns have mean 0 and variance 1; each method has one setting for all tables. Only k-means is told the number "
+    " Columns have mean 0 and variance 1; each method has one setting for all tables. Only k-means is given the number "
     "of classes. The VMM and the Bayesian mixture start from as many components as each other. A cluster of HDBSCAN "
     "has at least 5 rows, and at least one row in 256, as the VMM's m_prior has it. The rows that HDBSCAN calls noise "
     "are scored as one group, which is not counted as a cluster; nothing in it is random, so it has one trial. "
     "The accuracy gives each cluster its most frequent class: splitting clusters can only raise it, so that its best "
     "is not marked; the ARI falls."
 )
-# HDBSCAN's cluster of rows that belong to none.
+# HDBSCAN's label of rows without a cluster.
 NOISE = -1
 
 # --- tables ---
@@ -69,7 +68,7 @@ def anisotropic() -> Data:
 
 
 def gaussians(rows: int, classes: int, columns: int) -> Data:
-    """Gaussian clusters of unequal sizes, each stretched in directions of its own; centres some 8 deviations apart."""
+    """Gaussian clusters of unequal sizes, each stretched in its own directions; centres some 8 deviations apart."""
     random = np.random.default_rng(0)
     y = random.choice(classes, rows, p=random.dirichlet(np.full(classes, 5.0)))
     X = random.normal(size=(rows, columns))
@@ -94,7 +93,7 @@ TABLES: dict[str, Callable[[], Data]] = {
 
 @lru_cache(maxsize=1)
 def load(name: str) -> Data:
-    """Columns of mean 0 and variance 1 (N, G), and classes (N,): the same in every trial."""
+    """Columns of mean 0 and variance 1 (N, G), and classes (N,); the same in every trial."""
     X, y = TABLES[name]()
     return StandardScaler().fit_transform(X), y
 
@@ -103,7 +102,7 @@ def load(name: str) -> Data:
 
 
 def tabular_runs(scale: Scale, trials: int) -> Iterator[Run]:
-    """Every method on every table; HDBSCAN, in which nothing is random, once."""
+    """Every method on every table; HDBSCAN has one trial, because it is not random."""
     for trial in range(trials):
         for dataset in scale.tables:
             for method, settings in scale.tabular.items():
@@ -122,7 +121,7 @@ def cluster(run: Run, folder: Folder, data_dir: Path | None, progress: images.Pr
 
 
 def estimator_settings(settings: dict, rows: int, columns: int) -> dict:
-    """The estimator's settings on a table: steps in epochs, granularity in rows, no more dimensions than columns."""
+    """The estimator's settings on a table, by the rules above."""
     estimator = settings["estimator"]
     batches = math.ceil((rows - int(estimator["validation_fraction"] * rows)) / estimator["batch_size"])
     epochs = min(settings["epochs"], math.ceil(settings["steps"] / batches))
@@ -155,7 +154,7 @@ CLUSTERINGS: dict[str, Callable] = {"k_means": k_means, "mixture": mixture, "hdb
 
 
 def scores(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
-    """Scores of clusters (N,); rows that a method calls noise are a group like any other, but no cluster."""
+    """Scores of clusters (N,); rows that a method calls noise are scored as a group, but not counted as a cluster."""
     noise = clusters == NOISE
     return {
         "utilised_clusters": clustering.utilised_clusters(clusters) - int(noise.any()),

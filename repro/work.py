@@ -1,4 +1,4 @@
-"""Doing runs: one process takes whatever is neither finished nor at work in another."""
+"""Do the runs: a process takes those that are neither finished nor at work in another process."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ from pyro_vmm.runtime import files
 from repro import cells, images, tabular
 from repro.runs import Folder, Run
 
-#: What a run of each kind does: (run, folder, data folder, progress) to its result.
+#: For each kind a function from (run, folder, data folder, progress) to the result.
 KINDS: dict[str, Callable] = {
     "clustering": images.cluster,
     "surgery": images.dissect,
@@ -28,10 +28,10 @@ SHOWN = ("utilised_clusters", "accuracy_by_exemplar", "nmi", "log_px", "clusters
 class Display:
     """A bar over all runs, those of other processes included, with the time left.
 
-    The time left is that at the pace of this start: a rough figure, as methods differ and some stop early.
+    The time left assumes the pace since this start. It is rough, because methods differ and some stop early.
 
     Arguments:
-        folders: of all runs.
+        folders: the folders of all runs.
         show: whether to show it.
     """
 
@@ -45,28 +45,28 @@ class Display:
         return sum(folder.finished() for folder in self.folders)
 
     def epoch(self, run: Run, epoch: int, epochs: int) -> None:
-        """Show how far a run is."""
+        """Show the progress of a run."""
         self.bar.set_postfix_str(f"{run}: epoch {epoch} of {epochs}", refresh=False)
         self.bar.update(self._finished() + epoch / epochs - self.bar.n)
 
     def say(self, text: str) -> None:
-        """A line, and what is finished by now."""
+        """Print a line, and update the number of finished runs."""
         self.bar.write(text, file=sys.stdout)
         sys.stdout.flush()
         self.bar.update(self._finished() - self.bar.n)
 
 
 def work(runs: Sequence[Run], root: Path, data_dir: Path | None = None, show: bool = True) -> dict[str, int]:
-    """Do what has no result yet; returns how many runs failed, data sets were skipped, and runs are at work elsewhere.
+    """Do the runs without a result; returns how many runs failed, data sets were skipped, and runs work elsewhere.
 
-    A run that fails tells why and leaves ``error.txt``; the others don't depend on it, and the next start tries again.
+    A run that fails prints why and leaves ``error.txt``; the others don't depend on it, and the next start tries again.
     """
     folders = [Folder(root, run) for run in runs]
     for folder in folders:
         folder.check()
     display, failed, skipped = Display(folders, show), {}, {}
     while True:
-        # Until there is nothing to do: a run may have been at work in a process that was then killed.
+        # Repeat until there is nothing to do: a process at work on a run may have been killed meanwhile.
         done, busy = 0, 0
         for folder in folders:
             if folder.finished() or folder.path in failed or (folder.run.kind, folder.run.dataset) in skipped:
@@ -91,7 +91,7 @@ def _do(folder: Folder, data_dir: Path | None, display: Display, failed: dict, s
         display.say(f"{run.dataset}: skipped: {error}")
         skipped[run.kind, run.dataset] = error
         return
-    except Exception as error:  # of whatever method
+    except Exception as error:  # any method may raise
         files.write_text(folder.error, traceback.format_exc())
         failed[folder.path] = error
         display.say(f"{run}: FAILED: {type(error).__name__}: {error} ({folder.error})")
@@ -101,12 +101,12 @@ def _do(folder: Folder, data_dir: Path | None, display: Display, failed: dict, s
     costs = plain(found.get("costs", {}))
     folder.finish({"scores": scores, "costs": costs, "machine": machine(), "versions": versions()})
     for name, values in scores.items():
-        told = ", ".join(f"{key} {values[key]:.4g}" for key in SHOWN if values.get(key) is not None)
-        display.say(f"{run}{'' if name == run.method else f' ({name})'}: {told}, {seconds:.0f} s")
+        shown = ", ".join(f"{key} {values[key]:.4g}" for key in SHOWN if values.get(key) is not None)
+        display.say(f"{run}{'' if name == run.method else f' ({name})'}: {shown}, {seconds:.0f} s")
 
 
 def plain(values: dict[str, float]) -> dict[str, float | None]:
-    """As JSON has it, which knows neither NaN nor infinity."""
+    """Values for JSON: None in place of NaN and infinity."""
     return {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
 
 

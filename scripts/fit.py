@@ -3,8 +3,8 @@
 import os
 import sys
 
-# Before torch is loaded, whose threads else spin for long while they wait for each other: where other programs share
-# the cores, that keeps the very thread they wait for from running, and training takes several times as long.
+# Set this before torch is loaded. Its threads spin for long while they wait for each other. If other programs share the
+# cores, this keeps the awaited thread from running, and training takes several times as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 from pyro_vmm.cli import main

@@ -2,7 +2,7 @@
 
 import sys
 
-# Imported by fresh processes too, which should not load what they do not need.
+# Fresh processes import this file, too, and should not load modules that they do not need.
 if __name__ == "__main__":
     from repro.cli import main
 

@@ -605,7 +605,7 @@ def test_options_that_are_of_the_command_line_alone(name, tmp_path, capsys):
 def test_a_configuration_without_options_is_not_that_of_a_run(content, tmp_path, capsys):
     (tmp_path / "config.json").write_text(content)
     assert run("--resume", tmp_path) == 2
-    assert "is not that of a run" in capsys.readouterr().err
+    assert "is not the configuration of a run" in capsys.readouterr().err
 
 
 def test_a_folder_that_exists_is_left_alone(tmp_path, capsys):

@@ -208,7 +208,7 @@ def test_counts_of_raw(options, path, adata, tmp_path):
     assert found.var_names.equals(adata.var_names) and (found.X != adata.X).nnz == 0
     assert len(model.genes_) == (30 if "--n-top-genes" in options else G - 1)
     np.testing.assert_array_equal(model.predict(found), found.obs["vmm"].astype(int))
-    with pytest.raises(ValueError, match="--backed leaves X in the file, but not what --layer raw takes"):
+    with pytest.raises(ValueError, match="--backed can't leave the counts of --layer raw in the file"):
         CELLS.load({"dataset": path, "layer": "raw", "backed": True})
     # A layer of that name comes first.
     some.layers["raw"] = np.rint(some.X)

@@ -142,4 +142,4 @@ def test_a_rate_that_was_selected_stays(table, tmp_path, capsys, break_at):
     options = ["--select", 64, "--select-seeds", 1, "--epochs", 1]
     assert run("--dataset", table, "--out", out, *FAST, *options) == 0
     assert run("--resume", out, "--quiet", "--learning-rate", 1e-4) == 2
-    assert "selected before: --learning-rate 0.0001" in capsys.readouterr().err
+    assert "after another selection: --learning-rate 0.0001" in capsys.readouterr().err

@@ -385,7 +385,7 @@ def test_the_tree_of_clusters():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "1", "2"]
     heights = sorted(max(x for x, _ in path) for path in axes.collections[0].get_segments())
     assert heights == [10, 100] and "13 cells" in axes.get_xlabel()
-    with pytest.raises(ValueError, match="two clusters at least"):
+    with pytest.raises(ValueError, match="at least two clusters"):
         plots.cluster_tree(tree[:1], [0, 0, 1, 2])
 
 

@@ -491,7 +491,7 @@ def test_command_line(tmp_path, capsys):
     before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
     for changed in (["--select", "64", "512"], ["--select-seeds", "2"], ["--select-learning-rates", "0.01"]):
         assert main(["--resume", str(out), "--quiet", *changed]) == 2
-        assert f"selected before: {changed[0]} " in capsys.readouterr().err
+        assert f"after another selection: {changed[0]} " in capsys.readouterr().err
     assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == before
     assert main(["--resume", str(out), "--quiet", "--select", "64", "256"]) == 0
 
@@ -511,7 +511,7 @@ def test_the_command_lines_default_of_seeds_is_selects(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--select-seeds", "2"], "--select-seeds is of no use without --select"),
+        (["--select-seeds", "2"], "--select-seeds needs --select"),
         (["--select", "--m-prior", "64"], "leave out --m-prior"),
         (["--select", "0"], "m_prior=0"),
     ],

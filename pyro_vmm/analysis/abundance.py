@@ -1,14 +1,14 @@
-"""Shares of clusters in two conditions, from draws of what cluster each row is of."""
+"""Shares of clusters in two conditions, from draws of each row's cluster."""
 
 import numpy as np
 import pandas as pd
 
-# Jeffreys' prior of shares: half a row of each cluster.
+# Jeffreys' prior of shares adds half a row to each cluster.
 PRIOR_ROWS = 0.5
 
 
 class ClusterCounts:
-    """Draws of how many rows of each sample are of each cluster, added up some rows at a time.
+    """Draws of the number of rows of each sample in each cluster, added up some rows at a time.
 
     Arguments:
         q: q(c | x), (N, K).
@@ -47,23 +47,23 @@ def shares_compared(
     r"""The share of each cluster in condition 0 and in condition 1, and log2 of their ratio.
 
     Each draw of counts gives a draw of each sample's shares, Dirichlet(counts + 1/2) (Jeffreys' prior). Without samples
-    (``by_sample=False``) there is one of each condition. With samples the logarithms of their shares are taken to be
-    normal within a condition, of unknown mean and variance: under Jeffreys' prior the mean is
+    (``by_sample=False``) each condition is one sample. With samples, the logarithms of their shares are assumed to be
+    normal within a condition, with unknown mean and variance: under Jeffreys' prior the mean is
     :math:`\bar y + t\, s / \sqrt{U}` with t from Student's t of U - 1 degrees of freedom (Gelman et al., Bayesian Data
-    Analysis, 3rd edition, section 3.2). So the spread between samples widens what is known of their mean, and a share
-    is that of a typical sample, the geometric mean.
+    Analysis, 3rd edition, section 3.2). So the spread between samples widens the posterior of their mean, and a share
+    is the geometric mean, the share of a typical sample.
 
     Arguments:
-        counts: draws of how many rows of each sample are of each cluster.
+        counts: draws of the number of rows of each sample in each cluster.
         condition: 0 or 1, of each sample; each at least once, and with ``by_sample`` at least twice.
-        by_sample: whether samples differ besides their condition.
-        delta: what a log2 ratio is beyond.
+        by_sample: whether samples of one condition differ.
+        delta: the threshold of the log2 ratio.
         level: the probability of the intervals.
         seed: of the draws.
 
     Returns:
         For each cluster ``share1``, ``share2``, ``log2_ratio``, ``log2_ratio_low``, ``log2_ratio_high`` and
-        ``probability``, that of a log2 ratio beyond delta either way.
+        ``probability``, P(\|log2 ratio\| > delta).
     """
     random = np.random.default_rng(seed)
     gamma = random.standard_gamma(counts + PRIOR_ROWS)

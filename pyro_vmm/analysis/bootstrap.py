@@ -1,28 +1,28 @@
-"""The Bayesian bootstrap of groups whose rows are known by their probabilities alone.
+"""The Bayesian bootstrap of groups whose rows belong to them with known probabilities.
 
-A draw says of each row what group it is of, by the row's probabilities, and how much it weighs, by an exponential
-number. The weighted mean of a group is then a draw from the posterior of the group's mean, with no assumption on how
-values are distributed (Rubin, The Bayesian bootstrap, Annals of Statistics 9:130, 1981). Rows that may be of several
-groups come and go between draws, and widen what is known of the mean.
+Each draw assigns each row to a group, by the row's probabilities, and gives it an exponential weight. The weighted mean
+of a group is then a draw from the posterior of the group's mean, with no assumption on how values are distributed
+(Rubin, The Bayesian bootstrap, Annals of Statistics 9:130, 1981). Rows that may belong to several groups change groups
+between draws, and widen the posterior of the mean.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-# A row that is less probably of the groups than this is left out: it would be in hardly a draw.
+# A row that belongs to the groups with less than this probability is left out: hardly any draw would have it.
 LEAST_PROBABILITY = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """Rows that are looked at, what groups they may be of, and how many rows each stands for.
+    """The rows that are compared, the groups that they may belong to, and how many rows each stands for.
 
     Arguments:
         rows: positions in the data, ascending, (M,).
-        q: the probability that a row is of each group, (M, J); what lacks to one is that it is of none.
+        q: the probability that a row belongs to each group, (M, J); one minus their sum is that of no group.
         stands_for: how many rows of the data a row stands for, (M,).
-        sample: the sample (donor) of each row, from 0 without gaps, (M,); None where rows are independent.
+        sample: the sample (donor) of each row, from 0 without gaps, (M,); None if rows are independent.
     """
 
     rows: np.ndarray
@@ -38,9 +38,9 @@ class Population:
         seed: int,
         sample: np.ndarray | None = None,  # (N,)
     ) -> "Population":
-        """All rows that may be of a group; of a group with more than ``most`` rows so many, drawn at random.
+        """All rows that may belong to a group, but at most ``most`` rows of each group, drawn at random.
 
-        A row is counted to the group that it is most probably of.
+        For this a row counts towards its most probable group.
         """
         random = np.random.default_rng(seed)
         candidates = np.flatnonzero(q.sum(1) > LEAST_PROBABILITY)
@@ -62,11 +62,11 @@ class Sums:
     """Weighted sums of each group in each draw, added up some rows at a time: memory does not grow with the rows.
 
     The draws do not depend on how the rows are cut into blocks. With samples, all rows of a sample share a second
-    exponential weight, so that the spread between samples is in the draws.
+    exponential weight, so that the draws contain the spread between samples.
 
     Arguments:
         population: M rows of J groups.
-        n_values: V, the numbers of a row.
+        n_values: V, how many numbers a row has.
         n_draws: S.
         seed: of the draws.
 
@@ -88,7 +88,7 @@ class Sums:
             self._of_sample = between.standard_exponential(shape, dtype=np.float32)
 
     def add(self, values: np.ndarray) -> None:
-        """The values (m, V) of the next m rows."""
+        """Add the values (m, V) of the next m rows."""
         rows = slice(self._done, self._done + len(values))
         self._done = rows.stop
         group, weight = self._draw(rows)
@@ -101,7 +101,7 @@ class Sums:
                 self.weights[j] += weighed.sum(0)
 
     def compared(self, j: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draws of the mean of group j and of all others, (S', V) each; but for draws without a row of either."""
+        """Draws of the mean of group j and of all others, (S', V) each, without draws in which either has no row."""
         others = np.arange(len(self.totals)) != j
         weight, other = self.weights[j], self.weights[others].sum(0)
         kept = (weight > 0) & (other > 0)

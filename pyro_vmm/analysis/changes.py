@@ -1,4 +1,4 @@
-"""Changes of the means of two groups: from draws to a table with intervals and calls."""
+"""Changes between the means of two groups: from draws to a table with intervals and calls."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ import pandas as pd
 
 from pyro_vmm.analysis.shrinkage import Posterior, shrunken, unshrunken
 
-# Counts that a group is taken to have seen in agreement with the model, so that few counts hardly overrule it.
+# Counts that are added to a group in agreement with the model, so that few counts hardly overrule it.
 PRIOR_COUNTS = 1.0
-# No standard error is taken for less: draws of a constant have none.
+# The least standard error: draws of a constant would have zero.
 LEAST_ERROR = 1e-6
 
 
@@ -20,21 +20,21 @@ def model_assisted_means(
     weights: np.ndarray,  # (J, S)
     counts: bool = True,
 ) -> np.ndarray:
-    r"""Draws of the mean normalised expression of groups, (J, S, G): the model's, set right by the counts.
+    r"""Draws of the mean normalised expression of groups, (J, S, G): the model's means, corrected by the counts.
 
     .. math:: m_{jsg} = \frac{\sum_i w_{is} h_{ig}}{\sum_i w_{is}} \cdot
               \frac{1 + \sum_i w_{is} x_{ig}}{1 + \sum_i w_{is} \lambda_{ig}}
 
-    over the rows i that are of group j in draw s: h is the expression that the model decodes, in the batches of the
-    comparison; x are the counts, and :math:`\lambda` what the model expects them to be in their own batch. The model
-    takes out the batch. The second factor takes out what the decoder got wrong in this group, and brings in the noise
-    of the counts. Of values that are no counts, the mean of x minus lambda is added instead.
+    over the rows i of group j in draw s: h is the expression that the model decodes, in the batches of the comparison;
+    x are the counts, and :math:`\lambda` are the counts that the model expects in their own batch. The model removes
+    the batch. The second factor removes the decoder's errors in this group, and adds the noise of the counts. If the
+    values are no counts, the mean of x minus lambda is added instead.
 
     Source: the ratio estimator of Särndal, Swensson & Wretman, Model Assisted Survey Sampling, 1992, chapter 7.
 
     Arguments:
         expression, observed, expected: weighted sums of h, x and lambda.
-        weights: sums of weights; NaN comes of those that are zero.
+        weights: sums of weights; zero ones give NaN.
         counts: whether x are counts.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -52,18 +52,18 @@ class Changes:
     error: np.ndarray
 
     def posterior(self, shrink: bool = True) -> Posterior:
-        """Of the changes; ``shrink``: under a prior that all features share, see :func:`shrunken`."""
+        """The posterior of the changes; with ``shrink`` under a prior that all features share, see :func:`shrunken`."""
         return (shrunken if shrink else unshrunken)(self.estimate, self.error)
 
     def table(self, name: str, delta: float, fdr: float, level: float, shrink: bool = True) -> pd.DataFrame:
-        """For each feature, in its order: the change's posterior mean and interval, P(\\|change\\| > delta), calls.
+        """For each feature, in order: the change's posterior mean and interval, P(\\|change\\| > delta), calls.
 
         Arguments:
-            name: of the column of changes; its interval is in ``name_low`` and ``name_high``.
-            delta: what a change is beyond.
+            name: of the column of changes; the interval is in ``name_low`` and ``name_high``.
+            delta: the threshold of a change.
             fdr: the expected share of false calls among all calls.
             level: the probability of the intervals.
-            shrink: as of :meth:`posterior`.
+            shrink: see :meth:`posterior`.
         """
         posterior = self.posterior(shrink)
         probability = posterior.beyond(delta)
@@ -93,7 +93,7 @@ def log_fold_changes(
 
     Arguments:
         one, other: means in either group.
-        pseudo_count: epsilon, positive: changes of means far below it come to nothing.
+        pseudo_count: epsilon, positive; changes of means far below it are almost zero.
         counts_one, counts_other: how many counts each group has.
     """
     logs = np.log2(one + pseudo_count) - np.log2(other + pseudo_count)
@@ -109,13 +109,13 @@ def changes(
     one: np.ndarray,  # (S, G)
     other: np.ndarray,  # (S, G)
 ) -> Changes:
-    """Differences of draws of means."""
+    """Differences between draws of means."""
     found = one - other
     return Changes(found.mean(0).astype(float), found.std(0, ddof=1).clip(LEAST_ERROR).astype(float))
 
 
 def expected_fdr(probability: np.ndarray) -> np.ndarray:
-    """The expected share of false calls if a feature and all that are more probable are called, (G,).
+    """The expected share of false calls if a feature and all more probable ones are called, (G,).
 
     It is the mean of 1 - probability over these (Newton et al., Biostatistics 5:155, 2004; Boyeau et al., PNAS
     120:e2209124120, 2023).

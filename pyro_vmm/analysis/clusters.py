@@ -8,7 +8,7 @@ from scipy.special import entr
 
 from pyro_vmm.inference.confidence import SURE
 
-# Less than this of the probability of a cluster's rows is no hesitation worth a name.
+# A cluster is named as the one that rows hesitate with only if it has more than this mean probability.
 NOTABLE = 0.005
 
 
@@ -20,12 +20,12 @@ def summarise(
 ) -> pd.DataFrame:
     """The clusters that win a row, with the columns
 
-    - ``weight``: in the prior;
-    - ``rows`` or ``cells``: how many are most probably of it, and their ``share``;
+    - ``weight``: the weight in the prior;
+    - ``rows`` or ``cells``: the number of those whose most probable cluster it is, and their ``share``;
     - ``confidence``: the mean of their q(c | x);
     - ``hesitating``: the share of them whose cluster has less than 90 %, and ``hesitates_with``: the cluster that has
-      most of the rest, or "" where there is hardly any;
-    - ``components``: how many components it is made of.
+      most of the rest, or "" if there is hardly any rest;
+    - ``components``: the number of its components.
     """
     labels, best = q.argmax(1), q.max(1)
     present = np.unique(labels)
@@ -49,13 +49,13 @@ def summarise(
 
 
 def batch_mixing(shares: np.ndarray, overall: np.ndarray) -> np.ndarray:
-    r"""How well the batches are mixed in each cluster, (K,): 1 as in all cells, 0 where all are of one batch.
+    r"""How well the batches are mixed in each cluster, (K,): 1 as in all cells, 0 if all cells are of one batch.
 
-    It is the entropy of :math:`r_b \propto p(b \mid k) / p(b)` over that of as many equal shares, log B.
+    It is the entropy of :math:`r_b \propto p(b \mid k) / p(b)` divided by that of equal shares, log B.
 
     Arguments:
         shares: p(b | k), (K, B).
-        overall: p(b), (B,), positive; with one batch all are mixed.
+        overall: p(b), (B,), positive; with one batch the result is 1.
     """
     if len(overall) == 1:
         return np.ones(len(shares))

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-#: Clusters, and markers of each, in the text.
+#: The numbers of clusters, and of markers of each, in the text.
 CLUSTERS_SHOWN, MARKERS_SHOWN = 20, 6
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What the clusters are. ``print`` it, or look at its ``table()``.
+    """A description of the clusters. ``print`` it, or look at its ``table()``.
 
     Arguments:
         clusters: a line for each of the K' clusters that win a row, see :func:`~pyro_vmm.analysis.summarise`.
-        nearest: of each, the rows nearest to its centre, best first: positions in the data.
+        nearest: for each cluster, the positions in the data of the rows nearest to its centre, best first.
         centres: z at the centre of each cluster's largest component, (K', D).
-        decoded: what the model decodes there, (K', ...).
-        markers: what sets each cluster apart, genes or features; None where nothing was compared.
+        decoded: what the model decodes at the centres, (K', ...).
+        markers: the genes or features that set each cluster apart; None if nothing was compared.
     """
 
     clusters: pd.DataFrame
@@ -33,11 +33,11 @@ class Explanation:
 
     @property
     def change(self) -> str:
-        """The column of ``markers`` that says by how much: log2 fold changes of counts, else differences."""
+        """The column of ``markers`` with the changes: log2 fold changes of counts, else differences."""
         return "lfc" if self.markers is not None and "lfc" in self.markers else "difference"
 
     def top(self, cluster: int, n: int = MARKERS_SHOWN) -> list[str]:
-        """What sets a cluster apart, called and largest first, with + or - for more or less than elsewhere."""
+        """The called markers of a cluster, the largest change first, with + or - for more or less than elsewhere."""
         if self.markers is None:
             return []
         own = self.markers[(self.markers["cluster"] == cluster) & self.markers["called"]]
@@ -46,16 +46,16 @@ class Explanation:
         return [f"{name}{sign}" for name, sign in zip(own[self.marker_kind], signs, strict=True)]
 
     def table(self, names: np.ndarray | None = None) -> pd.DataFrame:
-        """``clusters``, with the rows nearest to the centre and what sets each apart, as text.
+        """``clusters``, with the rows nearest to the centre and the markers of each, as text.
 
         Arguments:
             names: of the rows, (N,); by default their positions.
         """
         rows = self.nearest if names is None else [np.asarray(names)[rows] for rows in self.nearest]
-        told = {"nearest": [" ".join(map(str, each)) for each in rows]}
+        texts = {"nearest": [" ".join(map(str, each)) for each in rows]}
         if self.markers is not None:
-            told["markers"] = [" ".join(self.top(k)) for k in self.clusters.index]
-        return self.clusters.assign(**told)
+            texts["markers"] = [" ".join(self.top(k)) for k in self.clusters.index]
+        return self.clusters.assign(**texts)
 
     def __str__(self) -> str:
         table = self.table().drop(columns="nearest")
@@ -70,7 +70,7 @@ class Explanation:
 
 @dataclass(frozen=True, eq=False)
 class ArrayExplanation(Explanation):
-    """What the clusters of an array are.
+    """A description of the clusters of an array.
 
     Arguments:
         means: the mean of each cluster's rows, by q(c | x), in the units of X, (K', ...).
@@ -83,6 +83,6 @@ class ArrayExplanation(Explanation):
 
 @dataclass(frozen=True, eq=False)
 class CellExplanation(Explanation):
-    """What the clusters of cells are; ``clusters`` has ``batch_mixing`` besides, and ``markers`` are genes."""
+    """A description of the clusters of cells: ``clusters`` also has ``batch_mixing``, and ``markers`` are genes."""
 
     marker_kind = "gene"

@@ -6,16 +6,16 @@ import pandas as pd
 from pyro_vmm.analysis.bootstrap import Sums
 from pyro_vmm.analysis.changes import changes, log_fold_changes, model_assisted_means
 
-# What the expression of a cell adds up to in tables.
+# The sum of a cell's expression in tables.
 LIBRARY = 1e4
 
 
 class ComparedCells:
-    """Draws of the sums of groups of cells, and the tables that follow.
+    """Draws of the sums of groups of cells, and the tables made from them.
 
     Arguments:
         sums: of normalised expression, counts and expected counts, V = 3 G.
-        detected: how many cells of each group have a gene, (J, G).
+        detected: how many cells of each group have each gene, (J, G).
         size: how many cells each group has, (J,).
         genes: names, (G,).
         counts: whether the values are counts.
@@ -25,7 +25,7 @@ class ComparedCells:
         self.sums, self.detected, self.size, self.genes, self.counts = sums, detected, size, genes, counts
 
     def table(self, j: int, delta: float, fdr: float, level: float, pseudo_count: float) -> pd.DataFrame:
-        """Group j beside all others, by gene."""
+        """Compare group j with all others, by gene."""
         others = np.arange(len(self.size)) != j
         weights = np.stack([self.sums.weights[j], self.sums.weights[others].sum(0)])
         kept = (weights > 0).all(0)

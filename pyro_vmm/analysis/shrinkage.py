@@ -1,4 +1,4 @@
-"""What many noisy changes tell about each other: most are small, some are large.
+"""Shrinkage of many noisy changes by a prior that they share: most are small, some are large.
 
 Source: Stephens, False discovery rates: a new deal, Biostatistics 18:275, 2017, with a mixture of normals as prior.
 """
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-# Standard deviations of the prior's normals, as shares of twice the largest estimate; the first is as good as none.
+# Standard deviations of the prior's normals, as shares of twice the largest estimate; the first is close to zero.
 SHARES = np.sqrt(0.5) ** np.arange(15, -1, -1)
-# So many features without a change are seen before the first one: the penalty of the source.
+# The penalty of the source: the prior counts so many more features without a change.
 NULL_FEATURES = 10.0
 STEPS = 200
-# Where no estimate differs from the others the prior still has a width.
+# The prior keeps a width even if all estimates are equal.
 LEAST_CHANGE = 1e-6
-# Halvings of an interval that holds a quantile: to a millionth of its width.
+# Halvings of the interval that holds a quantile: they narrow it to a millionth of its width.
 HALVINGS = 20
 
 
@@ -43,11 +43,11 @@ class Posterior:
         return (self.weight * ndtr((value - self.loc) / self.scale)).sum(1)
 
     def beyond(self, delta: float) -> np.ndarray:
-        """The probability of a change beyond delta either way, (G,)."""
+        """P(\\|change\\| > delta), (G,)."""
         return (self.cdf(-delta) + 1 - self.cdf(delta)).clip(0, 1)
 
     def quantile(self, probability: float) -> np.ndarray:
-        """The value that the change is below with this probability, (G,)."""
+        """The quantile of the change at this probability, (G,)."""
         low, high = (self.loc - 8 * self.scale).min(1), (self.loc + 8 * self.scale).max(1)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
@@ -60,13 +60,13 @@ def shrunken(
     estimate: np.ndarray,  # (G,)
     error: np.ndarray,  # (G,)
 ) -> Posterior:
-    r"""The posterior of changes whose estimates have these standard errors, under a prior that all of them share.
+    r"""The posterior of changes from estimates and their standard errors, under a prior that all changes share.
 
     .. math:: \beta_g \sim \sum_c \pi_c\, \mathcal{N}(m, s_c^2), \qquad
               \hat\beta_g \mid \beta_g \sim \mathcal{N}(\beta_g, e_g^2)
 
-    The weights :math:`\pi` and the mode m, where features lie that do not change, maximise the likelihood of all
-    estimates (EM). The mode is not zero where shares add up to one: what some gain, all others lose.
+    The weights :math:`\pi` and the mode m, at which unchanged features lie, maximise the likelihood of all estimates
+    (EM). The mode is not zero if shares add up to one: what some gain, all others lose.
     """
     noise = np.square(error)[:, None]
     mode = float(np.median(estimate))
@@ -84,7 +84,7 @@ def shrunken(
     weight = _responsibilities(estimate, mode, spread, log_spread, pi)
     shrink = variance / spread
     loc = mode + shrink * (estimate[:, None] - mode)
-    # What is shrunk to the mode is no surer than the mode.
+    # An estimate that is shrunk to the mode has the mode's uncertainty, too.
     of_mode = np.square(1 - shrink) / (weight / spread).sum()
     return Posterior(weight, loc, np.sqrt(shrink * noise + of_mode))
 

@@ -1,4 +1,4 @@
-"""What the command line does: it makes an estimator and a run folder of options and configuration files."""
+"""The command line: it turns options and configuration files into an estimator and a run folder."""
 
 import sys
 import time
@@ -27,14 +27,14 @@ __all__ = ["build_parser", "estimator", "kind_of", "main", "read_config", "resol
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, fit, write the run folder and print the closing table; returns the exit status.
 
-    Of several processes, started by ``torchrun``, the first writes and prints.
+    Of several processes that ``torchrun`` started, the first one writes and prints.
     """
     parser = build_parser()
     given = vars(parser.parse_args(argv))
     prog = f"{parser.prog}: process {launched_rank()}" if launched_rank() else parser.prog
     try:
-        with _plain_warnings(parser.prog) as told, ExitStack() as held:
-            return _run(given, held, told)
+        with _plain_warnings(parser.prog) as messages, ExitStack() as held:
+            return _run(given, held, messages)
     except TrainingDiverged as error:
         print(f"{prog}: training stopped: {error}", file=sys.stderr)
         return 1
@@ -44,24 +44,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        told = "data and networks need more memory than there is; a smaller batch_size, hidden or latent_dim needs less"
-        print(f"{prog}: error: {told}", file=sys.stderr)
+        text = "data and networks need more memory than there is; a smaller batch_size, hidden or latent_dim needs less"
+        print(f"{prog}: error: {text}", file=sys.stderr)
         return 2
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether an error of Python or torch means that memory ran out; torch has no type for it on the CPU."""
-    told = ("allocate memory", "out of memory", "Storage size calculation overflowed")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in told)
+    """Whether an error means that memory ran out; torch raises a ``RuntimeError`` for it on the CPU."""
+    texts = ("allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in texts)
 
 
-def _run(given: dict, held: ExitStack, told: list[str]) -> int:
+def _run(given: dict, held: ExitStack, messages: list[str]) -> int:
     """Fit, write and print.
 
     Arguments:
         given: options of the command line.
-        held: keeps the run's folder from other processes until it is closed.
-        told: the warnings of this run.
+        held: keeps other processes out of the run's folder until it is closed.
+        messages: the warnings of this run.
     """
     page = not given.pop("no_report", False)
     resume, out, quiet = given.pop("resume", None), given.pop("out", None), given.pop("quiet", False)
@@ -83,25 +83,25 @@ def _run(given: dict, held: ExitStack, told: list[str]) -> int:
             return 0
         results = kind.results(model, data)
         results.write(folder.path)
-        # Only now for a resumed run: what it changes must first have proved to fit.
+        # A resumed run keeps its configuration until the fit has succeeded with the changed options.
         folder.write_config(config, model)
     except KeyboardInterrupt:
         if not launched_rank():
             advice = f"; continue with --resume {folder.path}" if folder.path.exists() else ""
             print(f"\ninterrupted{advice}", file=sys.stderr)
         return 130
-    return _show(results, folder.path, told if page else None)
+    return _show(results, folder.path, messages if page else None)
 
 
-def _show(results: Results, path: Path, told: list[str] | None) -> int:
+def _show(results: Results, path: Path, messages: list[str] | None) -> int:
     """Print the closing table, draw the figures and write the page, once the results are written.
 
     A failure is a warning.
 
     Arguments:
-        results: what the run came to.
+        results: the results of the run.
         path: its folder.
-        told: warnings for the page; None for no page.
+        messages: warnings for the page; None for no page.
     """
     failed = []
     try:
@@ -111,8 +111,8 @@ def _show(results: Results, path: Path, told: list[str] | None) -> int:
         for line in results.decorate(path):
             failed.append(line)
             _warn(line)
-        if told is not None:
-            page = partial(write_page, results, path, path / "report.html", [*dict.fromkeys(told), *failed])
+        if messages is not None:
+            page = partial(write_page, results, path, path / "report.html", [*dict.fromkeys(messages), *failed])
             for line in attempt("report.html was not written", page):
                 _warn(line)
     except KeyboardInterrupt:
@@ -122,23 +122,23 @@ def _show(results: Results, path: Path, told: list[str] | None) -> int:
 
 
 def _continued(folder: RunFolder, given: dict) -> dict:
-    """The options of a run, and those given for its continuation; ``ValueError`` for another selection.
+    """The options of a run and those that continue it; ``ValueError`` if the options of the selection change.
 
-    Once there is a checkpoint, the selection has chosen what that was trained with.
+    The selection can't change once there is a checkpoint: it chose the parameters of the training.
     """
     options = folder.read_config()
     selected = {*SELECTION, *(RATES if "select" in options else ())} - {"select_jobs"}
     changed = [name for name in sorted(selected) if name in given and given[name] != options.get(name)]
     if changed and folder.checkpoint.exists():
-        told = ", ".join(f"{flag(name)} {given[name]} (was {options.get(name)})" for name in changed)
-        raise ValueError(f"{folder.path} holds a model trained with what was selected before: {told}")
+        changes = ", ".join(f"{flag(name)} {given[name]} (was {options.get(name)})" for name in changed)
+        raise ValueError(f"{folder.path} holds a model trained after another selection: {changes}")
     return {**options, **given}
 
 
 def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool) -> tuple[VMM | SingleCellVMM, Any]:
-    """Load the data and train on them, with the other processes that ``torchrun`` started, if it did."""
+    """Load the data and train the model, together with the other processes if ``torchrun`` started several."""
     with process_group(config.get("device", "auto")) as ranks:
-        # A named set may have to be downloaded, by one process and not by all.
+        # One process downloads a named set, not each of them.
         with ranks.first_ahead() if config["dataset"] in kind.names else nullcontext():
             data = kind.load(config)
         model = estimator(config, progress=not quiet)
@@ -156,7 +156,7 @@ def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool)
                 raise
             rate = f"--learning-rate {model.training_.learning_rate / 10:g}"
             raise TrainingDiverged(f"{error.__cause__}; to go on: --resume {folder.path} {rate}") from error
-        except Exception:  # in most cases told before any training; what training has written stays
+        except Exception:  # most errors come before training; what training has written stays
             if owned:
                 folder.discard()
             raise
@@ -164,7 +164,7 @@ def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool)
 
 
 def _select(kind: Kind, config: dict, model: VMM | SingleCellVMM, data: Any, folder: RunFolder) -> dict:
-    """The parameters that a selection recommends; its report, table and figure are written and the report printed."""
+    """The parameters that a selection recommends; writes its report, table and figure, and prints the report."""
     selection = select(
         model,
         kind.inputs(data),
@@ -189,22 +189,22 @@ def _warn(text: object, prog: str = PROG) -> None:
 
 @contextmanager
 def _plain_warnings(prog: str) -> Iterator[list[str]]:
-    """Warnings for the user in one line, without the place in the code; those for developers as ever.
+    """Print warnings for the user in one line, without the place in the code; leave others as they are.
 
-    Gives the list of those for the user, which grows.
+    Yields the list of the warnings for the user, which grows.
     """
-    told: list[str] = []
+    messages: list[str] = []
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
         def show(message, category, filename, lineno, file=None, line=None):
             if category is UserWarning and launched_rank():
-                return  # the first process says the same
+                return  # the first process prints the same warning
             if category is UserWarning:
-                told.append(str(message))
+                messages.append(str(message))
                 _warn(message, prog)
             else:
                 usual(message, category, filename, lineno, file, line)
 
         warnings.showwarning = show
-        yield told
+        yield messages

@@ -26,13 +26,13 @@ class Arrays(Kind):
     paper = PAPER
 
     def suited(self, config: dict) -> dict:
-        # The columns of a table have units of their own.
+        # Each column of a table has its own unit.
         return {} if ending_of(str(config["dataset"]), TABLES) is None else {"scaling": "standard"}
 
     def preset(self, config: dict) -> dict:
         preset = super().preset(config)
         likelihood = LIKELIHOODS.get(str(config.get("likelihood", self.defaults["likelihood"])))
-        # Values of a discrete or bounded support must stay as they are, and not every likelihood has a scale to start.
+        # Scaling would break values of a discrete or bounded support, and not every likelihood has a noise scale.
         suits = {
             "scaling": likelihood is not None and likelihood.any_real,
             "likelihood_options": likelihood is not None and likelihood.has_noise_scale,
@@ -45,14 +45,14 @@ class Arrays(Kind):
             params |= {"encoder": config["network"], "decoder": config["network"]}
         if params.get("scaling") == "none":
             params["scaling"] = None
-        elif params.get("scaling") == "auto":  # of an array, which a table is by now
+        elif params.get("scaling") == "auto":  # the estimator sees an array and would not know that it was a table
             params["scaling"] = self.preset(config).get("scaling", "auto")
         return params
 
     def load(self, config: dict) -> Dataset:
         options = {name: config[name] for name in OPTIONS if name in config}
         data = images.load(config["dataset"], config.get("data_dir"), config.get("label_column"), **options)
-        # The estimator would, too, but knows no names.
+        # The estimator checks this, too, but does not know the names of rows and columns.
         check_finite(data.x, data.column_names, data.row_names, str(config["dataset"]))
         return data
 

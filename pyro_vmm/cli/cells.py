@@ -19,7 +19,7 @@ from pyro_vmm.runtime.threads import same_threads
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# The others have one batch.
+# The other data sets have one batch.
 SEVERAL_BATCHES = ("pbmc", "lung_atlas", "split_seq")
 #: The columns that :func:`~pyro_vmm.data.load_cells` makes.
 COLUMNS: dict[str, dict] = {
@@ -63,7 +63,7 @@ class Cells(Kind):
             adata = _of_raw(adata)
             if make_unique:
                 adata.var_names_make_unique()
-        # What can be told to be wrong comes before the selection of genes, which takes longer.
+        # Check the labels before the selection of genes, which takes longer.
         label_key = config.get("label_key")
         labels = None if label_key is None else known_types(adata, label_key)
         with same_threads():
@@ -92,16 +92,16 @@ class Cells(Kind):
 
 
 def _of_raw(adata: "AnnData") -> "AnnData":
-    """The genes and counts of ``adata.raw``, which are also the layer of that name, where a model looks for them."""
+    """The genes and counts of ``adata.raw``; the counts are also in the layer "raw", where a model looks for them."""
     if adata.isbacked:
-        raise ValueError("--backed leaves X in the file, but not what --layer raw takes; leave out one of the two")
+        raise ValueError("--backed can't leave the counts of --layer raw in the file; leave out one of the two")
     found = adata.raw.to_adata()
     found.layers["raw"] = found.X
     return found
 
 
 def _check_columns(config: dict) -> None:
-    """Raise ``ValueError`` where the model would read a column that the run's annotations replace."""
+    """Raise ``ValueError`` if the model would read a column that the run's annotations replace."""
     for option in ("batch_key", "categorical_covariates", "continuous_covariates", "size_factor_key"):
         given = config.get(option) or ()
         for name in (given,) if isinstance(given, str) else given:
@@ -110,7 +110,7 @@ def _check_columns(config: dict) -> None:
 
 
 def _expressed(adata: "AnnData", layer: str | None) -> "AnnData":
-    """The cells and genes that have a count: of the others a model can learn nothing, and refuses them."""
+    """The cells and genes that have a count: a model learns nothing from the others, and refuses them."""
     cells, genes = nonzero(CellBatches(adata, layer))
     if (genes.all() and cells.all()) or not genes.any():
         return adata

@@ -1,4 +1,4 @@
-"""What the command line has to know about a kind of data."""
+"""The interface between the command line and a kind of data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ SELECTION = ("select", "select_learning_rates", "select_seeds", "select_jobs")
 
 
 class Kind(ABC):
-    """A kind of data: its options, its data sets, its estimator and its results; never used by itself."""
+    """A kind of data: its options, its data sets, its estimator and its results; an abstract class."""
 
-    #: What to call it in messages.
+    #: Its name in messages.
     noun: str
     estimator: type[VMM | SingleCellVMM]
     #: The registry of likelihoods.
@@ -28,17 +28,17 @@ class Kind(ABC):
     endings: tuple[str, ...]
     #: Options that are not parameters of the estimator.
     own: frozenset[str]
-    #: The estimator's parameters in the paper.
+    #: The values that the paper gives the estimator's parameters.
     paper: Mapping[str, Any]
 
     @property
     def likelihoods(self) -> tuple[str, ...]:
-        """The names of likelihoods, those registered by others too."""
+        """The names of likelihoods, including those that other packages register."""
         return tuple(self.registry)
 
     @property
     def settings(self) -> dict[str, tuple[str, Setting]]:
-        """By option, the estimator's parameter and what is known of it."""
+        """The name and the attributes of the estimator's parameter, by option."""
         known = settings_of(self.estimator).items()
         return {each.option or name: (name, each) for name, each in known if each.option is not None}
 
@@ -50,11 +50,11 @@ class Kind(ABC):
 
     @property
     def options(self) -> frozenset[str]:
-        """The options that apply."""
+        """The options that apply to this kind of data."""
         return self.own | self.defaults.keys() | {"dataset", "data_dir", "preset", *SELECTION}
 
     def preset(self, config: dict) -> dict:
-        """What stands in the place of the estimator's defaults where these options leave it open."""
+        """Values that replace the estimator's defaults where these options give none."""
         name = config.get("preset")
         if name is not None:
             check_choice("preset", name, PRESETS)
@@ -62,34 +62,34 @@ class Kind(ABC):
 
     @abstractmethod
     def suited(self, config: dict) -> dict:
-        """What suits this kind of file, or the columns that a data set is known to have."""
+        """Options that suit this kind of file, or name the columns of a known data set."""
 
     def parameters(self, config: dict) -> dict:
-        """The estimator's parameters of resolved options."""
+        """The estimator's parameters from resolved options."""
         params = {}
         for option, (name, each) in self.settings.items():
             if option in config:
                 value = config[option]
-                # Its help says so: all other values are above 0.
+                # Where the help says so, 0 means None: all other values are above 0.
                 none = value == 0 and each.values.or_none and "0 for never" in each.help
                 params[name] = None if none else value
         return params
 
     @abstractmethod
     def load(self, config: dict) -> Any:
-        """The data, as :meth:`fit` and :meth:`results` want them."""
+        """The data, as :meth:`fit` and :meth:`results` take them."""
 
     @abstractmethod
     def inputs(self, data: Any) -> Any:
-        """What of the data the estimator is fitted to."""
+        """The part of the data that the estimator is fitted to."""
 
     @abstractmethod
     def fit(self, model: VMM | SingleCellVMM, data: Any, checkpoint: Path, resume: Path | None) -> None:
-        """Train the model, from a checkpoint on if there is one."""
+        """Train the model, from the checkpoint ``resume`` on if there is one."""
 
     @abstractmethod
     def results(self, model: VMM | SingleCellVMM, data: Any) -> Results:
-        """What the run came to."""
+        """The results of the run."""
 
 
 def flag(option: str) -> str:

@@ -1,4 +1,4 @@
-"""Options by precedence, and the kind of data that they are for."""
+"""Resolve options by precedence, and find the kind of data that they are for."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from pyro_vmm.data.user_files import ending_of
 from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.runtime.settings import nearest
 
-# Of a.b.c, which means names within names. The time that it takes to read grows with the square of its length.
+# A key such as a.b.c, which means nested tables. The time to read it grows with the square of its length.
 DEEP_KEY = re.compile(r"""(?:[\w"'-]{1,50}\s{0,9}\.\s{0,9}){100}""")
 
 
@@ -27,7 +27,7 @@ def resolve(given: dict) -> dict:
 
 
 def kind_of(config: dict) -> Kind:
-    """The kind of data that a data set is, by its name or its file's ending."""
+    """The kind of a data set, from its name or its file's ending."""
     name = str(config["dataset"])
     for kind in KINDS:
         if name in kind.names or ending_of(name, kind.endings) is not None:
@@ -46,7 +46,7 @@ def kind_of(config: dict) -> Kind:
 
 
 def check(config: dict, kind: Kind) -> None:
-    """Raise ``ValueError`` if an option does not go with this kind of data, or its value is of another type."""
+    """Raise ``ValueError`` if an option does not apply to this kind of data, or its value has the wrong type."""
     wrong = sorted(config.keys() - kind.options)
     if wrong:
         others = frozenset().union(*(other.options for other in KINDS if other is not kind))
@@ -56,7 +56,7 @@ def check(config: dict, kind: Kind) -> None:
         )
     check_types(config)
     if "select" not in config and (lonely := [name for name in SELECTION if name in config]):
-        raise ValueError(f"{_flags(lonely)} {'is' if len(lonely) == 1 else 'are'} of no use without --select")
+        raise ValueError(f"{_flags(lonely)} {'needs' if len(lonely) == 1 else 'need'} --select")
     if "select" in config and "m_prior" in config:
         raise ValueError("--select chooses m_prior: give its values after --select, and leave out --m-prior")
     likelihood = config.get("likelihood", kind.defaults["likelihood"])
@@ -85,15 +85,15 @@ def read_config(path: Path) -> dict:
     loads = json.loads if path.suffix.lower() == ".json" else _load_toml
     try:
         config = loads(path.read_text(encoding="utf-8-sig"))
-    except Exception as error:  # by the damage, of half a dozen types
+    except Exception as error:  # the readers raise many types
         raise ValueError(f"--config: {path} is neither TOML nor JSON as its ending says: {reason(error)}") from error
     if not isinstance(config, dict) or not config:
         raise ValueError(f"--config: {path} should hold names and values of options; it holds none")
     known = frozenset().union(*(kind.options for kind in KINDS))
     unknown = sorted(config.keys() - known)
     if unknown:
-        told = f"{path} has unknown options {unknown}{nearest(str(unknown[0]), known)}"
-        raise ValueError(f"--config: {told}; expected some of {sorted(known)}")
+        problem = f"{path} has unknown options {unknown}{nearest(str(unknown[0]), known)}"
+        raise ValueError(f"--config: {problem}; expected some of {sorted(known)}")
     return config
 
 
@@ -103,5 +103,5 @@ def _load_toml(text: str) -> dict:
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib
     if DEEP_KEY.search(text):
-        raise ValueError("it holds names within names within names, more than a hundred")
+        raise ValueError("it nests names more than a hundred deep")
     return tomllib.loads(text)

@@ -1,4 +1,4 @@
-"""The parser: every option with its help, in groups. Those that are settings of an estimator follow from its fields."""
+"""The parser: every option with its help, in groups. Options of an estimator's settings follow from its fields."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ Several processes:  torchrun --nproc-per-node=2 scripts/fit.py --dataset mnist
 """
 MORE = "Every option:       fit.py --help-all\n"
 
-#: What an option that is no setting of an estimator comes to where it is not given.
+#: The defaults, in words, of options that are no settings of an estimator.
 UNSET = {
     "dataset": "digits",
     "data_dir": "$PYRO_VMM_DATA",
@@ -41,17 +41,17 @@ UNSET = {
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the epilog's lines, and the columns of the options narrow enough to read beside their help."""
+    """Keeps the lines of the epilog, and leaves room for the help beside the options."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30)
 
 
 class Parser(argparse.ArgumentParser):
-    """Suggests the nearest option for one that it does not know."""
+    """Suggests the nearest known option for an unknown one."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
-        """The options given; ends the program where one is unknown."""
+        """The given options; ends the program if one is unknown."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             first = next((each for each in unknown if each.startswith("-")), "").split("=")[0]
@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpAll(argparse.Action):
-    """Print every option, and end."""
+    """Print every option and exit."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         build_parser(everything=True).print_help()
@@ -68,21 +68,21 @@ class HelpAll(argparse.Action):
 
 
 class Group:
-    """A group of options; one that is not given leaves no trace, so that a configuration file can give it."""
+    """A group of options. An option that is not given is absent, so that a configuration file can give it."""
 
     def __init__(self, parser: argparse.ArgumentParser, everything: bool, *title: str):
         self.group, self.everything = parser.add_argument_group(*title), everything
 
     def add(self, name: str, help: str, common: bool = False, **about) -> None:
-        """An option; ``common`` ones are in ``--help``, the others in ``--help-all`` alone."""
-        told = f"{help}{_default(name)}".replace("%", "%%")
+        """Add an option; ``--help`` shows the ``common`` ones, ``--help-all`` shows all."""
+        text = f"{help}{_default(name)}".replace("%", "%%")
         if about.get("type") is dict:
             about["type"] = json_value
-        self.group.add_argument(flag(name), help=told if common or self.everything else argparse.SUPPRESS, **about)
+        self.group.add_argument(flag(name), help=text if common or self.everything else argparse.SUPPRESS, **about)
 
 
 def _default(name: str) -> str:
-    """The default in words; that of cells besides, where it differs."""
+    """The default in words, and that of cells where it differs."""
     texts = [_in_words(kind.defaults[name], kind.settings[name][1]) for kind in KINDS if name in kind.defaults]
     texts = texts or [str(UNSET.get(name, ""))]
     if not any(texts):
@@ -100,10 +100,10 @@ def _in_words(value, setting: Setting) -> str:
 
 
 def build_parser(everything: bool = False) -> argparse.ArgumentParser:
-    """The parser of all kinds of data.
+    """The parser for all kinds of data.
 
     Arguments:
-        everything: whether its help shows every option, or those that most runs use.
+        everything: whether its help shows every option, or only the common ones.
     """
     parser = Parser(
         prog=PROG,
@@ -120,7 +120,7 @@ def build_parser(everything: bool = False) -> argparse.ArgumentParser:
 
 
 def _add_settings(title: str, own: Callable[[Group], None] | None, group: Group) -> None:
-    """The options of a group: its own ones, and the settings that the estimators have under this title."""
+    """Add the options of a group: its own ones, and the estimators' settings under this title."""
     if own is not None:
         own(group)
     done = set()
@@ -132,7 +132,7 @@ def _add_settings(title: str, own: Callable[[Group], None] | None, group: Group)
 
 
 def _argument(setting: Setting) -> dict:
-    """What the parser has to know of a setting."""
+    """The arguments of ``add_argument`` for a setting."""
     values, about = setting.values, {}
     if values.type is bool:
         return {"action": argparse.BooleanOptionalAction}
@@ -145,7 +145,7 @@ def _argument(setting: Setting) -> dict:
 
 @cache
 def auto_or(type_: Callable) -> Callable:
-    """A type of the parser: "auto", or a value of another type, its attribute ``other``."""
+    """A type for the parser: "auto", or a value of the given type, which is its attribute ``other``."""
 
     def read(text: str) -> Any:
         return text if text == AUTO else type_(text)
@@ -155,7 +155,7 @@ def auto_or(type_: Callable) -> Callable:
 
 
 def _names(option: str) -> str:
-    """The names of likelihoods, for their help."""
+    """The names of likelihoods, for the help of ``--likelihood``."""
     if option != "likelihood":
         return ""
     return "; " + "; ".join(f"{kind.noun}: {', '.join(kind.likelihoods)}" for kind in KINDS)
@@ -164,46 +164,46 @@ def _names(option: str) -> str:
 def _add_data(group: Group) -> None:
     names = "; ".join(f"{kind.noun}: {', '.join(kind.names)}, or a file {', '.join(kind.endings)}" for kind in KINDS)
     group.add("dataset", names, common=True, metavar="NAME|FILE")
-    group.add("data_dir", "where the named sets' files lie", metavar="DIR")
+    group.add("data_dir", "folder of the named sets' files", metavar="DIR")
 
 
 def _add_arrays(group: Group) -> None:
-    told = "labels, to compare with; not used in training"
-    group.add("label_column", told, common=True, metavar="COLUMN")
-    group.add("name_column", "column of the rows' names, for assignments.csv; no feature", metavar="COLUMN")
+    text = "labels, to compare with; not used in training"
+    group.add("label_column", text, common=True, metavar="COLUMN")
+    group.add("name_column", "column of row names, for assignments.csv; not a feature", metavar="COLUMN")
     group.add("drop_columns", "columns to leave out, such as numbers of rows or dates", nargs="+", metavar="COLUMN")
     group.add("header", "whether a csv's first line names its columns; auto: unless it is numbers", choices=HEADERS)
-    group.add("separator", "between the fields of a csv, such as ';'", metavar="CHARACTER")
-    group.add("decimal", "what stands before a csv's decimals: . or ,", choices=DECIMALS, metavar="CHARACTER")
-    group.add("encoding", "of a csv, such as latin-1", metavar="NAME")
+    group.add("separator", "separator of the fields of a csv, such as ';'", metavar="CHARACTER")
+    group.add("decimal", "decimal separator of a csv: . or ,", choices=DECIMALS, metavar="CHARACTER")
+    group.add("encoding", "encoding of a csv, such as latin-1", metavar="NAME")
     group.add("network", "mlp, or a small convolutional net for images", choices=["mlp", "conv"])
 
 
 def _add_cells(group: Group) -> None:
-    told = "cell types, to compare; not used in training"
-    group.add("label_key", told, common=True, metavar="COLUMN")
-    told = "use so many highly variable genes (seurat_v3, by batch)"
-    group.add("n_top_genes", told, common=True, type=int, metavar="G")
+    text = "cell types, to compare; not used in training"
+    group.add("label_key", text, common=True, metavar="COLUMN")
+    text = "use so many highly variable genes (seurat_v3, by batch)"
+    group.add("n_top_genes", text, common=True, type=int, metavar="G")
     group.add("modality", "which modality of an .h5mu file to read", metavar="NAME")
-    group.add("make_unique", "append -1, -2, ... to gene names that come again", action="store_true")
+    group.add("make_unique", "append -1, -2, ... to repeated gene names", action="store_true")
     group.add("backed", "leave X in the file, for more cells than memory holds", action="store_true")
 
 
 def _add_selection(group: Group) -> None:
-    told = f"choose the best M; {' '.join(map(str, M_PRIOR))} if none named"
-    group.add("select", told, common=True, type=float, nargs="*", metavar="M")
+    text = f"choose the best M; {' '.join(map(str, M_PRIOR))} if none named"
+    group.add("select", text, common=True, type=float, nargs="*", metavar="M")
     group.add("select_learning_rates", "choose among these too", type=float, nargs="+", metavar="R")
-    group.add("select_seeds", "fits of each kind for each candidate", type=int, metavar="N")
-    group.add("select_jobs", "fits side by side; -1 for one on each core", type=int, metavar="N")
+    group.add("select_seeds", "number of fits of each kind for each candidate", type=int, metavar="N")
+    group.add("select_jobs", "number of parallel fits; -1 for one on each core", type=int, metavar="N")
 
 
 def _add_run(group: Group) -> None:
     group.add("preset", "paper: the paper's settings in place of the defaults", choices=PRESETS)
     group.add("out", "the run folder, new or empty", common=True, type=Path, metavar="DIR")
-    told = "continue this run, interrupted or finished"
-    group.add("resume", told, common=True, type=Path, metavar="DIR")
-    told = "TOML or JSON of options; the command line wins"
-    group.add("config", told, common=True, type=Path, metavar="FILE")
+    text = "continue this run, interrupted or finished"
+    group.add("resume", text, common=True, type=Path, metavar="DIR")
+    text = "TOML or JSON of options; the command line wins"
+    group.add("config", text, common=True, type=Path, metavar="FILE")
     group.add("no_report", "write no report.html", action="store_true")
     group.add("quiet", "no progress bar", common=True, action="store_true")
 
@@ -220,7 +220,7 @@ def _group(title: str, own: Callable[[Group], None] | None = None, note: str = "
     return partial(_add_settings, title, own), f"{title} ({note})" if note else title
 
 
-#: What adds the options of each group, and its heading.
+#: The function that adds the options of each group, and its heading.
 GROUPS = (
     _group("data", _add_data),
     _group("data of arrays and images", _add_arrays),

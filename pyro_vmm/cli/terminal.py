@@ -1,4 +1,4 @@
-"""What a command line prints: nothing of that may end a run."""
+"""Printing for command lines: a failure to print never ends a run."""
 
 import io
 import sys
@@ -9,9 +9,9 @@ from typing import Any
 
 @contextmanager
 def any_text() -> Iterator[None]:
-    r"""Meanwhile stdout and stderr show characters that their encoding lacks as escapes, such as ``\u03b1``.
+    r"""Within the context, stdout and stderr show characters that their encoding lacks as escapes (``\u03b1``).
 
-    Names of clusters, batches and files may hold any character, and the terminal's encoding be ASCII.
+    Names of clusters, batches and files may hold any character, and the terminal's encoding may be ASCII.
     """
     streams: list[Any] = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
     before = [stream.errors for stream in streams]
@@ -21,14 +21,14 @@ def any_text() -> Iterator[None]:
         yield
     finally:
         for stream, errors in zip(streams, before, strict=True):
-            with suppress(OSError, ValueError):  # which is closed by now
+            with suppress(OSError, ValueError):  # the stream may be closed by now
                 stream.reconfigure(errors=errors)
 
 
 def say(*lines: str) -> None:
-    """Print lines, at once; where nobody reads them any more, as after ``| head -1``, the run goes on."""
+    """Print lines at once; if nobody reads them any more, as after ``| head -1``, the run goes on."""
     try:
         print(*lines, sep="\n", flush=True)
     except OSError:
-        # What it still holds would raise again at the end of the process.
+        # The text left in the stream's buffer would raise again at the end of the process.
         sys.stdout = io.StringIO()

@@ -1,4 +1,4 @@
-"""What type the value of each option has: the parser demands it of the command line, and this of files."""
+"""Check the types of options from configuration files; the parser checks those of the command line."""
 
 import sys
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def _is_same(value, other) -> bool:
     return type(value) is type(other) and value == other
 
 
-#: By the type that an option has on the command line: whether a value is of it, and what to call it.
+#: For each type of the parser: a function that checks a value, and the type's name in messages.
 TYPES: dict[Callable, tuple[Callable, str]] = {
     int: (_is_whole, "a whole number"),
     float: (_is_number, "a finite number"),
@@ -32,16 +32,16 @@ TYPES: dict[Callable, tuple[Callable, str]] = {
 
 
 class Types(dict):
-    """Takes options as a group of the parser does, and keeps of each its type and whether it is a list."""
+    """Collects options as a group of the parser does: the type of each, and whether it is a list."""
 
     def add(self, name: str, help: str, common: bool = False, **about) -> None:
-        if "choices" not in about:  # whether it is one of them is told where it is used
+        if "choices" not in about:  # the code that uses an option checks its choices
             type_ = bool if "action" in about else about.get("type", str)
             self[name] = getattr(type_, "other", type_), "nargs" in about
 
 
 def check_types(config: dict) -> None:
-    """Raise ``ValueError`` if an option's value is not of its type."""
+    """Raise ``ValueError`` if an option's value has the wrong type."""
     types = Types()
     for add, *_ in GROUPS:
         add(types)
@@ -54,7 +54,7 @@ def check_types(config: dict) -> None:
         fits, words = TYPES[type_]
         items = value if is_list else [value]
         if not isinstance(items, list | tuple):
-            raise ValueError(f"{name}={value!r} should be a list, each value of it {words}")
+            raise ValueError(f"{name}={value!r} should be a list, with each value {words}")
         for item in items:
             if not fits(item):
                 raise ValueError(f"{name}={item!r} should be {words}")

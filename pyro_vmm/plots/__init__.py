@@ -1,11 +1,11 @@
-"""What a figure shows: arrays in, a matplotlib ``Figure`` out.
+"""Figures: arrays in, a matplotlib ``Figure`` out.
 
 No figure passes through ``pyplot`` and no global setting changes, so that nothing stays open and a user's style
 is respected. Show a figure as the last line of a notebook's cell (after ``%matplotlib inline``), or ``save`` it.
 
-``weights`` are the mixture weights pi, shape (K,); components keep the number they have there in every figure.
+``weights`` are the mixture weights pi, shape (K,); components keep their number there in every figure.
 
-Matplotlib is an optional dependency (the extra ``plots``). It is imported when the first function is taken from here.
+Matplotlib is an optional dependency (the extra ``plots``). It is imported with the first function of this package.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Figures of cells: the paper's figure 2, and what batches each cluster is made of."""
+"""Figures of cells: the paper's figure 2, and the batches in each cluster."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import cast
@@ -67,12 +67,12 @@ def _categories(title: str, values: ArrayLike, n: int) -> pd.Categorical:
 
 
 def _legend_columns(n: int, rows: int = MAX_LEGEND) -> int:
-    """Columns of a legend with so many rows; 0 where there are too many names for one."""
+    """The number of columns of a legend with at most ``rows`` rows; 0 if there are too many names for a legend."""
     return -(-n // rows) if n <= 3 * rows else 0
 
 
 def _legend_width(names: pd.Index, columns: int) -> float:
-    """In inches."""
+    """The width of a legend in inches."""
     return columns * (0.35 + 0.075 * max((len(short_text(name)) for name in names), default=0))
 
 
@@ -107,7 +107,7 @@ def cluster_batches(counts: pd.DataFrame, marked: Collection = ()) -> Figure:
     axes = figure.add_subplot()
     _draw_bars(axes, positions, shares, colors)
     if len(names) == 2:
-        # Of more batches the boundaries shift together, and lines would tell nothing.
+        # With more batches the boundaries shift together, and lines would show nothing.
         axes.axhline(shares[0, 0], color="white", linewidth=1, linestyle="--")
     _label_clusters(axes, positions, counts, marked)
     axes.set(title="Batches in each cluster", ylabel="share of cells", ylim=(0, 1.06))
@@ -125,10 +125,10 @@ def _draw_bars(axes: Axes, positions: np.ndarray, shares: np.ndarray, colors: np
         for batch, color in enumerate(colors):
             axes.bar(positions, shares[:, batch], BAR, bottom=bottoms[:, batch], color=color)
         return
-    # A bar of its own takes a millisecond; and of many, gaps of less than a pixel would make a pattern.
+    # A single bar takes a millisecond; gaps of less than a pixel between many bars would make a pattern.
     x = positions[:, None, None] + (0.5 if len(shares) > MAX_TICKS else BAR / 2) * np.array([-1, -1, 1, 1])
     corners = np.stack(np.broadcast_arrays(x, np.stack([bottoms, tops, tops, bottoms], axis=-1)), axis=-1)
-    # matplotlib's stubs know lists alone; an array of all bars is drawn faster.
+    # matplotlib's type stubs accept only lists, but one array of all bars is faster.
     bars = cast(Sequence[ArrayLike], corners.reshape(-1, 4, 2))
     axes.add_collection(PolyCollection(bars, facecolors=np.tile(colors, (len(shares), 1))))
 

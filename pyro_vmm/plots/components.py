@@ -50,10 +50,10 @@ def component_samples(
 
     Arguments:
         samples: Draws from each of the K components, shape (n_k, *event_shape), with n_k at least
-            ``samples_per_component(weights, tallest)[k]``. One without draws is not in use, and not drawn.
+            ``samples_per_component(weights, tallest)[k]``. A component without draws is not in use, and not drawn.
         weights: The mixture weights, shape (K,).
         exemplars: The row of the data that is most probable under each component, shape (K, *event_shape).
-        image_shape: (H, W), (H, W, C) or (C, H, W) with C 1 or 3. By default the event's shape if it is of these.
+        image_shape: (H, W), (H, W, C) or (C, H, W) with C 1 or 3. By default the event's shape if it is one of these.
         tallest: Samples in the tallest column.
     """
     weights, exemplars = check_weights("weights", weights), np.asarray(exemplars, float)
@@ -95,7 +95,7 @@ def _check_samples(samples: Sequence[ArrayLike], weights: np.ndarray, exemplars:
 
 
 def _image_shape(event_shape: tuple[int, ...], image_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """The shape of an image; None for what is no image."""
+    """The shape of an image; None if the event is no image."""
     shape = event_shape if image_shape is None else tuple(image_shape)
     if image_shape is None:
         return shape if is_image(shape) else None
@@ -108,7 +108,7 @@ def _image_shape(event_shape: tuple[int, ...], image_shape: tuple[int, ...] | No
 
 
 def _image_aspect(shape: tuple[int, ...]) -> float:
-    """Height over width, within what a page of columns can hold."""
+    """Height over width, limited to what fits into a page of columns."""
     height, width = _channels_last(np.empty(shape)).shape[:2]
     return float(np.clip(height / width, 0.25, 2))
 
@@ -144,7 +144,7 @@ def _draw_images(axes: Axes, images: np.ndarray, places: np.ndarray, aspect: flo
     for image, (x, y) in zip(images, places, strict=True):
         image = _channels_last(image)
         stride = -(-max(image.shape[:2]) // MAX_TILE)
-        # Clipped here, for matplotlib logs a complaint of its own about colours out of range.
+        # Clip here: matplotlib would log a message about colours out of range.
         scaled = np.nan_to_num(np.clip((image[::stride, ::stride] - low) / (high - low), 0, 1))
         extent = (x + MARGIN, x + 1 - MARGIN, y + MARGIN, y + aspect - MARGIN)
         axes.imshow(scaled, cmap="gray", vmin=0, vmax=1, extent=extent, aspect="equal")
@@ -168,7 +168,7 @@ def _draw_profiles(axes: Axes, rows: np.ndarray, places: np.ndarray, aspect: flo
 
 
 def _value_limits(values: np.ndarray) -> tuple[float, float]:
-    """What becomes black and white: 0 and 1 for data in between, else all but the most extreme percent."""
+    """The values drawn as black and white: 0 and 1 for data in between, else the 0.5 and 99.5 percentiles."""
     finite = values[np.isfinite(values)]
     if not finite.size or (finite.min() >= 0 and finite.max() <= 1):
         return 0.0, 1.0

@@ -1,4 +1,4 @@
-"""What the figures share: colours, the check of weights, the file format."""
+"""Shared by the figures: colours, the check of weights, the file format."""
 
 import io
 import warnings
@@ -15,13 +15,13 @@ from PIL import Image
 
 from pyro_vmm.runtime import files
 
-# Okabe & Ito's colours, which the colour-blind can tell apart; the yellow is too pale for points and lines.
+# Okabe & Ito's colours, which colour-blind readers can distinguish; the yellow is too pale for points and lines.
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 OKABE_ITO = (BLUE, ORANGE, GREEN, VERMILLION, "#CC79A7", "#56B4E9", "#000000")
 GREY = "#8C8C8C"
 
 DPI = 150
-# Of more labels below one axis than this none can be read.
+# More labels than this below one axis can't be read.
 MAX_TICKS = 140
 
 
@@ -48,7 +48,7 @@ def check_weights(name: str, weights: ArrayLike) -> np.ndarray:
 
 
 def label_some(axes: Axes, positions: np.ndarray, labels: Sequence[str], crowded: bool) -> None:
-    """Label the ticks of bars; of more than ``MAX_TICKS`` every second one, or fewer, and the last."""
+    """Label the ticks of bars; beyond ``MAX_TICKS``, label every n-th one and the last."""
     step = -(-len(positions) // MAX_TICKS)
     shown = [*range(0, len(positions) - step, step), len(positions) - 1]
     labels = [labels[i] for i in shown]
@@ -69,7 +69,7 @@ def save(figure: Figure, path: str | Path) -> None:
         raise FileNotFoundError(f"can't save {path}: there is no folder {path.parent}")
     rendered, packed = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
-        # One for each character of a name, such as a Chinese one; a box in its place tells as much.
+        # matplotlib warns of each character that its font lacks, such as a Chinese one; the box in its place is enough.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(rendered, format="png", dpi=DPI)
     # A palette makes the file about three times smaller, and figures are committed.

@@ -20,17 +20,16 @@ PANELS = {
 def granularity(table: pd.DataFrame, unit: str = "row") -> Figure:
     """Four panels over ``m_prior``: stability, held-out likelihood, clusters in use, confidence.
 
-    Error bars are standard deviations over seeds. Where there is one learning rate, stability is taken apart into that
-    between seeds and that between halves of the data; else each learning rate has a colour. The recommended candidate
-    is marked.
+    Error bars are standard deviations over seeds. With one learning rate, stability is also shown between seeds and
+    between halves of the data; with several, each learning rate has a colour. The recommended candidate is marked.
 
     Arguments:
-        table: What the ``table`` of a :class:`~pyro_vmm.evaluation.selection.Selection` holds.
-        unit: What a row of data is.
+        table: The ``table`` of a :class:`~pyro_vmm.evaluation.selection.Selection`.
+        unit: The name of a row of data.
     """
     missing = [name for name in GRANULARITY_COLUMNS if name not in table]
     if missing:
-        raise ValueError(f"table must be that of a selection; missing: {', '.join(missing)}; got: {list(table)}")
+        raise ValueError(f"table must be a selection's table; missing: {', '.join(missing)}; got: {list(table)}")
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     panels = dict(zip(PANELS, figure.subplots(2, 2, sharex=True).flat, strict=True))
     rates = sorted(table["learning_rate"].unique())

@@ -16,10 +16,11 @@ from pyro_vmm.runtime.threads import same_threads
 
 Method = Literal["tsne", "pca", "umap"]
 METHODS = get_args(Method)
-# Fewer points than this have no neighbourhoods to preserve: t-SNE and UMAP give way to PCA.
+# Fewer points than this have no neighbourhoods to preserve: PCA replaces t-SNE and UMAP.
 MIN_NEIGHBOURS = 10
-# Of t-SNE, 250 of which are its early exaggeration. More spread the clusters out and change nothing to see: of digits,
-# the trustworthiness of 15 neighbours is .9924 at 400 and .9927 at scikit-learn's 1,000, in two fifths of the time.
+# Iterations of t-SNE; 250 of them are its early exaggeration. More iterations spread the clusters out without a visible
+# difference: on digits, the trustworthiness of 15 neighbours is .9924 at 400 iterations and .9927 at scikit-learn's
+# 1,000, and 400 take two fifths of the time.
 TSNE_ITERATIONS = 400
 
 
@@ -42,7 +43,7 @@ def latent_map(
         clusters: The cluster of each row, shape (N,).
         labels: The known class of each row, shape (N,), of any type; a missing one is grey. None for no panel.
         method: "tsne", "pca", or "umap", which needs umap-learn (the extra ``cells``).
-        max_points: Rows to draw; of more, a random choice.
+        max_points: The most rows to draw; if there are more, they are chosen at random.
         random_state: Seed of that choice and of the projection.
         hesitation: The entropy of q(c | x) of each row in nats, shape (N,); None for no panel.
     """
@@ -56,7 +57,7 @@ def latent_map(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if max_points < 1:
         raise ValueError(f"max_points must be at least 1, got {max_points}")
-    # Codes before the choice of rows: a cluster's colour shouldn't depend on who else was chosen.
+    # Make codes before rows are chosen: a cluster's colour shouldn't depend on the choice.
     codes = [pd.factorize(groups, sort=True) for groups in (clusters, labels) if groups is not None]
     generator = np.random.default_rng(random_state)
     rows = np.sort(generator.choice(len(z), min(len(z), max_points), replace=False))
@@ -100,19 +101,19 @@ def _check_rows(name: str, values: ArrayLike, z: np.ndarray) -> np.ndarray:
 
 
 def _project(z: np.ndarray, method: Method, random_state: int) -> tuple[np.ndarray, tuple[str, str]]:
-    """Points, shape (N, 2), and the names of their axes, of z, shape (N, D) with D >= 2."""
+    """Project z, shape (N, D) with D >= 2; returns points, shape (N, 2), and the names of their axes."""
     if z.shape[1] == 2:
         return z, ("latent dimension 1", "latent dimension 2")
     points, shares = _pca(z)
     if method == "umap":
-        # It warns that TensorFlow is missing, which is not needed.
+        # umap warns that TensorFlow is missing, which is not needed here.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             umap = require("umap", 'method="umap"', "cells")
     if method == "pca" or len(z) < MIN_NEIGHBOURS or points[:, 0].std() == 0:
         first, second = (f"principal component {i + 1} ({share:.0%} of variance)" for i, share in enumerate(shares))
         return points, (first, second)
-    # Both start from PCA: reproducible, with the large-scale order kept, and umap's spectral start may warn.
+    # Both start from PCA: it is reproducible and keeps the large-scale order, and umap's spectral start may warn.
     start = points / points[:, 0].std()
     if method == "umap":
         reducer = umap.UMAP(n_neighbors=min(15, len(z) - 1), init=10 * start, random_state=random_state, n_jobs=1)
@@ -127,7 +128,7 @@ def _project(z: np.ndarray, method: Method, random_state: int) -> tuple[np.ndarr
 
 
 def _pca(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First two principal components, shape (N, 2), and their shares of the variance; zeros where there is none."""
+    """First two principal components, shape (N, 2), and their shares of the variance; zeros for a missing one."""
     centred = z - z.mean(axis=0)
     u, scale, _ = np.linalg.svd(centred, full_matrices=False)
     # One point has one component.

@@ -1,4 +1,4 @@
-"""The life of components: their weights, which die in training, and which settling makes or merges away."""
+"""The life of components: their weights, their deaths in training, and births and merges in settling."""
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,9 @@ from pyro_vmm.inference import Moves
 from pyro_vmm.plots.drawing import BLUE, GREEN, GREY, VERMILLION, palette
 
 LIFE_COLUMNS = ("epoch", "n_active", "n_trained")
-# A component is small whose last weight is below this part of 1 / K.
+# A component is small if its last weight is below this part of 1 / K.
 SMALL = 0.1
-# The number of a cluster of a smaller weight would lie on its neighbours'.
+# Clusters of a smaller weight get no number: it would overlap the neighbours'.
 LEAST_NAMED = 0.025
 
 
@@ -24,24 +24,24 @@ def component_life(
     weights: ArrayLike | None = None,  # shape: (epochs, K)
     clusters: ArrayLike | None = None,  # shape: (K,)
 ) -> Figure:
-    """How many components there are, by epoch and before and after settling; and their weights by epoch.
+    """The number of components by epoch, and before and after settling; and their weights by epoch.
 
-    Training lets components die alone: those that win no row, and then those that are frozen. Births and merges come
+    In training, components can only die: some win no row, and some of these are then frozen. Births and merges come
     after training, by settling.
 
     Arguments:
         history: One row per epoch with the columns ``epoch``, ``n_active`` (components that won a row) and
             ``n_trained`` (those not frozen).
-        settled: ``settled_`` of a fitted model; None for no panel of it.
-        unit: What a row of data is.
+        settled: ``settled_`` of a fitted model; None leaves this panel out.
+        unit: The name of a row of data.
         weights: ``weight_history_`` of a fitted model, shape (epochs, K); NaN in epochs whose weights are not known.
-            None for no panel of it.
+            None leaves this panel out.
         clusters: The cluster that each of these components ended in, shape (K,), -1 for none: ``history_clusters_``.
     """
     missing = [name for name in LIFE_COLUMNS if name not in history]
     if missing or history.empty:
-        told = f"missing: {', '.join(missing)}" if missing else "it has no row"
-        raise ValueError(f"history must have the columns {', '.join(LIFE_COLUMNS)} and a row for each epoch; {told}")
+        problem = f"missing: {', '.join(missing)}" if missing else "it has no row"
+        raise ValueError(f"history must have the columns {', '.join(LIFE_COLUMNS)} and a row for each epoch; {problem}")
     columns, rows = 1 + (settled is not None), 1 + (weights is not None)
     figure = Figure(figsize=(6.5 if settled is None else 9.5, 3.8 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, width_ratios=[2.2, 1.0][:columns], squeeze=False)
@@ -54,7 +54,7 @@ def component_life(
         for rest in panels[1, 1:]:
             rest.set_axis_off()
     most = max(history["n_trained"].max(), 0 if settled is None else settled.kept + settled.born)
-    panels[0, 0].set_ylim(0, 1.3 * max(most, 1))  # with room for the legends
+    panels[0, 0].set_ylim(0, 1.3 * max(most, 1))  # leave room for the legends
     panels[0, 0].yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
@@ -71,7 +71,7 @@ def _checked(weights: ArrayLike, clusters: ArrayLike | None, n_epochs: int) -> t
 
 def _draw_deaths(axes: Axes, history: pd.DataFrame, unit: str) -> None:
     epochs, trained, active = (history[name].to_numpy(float) for name in ("epoch", "n_trained", "n_active"))
-    # What an epoch ends with lasts to the next one's end; a single epoch would have no width.
+    # Draw each epoch's value from the end of the one before to its own end; else a single epoch would have no width.
     edges = np.append(epochs - 1, epochs[-1])
     axes.stairs(active, edges, fill=True, color=BLUE, alpha=0.7, label=f"win a {unit}")
     axes.stairs(trained, edges, baseline=active, fill=True, color=GREY, alpha=0.4, label=f"trained, win no {unit}")
@@ -107,7 +107,7 @@ def _draw_weights(
     weights: np.ndarray,  # (epochs, K)
     clusters: np.ndarray,  # (K,)
 ) -> None:
-    """An area for each component, those of a cluster side by side in one colour, the small ones together in grey."""
+    """Draw an area for each component: those of a cluster adjacent and in one colour, the small ones in grey."""
     epochs, last = history["epoch"].to_numpy(float), weights[-1]
     edges = np.append(epochs - 1, epochs[-1])
     shown = (clusters >= 0) & (last >= SMALL / len(last))

@@ -1,4 +1,4 @@
-"""What a run can do without, such as its figures: one that fails is told of in a line, and takes nothing with it."""
+"""Optional results of a run, such as its figures: a failure becomes one line of text and does not end the run."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 
 
 def attempt(failure: str, make: Callable[[], object]) -> list[str]:
-    """Call ``make``; what to tell if it fails, ``failure`` and the reason in one line, or nothing."""
+    """Call ``make``; returns ``failure`` and the reason as one line if it fails, else nothing."""
     try:
         make()
-    except Exception as error:  # of whatever library
-        return [told(failure, error)]
+    except Exception as error:  # any library may raise
+        return [message(failure, error)]
     return []
 
 
-def told(failure: str, error: Exception) -> str:
+def message(failure: str, error: Exception) -> str:
     """A failure and its reason, in one line."""
     lines = str(error).strip().splitlines()
     return f"{failure}: {': '.join([type(error).__name__, *lines[:1]])}"
 
 
 def draw(figures: Mapping[str, Callable[[], "Figure"]], path: Path) -> Iterator[str]:
-    """Write each figure to ``NAME.png`` in a folder; a line for each that fails, one for all without matplotlib.
+    """Write each figure to ``NAME.png`` in a folder; yields a line for each failure, one for all without matplotlib.
 
     Arguments:
-        figures: the name of each and what makes it, called when the one before is written.
+        figures: the name of each and a function that makes it, called after the one before is written.
         path: the folder.
     """
     missing = attempt("no figure was written", lambda: require("matplotlib", "Drawing figures", "plots"))

@@ -24,11 +24,11 @@ def comparison(by_fit: pd.DataFrame) -> Figure:
     """Priors side by side: a panel for each measure, a dot for each seed, a bar for their mean.
 
     Arguments:
-        by_fit: What ``by_fit`` of a :class:`~pyro_vmm.evaluation.comparison.Comparison` holds.
+        by_fit: ``by_fit`` of a :class:`~pyro_vmm.evaluation.comparison.Comparison`.
     """
     missing = [name for name in ("prior", "seed", "log_px") if name not in by_fit]
     if missing:
-        raise ValueError(f"by_fit must be that of a comparison; missing: {', '.join(missing)}; got: {list(by_fit)}")
+        raise ValueError(f"by_fit must be a comparison's table; missing: {', '.join(missing)}; got: {list(by_fit)}")
     priors = list(dict.fromkeys(by_fit["prior"]))
     panels = [name for name in PANELS if name in by_fit and np.isfinite(by_fit[name].to_numpy(float)).any()]
     columns = min(4, max(len(panels), 1))

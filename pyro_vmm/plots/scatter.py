@@ -1,4 +1,4 @@
-"""What the maps share: coloured points, names written on them, legends."""
+"""Shared by the maps: coloured points, names written on them, legends."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from pyro_vmm.plots.drawing import GREY, palette
 
 MAX_LEGEND = 20
 MAX_NAME = 30
-# Of more names than this on one map none can be read, and to find them places takes long.
+# More names than this on one map can't be read, and placing them takes long.
 MAX_NAMES = 100
-# What a row has that hesitates evenly between two clusters, in nats: darker than that no row is drawn.
+# The entropy in nats of a row that hesitates evenly between two clusters: the darkest colour.
 EVEN = float(np.log(2))
-# From a grey that shows on white to dark.
+# The colours go from a grey that is visible on white to a dark red.
 HESITATION = LinearSegmentedColormap.from_list("hesitation", ["#D5D5D5", "#D55E00", "#3B0F1E"])
 MISSING = colormaps["gray"](0.7)[:3]
 
@@ -42,7 +42,7 @@ def draw_hesitation(
     points: np.ndarray,  # shape: (N, 2)
     entropy: np.ndarray,  # shape: (N,)
 ) -> None:
-    """Scatter by the entropy of q(c | x), those that hesitate on top, with a bar of colours beside."""
+    """Scatter coloured by the entropy of q(c | x), with the highest on top and a colour bar beside."""
     order = np.argsort(entropy, kind="stable")
     drawn = axes.scatter(
         *points[order].T,
@@ -59,14 +59,14 @@ def draw_hesitation(
 
 
 def write_names(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.ndarray, colors: np.ndarray) -> None:
-    """Each group's name at its middle; of very many groups, those of the largest."""
+    """Write each group's name at its middle; with very many groups, only the largest ones' names."""
     present, sizes = np.unique(codes[codes >= 0], return_counts=True)
     if len(present) == 0:
         return
     present = np.sort(present[np.argsort(-sizes, kind="stable")[:MAX_NAMES]])
     medians = np.stack([_central_member(points[codes == code]) for code in present])
     texts = [short_text(names[code]) for code in present]
-    # A sparse panel would lose its points under the numbers.
+    # Lift the names in a sparse panel, where they would cover the points.
     lift = 9 if len(points) < 10 * len(present) else 0
     shifts = _text_shifts(medians, points, texts)
     for code, text, place, shift in zip(present, texts, medians, shifts, strict=True):
@@ -86,12 +86,12 @@ def write_names(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.nda
 
 
 def named(n: int) -> str:
-    """For a title: which of n groups :func:`write_names` names, if not all."""
+    """For a title: which of n groups :func:`write_names` names, or "" for all."""
     return f", the {MAX_NAMES} largest named" if n > MAX_NAMES else ""
 
 
 def draw_legend(axes: Axes, codes: np.ndarray, names: np.ndarray, colors: np.ndarray, columns: int = 1) -> None:
-    """The groups' names to the right of the axes, in so many columns."""
+    """Draw the groups' names to the right of the axes, in ``columns`` columns."""
     entries = [*zip(map(short_text, names), colors, strict=True)]
     if (codes < 0).any():
         entries.append(("missing", MISSING))
@@ -109,7 +109,7 @@ def draw_legend(axes: Axes, codes: np.ndarray, names: np.ndarray, colors: np.nda
 
 
 def short_text(name: object) -> str:
-    """A name short enough to draw, its dollar signs not taken for mathematics."""
+    """A name short enough to draw, with dollar signs escaped, since matplotlib reads them as mathematics."""
     text = str(name)
     return (text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}…").replace("$", r"\$")
 
@@ -125,11 +125,11 @@ def _text_shifts(
     texts: Sequence[str],
 ) -> np.ndarray:  # shape: (n, 2)
     """How far to move bold texts of size 9 from their places so that they don't overlap, in typographic points."""
-    # About the size of a panel; exact would mean drawing the figure first.
+    # About the size of a panel; the exact size would need the figure drawn first.
     panel = 72 * np.array([4.9, 4.6])
     extent = np.ptp(points, axis=0)
     start = places / np.where(extent > 0, extent, 1) * panel
-    # Places that coincide need a direction to part in.
+    # Noise gives places that coincide a direction to part in.
     boxes = start + np.random.default_rng(0).normal(scale=0.1, size=start.shape)
     sizes = np.array([(6.5 * len(text) + 3, 11.0) for text in texts])
     reach = (sizes[:, None] + sizes) / 2
@@ -140,7 +140,7 @@ def _text_shifts(
         overlap[np.diag_indices(len(boxes))] = 0
         if not overlap.any():
             break
-        # Along the shorter way out only; each of the two moves less than half, for others push as well.
+        # Move along the shorter way out only, and less than half of it: other texts push as well.
         overlap[np.arange(2) != overlap.argmin(axis=-1, keepdims=True)] = 0
         boxes = boxes + 0.4 * (np.sign(apart) * overlap).sum(axis=1)
     return boxes - start

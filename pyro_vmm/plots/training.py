@@ -16,12 +16,12 @@ HISTORY_COLUMNS = ("epoch", "elbo", "log_likelihood", "kl", "n_active")
 def training_curves(history: pd.DataFrame, unit: str = "row") -> Figure:
     """Four panels over epochs: the ELBO, the clusters in use, and the ELBO's two terms.
 
-    The first epochs may lie orders of magnitude away; they are then left off the scale, and the panel says so.
+    The first epochs may lie orders of magnitude away; they are then off the scale, and the panel says so.
 
     Arguments:
         history: One row per epoch with the columns ``epoch``, ``elbo``, ``log_likelihood``, ``kl`` (nats per row of
-            data) and ``n_active``; ``val_elbo`` and ``val_nmi`` are drawn if they are there. NaN is left out.
-        unit: What a row of data is.
+            data) and ``n_active``; ``val_elbo`` and ``val_nmi`` are drawn if present. NaN is left out.
+        unit: The name of a row of data.
     """
     _check_history(history)
     figure = Figure(figsize=(11, 6.4), layout="constrained")
@@ -67,7 +67,7 @@ def _draw_curves(axes: Axes, history: pd.DataFrame, curves: dict[str, tuple[str,
     if hidden.size:
         farthest = hidden[np.abs(hidden - (low + high) / 2).argmax()]
         count = f"{hidden.size} value{'s' if hidden.size > 1 else ''}"
-        # Beside the title, where no curve can run through it.
+        # Write it beside the title, where no curve runs.
         axes.set_title(f"off the scale: {count}, to {farthest:.3g}", loc="right", fontsize=8, color=GREY)
     if len(drawn) > 1:
         axes.legend(frameon=False)
@@ -87,9 +87,9 @@ def _draw_curve(axes: Axes, history: pd.DataFrame, name: str, label: str, color:
 
 
 def _readable_limits(curves: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Limits of the values near enough to the later three quarters that these keep a tenth of the height.
+    """Limits that include early values only if the later three quarters keep a tenth of the height.
 
-    Percentiles, so that a single bad epoch among them does not set the scale either.
+    They use percentiles, so that a single bad late epoch does not set the scale.
     """
     late = np.concatenate([values[-(-len(values) // 4) if len(values) > 1 else 0 :] for values in curves])
     low, high = np.percentile(late, [2, 98])

@@ -1,4 +1,4 @@
-"""The tree of clusters: which would be one at a coarser granularity, and what that costs."""
+"""The tree of clusters: which ones join at a coarser granularity, and what that costs."""
 
 import numpy as np
 import pandas as pd
@@ -10,23 +10,23 @@ from pyro_vmm.plots.drawing import BLUE
 
 # Joins below this are drawn on a linear scale, those above on a logarithmic one.
 LINEAR_NATS = 100.0
-# What a join is drawn at that costs nothing, for it to be seen.
+# The least height of a join, so that one that costs nothing is visible.
 LEAST_NATS = 1.0
 
 
 def cluster_tree(tree: pd.DataFrame, cluster: ArrayLike, unit: str = "row") -> Figure:
-    """A dendrogram of the clusters; its height is the evidence lost since the clusters of the fit, in nats.
+    """A dendrogram of the clusters; its height is the evidence lost relative to the fit's clusters, in nats.
 
     Arguments:
-        tree: ``tree_`` of a fitted model, with two clusters at least.
+        tree: ``tree_`` of a fitted model, with at least two clusters.
         cluster: ``cluster_of_component_``, shape (K,).
-        unit: What a row of data is.
+        unit: The name of a row of data.
     """
     cluster = np.asarray(cluster)
     joins = tree[~tree["within"]]
     if joins.empty:
-        raise ValueError("tree should join two clusters at least")
-    # The node of each cluster: the last one that its components have joined to.
+        raise ValueError("tree should join at least two clusters")
+    # The node of each cluster is the last join among its components.
     node = {component: int(number) for component, number in enumerate(cluster)}
     for step, (first, within) in enumerate(zip(tree["first"], tree["within"], strict=True)):
         if within:

@@ -17,13 +17,13 @@ def cluster_weights(
 ) -> Figure:
     """Bars of the mixture weights, the largest first, beside the share of rows assigned to each.
 
-    Components without rows (without ``shares``: of less than a tenth of the uniform weight 1/K) are not in use
-    and end in one last pair of bars.
+    One last pair of bars is for components not in use: those without rows or, if ``shares`` is None, with less than a
+    tenth of the uniform weight 1/K.
 
     Arguments:
         weights: The mixture weights, shape (K,).
         shares: The share of rows assigned to each component, shape (K,).
-        unit: What a row of data is.
+        unit: The name of a row of data.
     """
     weights = check_weights("weights", weights)
     if shares is not None:

@@ -1,4 +1,4 @@
-"""What a run on arrays comes to."""
+"""The results of a run on arrays."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -58,10 +58,10 @@ class ArrayResults:
         yield from ornaments.draw(self.figures(), path)
 
     def explain(self, path: Path) -> None:
-        """``clusters.csv``, and of a table ``features.csv``."""
+        """Write ``clusters.csv``, and ``features.csv`` if features were compared."""
         found = self.model.explain(self.data.x, random_state=self.model.seed_)
         if found.markers is not None and self.data.column_names is not None:
-            # The model has seen an array, whose features are numbers.
+            # The model has seen an array, so its features are numbered.
             named = found.markers["feature"].map(dict(enumerate(self.data.column_names)))
             found = replace(found, markers=found.markers.assign(feature=named))
         self.explained = found
@@ -70,7 +70,7 @@ class ArrayResults:
             files.write_table(path / "features.csv", found.markers)
 
     def figures(self) -> dict[str, Callable[[], "Figure"]]:
-        """What makes each figure, by its name; without clusters (one component) there are fewer."""
+        """A function that makes each figure, by name; there are fewer figures for one component."""
         found = {
             "curves": lambda: plots.training_curves(self.model.history_),
             "latent": lambda: self.latent_figure(),
@@ -89,7 +89,7 @@ class ArrayResults:
     def component_figure(self) -> "Figure":
         """The paper's figure 1: what each used cluster generates, in proportion to its weight, and its exemplar.
 
-        Profiles of features that were standardised one by one are drawn so.
+        Features that were standardised one by one are drawn standardised.
         """
         used = np.unique(self.clusters)
         weights = self.model.weights_[used]
@@ -99,7 +99,7 @@ class ArrayResults:
         ]
         exemplars = self.data.x[self.probabilities[:, used].argmax(0)]
         if self.model.scale_.ndim and not plots.is_image(exemplars.shape[1:]):
-            # Features of several units have no common scale but the one that the model saw.
+            # The scale that the model saw is the only common one of features with different units.
             samples = [self._standardised(draws) for draws in samples]
             exemplars = self._standardised(exemplars)
         return plots.component_samples(samples, weights, exemplars)

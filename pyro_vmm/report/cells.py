@@ -1,4 +1,4 @@
-"""What a run on cells comes to: an annotated AnnData, tables of clusters by batch and by type, figures."""
+"""The results of a run on cells: an annotated AnnData, tables of clusters by batch and by type, figures."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.figure import Figure
 
-#: Clusters, and columns of batches, in the closing table.
+#: The numbers of clusters and of batch columns in the closing table.
 CLUSTERS_SHOWN, BATCHES_SHOWN = 20, 8
-# Of batches with longer names together than this the table has numbers.
+# The table numbers the batches if their names together are longer than this.
 NAMES_WIDTH = 40
-# A cluster is almost of one batch if the others have less than this share of the cells that their sizes let expect...
+# A cluster is almost of one batch if the others have less than this share of the cells expected from their sizes...
 FEW = 0.25
-# ... and these would have been so many: of fewer their absence may be chance.
+# ... and at least so many cells are expected: if fewer are, the others may be absent by chance.
 ENOUGH = 5
-# Fewer cells than this have no neighbourhoods to draw a map by.
+# A map needs neighbourhoods, and fewer cells than this have none.
 MIN_CELLS = 10
 
 
@@ -64,8 +64,7 @@ class CellResults:
 
     Arguments:
         model: fitted to ``data.selected``.
-        data: the cells. They are annotated; of cells in a file, which may be some of its, ``adata`` has the annotations
-            alone.
+        data: the cells, which are annotated. If they lie in a file, ``adata`` has the annotations alone.
     """
 
     unit = "cell"
@@ -87,7 +86,7 @@ class CellResults:
         self.marked = single_batch_clusters(self.by_batch)
 
     def write(self, path: Path) -> None:
-        """The model, ``annotated.h5ad``, ``assignments.csv``, ``history.csv``, ``latent.npy`` and tables.
+        """Write the model, ``annotated.h5ad``, ``assignments.csv``, ``history.csv``, ``latent.npy`` and tables.
 
         Counts that lie in a file stay there: ``annotated.h5ad`` then has the annotations alone.
         """
@@ -104,17 +103,17 @@ class CellResults:
         write_h5ad(adata, path / "annotated.h5ad")
 
     def decorate(self, path: Path) -> Iterator[str]:
-        """Tables of clusters and markers, figures, then neighbours and a UMAP in ``annotated.h5ad`` and its figure.
+        """Write tables of clusters and markers, figures, then neighbours and a UMAP into ``annotated.h5ad``.
 
-        Yields a line for each that fails.
+        Yields a line for each part that fails.
         """
         yield from ornaments.attempt("the clusters were not explained", partial(self.explain, path))
         yield from ornaments.draw(self.figures(), path)
         try:
             umap = embed(self.adata)
-        except Exception as error:  # of scanpy, or of what it uses
+        except Exception as error:  # scanpy and its dependencies raise many types
             failure = "annotated.h5ad has no neighbours and no UMAP of the model, and figure umap was not written"
-            yield ornaments.told(failure, error)
+            yield ornaments.message(failure, error)
             return
         if umap is not None:
             failure = "neighbours and UMAP were not written to annotated.h5ad"
@@ -122,7 +121,7 @@ class CellResults:
             yield from ornaments.draw({"umap": partial(self.umap_figure, umap)}, path)
 
     def explain(self, path: Path) -> None:
-        """``clusters.csv``, and ``markers.csv`` of the genes that are called."""
+        """Write ``clusters.csv``, and ``markers.csv`` with the genes that are called."""
         selected = self.data.selected
         found = self.explained = self.model.explain(selected, random_state=self.model.seed_)
         files.write_table(path / "clusters.csv", found.table(selected.obs_names.to_numpy()), index=True)
@@ -130,7 +129,7 @@ class CellResults:
             files.write_table(path / "markers.csv", found.markers[found.markers["called"]])
 
     def figures(self) -> dict[str, Callable[[], "Figure"]]:
-        """What makes each figure but the UMAP, by its name; those of several batches or clusters where there are."""
+        """A function that makes each figure except the UMAP, by name; some need several batches or clusters."""
         found = {"curves": lambda: plots.training_curves(self.model.history_, unit="cell")}
         found |= figures.of_clusters(self.model, self.clusters, self.unit)
         if self.probabilities.shape[1] > 1 and self.several_batches:
@@ -142,7 +141,7 @@ class CellResults:
         return len(self.by_batch.columns) > 1
 
     def umap_figure(self, key: str) -> "Figure":
-        """The map ``obsm[key]`` by batch, type, cluster and hesitation, where there are several and known types."""
+        """The map ``obsm[key]`` by batch (if several), known type (if any), cluster and hesitation (if several)."""
         groups = {"batch": self.batches} if self.several_batches else {}
         groups |= {} if self.data.labels is None else {"cell type": self.data.labels}
         several = self.probabilities.shape[1] > 1
@@ -155,7 +154,7 @@ class CellResults:
         return f"{self.data.name}: {len(self.clusters):,} cells in {n} cluster{'s' * (n > 1)}"
 
     def sections(self, path: Path) -> list[Section]:
-        """Clusters, the UMAP, and how batches and known types lie in the clusters."""
+        """Clusters, the UMAP, and the batches and known types in each cluster."""
         n, names = len(self.by_batch), self.data.selected.obs_names.to_numpy()
         beside = {
             "weights": f"Bars of the weights of {n} clusters, beside their shares of cells.",
@@ -182,7 +181,7 @@ class CellResults:
         return found
 
     def closing_table(self) -> str:
-        """Clusters, what share of each is of which batch, ELBO and scores, as text."""
+        """Clusters, the share of each batch in them, ELBO and scores, as text."""
         parts = [tables.pairs(self.facts()), self.cluster_table()]
         if self.data.labels is not None:
             known = ~self.data.labels.isna()
@@ -227,9 +226,9 @@ class CellResults:
         text = tables.columns(lines[: CLUSTERS_SHOWN + 1], texts)
         if len(sizes) > CLUSTERS_SHOWN:
             text += f"\nand {len(sizes) - CLUSTERS_SHOWN} smaller ones"
-        return text + self._told_of_marks()
+        return text + self._note_on_marks()
 
-    def _told_of_marks(self) -> str:
+    def _note_on_marks(self) -> str:
         if not self.marked:
             return ""
         return (
@@ -248,15 +247,15 @@ def known_types(adata: "AnnData", key: str) -> pd.Categorical:
         raise ValueError(f"label_key={key!r} has no value in any of the {len(values)} cells; leave --label-key out")
     texts = [str(name) for name in values.categories]
     positions = {name: code for code, name in enumerate(dict.fromkeys(texts))}  # a 1 and a "1" are the same
-    codes = np.array([*map(positions.get, texts), -1])  # the last one is that of missing values
+    codes = np.array([*map(positions.get, texts), -1])  # the last code is for missing values
     return pd.Categorical.from_codes(codes[values.codes], list(positions))
 
 
 def embed(adata: "AnnData") -> str | None:
-    """Write neighbours and a UMAP of ``obsm["X_vmm"]``; the UMAP's name in ``obsm``, or None of too few cells for one.
+    """Write neighbours and a UMAP of ``obsm["X_vmm"]``; returns the UMAP's name in ``obsm``, or None for too few cells.
 
-    The names are those that scanpy gives them; but ``vmm_neighbors`` and ``X_vmm_umap`` where the cells have a UMAP or
-    neighbours already, which stay.
+    The names are scanpy's own. If the cells already have a UMAP or neighbours, these stay, and the new names are
+    ``vmm_neighbors`` and ``X_vmm_umap``.
     """
     from anndata import AnnData
 
@@ -292,13 +291,13 @@ def without_counts(adata: "AnnData") -> "AnnData":
 
 
 def write_h5ad(adata: "AnnData", path: Path) -> None:
-    """Write a file in one go: an earlier one stays whole if the disk is full."""
+    """Write a file and then replace an earlier one, which stays whole if the disk is full."""
     with files.replacing(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
 
 
 def cross_table(clusters: np.ndarray, groups: pd.Categorical) -> pd.DataFrame:
-    """Numbers of cells, clusters x groups, where both have any; cells without a group are counted as "missing"."""
+    """Numbers of cells, clusters x groups, without empty ones; cells without a group count as "missing"."""
     if groups.isna().any():
         groups = groups if "missing" in groups.categories else groups.add_categories("missing")
         groups = pd.Categorical(groups).fillna("missing")
@@ -310,7 +309,7 @@ def cross_table(clusters: np.ndarray, groups: pd.Categorical) -> pd.DataFrame:
 
 
 def single_batch_clusters(counts: pd.DataFrame) -> dict:
-    """The clusters that are almost of a single batch although there are several, and that batch.
+    """The clusters that are almost of a single batch among several, and that batch.
 
     Arguments:
         counts: Numbers of cells, clusters x batches.
@@ -335,7 +334,7 @@ def _numbered(counts: pd.DataFrame) -> bool:
 
 
 def _batch_columns(counts: pd.DataFrame) -> list[list[str]]:
-    """Columns of the cluster table: the shares of the batches, of many the largest."""
+    """Columns of the cluster table: the shares of all batches, or the largest one if there are many batches."""
     if counts.shape[1] == 1:
         return []
     shares = counts.div(counts.sum(1), axis=0)

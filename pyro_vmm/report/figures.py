@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def of_clusters(model: VMM | SingleCellVMM, clusters: np.ndarray, unit: str) -> dict[str, Callable[[], "Figure"]]:
-    """What makes each figure of clusters and components, by its name; fewer where there is one component, or no tree.
+    """A function that makes each figure of clusters and components, by name; fewer for one component or no tree.
 
     Arguments:
         model: fitted.

@@ -1,4 +1,4 @@
-"""The folder of a run, and what every kind of results can do."""
+"""The folder of a run, and the protocol of its results."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -12,9 +12,9 @@ from pyro_vmm.runtime import files
 
 
 class Results(Protocol):
-    """What a run came to."""
+    """The results of a run."""
 
-    #: What a row of data is.
+    #: The name of a row of data.
     unit: str
 
     @property
@@ -28,19 +28,19 @@ class Results(Protocol):
         ...
 
     def write(self, path: Path) -> None:
-        """The model and tables, into a folder: all that the run came to."""
+        """Write the model and the tables into a folder: everything that the run must leave."""
         ...
 
     def decorate(self, path: Path) -> Iterator[str]:
-        """Write figures and the like into the folder, after everything else; yield a line for each that fails."""
+        """Write figures and other extras into the folder, after everything else; yield a line for each that fails."""
         ...
 
     def facts(self) -> list[tuple[str, str]]:
-        """Names and values of what is to be known first."""
+        """Names and values of the most important results."""
         ...
 
     def sections(self, path: Path) -> list[Section]:
-        """Of the page: clusters, maps and what else there is for this kind of data; the folder has the figures."""
+        """Sections of the page for this kind of data, such as clusters and maps; the folder has the figures."""
         ...
 
     def closing_table(self) -> str:
@@ -51,15 +51,15 @@ class Results(Protocol):
 class RunFolder:
     """Configuration, checkpoint, model, tables and figures of one run.
 
-    A context: from :meth:`create` or :meth:`existing` to its end, or to that of the process, no other process can write
-    a run to the folder.
+    A context manager. From :meth:`create` or :meth:`existing` until the context or the process ends, no other process
+    can write a run to the folder.
 
     Arguments:
         path: the folder.
     """
 
     def __init__(self, path: str | Path):
-        # As the shell does with "--out ~/x" but not with "--out=~/x".
+        # The shell expands "--out ~/x" but not "--out=~/x".
         self.path = Path(path).expanduser()
         self.checkpoint = self.path / "checkpoint.pt"
         self._lock, self._held = self.path / ".lock", ExitStack()
@@ -76,11 +76,11 @@ class RunFolder:
 
         Arguments:
             path: the folder.
-            locked: whether to keep other processes out; of several that train together only one can.
+            locked: whether to keep other processes out; only one of the processes that train together can.
         """
         folder = cls(path)
         if not (folder.path / "config.json").is_file():
-            begun = f"; what began there was stopped at once: start it again with --out {folder.path}"
+            begun = f"; a run was stopped as soon as it began there: start it again with --out {folder.path}"
             raise FileNotFoundError(
                 f"there is no run in {folder.path}: config.json is missing{begun if folder._is_empty() else ''}"
             )
@@ -89,7 +89,7 @@ class RunFolder:
         return folder
 
     def create(self) -> None:
-        """Make the folder; ``FileExistsError`` rather than write over anything."""
+        """Make the folder; ``FileExistsError`` if it would overwrite anything."""
         self._check_free()
         self.path.mkdir(parents=True, exist_ok=True)
         self._claim()
@@ -102,11 +102,11 @@ class RunFolder:
             )
 
     def _is_empty(self) -> bool:
-        """Whether this is a folder and holds nothing, or only what a process leaves that is killed before its run."""
+        """Whether this is a folder that holds nothing, or only the leftovers of a process killed before its run."""
         return self.path.is_dir() and {*self.path.iterdir()} <= {self._lock, *files.leftovers(self.path)}
 
     def _claim(self) -> None:
-        """Keep other processes out, and clear away what killed ones have left."""
+        """Keep other processes out, and remove the leftovers of killed ones."""
         with ExitStack() as held:
             if not held.enter_context(files.claim(self._lock)):
                 raise BlockingIOError(f"another process writes its run to {self.path}; wait for it to end")
@@ -117,7 +117,7 @@ class RunFolder:
             self._held = held.pop_all()
 
     def _remove_lock(self) -> None:
-        with suppress(OSError):  # Windows can't remove it while it is held; then it stays, and does no harm
+        with suppress(OSError):  # Windows can't remove it while it is held; a lock file that stays does no harm
             self._lock.unlink()
 
     def release(self) -> None:
@@ -125,7 +125,7 @@ class RunFolder:
         self._held.close()
 
     def discard(self) -> None:
-        """Remove the folder again if it holds a configuration and nothing else."""
+        """Remove the folder if it holds a configuration and nothing else."""
         if {path.name for path in self.path.iterdir()} <= {"config.json", self._lock.name}:
             (self.path / "config.json").unlink()
             self.release()
@@ -137,16 +137,16 @@ class RunFolder:
         try:
             options = files.read_json(path).get("options")
         except ValueError as error:
-            raise ValueError(f"{error}; it is not that of a run") from error
+            raise ValueError(f"{error}; it is not the configuration of a run") from error
         if not isinstance(options, dict):
-            raise ValueError(f"{path} is not that of a run: it holds no options")
+            raise ValueError(f"{path} is not the configuration of a run: it holds no options")
         return options
 
     def write_config(self, options: dict, model: Estimator) -> None:
-        """``config.json``: the options, all parameters that they resolve to, what "auto" came to, and versions."""
+        """Write ``config.json``: the options, all resolved parameters, the values chosen for "auto", and versions."""
         content = {"options": options, "parameters": model.configuration(), "versions": versions()}
         if hasattr(model, "labels_"):
             content["chosen"] = model.chosen_
-        if len(rates := getattr(model, "learning_rates_", ())) > 1:  # a diverged run went on at another
+        if len(rates := getattr(model, "learning_rates_", ())) > 1:  # a diverged run went on at another rate
             content["learning_rates"] = rates
         files.write_json(self.path / "config.json", content, default=str)

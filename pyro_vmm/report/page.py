@@ -1,4 +1,4 @@
-"""``report.html``: one page that says what a run came to, without anything beside it, to send to others."""
+"""``report.html``: the results of a run on one self-contained page, to send to others."""
 
 import tempfile
 import warnings
@@ -31,16 +31,16 @@ PAPER = (
 
 
 def write_page(results: Results, folder: Path, path: Path, told: Sequence[str] = ()) -> None:
-    """The page of a run.
+    """Write the page of a run.
 
     Arguments:
-        results: what the run came to.
-        folder: where its figures are; those that are missing are left out.
+        results: the results of the run.
+        folder: the folder of its figures; missing ones are left out.
         path: the file to write.
         told: warnings of the run.
     """
     model = results.model
-    # Doubts are among the warnings.
+    # The section of warnings has the doubts.
     facts = [(name.strip(), value) for name, value in results.facts() if name != "doubtful"]
     parts = [
         sections.Section("Result", facts),
@@ -49,7 +49,7 @@ def write_page(results: Results, folder: Path, path: Path, told: Sequence[str] =
         sections.training(model, folder, results.unit),
         sections.settings(model),
     ]
-    # Whatever names rows, genes or batches have, they are text here.
+    # Escape the names of rows, genes and batches, which may hold any text.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pyro_vmm.report", "."),
         autoescape=True,
@@ -63,19 +63,19 @@ def write_page(results: Results, folder: Path, path: Path, told: Sequence[str] =
 
 
 def write_report(model: VMM | SingleCellVMM, data: Any, path: str | Path, labels: Any = None) -> list[str]:
-    """A page on a fitted model: what it was fitted to, its clusters with what sets them apart, maps, curves, settings.
+    """Write a page on a fitted model: its data, its clusters and what sets them apart, maps, curves, settings.
 
     It is one HTML file that loads nothing else. Figures need the extra ``plots``, the UMAP of cells the extra
-    ``cells``; what is missing is left out.
+    ``cells``; without them these figures are left out.
 
     Arguments:
         model: a fitted model.
-        data: rows (N, ...) for a ``VMM``, an AnnData for a ``SingleCellVMM``, which stays as it is.
+        data: rows (N, ...) for a ``VMM``, an AnnData for a ``SingleCellVMM``, which is not changed.
         path: the file to write.
         labels: known classes to compare with, (N,); of cells, the column of ``adata.obs`` that holds them.
 
     Returns:
-        a line for each part that could not be made, which the page has among its warnings too.
+        a line for each part that could not be made; the page has these lines among its warnings.
 
     Raises:
         ValueError: the model is of another kind, or the data do not fit it.
@@ -90,20 +90,20 @@ def write_report(model: VMM | SingleCellVMM, data: Any, path: str | Path, labels
     else:
         raise ValueError(f"model={described(model)} should be a VMM or a SingleCellVMM")
     with tempfile.TemporaryDirectory() as folder, _without_names():
-        told = [*results.decorate(Path(folder))]
-        write_page(results, Path(folder), path, told)
-    return told
+        messages = [*results.decorate(Path(folder))]
+        write_page(results, Path(folder), path, messages)
+    return messages
 
 
 def _dataset(model: VMM, X: Any, labels: Any) -> Dataset:
     names = X.index.to_numpy() if isinstance(X, pd.DataFrame) else None
-    values = np.asarray(model._validate(X, reset=False))  # names of columns, too
+    values = np.asarray(model._validate(X, reset=False))  # checks the names of columns, too
     return Dataset(values, None if labels is None else np.asarray(labels), "data", row_names=names)
 
 
 @contextmanager
 def _without_names() -> Iterator[None]:
-    """No warning that an array has no names of columns, which a data frame had that it was made of."""
+    """Suppress the warning that an array has no column names although the model was fitted to a data frame."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "X does not have valid feature names")
         yield

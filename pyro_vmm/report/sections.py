@@ -1,4 +1,4 @@
-"""What the page of a run is made of: sections with facts, tables and figures, and those that every model has."""
+"""The sections of a run's page: facts, tables and figures; and the sections that every model has."""
 
 import base64
 import struct
@@ -15,14 +15,14 @@ from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.storing import versions
 from pyro_vmm.runtime.settings import AUTO
 
-#: Markers of each cluster in the table of them.
+#: Markers of each cluster in the table of markers.
 MARKERS_SHOWN = 10
 # Figures are drawn at 150 dots per inch, and a browser's inch has 96.
 SCALE = 96 / 150
-# A figure of more pixels than this in width has several panels. At less than half of its size they can't be read, and
-# it scrolls on a narrow screen.
+# A figure wider than this many pixels has several panels. They can't be read at less than half of their size, so the
+# figure scrolls on a narrow screen.
 WIDE = 700
-#: How to show columns of tables of clusters; others have three digits.
+#: The formats of columns in tables of clusters; other columns have three digits.
 FORMATS = {
     "share": "{:.1%}",
     "confidence": "{:.1%}",
@@ -42,7 +42,7 @@ MIXING = " Batch mixing: 1 as in all cells, 0 for a single batch."
 
 @dataclass(frozen=True)
 class Cell:
-    """One field of a table: what it shows, and what it is sorted by where that is a number."""
+    """One field of a table: the text that it shows, and the number that sorts it, if any."""
 
     text: str
     number: float | None = None
@@ -57,8 +57,8 @@ class Table:
     """A table whose columns sort.
 
     Arguments:
-        caption: what it is of.
-        columns: their names.
+        caption: its caption.
+        columns: the names of its columns.
         rows: the fields of each row.
         folded: whether the reader has to open it.
     """
@@ -103,19 +103,19 @@ class Picture:
 
     @property
     def least(self) -> int:
-        """The least width that it is shown in, or 0 where any will do."""
+        """The least width in pixels that it can be read at, or 0 for any width."""
         return self.width // 2 if self.width > WIDE else 0
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; one that holds nothing is left out.
+    """A part of the page; the page leaves out an empty one.
 
     Arguments:
         title: its heading.
         facts: names and values.
-        points: sentences, each in a line of its own.
-        pictures, tables: come after these; folded tables come last.
+        points: sentences, each on its own line.
+        pictures, tables: come after the points; folded tables come last.
         note: explains what the tables hold.
     """
 
@@ -131,33 +131,33 @@ class Section:
 
 
 def pictures(path: Path, alts: Mapping[str, str]) -> list[Picture]:
-    """The figures of these names, with their alternative texts, as far as they are in the folder of a run."""
+    """The figures of these names that are in the folder of a run, with their alternative texts."""
     found = []
     for name, alt in alts.items():
         if (file := path / f"{name}.png").is_file():
             content = file.read_bytes()
-            width, height = struct.unpack(">II", content[16:24])  # of a PNG's first chunk
+            width, height = struct.unpack(">II", content[16:24])  # the first chunk of a PNG has its size
             png = base64.b64encode(content).decode("ascii")
             found.append(Picture(png, alt, max(round(SCALE * width), 1), max(round(SCALE * height), 1)))
     return found
 
 
-def warnings_of(model: Estimator, told: Sequence[str], unit: str) -> Section:
-    """The doubts of ``confidence_``, what else speaks for a second look, and what was told in the run."""
+def warnings_of(model: Estimator, messages: Sequence[str], unit: str) -> Section:
+    """The doubts of ``confidence_``, other reasons for a second look, and the warnings of the run."""
     points: list[str] = [*getattr(getattr(model, "confidence_", None), "doubts", ())]
     if len(strays := np.ravel(getattr(model, "strays_", ()))):
         points.append(f"clusters of very few {unit}s: {', '.join(map(str, strays))}")
     if len(rates := getattr(model, "learning_rates_", ())) > 1:
         points.append(f"training diverged, and went on at other learning rates from epoch {rates[-1]['epoch']} on")
-    return Section("Warnings", points=[*points, *told])
+    return Section("Warnings", points=[*points, *messages])
 
 
 def clusters(found: Explanation | None, shown: Sequence[Picture], names: np.ndarray | None, unit: str) -> Section:
-    """A table of the clusters and one of what sets each apart."""
+    """A table of the clusters and one of the markers that set each apart."""
     if found is None:
         return Section("Clusters", pictures=shown)
     table = found.table().drop(columns="nearest").reset_index()
-    # On a narrow screen the first columns alone are seen without a hand.
+    # A narrow screen shows the first columns only, before scrolling.
     table["weight"] = table.pop("weight")
     if "markers" in table:
         table.insert(3, "markers", table.pop("markers"))
@@ -175,7 +175,7 @@ def clusters(found: Explanation | None, shown: Sequence[Picture], names: np.ndar
 
 
 def training(model: Estimator, path: Path, unit: str) -> Section:
-    """The curves, and the life of components."""
+    """The training curves, and the life of components."""
     history = model.history_
     first, last = history.iloc[0], history.iloc[-1]
     curves = (
@@ -195,7 +195,7 @@ def training(model: Estimator, path: Path, unit: str) -> Section:
 
 
 def settings(model: Estimator) -> Section:
-    """Every parameter, with what "auto" came to, and the versions."""
+    """Every parameter, with the value chosen for "auto", and the versions."""
     usual, chosen = type(model)().configuration(), model.chosen_
     rows = []
     for name, value in model.configuration().items():

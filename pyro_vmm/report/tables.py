@@ -11,12 +11,12 @@ from pyro_vmm.evaluation import clustering
 
 
 def assignments(probabilities: np.ndarray, names: np.ndarray | None = None, kind: str = "row") -> pd.DataFrame:
-    """The name of each row or cell, its ``cluster``, the ``probability`` of that, and the ``entropy`` of q(c | x).
+    """The name of each row or cell, its ``cluster``, the cluster's ``probability``, and the ``entropy`` of q(c | x).
 
     Arguments:
         probabilities: q(c | x), (N, K); entropies are in nats.
         names: the name of each, (N,); by default its number.
-        kind: what to call the column of names.
+        kind: the name of the column of names.
     """
     return pd.DataFrame(
         {
@@ -34,19 +34,19 @@ def hesitation(probabilities: np.ndarray) -> np.ndarray:
 
 
 def training_lines(model: Estimator, per: str) -> list[tuple[str, str]]:
-    """What training came to, for :func:`pairs`; ``per`` is what the ELBO is told for, "row" or "cell"."""
+    """The outcome of training, for :func:`pairs`; ``per`` is the unit of the ELBO, "row" or "cell"."""
     best = model.history_.iloc[model.best_epoch_ - 1]
     confidence = getattr(model, "confidence_", None)  # a loaded model has none
-    told = []
+    extra = []
     if confidence is not None:
-        told = [("confidence", str(confidence)), *(("doubtful", doubt) for doubt in confidence.doubts)]
+        extra = [("confidence", str(confidence)), *(("doubtful", doubt) for doubt in confidence.doubts)]
     if (moves := getattr(model, "settled_", None)) is not None:
-        told.append(("settling", str(moves)))
+        extra.append(("settling", str(moves)))
     return [
         (f"ELBO per {per}", f"{best['elbo']:.2f} in training, {best['val_elbo']:.2f} in validation"),
         ("epochs", f"{model.n_iter_}, best {model.best_epoch_}"),
         ("seconds", f"{model.history_['seconds'].iloc[-1]:.1f}"),
-        *told,
+        *extra,
     ]
 
 
@@ -61,13 +61,13 @@ def score_lines(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[str
 
 
 def pairs(lines: Sequence[tuple[str, str]]) -> str:
-    """Names and values, the values below each other."""
+    """Names and values as text, with the values aligned in one column."""
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in lines)
 
 
 def columns(lines: Sequence[Sequence[str]], texts: Collection[int] = ()) -> str:
-    """Lines of equally many texts, each column as wide as it needs, aligned to the right but for these ``texts``."""
+    """Lines of equally many texts, as columns: those numbered ``texts`` align to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     alignments = ["<" if i in texts else ">" for i in range(len(widths))]
     padded = ([f"{text:{a}{n}}" for text, a, n in zip(line, alignments, widths, strict=True)] for line in lines)
@@ -75,7 +75,7 @@ def columns(lines: Sequence[Sequence[str]], texts: Collection[int] = ()) -> str:
 
 
 def abridged(texts: Sequence[str], limit: int, separator: str = " ") -> str:
-    """The first of them, and how many there are more."""
+    """The first ``limit`` texts, and the number of the others."""
     more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
     return separator.join(texts[:limit]) + more
 

@@ -1,4 +1,4 @@
-"""The DLGMM: a mixture in the prior and in the posterior of every row, its weights by breaking a stick."""
+"""The DLGMM: a mixture in the prior and in the posterior of every row, with weights by stick-breaking."""
 
 import pyro
 import pyro.distributions as dist
@@ -14,7 +14,7 @@ from pyro_vmm.priors import Prior
 from pyro_vmm.rivals.elbo import MeanFieldElbo
 from pyro_vmm.rivals.sticks import Kumaraswamy, log_weights
 
-# Below it most Kumaraswamy draws are 0 or 1 to a computer.
+# With a smaller concentration most Kumaraswamy draws round to 0 or 1.
 LEAST_CONCENTRATION = 0.05
 
 
@@ -37,7 +37,7 @@ class MixturePosterior:
     @property
     def weights(self) -> Tensor:
         """The means of pi, which are q(c; x), (M, K)."""
-        # The fractions are independent, so that the mean of a product of them is the product of the means.
+        # The fractions are independent, so the mean of their product is the product of their means.
         return log_weights(Kumaraswamy(self.a, self.b).mean).exp()
 
     @property
@@ -46,7 +46,7 @@ class MixturePosterior:
         return (self.weights.unsqueeze(-1) * self.loc).sum(-2)
 
     def component(self, c: Tensor) -> TorchDistribution:
-        """q(z | c; x) for c (M,), or (K, 1) when enumerated: event shape (D,)."""
+        """q(z | c; x) for c (M,), or (K, 1) if enumerated: event shape (D,)."""
         rows = torch.arange(len(self.loc), device=c.device)
         return dist.Normal(self.loc[rows, c], self.scale[rows, c], validate_args=False).to_event(1)
 
@@ -107,8 +107,8 @@ class StickBreakingMixture(Prior):
         return MixtureOfGaussians.from_precision(log_pi, self.mu, torch.diag_embed(precision))
 
     def reorder(self, order: Tensor) -> None:
-        """Not possible: in another order the fractions would make another density of the weights."""
-        raise NotImplementedError("components are where they are on the stick and can't be renumbered")
+        """Not possible: the density of the weights depends on the order of the fractions."""
+        raise NotImplementedError("components can't be renumbered: the prior depends on their places on the stick")
 
 
 class DeepLatentGaussianMixture(VAE):
@@ -125,12 +125,12 @@ class DeepLatentGaussianMixture(VAE):
 
     All K components of a row are decoded.
 
-    Two things differ from the paper. There the entropy of z is that of the mixture, estimated by one draw, but the
-    cross entropy is that of z and c given pi: the sum is no bound on log p(x). Here c is part of both. And mu and s are
+    It differs from the paper in two ways. The paper takes the entropy of the mixture for z, estimated by one draw, but
+    the cross entropy of z and c given pi: their sum is no bound on log p(x). Here both include c. And mu and s are
     trained by the ELBO, as in VaDE; the paper sets them by hand.
 
-    Clusters need not follow the data. Every component of the guide encodes a row by itself, the decoder sees z alone,
-    and a row's weights have a prior of their own: the bound loses nats where q(c; x) depends on x.
+    Clusters need not follow the data. Every component of the guide encodes a row by itself, the decoder sees only z,
+    and each row's weights have their own prior: the bound loses nats if q(c; x) depends on x.
 
     Arguments:
         encoder: x -> q(v; x) and q(z | c; x), a :class:`MixtureEncoder`.
@@ -148,9 +148,9 @@ class DeepLatentGaussianMixture(VAE):
 
         Arguments:
             x: the data, (M, *event_shape); None to sample.
-            p_z: the components p(z | c), or None for this model's, whose parameters Pyro is then shown.
-            rows: M, when x is None.
-            observe: whether the rows are ``x``, or drawn, as many as there are in ``x``.
+            p_z: the components p(z | c), or None for this model's, whose parameters Pyro then sees.
+            rows: M, if x is None.
+            observe: whether to observe ``x``, or to draw as many rows.
         """
         p_z = self._p_z(p_z)
         with pyro.plate("data", rows if x is None else len(x)):

@@ -16,7 +16,7 @@ from pyro_vmm.networks import scale_tril
 
 
 class MeanFieldElbo(Elbo):
-    r"""The ELBO of a pair whose guide enumerates an indicator c, each latent variable's divergence in closed form.
+    r"""The ELBO of a pair whose guide enumerates an indicator c, with all divergences in closed form.
 
     .. math:: \sum_c q(c) \left[ \log p(x \mid z, c) - \sum_s \mathrm{KL}\left(q(s \mid c) \,\|\, p(s \mid c)\right)
               \right] - \mathrm{KL}\left(q(c) \,\|\, p(c)\right)
@@ -24,13 +24,13 @@ class MeanFieldElbo(Elbo):
     for the latent sites s other than c. It is ``TraceEnum_ELBO``, which trains the same pair, with
     ``TraceMeanField_ELBO``'s divergences.
 
-    If the guide of c is computed from a draw of z, as in VaDE and the GMVAE, then q(c) is here a number that belongs to
-    the row, and z and c are independent given it: q(z; x) q(c). That is a bound too, and a looser one than Pyro's, for
-    which c depends on the z at hand and which therefore comes to log p(z) - log q(z; x) with c summed out.
+    If the guide computes q(c) from a draw of z, as in VaDE and the GMVAE, this objective treats q(c) as a property of
+    the row, with z and c independent given the row: q(z; x) q(c). This bound is looser than Pyro's, in which c depends
+    on the drawn z, so that it equals log p(z) - log q(z; x) with c summed out.
 
     Arguments:
-        floors: by site, the least divergence in nats per row that counts: nothing is gained by bringing it lower. The
-            GMVAE's "minimum information constraint", also called free bits.
+        floors: by site, the least divergence in nats per row: a smaller one gains nothing. It is the GMVAE's "minimum
+            information constraint", also called free bits.
 
     Attributes:
         log_likelihood: the sum of log p(x | z) over rows, ().
@@ -78,7 +78,7 @@ def _log_prob(trace: Trace, name: str) -> Tensor:
 
 
 def _divergence(name: str, model_trace: Trace, guide_trace: Trace) -> Tensor:
-    """KL(q || p) of a site, (M,) or (K, M); for c the terms whose mean under q(c) it is."""
+    """KL(q || p) of a site, (M,) or (K, M); for c the terms whose mean under q(c) is the divergence."""
     if name == "c":
         return _log_prob(guide_trace, "c") - _log_prob(model_trace, "c")
     q, p = sites(guide_trace)[name], sites(model_trace)[name]

@@ -31,12 +31,12 @@ from pyro_vmm.runtime.settings import POSITIVE, WHOLE, Values, or_none, setting,
 
 @settings
 class Rival(ArrayEstimator, RivalSettings):
-    """What the rivals share; never used by itself.
+    """The base class of the rivals; abstract.
 
-    The methods are those of :class:`~pyro_vmm.VMM`, and so are these parameters.
+    It shares its methods and these parameters with :class:`~pyro_vmm.VMM`.
 
     Parameters:
-        n_components: K, the number of clusters; at least 2. Unlike the VMM, a rival is told.
+        n_components: K, the number of clusters; at least 2. Unlike the VMM, a rival does not find it.
         latent_dim: D.
         likelihood, likelihood_options, hidden, encoder, decoder, scaling: see :class:`~pyro_vmm.VMM`.
         batch_size, learning_rate, epochs, decay_fraction, patience, monitor: see
@@ -50,14 +50,14 @@ class Rival(ArrayEstimator, RivalSettings):
             raise ValueError(f"n_components={self.n_components} should be at least 2")
 
     def _training_settings(self) -> dict:
-        """One step trains all parameters, and all components stay."""
+        """One step trains all parameters, and all components stay in training."""
         return {**super()._training_settings(), "freeze_after": None}
 
     def _responsibilities(self, x: Rows, function: Callable[[Tensor], Tensor]) -> np.ndarray:
         return self._batched(lambda rows: function(self.vae_.assignments(rows)), x)
 
     def _scores(self, x: Rows, n_importance_samples: int, rows_at_once: int) -> np.ndarray:
-        """Importance-weighted log p(x), (N,). Unlike a VMM's draws, a row's depend on those beside it."""
+        """Importance-weighted log p(x), (N,). Unlike a VMM's, a row's draws depend on the other rows of its batch."""
         numbers = RandomNumbers(self.seed_, self._own_device())
 
         def score(rows: Tensor) -> Tensor:
@@ -75,17 +75,17 @@ class VaDE(Rival, ArrayPosterior):
     trained together. See :func:`~pyro_vmm.rivals.vade.pretrain` and
     :class:`~pyro_vmm.rivals.vade.VariationalDeepEmbedding`.
 
-    Besides these parameters it has those of :class:`Rival`.
+    It also has the parameters of :class:`Rival`.
 
     Parameters:
         n_components: K, the number of clusters; at least 2.
         latent_dim: D.
         covariance: of q(z | x) and of the prior's components, "diagonal" as in the paper, or "full" as in the
             comparison by the VMM's authors.
-        covariance_start: of a full one of q(z | x), see :class:`~pyro_vmm.VMM`.
-        pretraining_epochs: without the prior; with 0 the mixture is fitted to the codes of an untrained encoder. A
-            checkpoint is written after each.
-        pretraining_learning_rate: of Adam.
+        covariance_start: the start of a full covariance of q(z | x), see :class:`~pyro_vmm.VMM`.
+        pretraining_epochs: epochs without the prior; with 0 the mixture is fitted to the codes of an untrained encoder.
+            A checkpoint is written after each.
+        pretraining_learning_rate: the learning rate of Adam in these epochs.
     """
 
     covariance: CovarianceShape = "diagonal"
@@ -104,7 +104,7 @@ class VaDE(Rival, ArrayPosterior):
         return TrainedMixture(torch.randn(len(pseudo_inputs), self.latent_dim), self.covariance)
 
     def _train(self, x, x_val, labels_val=None, callbacks=(), checkpoint=None, state=None) -> None:
-        # A checkpoint is of the pre-training, or of the training after it.
+        # A checkpoint belongs to the pre-training or to the training after it.
         assert isinstance(self.vae_, VariationalDeepEmbedding)
         found = {"pretraining": None} if state is None else state["trainer"]
         if "pretraining" in found:
@@ -123,10 +123,9 @@ class VaDE(Rival, ArrayPosterior):
 class GMVAE(Rival):
     """The Gaussian mixture VAE (Dilokthanakul et al. 2016, arXiv:1611.02648).
 
-    The components of every row are drawn through a network from noise w. See
-    :class:`~pyro_vmm.rivals.gmvae.GaussianMixtureVAE`.
+    A network makes the components of every row from noise w. See :class:`~pyro_vmm.rivals.gmvae.GaussianMixtureVAE`.
 
-    Besides these parameters it has those of :class:`Rival`.
+    It also has the parameters of :class:`Rival`.
 
     Parameters:
         n_components: K, the number of clusters; at least 2.
@@ -134,7 +133,7 @@ class GMVAE(Rival):
         w_dim: W, the length of w; None for D.
         w_hidden: the width of the network from w to the components.
         information_floor: nats per row of KL(p(c | z, w) || p(c)) that cost nothing: the paper's "minimum information
-            constraint", which keeps clusters from merging; 0 for none.
+            constraint", which keeps clusters from merging; 0 for no floor.
     """
 
     w_dim: int | None = setting(default=None, option=None, help="dimensions of w", values=or_none(WHOLE))
@@ -171,13 +170,13 @@ class GMVAE(Rival):
 
 @settings
 class DLGMM(Rival):
-    """The deep latent Gaussian mixture model (Nalisnick, Hertel & Smyth 2016), its weights by breaking a stick.
+    """The deep latent Gaussian mixture model (Nalisnick, Hertel & Smyth 2016), with weights by stick-breaking.
 
-    Every row has weights of its own. Clusters are numbered by their place on the stick, as another order would be
-    another model. All K components of a row are decoded, so that a step costs K times the VMM's. See
+    Every row has its own weights. Clusters are numbered by their place on the stick, because the model depends on the
+    order. All K components of a row are decoded, so a step costs K times the VMM's. See
     :class:`~pyro_vmm.rivals.dlgmm.DeepLatentGaussianMixture`.
 
-    Besides these parameters it has those of :class:`Rival`.
+    It also has the parameters of :class:`Rival`.
 
     Parameters:
         n_components: K, the number of clusters; at least 2.

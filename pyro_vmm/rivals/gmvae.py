@@ -1,4 +1,4 @@
-"""The GMVAE: a mixture whose components are drawn anew for every row, through a network."""
+"""The GMVAE: a mixture whose components a network makes for every row, from noise."""
 
 import pyro
 import pyro.distributions as dist
@@ -47,7 +47,7 @@ class ConditionalMixture(Prior):
 
     .. math:: p(z \mid w) = K^{-1} \sum_k \mathcal{N}(z;\ \mu_k(w), \mathrm{diag}\, s_k(w)^2)
 
-    There is nothing of p(z) to work out before w is known: ``forward`` returns the prior itself.
+    p(z) depends on w, so ``forward`` returns the prior itself.
 
     Arguments:
         latent_dim: D.
@@ -92,7 +92,7 @@ class GaussianMixtureVAE(VAE):
               z \mid w, c \sim \mathcal{N}(\mu_c(w), \mathrm{diag}\, s_c(w)^2), \quad x \mid z \sim p(x \mid z)
 
     (the paper's w, z, x and y are our w, c, z and x), with the guide :math:`q(z; x)\, q(w; x)\, p(c \mid z, w)`.
-    :meth:`objective` is the paper's: given p(c | z, w) at one draw, all terms but log p(x | z) are in closed form.
+    :meth:`objective` is the paper's: given p(c | z, w) at one draw, all terms except log p(x | z) are in closed form.
     ``TraceEnum_ELBO`` trains the same pair by a tighter bound; see :class:`~pyro_vmm.rivals.elbo.MeanFieldElbo`.
 
     Arguments:
@@ -125,9 +125,9 @@ class GaussianMixtureVAE(VAE):
 
         Arguments:
             x: the data, (M, *event_shape); None to sample.
-            p_z: p(z | w), or None for this model's, whose parameters Pyro is then shown.
-            rows: M, when x is None.
-            observe: whether the rows are ``x``, or drawn, as many as there are in ``x``.
+            p_z: p(z | w), or None for this model's, whose parameters Pyro then sees.
+            rows: M, if x is None.
+            observe: whether to observe ``x``, or to draw as many rows.
         """
         p_z = self._p_z(p_z)
         with pyro.plate("data", rows if x is None else len(x)):

@@ -1,13 +1,12 @@
-r"""Weights by breaking a stick: Kumaraswamy fractions, and their divergence from beta ones.
+r"""Stick-breaking weights: Kumaraswamy fractions, and their divergence from beta fractions.
 
-A stick of length one is broken K - 1 times. Each time the fraction v_k of what is left becomes the weight of component
-k,
+A stick of length one is broken K - 1 times. Each time the fraction v_k of the rest becomes the weight of component k,
 
 .. math:: \pi_k = v_k \prod_{j<k} (1 - v_j), \qquad \pi_K = \prod_{j<K} (1 - v_j)
 
-Beta fractions :math:`v_k \sim \mathrm{Beta}(a_k, \sum_{j>k} a_j)` make :math:`\pi` a Dirichlet variable, in which no
-component is first. Kumaraswamy fractions with these parameters do not: the density of :math:`\pi` depends on the order
-in which the stick is broken (Stirn et al. 2019, arXiv:1905.12052).
+Beta fractions :math:`v_k \sim \mathrm{Beta}(a_k, \sum_{j>k} a_j)` make :math:`\pi` a Dirichlet variable, whose density
+does not depend on the order of breaking. With Kumaraswamy fractions of these parameters it does (Stirn et al. 2019,
+arXiv:1905.12052).
 """
 
 import math
@@ -20,11 +19,11 @@ from torch.distributions import Beta, register_kl
 from torch.nn import functional as F
 
 LOG_TWO = math.log(2.0)
-# Fractions are no smaller, so that the gradient of their logarithms stays finite.
+# The least fraction, so that the gradient of its logarithm stays finite.
 LEAST_FRACTION = 1e-20
-# Nodes of the quadrature below; 32 are good for 1e-4 nats where a and b are between 0.05 and 30.
+# Nodes of the quadrature below; 32 are accurate to 1e-4 nats for a and b between 0.05 and 30.
 NODES = 32
-# The integrand is so close to its ends there that it may be held.
+# Nodes are clamped this close to 0 and 1, where the integrand is almost constant.
 LEAST_NODE = 1e-6
 
 
@@ -37,7 +36,7 @@ def log_weights(v: Tensor) -> Tensor:
 
 
 def inside(v: Tensor) -> Tensor:
-    """Keep numbers of [0, 1] off both ends, where they, or what they leave, have no logarithm."""
+    """Keep v in [0, 1] away from both ends, where log v or log(1 - v) is infinite."""
     return v.clamp(LEAST_FRACTION, 1 - torch.finfo(v.dtype).eps)
 
 
@@ -62,7 +61,7 @@ class Kumaraswamy(dist.Kumaraswamy):
         return Kumaraswamy(self.concentration1.expand(shape), self.concentration0.expand(shape))
 
     def rsample(self, sample_shape=torch.Size()) -> Tensor:
-        """By the inverse distribution function, 1 - (1 - v^a)^b = u, through logarithms."""
+        """Draw by the inverse distribution function, 1 - (1 - v^a)^b = u, in logarithms."""
         u = torch.rand(self._extended_shape(sample_shape), dtype=self.mean.dtype, device=self.mean.device)
         log_rest = inside(u).log() / self.concentration0
         return inside((_log1mexp(log_rest) / self.concentration1).exp())
@@ -83,8 +82,8 @@ def _kl_kumaraswamy_beta(p: Kumaraswamy, q: Beta) -> Tensor:
     .. math:: \mathbb{E} \log v = -(\gamma + \psi(b) + 1/b) / a, \qquad
               \mathbb{E} \log(1 - v) = \int_0^1 \log\left(1 - (1 - u^{1/b})^{1/a}\right) du
 
-    Nalisnick et al. (2016) write the integral as a series and keep ten terms, which takes it for -3 at most and leaves
-    fractions near 1 all but unpunished; here it is a quadrature.
+    Nalisnick et al. (2016) write the integral as a series and keep ten terms. The truncated series is never below -3,
+    so it hardly penalises fractions near 1. A quadrature replaces it here.
     """
     a, b = p.concentration1, p.concentration0
     mean_log = -(b.digamma() + 1 / b - torch.digamma(torch.ones_like(b))) / a
@@ -101,7 +100,8 @@ def _kl_kumaraswamy_beta(p: Kumaraswamy, q: Beta) -> Tensor:
 def expected_log_rest(a: Tensor, b: Tensor) -> Tensor:
     r"""E[log(1 - v)] of Kumaraswamy fractions, by Gauss-Legendre quadrature.
 
-    With :math:`s = 1 - v^a = u^{1/b}`, all that is singular is :math:`\mathbb{E} \log (s / a) = -1/b - \log a`.
+    With :math:`s = 1 - v^a = u^{1/b}`, the singular part is :math:`\mathbb{E} \log (s / a) = -1/b - \log a`; the
+    quadrature integrates the rest.
 
     Arguments:
         a, b: concentrations, any shape, positive.
@@ -116,7 +116,7 @@ def expected_log_rest(a: Tensor, b: Tensor) -> Tensor:
 
 def _log1mexp(x: Tensor) -> Tensor:
     """log(1 - exp(x)) for x below 0."""
-    # Clamped, because the gradient of the branch that is not taken has to be finite too.
+    # Clamp, because the gradient of the branch not taken must be finite, too.
     near = (-torch.expm1(x.clamp(min=-1.0))).log()
     far = torch.log1p(-x.clamp(max=-0.5).exp())
     return torch.where(x > -LOG_TWO, near, far)

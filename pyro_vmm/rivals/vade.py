@@ -28,12 +28,12 @@ from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.randomness import RandomNumbers
 from pyro_vmm.runtime.rows import Rows, read, shuffled
 
-# Added to the variances of the mixture that VaDE starts from, as by the VMM's authors: no component shrinks to a row.
+# Added to the variances of the mixture that VaDE starts from, as the VMM's authors do: no component shrinks to one row.
 LEAST_VARIANCE = 1e-3
 
 
 class TrainedMixture(Prior):
-    r"""A mixture of K normals without hyper-priors, all of it trained by the ELBO.
+    r"""A mixture of K normals without hyper-priors, trained by the ELBO.
 
     .. math:: p(z) = \sum_k \pi_k\, \mathcal{N}(z;\ \mu_k, (L_k L_k^\top)^{-1})
 
@@ -80,13 +80,13 @@ class TrainedMixture(Prior):
 class VariationalDeepEmbedding(VAE):
     r"""VaDE (Jiang et al. 2017, arXiv:1611.05148) as a Pyro pair.
 
-    The model is that of a :class:`~pyro_vmm.models.VAE` with a :class:`TrainedMixture`. The guide has the cluster too,
+    The model is that of a :class:`~pyro_vmm.models.VAE` with a :class:`TrainedMixture`. The guide also has the cluster,
 
     .. math:: q(z, c \mid x) = q(z; x)\, q(c), \qquad q(c) = p(c \mid z)
 
-    :meth:`objective` is the paper's equation (12): given q(c), worked out at one draw of z, all terms but
-    log p(x | z) are in closed form. ``TraceEnum_ELBO`` trains the same pair by the tighter bound in which q(c) follows
-    z: there c is summed out of the prior, as for the other priors.
+    :meth:`objective` is the paper's equation (12): given q(c) at one draw of z, all terms except log p(x | z) are in
+    closed form. ``TraceEnum_ELBO`` trains the same pair by a tighter bound, in which q(c) depends on z: c is summed out
+    of the prior, as for the other priors.
 
     Arguments:
         encoder, decoder, likelihood: as for a :class:`~pyro_vmm.models.VAE`.
@@ -122,20 +122,20 @@ def pretrain(
     checkpoint: Callable[[dict], None] | None = None,
     state: dict | None = None,
 ) -> list[float]:
-    """Train everything but the prior by the ELBO without its KL, E_q(z; x) log p(x | z), of one draw of z a row.
+    """Train all except the prior by the ELBO without its KL, E_q(z; x) log p(x | z), with one draw of z per row.
 
-    So does the code of the VMM's authors (Stirn & Knowles 2025, arXiv:2402.04412). The VaDE paper pre-trains a
-    deterministic autoencoder. That leaves the covariance of q(z; x) and the scale of the noise where they started, so
-    that training would begin with draws that blur the codes which the mixture is fitted to, and with a likelihood too
-    weak to hold them against the KL: clusters merge.
+    The code of the VMM's authors does the same (Stirn & Knowles 2025, arXiv:2402.04412). The VaDE paper pre-trains a
+    deterministic autoencoder, which leaves the covariance of q(z; x) and the scale of the noise at their start. Then
+    training begins with draws that blur the codes that the mixture is fitted to, and with a likelihood too weak to hold
+    them against the KL: clusters merge.
 
     Arguments:
         vae: trained in place.
         x: training rows, (N, ...).
         epochs, batch_size, learning_rate: of Adam.
         seed: of the order of the rows, and of the draws of z.
-        checkpoint: called at the start and after every epoch with all that the rest depends on.
-        state: what ``checkpoint`` was given, to continue from, bit for bit as if there had been no break.
+        checkpoint: called at the start and after every epoch with the complete state.
+        state: a state that ``checkpoint`` was given, to continue from it bit for bit.
 
     Returns:
         the mean of log p(x | z) in each epoch.
@@ -157,7 +157,7 @@ def pretrain(
         check_pretraining(state, vae, optimizer)
         vae.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        optimizer.param_groups[0]["lr"] = learning_rate  # another one, perhaps, where the run diverged
+        optimizer.param_groups[0]["lr"] = learning_rate  # a run that diverged may continue with another one
         order.set_state(state["order"])
         numbers.state = state["rng"]
         history += state["history"]
@@ -200,7 +200,7 @@ def start_from_mixture(vae: VariationalDeepEmbedding, x: Rows, seed: int, n_init
         vae: its prior starts there.
         x: training rows, (N, ...), at least K of them.
         seed: of the fit.
-        n_init: starts of the fit, of which the best is taken.
+        n_init: how many starts the fit has; the best one counts.
     """
     with inference_mode(vae), closing(read(x, torch.arange(len(x)).split(1024))) as stream:
         z = torch.cat([_means(vae, rows) for rows in stream])
@@ -209,7 +209,7 @@ def start_from_mixture(vae: VariationalDeepEmbedding, x: Rows, seed: int, n_init
         vae.prior.n_components, covariance_type=kind, reg_covar=LEAST_VARIANCE, n_init=n_init, random_state=seed
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it is a start
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a start need not have converged
         mixture.fit(z.double().cpu().numpy())
     log_pi, mu, precisions = (torch.as_tensor(each) for each in (mixture.weights_, mixture.means_, mixture.precisions_))
     precisions = precisions if kind == "full" else torch.diag_embed(precisions)
@@ -217,6 +217,6 @@ def start_from_mixture(vae: VariationalDeepEmbedding, x: Rows, seed: int, n_init
 
 
 def _means(vae: VAE, rows: Tensor) -> Tensor:
-    """Of q(z; x) of rows x (M, ...), (M, D)."""
+    """The means of q(z; x) of rows x (M, ...), (M, D)."""
     with exclusive():
         return vae.encoder(rows).mean

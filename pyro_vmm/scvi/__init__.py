@@ -1,8 +1,8 @@
-"""How does the prior come into scvi-tools' own models? Their classes, by their names, with a mixture on z.
+"""The prior in scvi-tools' own models: their classes, with the same names, and a mixture on z.
 
 .. code-block:: python
 
-    from pyro_vmm.scvi import SCVI  # in the place of scvi.model
+    from pyro_vmm.scvi import SCVI  # instead of scvi.model
 
     SCVI.setup_anndata(adata, batch_key="batch")
     model = SCVI(adata)
@@ -12,14 +12,14 @@
 It needs ``pip install 'pyro_vmm[scvi]'``; ``import pyro_vmm`` does not import it.
 
 ==================  ===============================================================================================
-class               what holds of it
+class               notes
 ==================  ===============================================================================================
-SCVI, LinearSCVI    ``get_elbo``, ``get_marginal_ll`` and early stopping go by the prior on z that was trained
-SCANVI              the prior takes the place of all that is above z1; the classifier stays, and ``predict`` is its;
-                    clusters are ``predict_clusters``; ``SCANVI.from_scvi_model`` takes a trained prior along
-TOTALVI             its encoder sees the batch, so that each pseudo-cell is encoded in every batch at every step
-PEAKVI              its loss is sum(KL) + M sum(reconstruction) over M cells: the prior has 1 / M of the weight of
-                    the ELBO, and hardly shapes z; ``kl_weight="elbo"`` gives it the whole
+SCVI, LinearSCVI    ``get_elbo``, ``get_marginal_ll`` and early stopping use the trained prior on z
+SCANVI              the prior replaces everything above z1; the classifier stays, and ``predict`` uses it;
+                    ``predict_clusters`` gives clusters; ``SCANVI.from_scvi_model`` keeps a trained prior
+TOTALVI             its encoder sees the batch, so each pseudo-cell is encoded in every batch at every step
+PEAKVI              its loss is sum(KL) + M sum(reconstruction) over M cells: the prior has 1 / M of its weight in
+                    the ELBO, and hardly shapes z; ``kl_weight="elbo"`` gives it the full weight
 POISSONVI, MULTIVI  the prior is on the joint z
 CYTOVI              its own mixture, ``prior_mixture``, is off
 ==================  ===============================================================================================
@@ -28,22 +28,22 @@ In all of them
 
 - the constructor takes the settings of :class:`~pyro_vmm.scvi.settings.PriorSettings`, and ``train`` those of
   :class:`~pyro_vmm.scvi.settings.TrainingSettings`; ``prior="standard_normal"`` is the stock model to the last digit;
-- q(z | x) is scvi-tools' diagonal normal; what it does not have, ``latent_distribution="ln"``, data modules without
-  ``adata``, ``compile=True`` and ``strategy="dp"``, is an error;
-- the KL divergence has its full weight from the start, unless ``train`` says otherwise in scvi-tools' words: a prior
+- q(z | x) is scvi-tools' diagonal normal; ``latent_distribution="ln"``, data modules without ``adata``,
+  ``compile=True`` and ``strategy="dp"`` are not supported and raise an error;
+- the KL divergence has its full weight from the start, unless scvi-tools' arguments of ``train`` say otherwise: a prior
   that is switched on late finds clusters that follow the batch;
-- ``model.history`` has ``n_active``, the components that won a cell in the epoch;
-- ``confidence_`` says how far the clusters can be trusted, ``settled_`` what settling made of the components, and
-  ``tree_`` how they join; ``merge_clusters`` makes clusters coarser or finer, in place;
-- ``load_query_data`` leaves the prior as it is, and clusters keep their numbers; ``confidence_``, ``tree_`` and
-  ``settled_`` are the reference's alone, and None of the query.
+- ``model.history`` has ``n_active``, the number of components that won a cell in the epoch;
+- ``confidence_`` says how far the clusters can be trusted, ``settled_`` how settling changed the components, and
+  ``tree_`` how clusters join; ``merge_clusters`` makes clusters coarser or finer, in place;
+- ``load_query_data`` does not change the prior, and clusters keep their numbers; ``confidence_``, ``tree_`` and
+  ``settled_`` belong to the reference, and are None for the query.
 """
 
 from pyro_vmm.scvi.versions import require_scvi
 
 require_scvi()
 
-from pyro_vmm.scvi.models import (  # noqa: E402  only where scvi-tools is there
+from pyro_vmm.scvi.models import (  # noqa: E402  import it only if scvi-tools is installed
     CYTOVI,
     MULTIVI,
     PEAKVI,

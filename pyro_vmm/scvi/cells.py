@@ -1,4 +1,4 @@
-"""Cells as a module of scvi-tools reads them, dicts of tensors, packed into rows of one tensor; and pseudo-cells."""
+"""Pack the dicts of tensors that a module of scvi-tools reads into rows of one tensor; and pseudo-cells."""
 
 import functools
 import inspect
@@ -14,7 +14,7 @@ from torch.distributions import Normal
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, averaged
 
-#: What pseudo-cells train: the measured values. All else that an encoder reads is held.
+#: The measured values, which pseudo-cells train. Everything else that an encoder reads is held.
 MEASURED = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.PROTEIN_EXP_KEY, REGISTRY_KEYS.ATAC_X_KEY)
 PseudoBatch = Literal["averaged", "held"]
 PSEUDO_BATCHES = get_args(PseudoBatch)
@@ -25,8 +25,8 @@ class Field(NamedTuple):
 
     Arguments:
         key: its name in the registry of scvi-tools.
-        width: how many columns it has.
-        dtype: what torch calls the type of its numbers, such as "int64".
+        width: the number of its columns.
+        dtype: torch's name of its type, such as "int64".
     """
 
     key: str
@@ -35,7 +35,7 @@ class Field(NamedTuple):
 
 
 class _Read(dict):
-    """A dict that knows which of its keys were read."""
+    """A dict that records which of its keys are read."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -50,11 +50,11 @@ class _Read(dict):
 
 
 class Layout:
-    """The columns of a packed cell (W,): the measured values first, then what is held.
+    """The columns of a packed cell (W,): the measured values first, then the held ones.
 
     Arguments:
-        fields: what the encoder reads, measured fields first.
-        n_batches: B, the batches of the training data.
+        fields: the fields that the encoder reads, measured ones first.
+        n_batches: B, the number of batches in the training data.
         sees_batch: whether the encoder's output depends on the batch.
         counts: whether no measured value is negative.
     """
@@ -67,10 +67,10 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.Module, tensors: Mapping[str, Tensor], n_batches: int) -> "Layout":
-        """What the encoder of a module reads of these cells.
+        """The layout of the fields that the encoder of a module reads from these cells.
 
         Raises:
-            TypeError: it reads no measured values.
+            TypeError: the encoder reads no measured values.
         """
         tensors = _Read({key: value for key, value in tensors.items() if torch.is_tensor(value)})
         _inference_input(module, tensors)
@@ -86,7 +86,7 @@ class Layout:
 
     @torch.no_grad()
     def _sees_batch(self, module: nn.Module, cells: Tensor) -> bool:
-        """Whether the encoder tells the first batch from the last."""
+        """Whether the encoder's output differs between the first batch and the last."""
         if self.n_batches < 2 or self.batch_column is None:
             return False
         encoder = Encoder(module, self)
@@ -95,7 +95,7 @@ class Layout:
         return not torch.equal(first, last)
 
     def to_dict(self) -> dict:
-        """Plain values, from which ``Layout(**values)`` makes it again."""
+        """Plain values, from which ``Layout(**values)`` restores the layout."""
         fields = [tuple(field) for field in self.fields]
         return {"fields": fields, "n_batches": self.n_batches, "sees_batch": self.sees_batch, "counts": self.counts}
 
@@ -110,7 +110,7 @@ class Layout:
 
     @property
     def batch_column(self) -> int | None:
-        """Where a packed cell holds its batch; None if the encoder does not read it."""
+        """The column of a packed cell that holds its batch; None if the encoder does not read it."""
         start = 0
         for field in self.fields:
             if field.key == REGISTRY_KEYS.BATCH_KEY:
@@ -125,7 +125,7 @@ class Layout:
         return cells
 
     def one_hot_batch(self, cells: Tensor) -> Tensor:
-        """The batch of cells (N, W) among those of the training data, (N, B); zeros for a batch that came later."""
+        """The batch of cells (N, W) among those of the training data, (N, B); zeros for a new batch."""
         if self.batch_column is None:
             return cells.new_ones(len(cells), 1)
         batch = cells[:, self.batch_column].long()
@@ -143,7 +143,7 @@ class Encoder(nn.Module):
         self.training = module.training
 
     def forward(self, cells: Tensor) -> Normal:
-        # TOTALVI's inference leaves what it made of its last cells as an attribute, which is for the cells at hand.
+        # TOTALVI's inference keeps results of its last cells as an attribute: restore those of the cells in training.
         before = dict(vars(self.module))
         try:
             return posterior(self.module.inference(**_inference_input(self.module, self.layout.unpack(cells))))
@@ -152,7 +152,7 @@ class Encoder(nn.Module):
 
 
 def _inference_input(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict:
-    """What ``inference`` takes; from the measured values, where the data hold q(z | x) besides (minified data)."""
+    """The arguments of ``inference``, from the measured values even if the data also hold q(z | x) (minified data)."""
     whole = {"full_forward_pass": True} if _may_pass_whole(type(module)) else {}
     return module._get_inference_input(tensors, **whole)
 
@@ -163,10 +163,10 @@ def _may_pass_whole(cls: type[nn.Module]) -> bool:
 
 
 def posterior(outputs: Mapping) -> Normal:
-    """q(z | x), a diagonal normal (N, D), among what ``inference`` returns.
+    """q(z | x), a diagonal normal (N, D), from the outputs of ``inference``.
 
     Raises:
-        TypeError: it is not among it.
+        TypeError: the outputs do not have it.
     """
     qz = outputs.get("qz")
     if isinstance(qz, Normal):
@@ -177,13 +177,14 @@ def posterior(outputs: Mapping) -> Normal:
 
 
 class PseudoCells(PseudoInputs):
-    """K pseudo-cells, packed: trainable measured values, and what is held, which is that of the cells they start at.
+    """K pseudo-cells, packed: the measured values are trained, the held ones are those of the cells they start at.
 
     Counts are max(u, 0), with the gradient passed straight through: a zero stays zero in the pass, and stays trainable.
-    An encoder that sees the batch gets each pseudo-cell in all batches of the training data, "averaged" over, see
-    :class:`~pyro_vmm.priors.pseudo_inputs.CellPseudoInputs`, or in the batch of the cell that it started at, "held".
+    An encoder that sees the batch gets each pseudo-cell either in all batches of the training data, to average over
+    them ("averaged", see :class:`~pyro_vmm.priors.pseudo_inputs.CellPseudoInputs`), or in the batch of the cell that it
+    started at ("held").
 
-    :meth:`fix` keeps q(mu) as it is, whatever becomes of the encoder.
+    :meth:`fix` freezes q(mu), so that it no longer depends on the encoder.
 
     Arguments:
         layout: the columns of a cell.
@@ -207,11 +208,11 @@ class PseudoCells(PseudoInputs):
 
     @property
     def n_batches(self) -> int:
-        """How many batches each pseudo-cell is encoded in."""
+        """The number of batches in which each pseudo-cell is encoded."""
         return self.layout.n_batches if self.layout.sees_batch and self.batch == "averaged" else 1
 
     def forward(self) -> Tensor:
-        """(K, W), or (B K, W), all of a batch in turn."""
+        """(K, W), or (B K, W) batch by batch."""
         values = self.u + (self.u.clamp(min=0) - self.u).detach() if self.layout.counts else self.u
         cells = torch.cat([values, self.held], -1)
         if self.n_batches == 1:
@@ -226,7 +227,7 @@ class PseudoCells(PseudoInputs):
 
     @torch.no_grad()
     def fix(self, encoder: nn.Module) -> None:
-        """Keep q(mu) as it is with this encoder, its variances alone."""
+        """Freeze q(mu) as this encoder makes it, without its covariances."""
         loc, tril = self.encode(encoder)
         self.fixed_loc.copy_(loc)
         self.fixed_scale.copy_(tril.square().sum(-1).sqrt())
@@ -234,11 +235,11 @@ class PseudoCells(PseudoInputs):
 
 
 class Cells:
-    """Some cells of a model's data as rows, packed: ``cells[positions]`` is a tensor (M, W) on the model's device.
+    """Some cells of a model's data as packed rows: ``cells[positions]`` is a tensor (M, W) on the model's device.
 
     Arguments:
         model: a model of scvi-tools with data.
-        indices: which cells, (N,).
+        indices: the positions of the cells, (N,).
         layout: the columns of a cell.
     """
 
@@ -253,5 +254,5 @@ class Cells:
 
 
 def read(model, indices: np.ndarray) -> dict[str, Tensor]:
-    """Cells of a model's data, by their positions (M,), as scvi-tools' own data loader gives them."""
+    """Cells of a model's data at positions (M,), as scvi-tools' own data loader gives them."""
     return next(iter(model._make_data_loader(adata=model.adata, indices=indices, batch_size=len(indices))))

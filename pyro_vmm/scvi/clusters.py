@@ -1,4 +1,4 @@
-"""What a model of scvi-tools with the prior tells of cells: their clusters, and how sure it is."""
+"""The clusters of cells in a model of scvi-tools with the prior, and how sure it is."""
 
 import warnings
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 ROWS_AT_ONCE = 4096
-#: What training leaves as attributes, as of :class:`~pyro_vmm.SingleCellVMM`.
+#: The attributes that training sets, as in :class:`~pyro_vmm.SingleCellVMM`.
 COUNTED = (
     "components_",
     "component_weights_",
@@ -47,14 +47,14 @@ COUNTED = (
 
 
 class Clusters:
-    """Mixed into a model of scvi-tools: clusters after training, and their methods. ``module.vmm`` holds the prior.
+    """A mixin for models of scvi-tools: clusters after training, and their methods. ``module.vmm`` holds the prior.
 
     Attributes:
-        n_clusters_, strays_, weights_, components_, component_weights_, cluster_of_component_, batch_shares_: as of
-            :class:`~pyro_vmm.SingleCellVMM`, of the cells that the model was made with.
-        confidence_, tree_, settled_: as of :class:`~pyro_vmm.SingleCellVMM`, from the training of the prior; files keep
-            them. None without a mixture, of the model of a query, whose prior is the reference's, and of a file from
-            before there were any. Doubts of ``confidence_`` are a warning at the end of ``train``.
+        n_clusters_, strays_, weights_, components_, component_weights_, cluster_of_component_, batch_shares_: as in
+            :class:`~pyro_vmm.SingleCellVMM`, for the cells that the model was made with.
+        confidence_, tree_, settled_: as in :class:`~pyro_vmm.SingleCellVMM`, from the training of the prior; files keep
+            them. They are None without a mixture, for the model of a query (its prior is the reference's), and in a
+            file from before they existed. Doubts of ``confidence_`` are a warning at the end of ``train``.
     """
 
     confidence_: Confidence | None = None
@@ -62,17 +62,17 @@ class Clusters:
     settled_: Moves | None = None
 
     def forget_clusters(self) -> None:
-        """Be without the attributes in ``COUNTED``."""
+        """Remove the attributes in ``COUNTED``."""
         for name in COUNTED:
             vars(self).pop(name, None)
 
     def after_training(self) -> None:
-        """Settle the components and number the clusters, unless the prior is at rest; then count the cells in each."""
-        # Of several processes each has the BatchNorm statistics of its own last cells.
+        """Settle the components and number the clusters, unless the prior is fixed; then count the cells in each."""
+        # Each process has the BatchNorm statistics of its own last cells.
         Ranks.present().align(each for each in self.module.state_dict().values() if each.dtype != torch.bool)
         if self.train_prior_ and self._training.settle:
             self._settle()
-        # Of the model's own cells, and of minified ones: what stands for them in the data.
+        # q(z | x) of the model's own cells; minified data hold it in place of the cells.
         z, variance = self.get_latent_representation(return_dist=True)
         if self.train_prior_:
             self._number_clusters(z)
@@ -90,7 +90,7 @@ class Clusters:
             self.settled_ = settled.moves
 
     def _number_clusters(self, z: np.ndarray) -> np.ndarray:
-        """Number the clusters and their components by the model's own cells z (N, D), and return the order, (K,)."""
+        """Number the clusters and their components by the model's own cells z (N, D); returns the order, (K,)."""
         mixture, model = self.module.vmm, Adapted(self.module)
         components = self._of_components(z, lambda q_c: q_c.argmax(-1))
         weights, cluster = self._weights(), mixture.cluster_of_component.cpu().numpy()
@@ -101,7 +101,7 @@ class Clusters:
         return order
 
     def _look_at_clusters(self, z: np.ndarray, variance: np.ndarray) -> None:
-        """Say how sure the clusters are, and make the tree; q(z | x) is that of the model's own cells, (N, D)."""
+        """Measure the confidence and make the tree, from q(z | x) of the model's own cells, (N, D)."""
         sharp, q = self._look(z, variance)
         self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbo_by_epoch())
         self.tree_ = join_all(sharp, q.argmax(1), self.cluster_of_component_)
@@ -109,17 +109,17 @@ class Clusters:
             warnings.warn(f"the clusters are doubtful: {'; '.join(doubts)}", stacklevel=2)
 
     def _look(self, z: np.ndarray, variance: np.ndarray) -> tuple[Encoded, np.ndarray]:
-        """What :func:`~pyro_vmm.inference.settling.look` returns, from q(z | x); minified data have no other."""
+        """The result of :func:`~pyro_vmm.inference.settling.look`, but from q(z | x): minified data have no cells."""
         rows = some_rows(len(z), scvi.settings.seed or 0).numpy()
         return sharpened(Encoded(z[rows].astype(float), variance[rows])), self._of_components(z[rows], lambda q_c: q_c)
 
     def _elbo_by_epoch(self) -> pd.DataFrame:
-        """What the training reported, in nats for a cell, rising; without a row if it reported none."""
+        """The ELBO that training reported, by epoch, in nats per cell and rising; without rows if there is none."""
         reported = (self.history or {}).get("elbo_train", pd.DataFrame({"elbo_train": []}))
         return pd.DataFrame({"elbo": -reported["elbo_train"].astype(float)})
 
     def _count_clusters(self, z: np.ndarray) -> None:
-        """Set the attributes that tell of the model's own cells, the names in ``COUNTED``; z, (N, D), is theirs."""
+        """Set the attributes of the model's own cells z, (N, D): those in ``COUNTED``."""
         self.component_weights_ = self._weights()
         self.cluster_of_component_ = self.module.vmm.cluster_of_component.cpu().numpy()
         self.weights_ = by_cluster(self.component_weights_, self.cluster_of_component_)
@@ -131,7 +131,7 @@ class Clusters:
 
     @torch.no_grad()
     def _weights(self) -> np.ndarray:
-        """Of the components, (K,)."""
+        """The weights of the components, (K,)."""
         model = Adapted(self.module)
         with exclusive(), inference_mode(model):
             return model.prior(model.encoder).weights.cpu().numpy()
@@ -145,8 +145,8 @@ class Clusters:
         """The most probable cluster of each cell at the mean of q(z | x), (N,); 0 is the largest in the training data.
 
         Arguments:
-            adata: cells like those that the model was made with; None for those themselves.
-            indices: which of them; None for all.
+            adata: cells like those that the model was made with; None for the model's own.
+            indices: the positions of the cells to use; None for all.
             batch_size: cells in a forward pass.
         """
         z = self.get_latent_representation(adata, indices=indices, batch_size=batch_size)
@@ -158,31 +158,34 @@ class Clusters:
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> np.ndarray:
-        """q(c | x) at the mean of q(z | x), (N, K); zero from the number of clusters on. Arguments as above."""
+        """q(c | x) at the mean of q(z | x), (N, K); columns from the number of clusters on are zero.
+
+        The arguments are those of :meth:`predict_clusters`.
+        """
         z = self.get_latent_representation(adata, indices=indices, batch_size=batch_size)
         return self._of_clusters(z, lambda q_c: q_c)
 
     def merge_clusters(self, n_clusters: int) -> None:
-        """Have so many clusters: coarser, or with clusters parted into their components.
+        """Change the number of clusters: merge them, or split them into their components.
 
-        It changes the model in place, as ``minify_adata`` does, and what is saved. The clusters join, or part, in the
-        order of ``tree_``, which stays that of the training: the number that training found, strays included, gives its
-        clusters back. The density and the latent space stay as they are. Annotate the cells again.
+        It changes the model in place, as ``minify_adata`` does, and its saved file. The clusters join or split in the
+        order of ``tree_``, which is that of the training: the number that training found, strays included, restores its
+        clusters. The density and the latent space do not change. Annotate the cells again.
 
         Arguments:
-            n_clusters: 1 for all cells in one, at most the number of components with cells; strays count.
+            n_clusters: from 1, for all cells in one cluster, to the number of components with cells; strays count.
 
         Raises:
             RuntimeError: the model is not trained.
-            ValueError: there is no such cut of the tree, or no tree: of a query merge the reference, and load the query
-                again; or the model was loaded with other cells than those that it was trained with.
+            ValueError: the tree has no such cut; or there is no tree (for a query, merge the reference and load the
+                query again); or the model was loaded with other cells than those of its training.
         """
         self._check_if_trained(warn=False)
         if not self.train_prior_:
             raise ValueError("the model of a query can't be merged: merge the reference, and load the query again")
         z, variance = self.get_latent_representation(return_dist=True)
         now = self._of_components(z, lambda q_c: q_c.argmax(-1))
-        before = vars(self).get("components_", now)  # none in a file that was saved in the middle of training
+        before = vars(self).get("components_", now)  # a file saved in the middle of training has none
         mixture = self.module.vmm
         found = regrouped(self.tree_, mixture.cluster_of_component.cpu().numpy(), n_clusters, before, now)
         mixture.cluster_of_component.copy_(torch.as_tensor(found))
@@ -197,15 +200,15 @@ class Clusters:
         """Write the embedding and the clusters into ``adata``, and return it, as :class:`~pyro_vmm.SingleCellVMM` does.
 
         Arguments:
-            adata: cells like those that the model was made with; None for those themselves.
-            key_added: what replaces "vmm" in ``obsm["X_vmm"]``, ``obs["vmm"]``, ``obs["vmm_probability"]``,
-                ``obs["vmm_entropy"]`` and ``uns["vmm"]``; not so that a column is replaced which the model reads.
+            adata: cells like those that the model was made with; None for the model's own.
+            key_added: replaces "vmm" in ``obsm["X_vmm"]``, ``obs["vmm"]``, ``obs["vmm_probability"]``,
+                ``obs["vmm_entropy"]`` and ``uns["vmm"]``; must not replace a column that the model reads.
             batch_size: cells in a forward pass.
         """
         annotation.check_key(key_added, self._columns_read())
         adata = self.adata if adata is None else adata
         annotation.check_writable(adata)
-        if "weights_" not in vars(self):  # of a file that was saved in the middle of training
+        if "weights_" not in vars(self):  # a file saved in the middle of training has none
             self._count_clusters(self.get_latent_representation())
         z = self.get_latent_representation(adata, batch_size=batch_size)
         annotation.write(adata, key_added, z, self._of_clusters(z, annotation.summary), _Fitted(self))
@@ -215,7 +218,7 @@ class Clusters:
     def get_importance_weights(self, *args, **kwargs) -> np.ndarray:
         """The stock weights of ``get_normalized_expression(weights="importance")``; an error with a mixture prior.
 
-        They take the prior on z to be N(0, I), in the middle of a function.
+        They assume that the prior on z is N(0, I), in the middle of a function.
         """
         if self.module.vmm.prior.has_clusters:
             prior = type(self.module.vmm.prior).__name__
@@ -223,13 +226,13 @@ class Clusters:
         return super().get_importance_weights(*args, **kwargs)
 
     def _of_clusters(self, z: np.ndarray, function) -> np.ndarray:
-        """What the function makes of q(c | x) of clusters, (M, K)."""
+        """Apply a function to q(c | x) of clusters, (M, K)."""
         cluster = self.module.vmm.cluster_of_component
         return self._of_components(z, lambda q_c: function(torch.zeros_like(q_c).index_add_(-1, cluster, q_c)))
 
     @torch.no_grad()
     def _of_components(self, z: np.ndarray, function) -> np.ndarray:
-        """What the function makes of q(c | x) of components, (M, K)."""
+        """Apply a function to q(c | x) of components, (M, K)."""
         self.module.eval()
         mixture = self.module.vmm
         with exclusive():
@@ -244,7 +247,7 @@ class Clusters:
         ]
 
     def _columns_read(self) -> set[str]:
-        """The names that the set-up of the data names: columns of ``adata.obs``, layers and the like."""
+        """The names given to ``setup_anndata``: columns of ``adata.obs``, layers and the like."""
         given = self.registry["setup_args"].values()
         several = [name for value in given if isinstance(value, list | tuple) for name in value]
         return {name for name in (*given, *several) if isinstance(name, str)}

@@ -1,4 +1,4 @@
-"""Whether a model of scvi-tools is one in which the prior can take the place of N(0, I)."""
+"""Check whether the prior can replace N(0, I) in a model of scvi-tools."""
 
 import copy
 import inspect
@@ -13,22 +13,22 @@ from pyro_vmm.scvi.cells import MEASURED, posterior, read
 from pyro_vmm.scvi.modules import kl_key, module_class
 from pyro_vmm.scvi.settings import PriorSettings, TrainingSettings
 
-# Cells that a model is tried on.
+# The number of cells that a model is tried on.
 FEW = 16
-# By how much the reported KL may differ from the true one, in relation: rounding in float32.
+# The relative error allowed of the reported KL: rounding in float32.
 TOLERANCE = 1e-3
 TRAINING = ("_train_runner_cls", "get_latent_representation", "train")
 
 
 def check_class(cls: type) -> None:
-    """Raise ``TypeError`` for what is no model, lacks a method that is used, or has an argument of our names."""
+    """Raise ``TypeError`` if a class is no model, lacks a method that is used, or has an argument with our names."""
     if not (isinstance(cls, type) and issubclass(cls, BaseModelClass)):
         raise TypeError(f"{cls!r} should be a model of scvi-tools, a subclass of BaseModelClass")
     lacks = [name for name in TRAINING if not hasattr(cls, name)]
     if lacks:
         raise TypeError(f"{cls.__name__} can't have the prior: it has no {', '.join(lacks)}")
-    told = inspect.signature(cls.get_latent_representation).parameters.values()
-    if not any(each.name == "return_dist" or each.kind is each.VAR_KEYWORD for each in told):
+    accepted = inspect.signature(cls.get_latent_representation).parameters.values()
+    if not any(each.name == "return_dist" or each.kind is each.VAR_KEYWORD for each in accepted):
         raise TypeError(f"{cls.__name__} can't have the prior: its get_latent_representation has no return_dist")
     for function, group in ((cls.__init__, PriorSettings), (cls.train, TrainingSettings)):
         both = [name for name in inspect.signature(function).parameters if name in defaults(group)]
@@ -37,11 +37,11 @@ def check_class(cls: type) -> None:
 
 
 def check_model(model: BaseModelClass) -> None:
-    """Raise ``TypeError`` unless a new stock model does, on a few of its cells, what the prior's place in it asks for.
+    """Try a new stock model on a few of its cells. Raise ``TypeError`` unless
 
-    - q(z | x) is a diagonal normal (M, D), and z (M, D) is what is decoded;
+    - q(z | x) is a diagonal normal (M, D), and the decoder takes z (M, D);
     - the loss reports the KL divergence of q(z | x) from N(0, I) under one of the known names;
-    - the loss depends on the reported value, and with the same positive weight for each cell.
+    - the loss depends on the reported value, with the same positive weight for each cell.
     """
     name = type(model).__name__
     module = copy.deepcopy(model.module).eval()
@@ -50,7 +50,7 @@ def check_model(model: BaseModelClass) -> None:
     module.__class__ = module_class(type(module))
     tensors = read(model, list(range(min(FEW, model.adata.n_obs))))
     n = len(next(tensors[key] for key in MEASURED if key in tensors))
-    with torch.random.fork_rng():  # the random numbers of the fit are as without a check
+    with torch.random.fork_rng():  # the check must not change the random numbers of the fit
         inference_outputs, generative_outputs = module(tensors, compute_loss=False)
         out = module.stock_loss(tensors, inference_outputs, generative_outputs)
     try:
@@ -65,9 +65,9 @@ def check_model(model: BaseModelClass) -> None:
     true, reported = kl_divergence(q_z, Normal(0.0, 1.0)).sum(-1), out.kl_local[key]
     if reported.shape != true.shape or not torch.allclose(reported, true, rtol=TOLERANCE, atol=TOLERANCE):
         raise TypeError(
-            f"{name} can't have the prior: its loss reports as {key!r} what is not the KL divergence of q(z | x) from "
+            f"{name} can't have the prior: its loss reports {key!r}, which is not the KL divergence of q(z | x) from "
             "N(0, I)"
         )
     (weight,) = torch.autograd.grad(out.loss, reported, allow_unused=True)
     if weight is None or not (weight > 0).all() or not torch.allclose(weight, weight[0].expand(n)):
-        raise TypeError(f"{name} can't have the prior: its loss does not weigh {key!r} alike for all cells")
+        raise TypeError(f"{name} can't have the prior: its loss does not weigh {key!r} equally for all cells")

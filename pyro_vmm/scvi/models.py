@@ -1,4 +1,4 @@
-"""The models: subclasses of those of scvi-tools, of the same names, with another prior on z."""
+"""The models: subclasses of scvi-tools' models with the same names and another prior on z."""
 
 import functools
 import inspect
@@ -20,7 +20,7 @@ from pyro_vmm.scvi.modules import HeldPrior, module_class
 from pyro_vmm.scvi.settings import PriorSettings, TrainingSettings, split
 from pyro_vmm.scvi.training import MapStep, runner_class
 
-#: The classes of scvi-tools whose contract is tested; others are refused by name.
+#: The classes of scvi-tools whose contract is tested; its other classes are refused.
 STOCK = {
     "SCVI": scvi.model.SCVI,
     "LinearSCVI": scvi.model.LinearSCVI,
@@ -31,18 +31,18 @@ STOCK = {
     "MULTIVI": scvi.model.MULTIVI,
     "CYTOVI": scvi.external.CYTOVI,
 }
-# What a model file says of the layout, among the arguments of the constructor.
+# The name of the layout among the constructor's arguments in a model file.
 LAYOUT = "vmm_layout"
-# The settings that a prior which is given by its name is made with.
+# The settings for making a prior that is given by its name.
 OF_PRIORS = ("hyperprior", "m_prior", "expectation", "responsibilities")
-# Stock arguments of `train` by which the KL divergence rises in weight, and what switches that off.
+# Stock arguments of `train` that raise the weight of the KL divergence by and by, and the values that switch this off.
 NO_WARM_UP = {"n_epochs_kl_warmup": None, "n_steps_kl_warmup": 0}
 
 
 class WithVMM(Clusters):
-    """Mixed into a model of scvi-tools; never used by itself."""
+    """A mixin for models of scvi-tools; abstract."""
 
-    #: Whether each new model is tried on a few cells first.
+    #: Whether each new model is first tried on a few cells.
     _tried = False
 
     def _start(self, stock_init, *args, **kwargs) -> None:
@@ -59,9 +59,9 @@ class WithVMM(Clusters):
             contract.check_model(self)
         self._training = TrainingSettings()
         self.train_prior_ = True
-        with torch.random.fork_rng(devices=[]):  # the stock model's draws are as without a prior
+        with torch.random.fork_rng(devices=[]):  # the prior must not change the stock model's draws
             self._attach(None if layout is None else Layout(**layout))
-        # Read by `load`, `load_query_data` and `SCANVI.from_scvi_model`, which call the constructor with them.
+        # `load`, `load_query_data` and `SCANVI.from_scvi_model` call the constructor with these arguments.
         saved = {name: getattr(self.prior_settings, name) for name in defaults(PriorSettings)}
         self.init_params_["non_kwargs"].update(saved, **{LAYOUT: self.module.vmm.layout.to_dict()})
 
@@ -71,11 +71,11 @@ class WithVMM(Clusters):
     def _without_other_mixture(self, kwargs: dict) -> dict:
         if kwargs.get("prior_mixture"):
             name, prior = type(self).__name__, described(self.prior_settings.prior)
-            raise ValueError(f"prior_mixture=True is another prior of {name}, expected False with prior={prior}")
+            raise ValueError(f"prior_mixture=True is another prior in {name}, expected False with prior={prior}")
         return {**kwargs, "prior_mixture": False}
 
     def _check_model(self, restored: bool) -> None:
-        """Raise ``ValueError`` for a stock model in which the prior can't be; one from a file may lack its cells."""
+        """Raise ``ValueError`` if a stock model can't have the prior; one from a file may lack its cells."""
         name = type(self).__name__
         if (self.adata is None and not restored) or self.module is None:
             raise ValueError(f"{name} needs adata: data modules without it are not supported")
@@ -84,9 +84,10 @@ class WithVMM(Clusters):
             raise ValueError(f"latent_distribution={found!r} of {name} has no mixture of normals, expected 'normal'")
 
     def _attach(self, layout: Layout | None) -> None:
-        """Put the prior into the module, its pseudo-cells at random cells; with a layout at none, to be loaded.
+        """Put the prior into the module. Its pseudo-cells start at random cells, or at zero if a layout is given: then
+        their values are loaded.
 
-        The draw goes by torch's numbers, which ``scvi.settings.seed`` sets.
+        ``scvi.settings.seed`` seeds the draw, which uses torch's random numbers.
         """
         module, given = self.module, self.prior_settings
         d = module.n_latent
@@ -126,7 +127,7 @@ class WithVMM(Clusters):
         return stock_train(self, *args, **others)
 
     def _without_warm_up(self, stock_train, kwargs: dict) -> dict:
-        """Arguments of the stock method, with the KL at full weight from the start unless they say otherwise."""
+        """The stock method's arguments, with the KL at full weight from the start unless they say otherwise."""
         stated = inspect.signature(stock_train).parameters
         plan = kwargs.get("plan_kwargs") or {}
         if isinstance(plan, dict) and not kwargs.get("plan_config"):
@@ -136,7 +137,7 @@ class WithVMM(Clusters):
         return {**own, **kwargs}
 
     def callbacks(self) -> list[MapStep]:
-        """What trains the prior, if scvi-tools does not know it, and counts what its components explain."""
+        """The callback that trains the prior and counts the cells of its components; none without a mixture."""
         given = self._training
         settings = given.prior_learning_rate, given.freeze_after, given.reuse_draws
         return [MapStep(self.module.vmm, *settings, trains=self.train_prior_)] if self._has_mixture() else []
@@ -148,25 +149,25 @@ class WithVMM(Clusters):
         mixture = model.module.vmm
         mixture.requires_grad_(False)
         if hasattr(mixture.prior, "pseudo_inputs"):
-            # What the reference model's encoder makes of the pseudo-cells: surgery trains the encoder on.
+            # Keep the pseudo-cells' q(mu) from the reference's encoder: surgery trains the encoder further.
             mixture.prior.pseudo_inputs.fix(Encoder(model.module, mixture.layout))
-        model.forget_clusters()  # of the reference's cells
+        model.forget_clusters()  # those of the reference's cells
         return model
 
 
 def with_vmm(cls: type[BaseModelClass]) -> type[BaseModelClass]:
-    """A subclass of a model of scvi-tools, of the same name, with the VMM, or another prior, in the place of N(0, I).
+    """A subclass of a model of scvi-tools with the same name, with the VMM or another prior in the place of N(0, I).
 
-    The constructor takes the arguments of :class:`~pyro_vmm.scvi.settings.PriorSettings` besides its own, and ``train``
-    those of :class:`~pyro_vmm.scvi.settings.TrainingSettings`. After ``train`` there are ``annotate``,
-    ``predict_clusters``, ``predict_proba`` and ``merge_clusters``; ``predict``, too, where the class has none of its
-    own.
+    Its constructor also takes the arguments of :class:`~pyro_vmm.scvi.settings.PriorSettings`, and ``train`` those of
+    :class:`~pyro_vmm.scvi.settings.TrainingSettings`. After ``train`` it has ``annotate``, ``predict_clusters``,
+    ``predict_proba`` and ``merge_clusters``, and ``predict`` if the class has none of its own.
 
-    Of a class of your own, a subclass of one of ``STOCK`` or of scvi-tools' ``BaseModelClass``, each new model is
-    tried on a few cells, see :mod:`pyro_vmm.scvi.contract`.
+    A class of your own is a subclass of one of ``STOCK`` or of scvi-tools' ``BaseModelClass``. Each of its new models
+    is tried on a few cells, see :mod:`pyro_vmm.scvi.contract`.
 
     Raises:
-        TypeError: it is a class of scvi-tools that is not in ``STOCK``, a subclass of one, or breaks the contract.
+        TypeError: the class is one of scvi-tools that is not in ``STOCK``, or a subclass of such a one, or breaks the
+            contract.
     """
     contract.check_class(cls)
     _check_ancestors(cls)
@@ -206,7 +207,7 @@ def with_vmm(cls: type[BaseModelClass]) -> type[BaseModelClass]:
 
 
 def _check_ancestors(cls: type) -> None:
-    """Raise ``TypeError`` unless the nearest model of scvi-tools that a class derives from is in ``STOCK``, if any."""
+    """Raise ``TypeError`` if the nearest model of scvi-tools among a class's ancestors is not in ``STOCK``."""
     of_scvi = [each for each in cls.__mro__ if each.__module__.split(".")[0] == "scvi"]
     models = [each for each in of_scvi if not each.__module__.startswith("scvi.model.base")]
     models = [each for each in models if issubclass(each, BaseModelClass)]
@@ -215,7 +216,7 @@ def _check_ancestors(cls: type) -> None:
 
 
 def _extended(function, group: type) -> inspect.Signature:
-    """The signature of a stock function with the settings of a group as arguments by name."""
+    """The signature of a stock function, extended by the settings of a group as keyword-only arguments."""
     signature = inspect.signature(function)
     own = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults(group)[name])
@@ -227,7 +228,7 @@ def _extended(function, group: type) -> inspect.Signature:
 
 
 def _value(given, name: str):
-    """What a dict or an object of settings holds by this name, or None."""
+    """The value of this name in a dict or an object of settings, or None."""
     return given.get(name) if isinstance(given, dict) else getattr(given, name, None)
 
 

@@ -1,4 +1,4 @@
-"""The prior inside a module of scvi-tools: where it lies, and how it gets into the loss."""
+"""The prior inside a module of scvi-tools: where it is stored, and how it enters the loss."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -17,26 +17,27 @@ from pyro_vmm.priors import Prior, StandardNormal
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.scvi.cells import Encoder, Layout, posterior
 
-#: What modules call the KL divergence of q(z | x) from N(0, I) among what their loss reports.
+#: The names under which losses of modules report the KL divergence of q(z | x) from N(0, I).
 KL_KEYS = ("kl_divergence_z", "kl_div_z", "kl_local")
 KlWeight = Literal["stock", "elbo"]
 KL_WEIGHTS = get_args(KlWeight)
 
 
 class HeldPrior(nn.Module):
-    """What a module of scvi-tools holds of the prior, as ``module.vmm``; its state is part of the module's.
+    """The prior in a module of scvi-tools, as ``module.vmm``; its state is part of the module's.
 
     Arguments:
         prior: one of :mod:`pyro_vmm.priors`.
         layout: the columns of a packed cell.
-        balance: what keeps clusters from following batches, or None.
+        balance: keeps clusters from following batches, or None.
         kl_weight: one of ``KL_WEIGHTS``.
 
     Attributes:
         cluster_of_component: (K,), numbered from 0.
-        trained: what is trained instead of the whole prior, see :class:`~pyro_vmm.inference.Elimination`; None at rest.
-        watched: whether the loss is one of a training step, which is not told by ``module.training``: surgery, and a
-            second training, run in inference mode.
+        trained: the model that is trained instead of the whole prior, see :class:`~pyro_vmm.inference.Elimination`, in
+            a tuple; empty outside of training.
+        watched: whether the loss belongs to a training step. ``module.training`` does not say so: surgery, and a second
+            training, run in inference mode.
         last: the cells (M, W) of the last such loss, their draws of z (M, D), and p(c | z) (M, K).
     """
 
@@ -44,9 +45,9 @@ class HeldPrior(nn.Module):
         super().__init__()
         self.prior, self.balance, self.layout, self.kl_weight = prior, balance, layout, kl_weight
         self.register_buffer("cluster_of_component", torch.arange(prior.n_components))
-        self.trained: tuple[LatentVariableModel, ...] = ()  # in a tuple, for it not to be a submodule
+        self.trained: tuple[LatentVariableModel, ...] = ()  # a tuple, so that it is no submodule
         self.watched, self.last = False, None
-        # Of the last loss with gradients: the weight of one cell's KL, stock and this prior's, times the cells.
+        # The weight of one cell's KL, times the cells, in the last loss with gradients: stock, and this prior's.
         self.last_weights = 1.0, 1.0
 
     def rest(self) -> None:
@@ -56,7 +57,7 @@ class HeldPrior(nn.Module):
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Show them meanwhile."""
+        """Within the context, let these parameters have gradients."""
         models = [self.prior, *(model.prior for model in self.trained)]
         if self.prior.trained_by_map:
             for prior in models:
@@ -70,7 +71,7 @@ class HeldPrior(nn.Module):
 
 
 class Adapted(LatentVariableModel):
-    """A module of scvi-tools as the package's own inference sees a model. A row is a packed cell, (W,)."""
+    """A module of scvi-tools as a model for the package's own inference. A row is a packed cell, (W,)."""
 
     def __init__(self, module: BaseModuleClass):
         mixture = module.vmm
@@ -85,23 +86,23 @@ class Adapted(LatentVariableModel):
         return self.encoder.layout.one_hot_batch(x)
 
     def p_z(self, cells: Tensor) -> Mixture:
-        """The prior of each cell's z: the weights differ between batches if they are balanced."""
+        """The prior of each cell's z: its weights differ between batches if they are balanced."""
         p_z, log_factors = self.trained_prior(), self.log_factors(cells)
         return p_z if log_factors is None else p_z.reweighted(log_factors)
 
 
 class WithPrior:
-    """Mixed into a class of modules: the loss, and what is reported of it, with the prior that ``self.vmm`` holds.
+    """A mixin for modules: the loss and its report with the prior that ``self.vmm`` holds.
 
-    The stock loss is left as it is. It reports the KL divergence of q(z | x) from N(0, I); the weight that this has in
-    the loss (warm-up, a mean or a sum over cells) is the derivative of one by the other, which autograd knows. The KL
-    divergence from the mixture, by the one draw of z that is decoded too, takes its place with the same weight.
+    The stock loss is not changed. It reports the KL divergence of q(z | x) from N(0, I). Autograd gives the weight of
+    this KL in the loss (warm-up, a mean or a sum over cells) as the derivative of the loss by it. The KL divergence
+    from the mixture, estimated by the draw of z that is decoded, replaces it with the same weight.
     """
 
     vmm: HeldPrior
 
     def stock_loss(self, *args, **kwargs) -> LossOutput:
-        """What the loss would be with N(0, I)."""
+        """The loss with N(0, I)."""
         return super().loss(*args, **kwargs)
 
     def loss_with_prior(
@@ -133,9 +134,9 @@ class WithPrior:
         )
 
     def _difference(self, out: LossOutput, before: Tensor, kl: Tensor, kl_weight: float) -> Tensor:
-        """What one KL in the place of the other adds to the loss, ()."""
+        """The change of the loss, (), when one KL replaces the other."""
         if not (torch.is_grad_enabled() and before.requires_grad):
-            # A look at cells, without gradients: the weights are those of training.
+            # An evaluation without gradients uses the weights of training.
             stock, weight = self.vmm.last_weights
             return weight * kl.mean() - stock * before.mean()
         (stock,) = torch.autograd.grad(out.loss, before, retain_graph=True)
@@ -148,7 +149,7 @@ class WithPrior:
 
 
 class WithMarginal(WithPrior):
-    """Mixed into a class of modules that estimates log p(x) too."""
+    """A mixin for modules that also estimate log p(x)."""
 
     def marginal_ll(self, *args, **kwargs):
         """The stock estimate of log p(x) by importance weighting, with this prior; its weights are not balanced."""
@@ -159,7 +160,7 @@ class WithMarginal(WithPrior):
 
     @contextmanager
     def _standing_for(self, p_z: Mixture) -> Iterator[None]:
-        """Have stock code that forms log N(z; 0, I) - log q(z | x) come to log p(z) - log q(z | x)."""
+        """Make stock code that computes log N(z; 0, I) - log q(z | x) return log p(z) - log q(z | x)."""
         inference = self.inference
 
         def with_other_posterior(*args, **kwargs) -> dict:
@@ -174,7 +175,7 @@ class WithMarginal(WithPrior):
 
 
 class _Posterior(Normal):
-    """q(z | x), with log-densities of which log p(z) - log N(z; 0, I) is taken off, (..., D): their sum counts."""
+    """q(z | x) whose log-densities, (..., D), sum to log q(z | x) - log p(z) + log N(z; 0, I)."""
 
     def __init__(self, q_z: Normal, p_z: Mixture):
         super().__init__(q_z.loc, q_z.scale, validate_args=False)
@@ -187,9 +188,9 @@ class _Posterior(Normal):
 
 
 class WithPriorOverLabels(WithPrior):
-    """Mixed into scANVI's: the prior takes the place of all that is above z1, p(z1 | z2, y) p(z2) p(y).
+    """A mixin for scANVI's module: the prior replaces everything above z1, p(z1 | z2, y) p(z2) p(y).
 
-    What remains is scVI's loss and that of the classifier of z1.
+    scVI's loss and that of the classifier of z1 remain.
     """
 
     def stock_loss(
@@ -217,7 +218,7 @@ class WithPriorOverLabels(WithPrior):
 
 
 def kl_key(out: LossOutput) -> str:
-    """What the module calls the KL divergence of z; ``TypeError`` if it reports none."""
+    """The name under which the loss reports the KL divergence of z; ``TypeError`` if it reports none."""
     # Not `next` without a default: Lightning takes a StopIteration for the end of the data.
     key = next((key for key in KL_KEYS if key in out.kl_local), None)
     if key is None:
@@ -227,11 +228,11 @@ def kl_key(out: LossOutput) -> str:
 
 @functools.cache
 def module_class(cls: type[BaseModuleClass]) -> type[BaseModuleClass]:
-    """A subclass of a class of modules, of the same name, whose loss has the prior that ``vmm`` holds."""
+    """A subclass of a class of modules with the same name, whose loss has the prior that ``vmm`` holds."""
     mixins = (WithPriorOverLabels,) if issubclass(cls, SCANVAE) else ()
     mixins += (WithMarginal,) if hasattr(cls, "marginal_ll") else (WithPrior,)
 
-    @functools.wraps(cls.loss)  # training plans look up the names of its arguments
+    @functools.wraps(cls.loss)  # training plans inspect the names of its arguments
     def loss(self, *args, **kwargs):
         return self.loss_with_prior(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""The settings of the prior inside a model of scvi-tools: those of SingleCellVMM that mean something there."""
+"""The settings of the prior inside a model of scvi-tools: those of SingleCellVMM that apply there."""
 
 from typing import ClassVar
 
@@ -14,23 +14,24 @@ _CELLS = defaults(CellSettings)
 
 
 def _of_cells(group: type, name: str):
-    """A setting of a group, with the default that it has for cells."""
+    """A setting of a group, with its default for cells."""
     return changed(group, name, default=_CELLS[name])
 
 
 @settings
 class PriorSettings(PriorChoice):
-    """Arguments of a model's constructor, besides those of its class of scvi-tools.
+    """Arguments of a model's constructor, in addition to those of its class of scvi-tools.
 
     Parameters:
         prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal" (scvi-tools' own); or a class or
-            an object, as of :class:`~pyro_vmm.VMM`.
+            an object, as in :class:`~pyro_vmm.VMM`.
         n_components: K, the most clusters there can be; at most the number of cells.
-        m_prior, hyperprior, responsibilities, expectation, batch_balance: as of :class:`~pyro_vmm.SingleCellVMM`.
-        pseudo_batch: the batch of the pseudo-cells, if the encoder sees it: "averaged" over all, or "held", that of the
-            cell that each started at; see :class:`~pyro_vmm.scvi.cells.PseudoCells`.
-        kl_weight: "stock", or "elbo": the weight that the KL divergence of z has in the ELBO. They differ in PEAKVI
-            alone, whose loss is sum(KL) + M sum(reconstruction) over M cells: 1 / M of that weight.
+        m_prior, hyperprior, responsibilities, expectation, batch_balance: as in :class:`~pyro_vmm.SingleCellVMM`.
+        pseudo_batch: the batch of the pseudo-cells, if the encoder sees it: "averaged" over all batches, or "held" at
+            that of the cell where each started; see :class:`~pyro_vmm.scvi.cells.PseudoCells`.
+        kl_weight: the weight of the KL divergence of z: that of scvi-tools ("stock"), or that in the ELBO ("elbo").
+            They differ only in PEAKVI, whose loss is sum(KL) + M sum(reconstruction) over M cells: it has 1 / M of the
+            weight in the ELBO.
     """
 
     title: ClassVar[str] = "prior"
@@ -45,18 +46,18 @@ class PriorSettings(PriorChoice):
         default="averaged", help="the batch of the pseudo-cells", values=one_of(PSEUDO_BATCHES)
     )
     kl_weight: KlWeight = setting(
-        default="stock", help="of z's KL, where a class's loss is no ELBO", values=one_of(KL_WEIGHTS)
+        default="stock", help="weight of z's KL, if a class's loss is no ELBO", values=one_of(KL_WEIGHTS)
     )
 
 
 @settings
 class TrainingSettings:
-    """Arguments of ``train``, besides those of the class of scvi-tools.
+    """Arguments of ``train``, in addition to those of the class of scvi-tools.
 
     Parameters:
-        prior_learning_rate: of the MAP step; None for that of the networks.
-        freeze_after, reuse_draws: as of :class:`~pyro_vmm.inference.TrainingConfig`.
-        settle: as of :class:`~pyro_vmm.SingleCellVMM`.
+        prior_learning_rate: the learning rate of the MAP step; None for that of the networks.
+        freeze_after, reuse_draws: as in :class:`~pyro_vmm.inference.TrainingConfig`.
+        settle: as in :class:`~pyro_vmm.SingleCellVMM`.
     """
 
     title: ClassVar[str] = "training"

@@ -16,17 +16,17 @@ from pyro_vmm.scvi.modules import Adapted
 
 
 class MapStep(pl.Callback):
-    """After each minibatch a MAP step on the prior, by an optimiser of its own; after each epoch elimination.
+    """Makes a MAP step on the prior after each minibatch, with its own optimiser, and eliminates after each epoch.
 
-    It logs in each epoch ``n_active``, the number of components that won a cell, ``n_trained``, that of those still in
+    It logs in each epoch ``n_active``, the number of components that won a cell, ``n_trained``, the number still in
     training, and ``map_objective``.
 
     Arguments:
-        mixture: what the module holds of the prior.
+        mixture: the module's :class:`~pyro_vmm.scvi.modules.HeldPrior`.
         learning_rate: of Adam in the MAP step; None for that of the training plan.
-        freeze_after: as of :class:`~pyro_vmm.inference.TrainingConfig`.
-        reuse_draws: the same; else cells are encoded anew for the MAP step.
-        trains: whether the prior is trained, or stays as it is.
+        freeze_after: as in :class:`~pyro_vmm.inference.TrainingConfig`.
+        reuse_draws: as there; if False, the MAP step encodes the cells again.
+        trains: whether the prior is trained or fixed.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class MapStep(pl.Callback):
             if not self.reuse_draws:
                 with torch.no_grad(), inference_mode(plan.module):
                     z = model.encoder(cells).sample()
-            # DDP knows nothing of these parameters: the sums over all processes are formed here.
+            # DDP does not handle these parameters, so form the sums over all processes here.
             self.ranks.begin(int(self.ranks.sum_number(len(cells))))
             self.objectives.append(self.steps.map_step(cells, z))
             model.observe_clusters(cells, responsibilities, self.ranks)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         self.shares.join()
-        # A model that logs to the bar shows what it logs last.
+        # The progress bar shows the last logged values.
         plan.log("n_active", float(self.shares.used.sum()), prog_bar=True)
         plan.log("n_trained", float(len(self.shares.used)))
         if self.steps is None:
@@ -89,16 +89,16 @@ class MapStep(pl.Callback):
             if remain is not None:
                 self.steps.continue_with(self.elimination.model, remain)
                 self.mixture.trained = (self.elimination.model,)
-        # The subset's parameters are made anew.
+        # The parameters of the remaining subset are new.
         self._rest()
 
     def on_validation_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
-        """Have the whole prior be as trained, for what is saved in between."""
+        """Update the whole prior from the trained part, for files saved during training."""
         if self.steps is not None:
             self.elimination.update_whole()
 
     def on_train_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
-        # Before a callback restores a saved state: this one is the first in the list.
+        # This callback is the first in the list, so it runs before another one restores a saved state.
         self._finish()
 
     def on_exception(self, trainer: pl.Trainer, plan: pl.LightningModule, exception: BaseException) -> None:
@@ -118,7 +118,7 @@ class MapStep(pl.Callback):
 
 
 def runner_class(cls: type[TrainRunner]) -> type[TrainRunner]:
-    """A subclass of scvi-tools' runner whose training has MAP steps, and ends by ``model.after_training()``."""
+    """A subclass of scvi-tools' runner whose training has MAP steps, and ends with ``model.after_training()``."""
 
     class Runner(cls):
         def __init__(self, model, *args, **kwargs):
@@ -126,7 +126,7 @@ def runner_class(cls: type[TrainRunner]) -> type[TrainRunner]:
             self.trainer.callbacks[:0] = model.callbacks()
 
         def __call__(self):
-            self.model.forget_clusters()  # for a file that is saved in between not to have those of an earlier training
+            self.model.forget_clusters()  # else a file saved during training would hold those of an earlier one
             result = super().__call__()
             self.model.after_training()
             return result

@@ -1,4 +1,4 @@
-"""Which versions of scvi-tools the adapters are tested with."""
+"""The versions of scvi-tools that the adapters are tested with."""
 
 from importlib import metadata
 

@@ -2,15 +2,14 @@
 
     python -m repro.integration --seeds 5 --out benchmarks/results
 
-Needs ``pip install -e ".[bench]"`` and the files of ``repro/integration/data.py``. Every finished run of a method is
+It needs ``pip install -e ".[bench]"`` and the files of ``repro/integration/data.py``. Every finished run of a method is
 kept in ``--runs``, as numbers (JSON) and embedding (.npz), and not repeated: stop the command and start it again as you
-like, or start it several times to share the work. With ``--out`` it ends in a page of tables and a figure for each
-file.
+like, or start it several times to share the work. With ``--out`` it writes a page of tables and a figure for each file.
 
-Everything but the prior and the seed stands at the estimator's defaults; no label is used before the scores.
+Everything but the prior and the seed is at the estimator's defaults; no label is used before the scores.
 """
 
-# What is heavy is imported inside functions: each fit's fresh process imports this file, and its memory is measured.
+# Import heavy packages inside functions: each fit's fresh process imports this file, and its memory is measured.
 import argparse
 import io
 import json
@@ -34,14 +33,14 @@ PACKAGES = ("pyro_vmm", "scvi-tools", "harmonypy", "scanorama", "scib-metrics", 
 
 
 def options_of(name: str, args: argparse.Namespace) -> dict:
-    """What the command line changes in a method."""
+    """The options of the command line that apply to a method."""
     takes = METHODS[name].options
     options = dict(args.settings) if "settings" in takes else {}
     return {**options, "epochs": args.epochs} if "epochs" in takes and args.epochs else options
 
 
 def jobs(name_of_file: str, n_batches: int, args: argparse.Namespace) -> Iterator[tuple[str, int, Path]]:
-    """Method, seed and record of every run of a file; seeds outermost, so that every method soon has a first number."""
+    """Method, seed and record of every run of a file; seeds are outermost, so that every method soon has a number."""
     for seed in range(args.seeds):
         for name in args.only:
             if n_batches > 1 or not METHODS[name].integrates:
@@ -49,7 +48,7 @@ def jobs(name_of_file: str, n_batches: int, args: argparse.Namespace) -> Iterato
 
 
 def run_all(name_of_file: str, adata: AnnData, args: argparse.Namespace) -> None:
-    """Make what is missing in the folder of runs."""
+    """Do the runs that are missing in the folder of runs."""
     from pyro_vmm.runtime import files
 
     reference = log_normalised(adata)
@@ -61,7 +60,7 @@ def run_all(name_of_file: str, adata: AnnData, args: argparse.Namespace) -> None
 
 
 def finished(path: Path, options: dict) -> bool:
-    """Whether there is a record, which must be of the same options."""
+    """Whether there is a record; ``ValueError`` if it was made with other options."""
     if not path.exists():
         return False
     made_with = json.loads(path.read_text())["options"]
@@ -77,7 +76,7 @@ def run(
     options = options_of(name, args)
     try:
         result = fit_alone(name, adata, seed, options, args.threads)
-    except Exception as error:  # of whatever package; the other runs don't depend on it, and the next start tries again
+    except Exception as error:  # any package may raise; the other runs go on, and the next start tries again
         print(f"{name_of_file} {name} seed {seed} FAILED: {type(error).__name__}: {error}", flush=True)
         return
     costs = asdict(result)
@@ -99,18 +98,18 @@ def run(
 
 
 def versions() -> dict[str, str]:
-    """Of the packages at work, as far as they are installed."""
+    """The versions of the installed packages among ``PACKAGES``."""
     installed = {package.name: package.version for package in metadata.distributions()}
     return {name: installed[name] for name in PACKAGES if name in installed}
 
 
 def plain(values: dict[str, float]) -> dict[str, float | None]:
-    """As JSON has it, which knows no NaN."""
+    """Values for JSON: None in place of NaN."""
     return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
 
 
 def store(path: Path, record: dict, embedding: np.ndarray, clusters: np.ndarray | None) -> None:
-    """The embedding first: a run with a record is whole."""
+    """Write the embedding first, then the record: a run with a record is complete."""
     from pyro_vmm.runtime import files
 
     buffer, arrays = io.BytesIO(), {"embedding": embedding.astype(np.float32), "clusters": clusters}
@@ -123,7 +122,7 @@ def store(path: Path, record: dict, embedding: np.ndarray, clusters: np.ndarray 
 
 
 def render(name_of_file: str, adata: AnnData, args: argparse.Namespace) -> None:
-    """The page and the figure of a file, from what there is in the folder of runs."""
+    """Write the page and the figure of a file, from the finished runs."""
     from pyro_vmm import plots
 
     records, results = {}, {}

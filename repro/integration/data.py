@@ -1,12 +1,13 @@
 """The single-cell files of the integration benchmark: raw counts of the highly variable genes, batches, cell types.
 
-Each is an ``.h5ad`` with raw counts as CSR in ``X``, and ``batch`` and ``cell_type`` in ``obs``, made of public files:
+Each is an ``.h5ad`` with raw counts as CSR in ``X``, and ``batch`` and ``cell_type`` in ``obs``, made from public
+files:
 
 - ``kang_ifnb_2800``: ``data/ifnb_2800.rda`` of github.com/chthub/rDeepmaps, commit 2d0baac8 (Kang et al. 2018,
   GSE96583; 2,800 of the cells of SeuratData's ``ifnb``); the batch is the stimulation, the type ``seurat_annotations``.
 - ``sc_mixology_celllines``: ``data/csv/{sc_celseq2,sc_dropseq,sc_celseq2_5cl_p1,_p2,_p3}`` of
   github.com/LuyiTian/sc_mixology, commit 7d00ffb0 (Tian et al. 2019, GSE118767), on the 11,533 genes that all five
-  experiments, the batches, have; the type is ``cell_line_demuxlet``, and ``demuxlet_cls`` tells doublets.
+  experiments, the batches, have; the type is ``cell_line_demuxlet``, and ``demuxlet_cls`` marks doublets.
 - ``pbmc_facs_zheng``: ``data/pbmc_facs.RData``, both its matrices, of github.com/stephenslab/fastTopics, commit
   8406f5f4 (Zheng et al. 2017); the type is the sorted population, and there is one batch.
 """
@@ -39,12 +40,12 @@ def load(name: str, data_dir: str | Path | None = None) -> AnnData:
         raise ValueError("there is no folder of data: give --data-dir or set PYRO_VMM_DATA")
     adata = sc.read_h5ad(Path(data_dir) / "cells" / f"{name}.h5ad")
     if "demuxlet_cls" in adata.obs:
-        adata = adata[adata.obs["demuxlet_cls"] == "SNG"].copy()  # genotypes tell two cells in one droplet
+        adata = adata[adata.obs["demuxlet_cls"] == "SNG"].copy()  # genotypes show two cells in one droplet
     return select(adata)
 
 
 def select(adata: AnnData, n_genes: int = N_GENES) -> AnnData:
-    """The counts of the most variable genes, ranked in each batch by itself; ``adata`` is changed."""
+    """The counts of the most variable genes, ranked within each batch; changes ``adata``."""
     import scanpy as sc
 
     sc.pp.highly_variable_genes(adata, n_top_genes=n_genes, flavor="seurat_v3", batch_key="batch", subset=True)
@@ -56,7 +57,7 @@ def select(adata: AnnData, n_genes: int = N_GENES) -> AnnData:
 
 
 def log_normalised(adata: AnnData) -> AnnData:
-    """A copy with log(1 + counts per 10,000), and 50 principal components, scanpy's default, in ``obsm["X_pca"]``."""
+    """A copy with log(1 + counts per 10,000), and scanpy's default of 50 principal components in ``obsm["X_pca"]``."""
     import scanpy as sc
 
     adata = adata.copy()

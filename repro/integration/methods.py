@@ -1,6 +1,6 @@
-"""The methods of the integration benchmark: raw counts in, an embedding and, from some, clusters out.
+"""The methods of the integration benchmark: from raw counts to an embedding and, for some, clusters.
 
-Each is ``method(adata, seed, **options) -> Result`` and runs in a process of its own. Packages are imported inside the
+Each is ``method(adata, seed, **options) -> Result`` and runs in its own process. Packages are imported inside the
 methods, before the clock starts: they are optional, and the memory of a process should be that of its method.
 """
 
@@ -27,20 +27,20 @@ NAN = float("nan")
 
 @dataclass
 class Result:
-    """What a method made of N cells.
+    """The result of a method on N cells.
 
     Arguments:
         embedding: (N, D).
         clusters: the method's own, (N,), or None.
-        seconds: of the fit, without imports.
-        training_seconds: of its epochs alone, without set-up and without what follows them.
-        peak_mb: the most memory that the process held, imports and data included.
-        start_mb: the most that it had held when the fit began.
+        seconds: the time of the fit, without imports.
+        training_seconds: the time of its epochs, without set-up and without the steps after them.
+        peak_mb: the peak of the process's memory, including imports and data.
+        start_mb: the peak when the fit began.
         epochs: passes over the training data.
         n_train: cells in the training data.
-        val_elbo: nats a validation cell, at the epoch whose encoder made the embedding.
-        best_val_elbo: of the best epoch.
-        settings: the method's, for the record.
+        val_elbo: nats per validation cell, at the epoch whose encoder made the embedding.
+        best_val_elbo: the same at the best epoch.
+        settings: the method's settings, for the record.
     """
 
     embedding: np.ndarray
@@ -57,7 +57,7 @@ class Result:
 
 
 class Costs(TypedDict):
-    """What a fit took, as :class:`Result` has it."""
+    """The costs of a fit, as in :class:`Result`."""
 
     seconds: float
     peak_mb: float
@@ -125,7 +125,7 @@ def scanorama(adata: AnnData, seed: int) -> Result:
         normalised = log_normalised(adata)
         rows = [np.flatnonzero(adata.obs["batch"] == batch) for batch in adata.obs["batch"].cat.categories]
         genes = [adata.var_names.to_numpy()] * len(rows)
-        with redirect_stdout(None):  # it tells the number of genes, verbose or not
+        with redirect_stdout(None):  # it always prints the number of genes
             parts, _ = scanorama.integrate([normalised.X[index] for index in rows], genes, verbose=0, seed=seed)
         embedding = np.empty((adata.n_obs, parts[0].shape[1]))
         embedding[np.concatenate(rows)] = np.concatenate(parts)
@@ -133,7 +133,7 @@ def scanorama(adata: AnnData, seed: int) -> Result:
 
 
 def scvi(adata: AnnData, seed: int, epochs: int = 400) -> Result:
-    """SCVI of scvi-tools (Lopez et al. 2018), on the validation ELBO's patience; keeps the last epoch's parameters."""
+    """SCVI of scvi-tools (Lopez et al. 2018), stopped by the validation ELBO; keeps the last epoch's parameters."""
     import scvi
     from scvi.model import SCVI
 
@@ -171,9 +171,9 @@ def scvi(adata: AnnData, seed: int, epochs: int = 400) -> Result:
 
 
 def pyro_vmm(adata: AnnData, seed: int, prior: str = "vmm", checkpoint: str | None = None, **options) -> Result:
-    """SingleCellVMM at its defaults, ``options`` aside; keeps the parameters of the best epoch.
+    """SingleCellVMM at its defaults except ``options``; keeps the parameters of the best epoch.
 
-    With a ``checkpoint`` it continues from that file, if it is there; time and memory are then those of the rest.
+    It continues from the file ``checkpoint`` if that exists; time and memory are then those of the rest.
     """
     from pyro_vmm import SingleCellVMM
     from pyro_vmm.priors import prior_class
@@ -188,7 +188,7 @@ def pyro_vmm(adata: AnnData, seed: int, prior: str = "vmm", checkpoint: str | No
         **fit.costs(),
         epochs=model.n_iter_,
         n_train=adata.n_obs - int(model.validation_fraction * adata.n_obs),
-        # Not the whole fit: a mixture takes steps of its own afterwards, which belong to no epoch.
+        # The history has the time of the epochs, without the steps that a mixture takes afterwards.
         training_seconds=model.history_["seconds"].iloc[-1],
         val_elbo=kept,
         best_val_elbo=model.history_["val_elbo"].max(),
@@ -197,11 +197,11 @@ def pyro_vmm(adata: AnnData, seed: int, prior: str = "vmm", checkpoint: str | No
 
 
 def quieten_lightning() -> None:
-    """No notes on accelerators and seeds, and none on data loaders without workers."""
+    """Suppress notes on accelerators, seeds, and data loaders without workers."""
     import logging
     import warnings
 
-    import lightning.pytorch  # noqa: F401  sets the levels when it is imported
+    import lightning.pytorch  # noqa: F401  its import sets the levels
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -217,9 +217,9 @@ class Method:
     """A row of the tables.
 
     Arguments:
-        title: its name there.
-        fit: (adata, seed, **options) to a Result.
-        integrates: whether it does nothing else, so that a single batch is not for it.
+        title: its name in the tables.
+        fit: a function from (adata, seed, **options) to a Result.
+        integrates: whether it only integrates, so that it needs several batches.
         options: the command's options that it takes, "epochs" or "settings".
     """
 
@@ -246,13 +246,13 @@ METHODS = {
 
 
 def limit_threads(threads: int) -> None:
-    """For libraries that are not yet imported, here and in the processes started from here."""
+    """Limit the threads of libraries that are not yet imported, here and in processes started from here."""
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     os.environ.update(dict.fromkeys(variables, str(threads)))
 
 
 def fit_alone(name: str, adata: AnnData, seed: int, options: dict, threads: int) -> Result:
-    """Run a method in a fresh process: no state of another one's, and a memory of its own."""
+    """Run a method in a fresh process, with its own memory and without the state of other methods."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_fit, name, adata, seed, options, threads).result()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The columns of which no best is marked, and how their numbers are written.
+# The columns without a marked best, and the formats of their numbers.
 PLAIN = {"clusters": (".1f", ".1f")}
 COSTS = ("validation ELBO", "at its best", "epochs", "seconds", "cells/s", "MB", "MB before the fit")
 NUMBERS = ("val_elbo", "best_val_elbo", "epochs", "n_train", "seconds", "training_seconds", "peak_mb", "start_mb")
@@ -36,7 +36,7 @@ def report(records: Mapping[str, Sequence[dict]]) -> list[str]:
 
 
 def check_settings(title: str, runs: Sequence[dict]) -> None:
-    """Only runs with one and the same settings have a mean."""
+    """Raise ``ValueError`` unless all runs have the same settings: only then do they have a mean."""
     for run in runs[1:]:
         if run["settings"] != runs[0]["settings"]:
             seeds = f"seeds {runs[0]['seed']} and {run['seed']}"
@@ -44,7 +44,7 @@ def check_settings(title: str, runs: Sequence[dict]) -> None:
 
 
 def score_table(records: Mapping[str, Sequence[dict]]) -> list[str]:
-    """Columns without a number, such as those of batches where there is one, are left out."""
+    """A table of scores. Columns without a number are left out, such as those of batches if there is only one."""
     values = {
         column: {title: [run["scores"][column] for run in runs] for title, runs in records.items()}
         for column in (*CLUSTER_SCORES, *EMBEDDING_SCORES)
@@ -105,7 +105,7 @@ GREY, FRAME = "#8C8C8C", "#D0D0D0"
 def draw(adata: AnnData, results: Mapping[str, tuple[np.ndarray, np.ndarray | None]]) -> "Figure":
     """Each method's embedding in two dimensions, in a column: by batch, by type, and by its own cluster.
 
-    By MDE, as the paper, if pymde can be imported, else by UMAP; the figure says which.
+    The projection is MDE, as in the paper, if pymde can be imported, else UMAP; the figure says which.
 
     Arguments:
         adata: the cells.
@@ -138,10 +138,10 @@ def draw(adata: AnnData, results: Mapping[str, tuple[np.ndarray, np.ndarray | No
 
 
 def projection() -> str:
-    """The name of what makes two dimensions: a key of ``PROJECTIONS``."""
+    """The name of the projection to two dimensions, a key of ``PROJECTIONS``."""
     try:
         import pymde  # noqa: F401
-    except Exception:  # a torchvision that does not fit torch raises others than ImportError
+    except Exception:  # a torchvision that does not fit torch raises other errors than ImportError
         return "UMAP"
     return "MDE"
 
@@ -151,7 +151,7 @@ def umap(embedding: np.ndarray) -> np.ndarray:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it tells that TensorFlow is missing, which we don't need
+        warnings.simplefilter("ignore")  # umap warns that TensorFlow is missing, which is not needed here
         from umap import UMAP
     return UMAP(n_neighbors=15, min_dist=0.3, random_state=0, n_jobs=1).fit_transform(embedding)
 
@@ -161,7 +161,7 @@ def mde(embedding: np.ndarray) -> np.ndarray:
     import pymde
     import torch
 
-    # It seeds torch and NumPy too, which nothing needs any more. Even so, points may lie otherwise each time.
+    # This seeds torch and NumPy, too, which nothing uses afterwards. Points may still differ between calls.
     pymde.seed(0)
     problem = pymde.preserve_neighbors(torch.as_tensor(embedding, dtype=torch.float32), n_neighbors=15)
     return problem.embed().cpu().numpy()
@@ -171,7 +171,7 @@ PROJECTIONS = {"MDE": mde, "UMAP": umap}
 
 
 def scatter(axes: "Axes", points: np.ndarray, groups: np.ndarray) -> None:
-    """In random order, so that no group covers the others."""
+    """Scatter in random order, so that no group covers the others."""
     from pyro_vmm.plots.drawing import palette
 
     names, codes = np.unique(groups, return_inverse=True)
@@ -181,7 +181,7 @@ def scatter(axes: "Axes", points: np.ndarray, groups: np.ndarray) -> None:
 
 
 def add_legend(axes: "Axes", groups: Sequence[str]) -> None:
-    """On the right of a row, in the colours of ``scatter``."""
+    """Add a legend on the right of a row, in the colours of ``scatter``."""
     from matplotlib.lines import Line2D
 
     from pyro_vmm.plots.drawing import palette

@@ -1,4 +1,4 @@
-"""The scores of the integration benchmark: labels and batches are used here alone, after the fit.
+"""The scores of the integration benchmark. Only the scores use labels, after the fit.
 
 Packages are imported inside the functions: each fit's fresh process imports this file, and its memory is measured.
 """
@@ -11,7 +11,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike
 
 NAN = float("nan")
-# By name in the tables, in their order.
+# The names of the scores, in the order of the tables.
 CLUSTER_SCORES = ("clusters", "accuracy", "NMI", "ARI", "batch mixing")
 EMBEDDING_SCORES = ("NMI Leiden", "NMI k-means", "scib batch", "scib bio", "scib total")
 
@@ -34,7 +34,7 @@ def scores(reference: AnnData, embedding: np.ndarray, clusters: np.ndarray | Non
 
 
 def cluster_scores(types: ArrayLike, batches: ArrayLike, clusters: ArrayLike | None) -> dict[str, float]:
-    """Of clusters (N,), beside the types (N,) and the batches (N,) of the cells."""
+    """Scores of clusters (N,), against the types (N,) and the batches (N,) of the cells."""
     from pyro_vmm.evaluation import clustering
 
     if clusters is None:
@@ -51,7 +51,7 @@ def cluster_scores(types: ArrayLike, batches: ArrayLike, clusters: ArrayLike | N
 def batch_mixing(batches: ArrayLike, clusters: ArrayLike) -> float:
     """H(batch | cluster) / H(batch): the batch's entropy inside clusters, weighted by size, over that in all cells.
 
-    1 where every cluster has the proportions of the whole, 0 where each is of one batch; NaN for a single batch.
+    It is 1 if every cluster has the proportions of the whole, 0 if each is of one batch; NaN for a single batch.
     """
     from pyro_vmm.evaluation import clustering
 
@@ -60,7 +60,7 @@ def batch_mixing(batches: ArrayLike, clusters: ArrayLike) -> float:
 
 
 def leiden(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Leiden clusters (N,) at resolution 1 on 15 nearest neighbours of an embedding (N, D), scanpy's way."""
+    """Leiden clusters (N,) at resolution 1 on 15 nearest neighbours of an embedding (N, D), by scanpy."""
     import scanpy as sc
 
     cells = AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(embedding))]), obsm={"Z": embedding})
@@ -77,7 +77,7 @@ def leiden_nmi(embedding: np.ndarray, types: np.ndarray) -> float:
 
 
 def k_means_nmi(embedding: np.ndarray, types: np.ndarray) -> float:
-    """NMI of k-means that is told the number of types."""
+    """NMI of k-means with the known number of types."""
     from sklearn.cluster import KMeans
 
     from pyro_vmm.evaluation import clustering
@@ -86,10 +86,10 @@ def k_means_nmi(embedding: np.ndarray, types: np.ndarray) -> float:
 
 
 def scib_scores(reference: AnnData, embedding: np.ndarray) -> dict[str, float]:
-    """scib-metrics' three totals, not scaled to the methods at hand; of a single batch only bio conservation."""
+    """scib-metrics' three totals, not rescaled between methods; for a single batch only bio conservation."""
     from scib_metrics.benchmark import BatchCorrection, Benchmarker
 
-    logging.getLogger("scib_metrics").setLevel(logging.ERROR)  # it tells of every type that is in one batch only
+    logging.getLogger("scib_metrics").setLevel(logging.ERROR)  # it reports every type that is in one batch only
     several = reference.obs["batch"].nunique() > 1
     cells = AnnData(obs=reference.obs[["batch", "cell_type"]].copy(), obsm={"X_pca": reference.obsm["X_pca"]})
     cells.obsm["Z"] = np.ascontiguousarray(embedding, np.float32)

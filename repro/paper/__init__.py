@@ -1,19 +1,19 @@
-"""The paper's own numbers, that the tables show beside ours.
+"""The paper's own numbers, which the tables show beside ours.
 
 Stirn & Knowles (2025), "The VampPrior Mixture Model", AISTATS, PMLR 258, https://arxiv.org/abs/2402.04412.
 
-``table1.csv`` to ``table4.csv`` are tables 1 to 4, a row for each row there, a column for each score; ``text.csv`` is
-what the text states, with the section and the words. Numbers are written as in the paper.
+``table1.csv`` to ``table4.csv`` are tables 1 to 4, a row for each row there, a column for each score; ``text.csv`` has
+the numbers in the text, with the section and the words. Numbers are written as in the paper.
 
 Four things to know when you compare:
 
-- The accuracy of tables 1 and 3 is that of the label of a cluster's most probable member (section 4.1):
+- The accuracy of tables 1 and 3 uses the label of a cluster's most probable member (section 4.1):
   ``accuracy_by_exemplar`` here.
 - Table 1 gives the DLGMM an accuracy of 91.58 without a deviation. It is a percentage, and no accuracy of clusters: see
   :func:`repro.images.neighbour_accuracy`.
-- Of table 4 only the scores are here whose mean is the batch correction or the bio conservation of table 3, up to
-  rounding. The others are not legible in the text that was at hand. So is the title of the second bio conservation
-  score; it is taken for k-means ARI, the one of scib-metrics' five that is not named.
+- From table 4 there are only the scores whose mean is the batch correction or the bio conservation of table 3, up to
+  rounding. The others are not legible in the available text. Neither is the title of the second bio conservation score;
+  it is assumed to be k-means ARI, the only one of scib-metrics' five that is not named.
 - Cortex has a single batch, and so one aggregate score. The text has it in two columns; it is the bio conservation.
 """
 
@@ -30,7 +30,7 @@ class Figure:
     """A number of the paper.
 
     Arguments:
-        text: as it is printed.
+        text: the printed text.
         mean: the number; a percentage is a fraction.
         std: its standard deviation, or None.
     """
@@ -41,7 +41,7 @@ class Figure:
 
     @classmethod
     def read(cls, text: str) -> "Figure":
-        """From "0.899 ± 0.015", "10" or "99.6 %"."""
+        """Parse "0.899 ± 0.015", "10" or "99.6 %"."""
         mean, _, std = text.partition("±")
         number, percent = mean.replace(",", "").rstrip(" %"), mean.rstrip().endswith("%")
         return cls(text, float(number) / 100 if percent else float(number), float(std) if std else None)
@@ -58,9 +58,9 @@ class Statement:
     """A number in the text of the paper.
 
     Arguments:
-        value: as it is printed.
+        value: the printed value.
         source: the section, and the figure it is about.
-        quote: the words, as the text has them.
+        quote: the words of the text.
     """
 
     value: str
@@ -70,7 +70,7 @@ class Statement:
 
 @cache
 def table(number: int) -> dict[tuple[str, str], Scores]:
-    """A table of the paper, 1 to 4: by data set and method, then by score. What is missing there is missing here."""
+    """A table of the paper, 1 to 4: by data set and method, then by score; without the scores missing there."""
     found = {}
     for row in _rows(f"table{number}"):
         dataset, method = row.pop("dataset"), row.pop("method")
@@ -80,12 +80,12 @@ def table(number: int) -> dict[tuple[str, str], Scores]:
 
 @cache
 def text() -> dict[str, Statement]:
-    """What the text states, by name."""
+    """The numbers in the text, by name."""
     return {row["name"]: Statement(row["value"], row["source"], row["quote"]) for row in _rows("text")}
 
 
 def beside(artefact: str) -> dict[tuple[str, str], Scores]:
-    """What stands beside the numbers of an artefact: table 3 of the paper is tables 3 and 4 of ours."""
+    """The paper's numbers for an artefact: table 3 of the paper is tables 3 and 4 of ours."""
     number = {"table1": 1, "table2": 2, "table3": 3, "table4": 3}.get(artefact)
     return {} if number is None else table(number)
 

@@ -16,6 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from pyro_vmm import VMM, SingleCellVMM
+from pyro_vmm.cli import build_parser, estimator, kind_of, resolve
+from pyro_vmm.cli.options import check
 from pyro_vmm.data import blocks
 from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import CellBatches
@@ -402,3 +404,43 @@ def test_wrong_weights_of_cells_are_told(adata):
         (np.ones(3), "sample_weight has shape (3,), expected (120,)"),
     ):
         assert told in message_of(lambda given=given: clone(model).fit(adata, sample_weight=given))
+
+
+# The command line
+
+
+def fitted_by_options(*options: str) -> VMM | SingleCellVMM:
+    """What a run with these options fits."""
+    config = resolve(vars(build_parser().parse_args([*options, "--components", "4", "--hidden", "8", "--epochs", "1"])))
+    kind, model = kind_of(config), estimator(config, progress=False)
+    check(config, kind)
+    kind.fit(model, kind.load(config), None, None)
+    return model
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_column_of_a_table_weighs_its_rows(ending, X, tmp_path):
+    weights, path = np.random.RandomState(1).exponential(size=120), tmp_path / f"table.{ending}"
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(weight=weights)
+    frame.to_csv(path, index=False) if ending == "csv" else frame.to_parquet(path)
+    model = fitted_by_options("--dataset", str(path), "--sample-weight", "weight")
+    np.testing.assert_allclose(model.sample_weight_, checked(weights, 120), rtol=1e-12)
+    assert model.n_features_in_ == 4
+
+
+def test_a_column_of_cells_weighs_them(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    model = fitted_by_options("--dataset", str(tmp_path / "cells.h5ad"), "--sample-weight", "weight")
+    np.testing.assert_array_equal(model.sample_weight_, checked(adata.obs["weight"], 120))
+
+
+def test_wrong_options_are_told(X, tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    pd.DataFrame(X, columns=list("abcd")).to_csv(tmp_path / "x.csv", index=False)
+    for file, options, told in (
+        ("x.npy", [], "sample_weight='w' is for .csv, .tsv and .parquet files"),
+        ("x.csv", [], "sample_weight='w' is not in"),
+        ("x.csv", ["--select", "64"], "--select counts all rows alike: leave it out, or --sample-weight"),
+    ):
+        given = ["--dataset", str(tmp_path / file), "--sample-weight", "w", *options]
+        assert told in message_of(lambda given=given: fitted_by_options(*given))

@@ -164,6 +164,8 @@ def _names(option: str) -> str:
 def _add_data(group: Group) -> None:
     names = "; ".join(f"{kind.noun}: {', '.join(kind.names)}, or a file {', '.join(kind.endings)}" for kind in KINDS)
     group.add("dataset", names, common=True, metavar="NAME|FILE")
+    told = "how often each row counts beside the others; of tables and cells"
+    group.add("sample_weight", told, metavar="COLUMN")
     group.add("data_dir", "where the named sets' files lie", metavar="DIR")
 
 

@@ -122,11 +122,11 @@ def test_neighbours_stay_neighbours_in_a_file(tmp_path, monkeypatch):
     """In blocks of 4 cells, 8 in a pool, the cells of a pool come from few stretches of the file, weighted or not."""
     monkeypatch.setattr(blocks, "BLOCK_ROWS", 4)
     monkeypatch.setattr(blocks, "POOL_BLOCKS", 8)
-    adata = planted(200)
+    adata = planted(1000)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    cells = CellRows(CellBatches(backed, None), torch.ones(200, 2))
-    weighted = Weighted(cells, np.random.RandomState(0).exponential(size=200))
+    cells = CellRows(CellBatches(backed, None), torch.ones(1000, 2))
+    weighted = Weighted(cells, np.random.RandomState(0).exponential(size=1000))
     batches, rows = epoch(weighted, generator(), batch_size=16)
     positions = torch.cat(batches)
     torch.testing.assert_close(rows[:, :12], torch.as_tensor(adata.X.toarray())[positions].to(rows.dtype))
@@ -282,10 +282,12 @@ def test_a_saved_model_keeps_its_weights(X, tmp_path):
     assert "sample_weight should hold no negative number" in message_of(lambda: VMM.load(tmp_path / "damaged.pt"))
 
 
-def test_merging_counts_weights(X):
-    model = VMM(**LEARNING).set_params(epochs=5).fit(X, sample_weight=np.array([3.0, 1.0, 0.0])[np.arange(120) % 3])
-    finest = model.merge(len(model.tree_) + 1, X)
-    pd.testing.assert_frame_equal(finest.tree_[["rows", "loss"]], model.tree_[["rows", "loss"]])
+def test_confidence_and_tree_count_weights(weighed, X):
+    assert weighed.confidence_.largest == 60 / 80, "of 80 rows with a weight, 60 by weight"
+    finest = weighed.merge(len(weighed.tree_) + 1, X)
+    for model in (weighed, finest):
+        assert model.tree_["rows"].iloc[-1] == 80
+    np.testing.assert_allclose(finest.tree_["loss"], weighed.tree_["loss"])
 
 
 def test_a_second_fit_forgets_the_weights(X):
@@ -359,6 +361,18 @@ def test_cells_are_weighted_by_a_column(settings, adata, tmp_path):
     np.testing.assert_array_equal(in_file.labels_, named.labels_)
     backed.file.close()
     assert not np.array_equal(named.transform(adata), clone(model).fit(adata).transform(adata))
+
+
+def test_an_epoch_has_cells_by_weight(adata, monkeypatch):
+    epochs, shuffle = [], Weighted.shuffle
+    monkeypatch.setattr(Weighted, "shuffle", lambda *args: epochs.append(shuffle(*args)) or epochs[-1])
+    model = SingleCellVMM("batch", **{**CELLS, "epochs": 2}).fit(adata, sample_weight="weight")
+    train = np.setdiff1d(np.flatnonzero(adata.obs["weight"]), model.validation_rows_)
+    weights = adata.obs["weight"].to_numpy()[train]
+    assert len(epochs) == 2
+    for positions in epochs:
+        counts = times(positions, len(train)).numpy()
+        assert counts.sum() == len(train) and (np.abs(counts - weights / weights.mean()) < 1).all()
 
 
 def test_cells_of_weight_0_are_as_if_they_were_left_out(adata):

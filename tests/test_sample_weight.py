@@ -290,6 +290,13 @@ def test_confidence_and_tree_count_weights(weighed, X):
     np.testing.assert_allclose(finest.tree_["loss"], weighed.tree_["loss"])
 
 
+def test_a_rival_starts_from_a_mixture_of_weighted_rows(X):
+    weights = np.array([3.0, 1.0, 0.0])[np.arange(120) % 3]
+    model = VaDE(**{**TINY, "n_components": 2}, pretraining_epochs=0, learning_rate=1e-9, validation_fraction=0.0)
+    model.fit(X, sample_weight=weights)
+    np.testing.assert_allclose(model.component_weights_, [0.75, 0.25], atol=0.02)
+
+
 def test_a_second_fit_forgets_the_weights(X):
     model = VMM(**TINY, settle=False).fit(X, sample_weight=np.arange(120.0))
     assert model.sample_weight_ is not None and model.fit(X).sample_weight_ is None

@@ -1,5 +1,6 @@
 """Rows that count differently: how they are drawn, and fits to them beside fits to rows left out or repeated."""
 
+import copy
 import warnings
 from collections import Counter
 from contextlib import closing
@@ -23,6 +24,7 @@ from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import CellBatches
 from pyro_vmm.data.numbers import standard
 from pyro_vmm.estimators import building
+from pyro_vmm.estimators.numbering import numbering
 from pyro_vmm.estimators.sample_weights import checked
 from pyro_vmm.inference import Trainer, settling
 from pyro_vmm.rivals import VaDE
@@ -280,6 +282,26 @@ def test_a_saved_model_keeps_its_weights(X, tmp_path):
     content["fitted"]["sample_weight"][3] = -1.0
     torch.save(content, tmp_path / "damaged.pt")
     assert "sample_weight should hold no negative number" in message_of(lambda: VMM.load(tmp_path / "damaged.pt"))
+
+
+def test_a_cluster_of_rows_without_weight_is_none(weighed):
+    model = copy.deepcopy(weighed)
+    model.labels_[2::3] = 5
+    model._count_clusters()
+    assert model.n_clusters_ == 2 and len(model.strays_) == 0
+
+
+def test_rows_without_weight_do_not_number_clusters(weighed, X, monkeypatch):
+    model, kind = copy.deepcopy(weighed), np.arange(120) % 3
+    where = np.where(kind == 2, model.cluster_of_component_.argmax(), model.components_)
+    where[np.flatnonzero(kind == 1)[:20]] = model.components_[0]  # 60 rows, 20, and 40 without weight
+    monkeypatch.setattr(model, "_components", lambda x: where)
+    model.numbered_by = "share"
+    model._number_clusters(model.to_tensor(X))
+    np.testing.assert_allclose(model.weights_[:2], weighed.weights_[:2])
+    # Those of rows without weight come next, before those without any row.
+    order, _ = numbering(np.arange(4), np.full(4, 0.25), np.array([0, 0, 1, 2]), "share", np.array([0, 9, 0, 0]))
+    assert order.tolist() == [3, 2, 1, 0]
 
 
 def test_confidence_and_tree_count_weights(weighed, X):

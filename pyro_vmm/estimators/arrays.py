@@ -109,7 +109,8 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         seed_: the seed that ``random_state`` gave.
         validation_rows_: positions of the training data's rows that were held back for early stopping.
         sample_weight_: the weights that ``fit`` was given, scaled to mean 1, (N,); None where all rows count the same.
-            Labels, sizes of clusters and strays count each row once, ``confidence_`` and ``tree_`` by its weight.
+            ``n_clusters_``, ``strays_`` and the order of clusters count each row with a weight once, ``confidence_``
+            and ``tree_`` each by its weight.
 
     Examples:
         >>> from sklearn.datasets import load_digits

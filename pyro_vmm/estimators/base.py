@@ -144,6 +144,11 @@ class Estimator(BaseEstimator):
         n_val = int(self.validation_fraction * len(rows))
         return rows[np.sort(order[n_val:])], rows[np.sort(order[:n_val])]
 
+    @property
+    def _counting(self) -> slice | np.ndarray:
+        """Which rows of the fit have a weight."""
+        return slice(None) if self.sample_weight_ is None else self.sample_weight_ > 0
+
     def _weights_of(self, rows: np.ndarray | slice) -> np.ndarray | None:
         """The weights of rows of the fit, (M,); None where these all count the same."""
         if self.sample_weight_ is None:
@@ -232,8 +237,8 @@ class Estimator(BaseEstimator):
         with torch.no_grad(), exclusive():
             weights = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
         components = self._components(x)
-        counts = np.bincount(components, minlength=len(weights))
-        order, clusters = numbering(self.cluster_of_component_, weights, counts, self.numbered_by)
+        counts, every = (np.bincount(each, minlength=len(weights)) for each in (components[self._counting], components))
+        order, clusters = numbering(self.cluster_of_component_, weights, counts, self.numbered_by, every - counts)
         self.vae_.reorder(torch.as_tensor(order, device=self._own_device()))
         self.cluster_of_component_ = clusters
         self.component_weights_ = weights[order]
@@ -248,8 +253,8 @@ class Estimator(BaseEstimator):
         self._count_clusters()
 
     def _count_clusters(self) -> None:
-        """Count those that win a row, strays apart."""
-        self.n_clusters_, self.strays_ = found_and_strays(self.labels_, self._least_rows())
+        """Count those that win a row with a weight, strays apart."""
+        self.n_clusters_, self.strays_ = found_and_strays(self.labels_[self._counting], self._least_rows())
 
     def _least_rows(self) -> int:
         """Clusters of fewer rows are strays."""

@@ -140,8 +140,8 @@ def test_training_that_diverges(X, monkeypatch):
 def test_priors_have_the_same_rows_and_starts(X, monkeypatch):
     seen, fit, starts, start = [], VMM.fit, [], VMM._initial_rows
 
-    def started(self, x):
-        starts.append(start(self, x))
+    def started(self, *args):
+        starts.append(start(self, *args))
         return starts[-1]
 
     monkeypatch.setattr(VMM, "fit", lambda self, X, *args: seen.append(X) or fit(self, X, *args))

@@ -32,7 +32,10 @@ RESUMED = {"checkpoint_every": 1, "patience": None, "decay_fraction": 0.0}
 
 
 def expected_failures(model: VMM) -> dict[str, str]:
-    failures = {"check_clustering": "two epochs leave clusters near their random start"}
+    failures = {
+        "check_clustering": "two epochs leave clusters near their random start",
+        "check_sample_weight_equivalence_on_dense_data": "rows are drawn, split and started from at random",
+    }
     if model.dtype == "float32":
         # BLAS sums a row in another order in another batch; the difference of some 1e-7 is over the check's tolerance.
         failures["check_methods_subset_invariance"] = "rounding of float32"

@@ -61,7 +61,7 @@ class Arrays(Kind):
 
     def fit(self, model: VMM, data: Dataset, checkpoint: Path, resume: Path | None) -> None:
         labels = data.labels if model.monitor == "val_nmi" else None
-        model.fit(data.x, labels, checkpoint=checkpoint, resume=resume)
+        model.fit(data.x, labels, sample_weight=data.sample_weight, checkpoint=checkpoint, resume=resume)
 
     def results(self, model: VMM, data: Dataset) -> ArrayResults:
         return ArrayResults(model, data)

@@ -36,7 +36,7 @@ class Cells(Kind):
     registry = CELL_LIKELIHOODS
     names = tuple(CELL_SETS)
     endings = tuple(READERS)
-    own = frozenset({"backed", "label_key", "make_unique", "modality", "n_top_genes"})
+    own = frozenset({"backed", "label_key", "make_unique", "modality", "n_top_genes", "sample_weight"})
     paper = PAPER_CELLS
 
     def suited(self, config: dict) -> dict:
@@ -73,7 +73,7 @@ class Cells(Kind):
             adata = adata[kept] if adata.isbacked else adata[kept].copy()
             labels = None if label_key is None else known_types(adata, label_key)
         name = Path(str(config["dataset"])).stem
-        return CellData(adata, selected, n_read, labels, label_key, name)
+        return CellData(adata, selected, n_read, labels, label_key, name, config.get("sample_weight"))
 
     def _select(self, adata: "AnnData", config: dict) -> "AnnData":
         layer, likelihood = config.get("layer"), config.get("likelihood", self.defaults["likelihood"])
@@ -85,7 +85,7 @@ class Cells(Kind):
         return data.selected
 
     def fit(self, model: SingleCellVMM, data: CellData, checkpoint: Path, resume: Path | None) -> None:
-        model.fit(data.selected, checkpoint=checkpoint, resume=resume)
+        model.fit(data.selected, sample_weight=data.sample_weight, checkpoint=checkpoint, resume=resume)
 
     def results(self, model: SingleCellVMM, data: CellData) -> CellResults:
         return CellResults(model, data)
@@ -102,7 +102,7 @@ def _of_raw(adata: "AnnData") -> "AnnData":
 
 def _check_columns(config: dict) -> None:
     """Raise ``ValueError`` if the model would read a column that the run's annotations replace."""
-    for option in ("batch_key", "categorical_covariates", "continuous_covariates", "size_factor_key"):
+    for option in ("batch_key", "categorical_covariates", "continuous_covariates", "size_factor_key", "sample_weight"):
         given = config.get(option) or ()
         for name in (given,) if isinstance(given, str) else given:
             if name in annotation.columns("vmm"):

@@ -59,6 +59,8 @@ def check(config: dict, kind: Kind) -> None:
         raise ValueError(f"{_flags(lonely)} {'needs' if len(lonely) == 1 else 'need'} --select")
     if "select" in config and "m_prior" in config:
         raise ValueError("--select chooses m_prior: give its values after --select, and leave out --m-prior")
+    if "select" in config and "sample_weight" in config:
+        raise ValueError("--select counts all rows alike: leave it out, or --sample-weight")
     likelihood = config.get("likelihood", kind.defaults["likelihood"])
     if likelihood not in kind.likelihoods:
         raise ValueError(

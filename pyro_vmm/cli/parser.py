@@ -164,6 +164,7 @@ def _names(option: str) -> str:
 def _add_data(group: Group) -> None:
     names = "; ".join(f"{kind.noun}: {', '.join(kind.names)}, or a file {', '.join(kind.endings)}" for kind in KINDS)
     group.add("dataset", names, common=True, metavar="NAME|FILE")
+    group.add("sample_weight", "how often each row counts, relative to the others; tables and cells", metavar="COLUMN")
     group.add("data_dir", "folder of the named sets' files", metavar="DIR")
 
 

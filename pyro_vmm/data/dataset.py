@@ -16,6 +16,7 @@ class Dataset:
         n_train: The first ``n_train`` rows are the official training set; None where there is none.
         row_names: A name for each row, shape (N,), or None.
         column_names: The names of a table's features, (G,), or None.
+        sample_weight: How often each row counts beside the others, shape (N,), or None.
     """
 
     x: np.ndarray
@@ -24,3 +25,4 @@ class Dataset:
     n_train: int | None = None
     row_names: np.ndarray | None = None
     column_names: list[str] | None = None
+    sample_weight: np.ndarray | None = None

@@ -80,15 +80,26 @@ def check_digits(x: np.ndarray, names: list[str]) -> None:
             )
 
 
-def standard(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _moments(x: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of rows x (N, ...), in float64, as float32 loses count over a million rows."""
+    if weights is None:
+        return x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    mean = np.average(x, axis=0, weights=weights)
+    return mean, np.sqrt(np.average(np.square(x - mean), axis=0, weights=weights))
+
+
+def standard(x: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How to standardise rows x (N, ...): mean and standard deviation, float64, and what varies by rounding alone.
 
     The deviation is 1 for a constant feature, so that it becomes zero in its own units. Features of any size are
     possible that float64 holds: neither sums nor squares over- or underflow.
+
+    Arguments:
+        x: finite numbers.
+        weights: of the rows, (N,), positive float64; None where all count the same.
     """
-    # In float64, as float32 loses count over a million rows.
     with np.errstate(over="ignore", invalid="ignore"):
-        mean, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+        mean, deviation = _moments(x, weights)
     low, high = x.min(axis=0).astype(np.float64), x.max(axis=0).astype(np.float64)
     varies, size = high > low, np.maximum(np.abs(low), np.abs(high))
     lost = varies & ~(np.isfinite(mean) & (deviation > LEAST_DEVIATION) & (deviation < np.inf))
@@ -96,7 +107,7 @@ def standard(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         # Scaled by a power of two: no digit changes.
         exponent = np.frexp(size[lost])[1]
         small = np.ldexp(x[:, lost].astype(np.float64), -exponent)
-        mean[lost], deviation[lost] = np.ldexp(small.mean(axis=0), exponent), np.ldexp(small.std(axis=0), exponent)
+        mean[lost], deviation[lost] = (np.ldexp(moment, exponent) for moment in _moments(small, weights))
     with np.errstate(over="ignore"):
         by_rounding = varies & (high - low <= 2 * np.finfo(x.dtype).eps * size)
     # The mean of a large constant is off by rounding, too.

@@ -20,15 +20,17 @@ from pyro_vmm.data.numbers import check_digits
 from pyro_vmm.data.numpy_files import read_numpy
 from pyro_vmm.data.reading import check_file, check_memory, reading
 
-Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, list[str] | None]  # x, labels, names of rows, columns
+# x, labels, names of rows, names of columns, weights of rows
+Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, list[str] | None, np.ndarray | None]
 PARQUET = "a parquet file"
 #: Endings of delimited text, and of all tables.
 TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 TABLES = (*TEXT, ".parquet")
 #: Options of all tables; the others are those of text.
-COLUMNS = ("name_column", "drop_columns")
+COLUMNS = ("name_column", "sample_weight", "drop_columns")
 OPTIONS = {
     "name_column": None,
+    "sample_weight": None,
     "drop_columns": (),
     "header": "auto",
     "separator": None,
@@ -44,6 +46,7 @@ def load_file(
     label_column: str | None = None,
     *,
     name_column: str | None = None,
+    sample_weight: str | None = None,
     drop_columns: Sequence[str] = (),
     header: str = "auto",
     separator: str | None = None,
@@ -61,7 +64,8 @@ def load_file(
         path: The file.
         label_column: The column of a table, or the key of an ``.npz``, that holds the labels.
         name_column: The column of a table that names the rows, and is no feature.
-        drop_columns: The columns of a table that are neither.
+        sample_weight: The column of a table that holds the rows' weights, and is no feature.
+        drop_columns: The columns of a table that are none of these.
         header: Whether the first line of text names the columns: "yes", "no", or "auto", which takes a line of
             numbers and missing values for a row, with a warning. Names that are numbers are known by their place: they
             are 0, 1, 2, ..., or follow an empty first field, with a name for each row below it.
@@ -74,21 +78,23 @@ def load_file(
     if ending is None:
         raise ValueError(f"cannot read {path}: expected a file ending in {', '.join(READERS)}")
     check_file(path)
-    for name, value in (("label_column", label_column), ("name_column", name_column)):
+    columns = {"label_column": label_column, "name_column": name_column, "sample_weight": sample_weight}
+    for name, value in columns.items():
         if not isinstance(value, str | None):
             raise ValueError(f"{name}={value!r} should be the name of a column")
     options = table_options(
         path,
         name_column=name_column,
+        sample_weight=sample_weight,
         drop_columns=drop_columns,
         header=header,
         separator=separator,
         decimal=decimal,
         encoding=encoding,
     )
-    x, labels, row_names, column_names = READERS[ending](path, label_column, **options)
+    x, labels, row_names, column_names, weights = READERS[ending](path, label_column, **options)
     _check_file_arrays(path, x, labels)
-    return Dataset(x, labels, path.name[: -len(ending)], None, row_names, column_names)
+    return Dataset(x, labels, path.name[: -len(ending)], None, row_names, column_names, weights)
 
 
 def ending_of(path: str | Path, endings: Iterable[str]) -> str | None:
@@ -115,7 +121,7 @@ def table_options(path: str | Path, **given) -> dict:
 
 
 def _read_numpy(path: Path, label_column: str | None) -> Arrays:
-    return *read_numpy(path, label_column), None, None
+    return *read_numpy(path, label_column), None, None, None
 
 
 def _read_text(
@@ -155,6 +161,7 @@ def _split_table(
     frame: pd.DataFrame,
     label_column: str | None,
     name_column: str | None = None,
+    sample_weight: str | None = None,
     drop_columns: Sequence[str] = (),
     advice: Callable[[str], str] = lambda value: "",
 ) -> Arrays:
@@ -173,6 +180,7 @@ def _split_table(
 
     labels = None if label_column is None else pop("label_column", label_column)
     names = None if name_column is None else pop("name_column", name_column)
+    weights = None if sample_weight is None else pop("sample_weight", sample_weight)
     for name in drop_columns:
         pop("drop_columns", name)
     index = [name for name in takewhile(UNNAMED_INDEX.fullmatch, columns) if name in frame.columns]
@@ -189,7 +197,7 @@ def _split_table(
     _check_digits(path, frame)
     # Twice the memory only where a column needs it; missing values become NaN, which the estimator names.
     dtype = np.float32 if all(column == np.float32 for column in frame.dtypes) else np.float64
-    return frame.to_numpy(dtype=dtype, na_value=np.nan), labels, names, list(frame.columns)
+    return frame.to_numpy(dtype=dtype, na_value=np.nan), labels, names, list(frame.columns), weights
 
 
 def _check_digits(path: Path, frame: pd.DataFrame) -> None:

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from typing_extensions import Self
 
-from pyro_vmm.estimators import building, choices, inputs, storing
+from pyro_vmm.estimators import building, choices, inputs, sample_weights, storing
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import VAE
@@ -43,6 +43,7 @@ class ArrayEstimator(FittedArrays):
         X,
         y=None,
         *,
+        sample_weight=None,
         callbacks: Sequence[Callable[[dict, VAE], bool | None]] = (),
         checkpoint: str | Path | None = None,
         resume: str | Path | None = None,
@@ -52,33 +53,41 @@ class ArrayEstimator(FittedArrays):
         Arguments:
             X: the data, (N, G) or (N, ...), finite numbers.
             y: labels (N,), ignored unless ``monitor="val_nmi"``.
+            sample_weight: how often each row counts beside the others, (N,): one of weight 2 counts as two of weight 1,
+                and one of weight 0 is only given its label, as by :meth:`predict`. Twice all weights are the same
+                weights. Each epoch draws as many rows as there are with a weight, see
+                :func:`~pyro_vmm.runtime.weighted.draw`; so do the rows held back, the noise's start and ``settle``,
+                once. The scaling and ``init`` go by the weights themselves.
             callbacks: called after every epoch with its row of the history and the model; True stops training.
             checkpoint: a file to keep for :meth:`fit` to resume from, written every ``checkpoint_every`` epochs, at the
                 end and on interrupt.
-            resume: such a file; X and the parameters must be those of the run that wrote it, but for how long to train,
-                where, ``settle``, and ``random_state=None``, which takes the run's. Where that run diverged the
-                learning rates may differ too.
+            resume: such a file; X, the weights and the parameters must be those of the run that wrote it, but for how
+                long to train, where, ``settle``, and ``random_state=None``, which takes the run's. Where that run
+                diverged the learning rates may differ too.
 
         Raises:
-            ValueError: what is wrong with X or a parameter, before any training.
+            ValueError: what is wrong with X, the weights or a parameter, before any training.
             TrainingDiverged: a number was not finite. The checkpoint is that of the last good epoch.
         """
         X = self._validate(X, reset=True)
+        weights = sample_weights.checked(sample_weight, len(X))
         self._forget()
+        self.sample_weight_ = weights
         state = None if resume is None else self._read_checkpoint(resume, self._settings(), X)
         self.seed_ = self._draw_seed() if state is None else state["seed"]
         self._training_config(len(X))  # which says what is wrong with the settings
         train, val = self._split(len(X))
+        val = self._drawn(val)
         by_labels = self._training_settings()["monitor"] == "val_nmi"
         labels_val = self._labels(y, len(X))[val] if by_labels else None
         writer = None
         if checkpoint is not None:
-            writer = storing.checkpoint_writer(checkpoint, self._settings(), self.seed_, X)
+            writer = storing.checkpoint_writer(checkpoint, self._settings(), self.seed_, X, weights)
         with building.random_start(self.seed_):
             x = self._build(X, train)
         x = place(x, self._own_device())
         x_val = subset(x, val) if len(val) else None
-        self._train(subset(x, train), x_val, labels_val, callbacks, writer, state)
+        self._train(self._weighted(subset(x, train), train), x_val, labels_val, callbacks, writer, state)
         self._number_clusters(x)
         return self
 
@@ -135,16 +144,18 @@ class ArrayEstimator(FittedArrays):
 
         Returns what it sees of all rows, (N, ...), on the host: those held back have to be of the support too.
         """
-        self.shift_, self.scale_ = building.shift_and_scale(X[train], self.scaling_, self._feature_names())
+        weights = self._weights_of(train)
+        self.shift_, self.scale_ = building.shift_and_scale(X[train], self.scaling_, self._feature_names(), weights)
         all_rows = self._scaled(X)
         self.n_components_ = self._n_components(len(train))
         x = all_rows[train].float()
         self.likelihood_options_ = building.likelihood_options(self.likelihood, self.likelihood_options, all_rows)
         likelihood = self._build_likelihood()
-        self.likelihood_options_ |= likelihood.start(x) or {}
+        counted = x if weights is None else all_rows[self._drawn(train)].float()
+        self.likelihood_options_ |= likelihood.start(counted) or {}
         self._check_support(likelihood, all_rows.float())
         vae = self._build_vae(likelihood, x[:2])
-        rows = x[self._initial_rows(x)]
+        rows = x[self._initial_rows(x, weights)]
         vae.prior = self._build_prior(rows)
         building.try_prior(vae)
         self._start_prior(vae, rows)
@@ -154,9 +165,9 @@ class ArrayEstimator(FittedArrays):
     def _build_likelihood(self) -> Likelihood:
         return building.build_likelihood(self.likelihood, self.event_shape_, self.likelihood_options_)
 
-    def _initial_rows(self, x: Tensor) -> Tensor:
-        """Indices (K,) of the rows of x (N, ...) that the prior starts from."""
-        return building.initial_rows(x, self.n_components_, "random", self.seed_)
+    def _initial_rows(self, x: Tensor, weights: np.ndarray | None) -> Tensor:
+        """Indices (K,) of the rows of x (N, ...), with weights or None, that the prior starts from."""
+        return building.initial_rows(x, self.n_components_, "random", self.seed_, weights)
 
     def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> VAE:
         return self._networks(likelihood, rows)

@@ -1,5 +1,6 @@
 """The estimator of arrays: vectors, images, anything of shape (N, ...)."""
 
+import numpy as np
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -107,6 +108,9 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         learning_rates_: the learning rates, and from which epoch on: several where a diverged run went on at others.
         seed_: the seed that ``random_state`` gave.
         validation_rows_: positions of the training data's rows that were held back for early stopping.
+        sample_weight_: the weights that ``fit`` was given, scaled to mean 1, (N,); None where all rows count the same.
+            ``n_clusters_``, ``strays_`` and the order of clusters count each row with a weight once, ``confidence_``
+            and ``tree_`` each by its weight.
 
     Examples:
         >>> from sklearn.datasets import load_digits
@@ -128,8 +132,8 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         check_is_fitted(self)
         return self._merged(n_clusters, self._rows(X))
 
-    def _initial_rows(self, x: Tensor) -> Tensor:
-        return building.initial_rows(x, self.n_components_, self.init, self.seed_)
+    def _initial_rows(self, x: Tensor, weights: np.ndarray | None) -> Tensor:
+        return building.initial_rows(x, self.n_components_, self.init, self.seed_, weights)
 
     def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> VAE:
         return self._networks(likelihood, rows, self.covariance, self.covariance_start)

@@ -33,6 +33,7 @@ from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.rows import Rows, read
 from pyro_vmm.runtime.settings import AUTO, check_settings, settings_of
+from pyro_vmm.runtime.weighted import Weighted, draw
 
 V = TypeVar("V", bound=LatentVariableModel)
 
@@ -60,6 +61,8 @@ class Estimator(BaseEstimator):
     n_components_: int
     #: None of a model from a file of before this was kept.
     weight_history_: np.ndarray | None = None
+    #: The weights of the rows of the fit, scaled to mean 1, (N,); None where all count the same.
+    sample_weight_: np.ndarray | None = None
 
     #: Whether clusters are numbered by their weight or by their share of the rows, largest first.
     numbered_by = "weight"
@@ -114,7 +117,7 @@ class Estimator(BaseEstimator):
         return {name: chosen[name] for name, value in given.items() if isinstance(value, str) and value == AUTO}
 
     def _read_checkpoint(self, path: str | Path, config: dict, X: np.ndarray) -> dict:
-        return storing.read_checkpoint(path, config, X, settings_of(type(self)))
+        return storing.read_checkpoint(path, config, X, settings_of(type(self)), self.sample_weight_)
 
     def _forget(self) -> None:
         """Be unfitted: what is left of an earlier fit does not go with the parts that another replaces one by one."""
@@ -135,10 +138,35 @@ class Estimator(BaseEstimator):
         return check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
 
     def _split(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows to train on and rows to hold back, each in the order of the data."""
-        order = np.random.RandomState(self.seed_).permutation(n)
-        n_val = int(self.validation_fraction * n)
-        return np.sort(order[n_val:]), np.sort(order[:n_val])
+        """Rows to train on and rows to hold back, each in the order of the data; rows of weight 0 are neither."""
+        rows = np.arange(n) if self.sample_weight_ is None else np.flatnonzero(self.sample_weight_)
+        order = np.random.RandomState(self.seed_).permutation(len(rows))
+        n_val = int(self.validation_fraction * len(rows))
+        return rows[np.sort(order[n_val:])], rows[np.sort(order[:n_val])]
+
+    @property
+    def _counting(self) -> slice | np.ndarray:
+        """Which rows of the fit have a weight."""
+        return slice(None) if self.sample_weight_ is None else self.sample_weight_ > 0
+
+    def _weights_of(self, rows: np.ndarray | slice) -> np.ndarray | None:
+        """The weights of rows of the fit, (M,); None where these all count the same."""
+        if self.sample_weight_ is None:
+            return None
+        found = self.sample_weight_[rows]
+        return None if (found[1:] == found[:-1]).all() else found
+
+    def _weighted(self, x: Rows, rows: np.ndarray | slice = slice(None)) -> Rows:
+        """Rows x of the fit, which count by their weights."""
+        weights = self._weights_of(rows)
+        return x if weights is None else Weighted(x, weights)
+
+    def _drawn(self, rows: np.ndarray) -> np.ndarray:
+        """As many of these rows of the fit, (M,), each as often as its weight says, in the same order."""
+        weights = self._weights_of(rows)
+        if weights is None:
+            return rows
+        return rows[draw(torch.as_tensor(weights), len(rows), torch.Generator().manual_seed(self.seed_))]
 
     @property
     def history_clusters_(self) -> np.ndarray:
@@ -179,7 +207,7 @@ class Estimator(BaseEstimator):
         checkpoint: Callable[[dict], None] | None = None,
         state: dict | None = None,
     ) -> None:
-        """Train ``vae_``, from a checkpoint's state on if there is one."""
+        """Train ``vae_`` on rows that may be weighted, from a checkpoint's state on if there is one."""
         self.training_ = self._training_config(len(x))
         trainer = Trainer(self.vae_, self.training_)
         if state is not None:
@@ -209,8 +237,8 @@ class Estimator(BaseEstimator):
         with torch.no_grad(), exclusive():
             weights = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
         components = self._components(x)
-        counts = np.bincount(components, minlength=len(weights))
-        order, clusters = numbering(self.cluster_of_component_, weights, counts, self.numbered_by)
+        counts, every = (np.bincount(each, minlength=len(weights)) for each in (components[self._counting], components))
+        order, clusters = numbering(self.cluster_of_component_, weights, counts, self.numbered_by, every - counts)
         self.vae_.reorder(torch.as_tensor(order, device=self._own_device()))
         self.cluster_of_component_ = clusters
         self.component_weights_ = weights[order]
@@ -225,8 +253,8 @@ class Estimator(BaseEstimator):
         self._count_clusters()
 
     def _count_clusters(self) -> None:
-        """Count those that win a row, strays apart."""
-        self.n_clusters_, self.strays_ = found_and_strays(self.labels_, self._least_rows())
+        """Count those that win a row with a weight, strays apart."""
+        self.n_clusters_, self.strays_ = found_and_strays(self.labels_[self._counting], self._least_rows())
 
     def _least_rows(self) -> int:
         """Clusters of fewer rows are strays."""
@@ -368,6 +396,8 @@ class Estimator(BaseEstimator):
         if self.weight_history_ is not None:
             found["weight_history"] = torch.as_tensor(self.weight_history_)
             found["successors"] = torch.as_tensor(self.successors_)
+        if self.sample_weight_ is not None:
+            found["sample_weight"] = torch.as_tensor(self.sample_weight_)
         content = {
             "estimator": type(self).__name__,
             "params": self.configuration(),
@@ -398,6 +428,7 @@ class Estimator(BaseEstimator):
         model.n_components_, model.seed_ = fitted.whole("n_components", 1), fitted.whole("seed", 0, storing.MOST_SEED)
         model.component_weights_ = fitted.floats("weights", (model.n_components_,)).numpy()
         model.labels_ = fitted.positions("labels", model.n_components_).numpy()
+        model.sample_weight_ = storing.sample_weight(fitted, len(model.labels_))
         # In a file from before components were grouped each is a cluster.
         model.cluster_of_component_, model.components_ = np.arange(model.n_components_), model.labels_
         if "clusters" in fitted:

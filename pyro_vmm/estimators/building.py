@@ -100,18 +100,21 @@ def random_start(seed: int) -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def shift_and_scale(X: np.ndarray, scaling: str | None, names: Sequence) -> tuple[np.ndarray, np.ndarray]:
+def shift_and_scale(
+    X: np.ndarray, scaling: str | None, names: Sequence, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Two arrays, () or (...), of the dtype of X, such that the model sees (X - shift) / scale.
 
     Arguments:
         X: training rows, (N, ...).
         scaling: "range", "standard" or None.
         names: of the features, flat, for a warning.
+        weights: of the rows, (N,), none of them 0; None where all count the same.
     """
     if scaling == "range":
         shift, scale = _middle_and_half_range(X.min(), X.max())
     elif scaling == "standard":
-        shift, scale, by_rounding = standard(X)
+        shift, scale, by_rounding = standard(X, weights)
         if by_rounding.any():
             flat = [name for name, constant in zip(names, by_rounding.ravel(), strict=True) if constant]
             warnings.warn(
@@ -379,19 +382,32 @@ def encode_centres(vae: VAE, rows: Tensor) -> None:
     vae.prior.get_parameter("mu").copy_(PseudoInputs(rows).encode(vae.encoder).loc)
 
 
-def initial_rows(x: Tensor, n: int, init: str, seed: int) -> Tensor:
-    """Indices (n,) of the rows of x (N, ...) that pseudo-inputs start from."""
+def initial_rows(x: Tensor, n: int, init: str, seed: int, weights: np.ndarray | None = None) -> Tensor:
+    """Indices (n,) of the rows of x (N, ...) that pseudo-inputs start from, no row twice.
+
+    Rows with weights (N,), none of them 0, are drawn by them.
+    """
     check_choice("init", init, INITS)
     if init == "random":
-        return torch.randperm(len(x))[:n]
-    return _spread(x.flatten(1).numpy(), n, seed)
+        return _random_order(len(x), weights)[:n]
+    return _spread(x.flatten(1).numpy(), n, seed, weights)
 
 
-def _spread(x: np.ndarray | sparse.csr_matrix, n: int, seed: int) -> Tensor:
+def _random_order(n: int, weights: np.ndarray | None) -> Tensor:
+    """Positions (n,) in random order: of those left each comes next as its weight says.
+
+    By an exponential time for each (Efraimidis & Spirakis, Information Processing Letters 97:181, 2006).
+    """
+    if weights is None:
+        return torch.randperm(n)
+    return (torch.empty(n, dtype=torch.float64).exponential_() / torch.as_tensor(weights)).argsort()
+
+
+def _spread(x: np.ndarray | sparse.csr_matrix, n: int, seed: int, weights: np.ndarray | None) -> Tensor:
     """Indices (n,) of rows of x (N, G) that k-means++ chooses."""
     from sklearn.cluster import kmeans_plusplus  # here, for it takes long to import
 
-    return torch.as_tensor(kmeans_plusplus(x, n, random_state=seed)[1])
+    return torch.as_tensor(kmeans_plusplus(x, n, sample_weight=weights, random_state=seed)[1])
 
 
 def initial_cells(
@@ -401,6 +417,7 @@ def initial_cells(
     init: str | Sequence[str],
     seed: int,
     counts: bool,
+    weights: np.ndarray | None = None,
 ) -> Tensor:
     """Positions (n,) of the cells that pseudo-inputs start from.
 
@@ -411,10 +428,13 @@ def initial_cells(
         init: "random", "k-means++", or names of cells, which random ones then follow.
         seed: of k-means++.
         counts: whether the values are counts; k-means++ then compares log-normalised ones.
+        weights: of the cells to train on, (M,), none of them 0, by which they are drawn; None for all alike.
     """
     if isinstance(init, str):
         check_choice("init", init, INITS)
-    random = torch.as_tensor(train)[torch.randperm(len(train))]
+    by_spread = isinstance(init, str) and init == "k-means++"  # which weighs them itself
+    order = _random_order(len(train), None if by_spread else weights)
+    random = torch.as_tensor(train)[order]
     if isinstance(init, str) and init == "random":
         return random[:n]
     if isinstance(init, str):
@@ -422,7 +442,8 @@ def initial_cells(
         values = [cells.counts.rows(part) for part in some.split(1024)]
         if counts:
             values = [(1e4 * part / part.sum(-1, keepdim=True).clamp(min=1)).log1p() for part in values]
-        return some[_spread(sparse.vstack([sparse.csr_matrix(part.numpy()) for part in values]), n, seed)]
+        x = sparse.vstack([sparse.csr_matrix(part.numpy()) for part in values])
+        return some[_spread(x, n, seed, None if weights is None else weights[order[:KMEANS_CELLS]])]
     positions = cells.counts.cell_names.get_indexer(list(init))
     if (positions < 0).any():
         missing = [name for name, position in zip(init, positions, strict=True) if position < 0]

@@ -11,9 +11,9 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_vmm.data.cell_rows import CellRows, Covariates
+from pyro_vmm.data.cell_rows import CellRows, Covariates, numbers
 from pyro_vmm.data.cells import CellBatches, check_cells, require_anndata
-from pyro_vmm.estimators import annotation, building, choices, mapping, storing
+from pyro_vmm.estimators import annotation, building, choices, mapping, sample_weights, storing
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.explained_cells import ExplainedCells
 from pyro_vmm.estimators.novelty import Usual
@@ -86,7 +86,8 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         batch_shares_: a DataFrame, clusters x batches: the shares of a cluster's cells. A cluster of one batch alone is
             either a cell type that the others lack, or an effect of the batch.
         genes_: the names of the genes, (G,); ``batches_`` those of the batches, (B,).
-        history_, weight_history_, successors_, history_clusters_, n_iter_, best_epoch_, seed_, vae_, validation_rows_:
+        history_, weight_history_, successors_, history_clusters_, n_iter_, best_epoch_, seed_, vae_, validation_rows_,
+            sample_weight_:
             as of :class:`~pyro_vmm.VMM`.
 
     Examples:
@@ -104,6 +105,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         adata: "AnnData",
         y=None,
         *,
+        sample_weight=None,
         part_of: "AnnData | None" = None,
         callbacks: Sequence[Callable[[dict, SingleCellVAE], bool | None]] = (),
         checkpoint: str | Path | None = None,
@@ -114,19 +116,26 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         Arguments:
             adata: N cells; nothing is written to it, see :meth:`annotate`.
             y: ignored.
+            sample_weight: how often each cell counts beside the others, as of :meth:`pyro_vmm.VMM.fit`: an array (N,),
+                or the column of ``adata.obs`` that holds it. Continuous covariates, size factors and what is usual of
+                a cell (:meth:`novelty`) take no weights.
             part_of: cells that ``adata`` is a part of, if the model is for all of them: it knows all of their batches
                 and categories, and may have genes that none of the cells in ``adata`` express.
             callbacks, checkpoint, resume: as of :meth:`pyro_vmm.VMM.fit`.
 
         Raises:
-            ValueError: what is wrong with a parameter, the counts or a column, before any training.
+            ValueError: what is wrong with a parameter, the weights, the counts or a column, before any training.
         """
         self._check_parameters()
         if part_of is not None:
             require_anndata(part_of)
         counts = CellBatches(adata, self.layer)
         totals = check_cells(counts, of_counts(self.likelihood, self.likelihood_options), training=part_of is None)
+        if isinstance(sample_weight, str):
+            sample_weight = numbers(adata, sample_weight, "sample_weight")
+        weights = sample_weights.checked(sample_weight, len(counts))
         self._forget()
+        self.sample_weight_ = weights
         self.covariates_ = self._covariates(adata, totals, part_of)
         if part_of is None:
             self.covariates_.check_sizes(adata)
@@ -146,13 +155,13 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         self.library_size_ = float(design[:, -1].log().mean().exp()) if (totals > 0).all() else 1.0
         writer = None
         if checkpoint is not None:
-            writer = storing.checkpoint_writer(checkpoint, self.configuration(), self.seed_, fingerprint)
+            writer = storing.checkpoint_writer(checkpoint, self.configuration(), self.seed_, fingerprint, weights)
         rows = CellRows(counts, design)
         with building.random_start(self.seed_):
             self._build(rows, train)
         x = resident(CellRows(counts, design, self._own_device(), DTYPES[self.dtype]), self._own_device())
-        x_val = subset(x, val) if len(val) else None
-        self._train(subset(x, train), x_val, callbacks=callbacks, checkpoint=writer, state=state)
+        x_val = subset(x, self._drawn(val)) if len(val) else None
+        self._train(self._weighted(subset(x, train), train), x_val, callbacks=callbacks, checkpoint=writer, state=state)
         self._number_clusters(x)
         self._look_at_clusters(x, design)
         return self
@@ -304,20 +313,24 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         self.n_components_ = self._n_components(len(train))
         likelihood = self._build_likelihood()
         self._check_support(likelihood, cells)
-        library = self._library_moments(cells.design[train]) if self.library == "inferred" else None
+        weights, library = self._weights_of(train), None
+        if self.library == "inferred":
+            library = self._library_moments(cells.design[train], weights)
         vae = self._build_vae(likelihood, library)
-        settings = (self.n_components_, self.init, self.seed_, likelihood.counts)
+        settings = (self.n_components_, self.init, self.seed_, likelihood.counts, weights)
         vae.prior = self._build_prior(cells[building.initial_cells(cells, train, *settings)], likelihood.counts)
         building.try_prior(vae)
         self.vae_ = self._place(vae)
 
-    def _library_moments(self, design: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the logarithm of library sizes (N, P + 1) in each batch, (B,) each.
+    def _library_moments(self, design: Tensor, sample_weight: np.ndarray | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the logarithm of library sizes (N, P + 1), with weights (N,), in each batch, (B,) each.
 
         A batch without a cell, all of them being held back, has those of all cells.
         """
         log_library, one_hot = design[:, -1].log(), design[:, : self.layout_.n_batches]
         weights = torch.where(one_hot.any(0), one_hot, torch.ones_like(one_hot))
+        if sample_weight is not None:
+            weights = weights * torch.as_tensor(sample_weight, dtype=weights.dtype)[:, None]
         weights = weights / weights.sum(0)
         mean = log_library @ weights
         return mean, ((log_library[:, None] - mean).square() * weights).sum(0)

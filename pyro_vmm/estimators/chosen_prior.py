@@ -113,7 +113,7 @@ class ChosenPrior(Estimator):
 
     def _number_clusters(self, x: Rows) -> None:
         super()._number_clusters(x)
-        sharp, q = look(self.vae_, x, self.seed_)
+        sharp, q = look(self.vae_, self._weighted(x), self.seed_)
         self.confidence_ = measure(sharp, q, self.cluster_of_component_, self.history_)
         self.tree_ = join_all(sharp, q.argmax(1), self.cluster_of_component_)
 

@@ -55,6 +55,12 @@ def checked(X: Any, name: str = "X") -> np.ndarray | pd.DataFrame:
     return _table(X, name) if is_table(X) else _array(X, name)
 
 
+def numbers(values: Any, name: str) -> np.ndarray:
+    """Numbers of any shape as a plain array in float64, missing ones as NaN; ``ValueError`` for what is none."""
+    found = _unmasked(np.atleast_1d(_dense(values, name)), name)
+    return found.astype(np.float64) if found.dtype.kind in "biuf" else _floats(found, name)
+
+
 def _table(X: Any, name: str) -> pd.DataFrame:
     if not (isinstance(X, pd.DataFrame) or hasattr(X, "to_pandas")):
         advice = f": {name}.compute()" if hasattr(X, "compute") else ""  # as of dask

@@ -17,7 +17,9 @@ def by_cluster(values: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     return found
 
 
-def numbering(cluster: np.ndarray, weights: np.ndarray, counts: np.ndarray, by: str) -> tuple[np.ndarray, np.ndarray]:
+def numbering(
+    cluster: np.ndarray, weights: np.ndarray, counts: np.ndarray, by: str, others: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The order of components (K,), largest cluster first and those without a row last, and then their clusters (K,).
 
     Arguments:
@@ -25,12 +27,15 @@ def numbering(cluster: np.ndarray, weights: np.ndarray, counts: np.ndarray, by: 
         weights: of the components, (K,).
         counts: how many rows each wins, (K,).
         by: what is large, the "weight" or the "share" of the rows; the other one decides between equals.
+        others: how many rows of no weight each wins besides, (K,); clusters of these alone come last but for those
+            without any row.
     """
     sizes = {"weight": (counts, weights), "share": (weights, counts)}[by]
     ranks = [-size for size in sizes] + [cluster]
     whole = [-by_cluster(size, cluster)[cluster] for size in sizes]
-    empty = by_cluster(counts, cluster)[cluster] == 0
-    order = np.lexsort((*ranks, *whole, empty))
+    every = counts if others is None else counts + others
+    empty = [by_cluster(rows, cluster)[cluster] == 0 for rows in (counts, every)]
+    order = np.lexsort((*ranks, *whole, *empty))
     _, first, number = np.unique(cluster[order], return_index=True, return_inverse=True)
     return order, np.argsort(np.argsort(first))[number]
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from pyro_vmm.data.cell_rows import Covariates
 from pyro_vmm.data.genes import GeneMatch
+from pyro_vmm.estimators import sample_weights
 from pyro_vmm.estimators.mapping import Mapped
 from pyro_vmm.estimators.novelty import QUANTILES, Usual
 from pyro_vmm.inference import Moves
@@ -151,6 +152,16 @@ def weight_history(fitted: Entries, n_epochs: int, n_components: int) -> tuple[n
     return weights.numpy(), successors.numpy()
 
 
+def sample_weight(fitted: Entries, n: int) -> np.ndarray | None:
+    """The weights of the n rows of the fit; None where all counted the same."""
+    if "sample_weight" not in fitted:
+        return None
+    weights = fitted.floats("sample_weight", (n,))
+    if (weights < 0).any() or not weights.any():
+        raise fitted.wrong("sample_weight should hold no negative number, and not zeros alone")
+    return weights.numpy()
+
+
 def tree(fitted: Entries, n_components: int) -> pd.DataFrame:
     """The joins of components of a model's clusters, see :func:`~pyro_vmm.priors.tree.join_all`."""
     found = fitted.names("tree", TREE_COLUMNS)
@@ -251,7 +262,9 @@ def load_state(module: nn.Module, entries: Entries) -> None:
         raise ValueError(f"{entries.place} does not fit the model it describes: {one_line(error)}") from error
 
 
-def checkpoint_writer(path: str | Path, config: dict, seed: int, X: np.ndarray) -> Callable[[dict], None]:
+def checkpoint_writer(
+    path: str | Path, config: dict, seed: int, X: np.ndarray, sample_weight: np.ndarray | None = None
+) -> Callable[[dict], None]:
     """A function that writes a trainer's state, with all that :func:`read_checkpoint` has to know.
 
     ``ValueError`` where there is no folder for it, for that not to come out after hours of training.
@@ -260,10 +273,17 @@ def checkpoint_writer(path: str | Path, config: dict, seed: int, X: np.ndarray) 
     if not parent.is_dir() and Ranks.present().rank == 0:  # which alone writes
         raise ValueError(f"checkpoint={str(path)!r} should be in a folder that exists, and there is no {parent}")
     about = {"params": config, "seed": seed, "data": _fingerprint(X), "versions": versions()}
+    about["sample_weight"] = sample_weights.fingerprint(sample_weight)
     return lambda state: files.save({**about, "trainer": state}, path, "checkpoint")
 
 
-def read_checkpoint(path: str | Path, config: dict, X: np.ndarray, settings: Mapping[str, Setting]) -> dict:
+def read_checkpoint(
+    path: str | Path,
+    config: dict,
+    X: np.ndarray,
+    settings: Mapping[str, Setting],
+    sample_weight: np.ndarray | None = None,
+) -> dict:
     """A checkpoint of a run with this configuration on this X; ``ValueError`` if it is another run's.
 
     Arguments:
@@ -271,6 +291,7 @@ def read_checkpoint(path: str | Path, config: dict, X: np.ndarray, settings: Map
         config: plain parameters. ``random_state=None`` takes the run's seed.
         X: the data.
         settings: of the parameters, which say what may differ.
+        sample_weight: of the rows, (N,); None where all count the same, as in a checkpoint of old.
     """
     saved = files.load(path, "checkpoint")
     entries = Entries(saved, str(path))
@@ -289,6 +310,8 @@ def read_checkpoint(path: str | Path, config: dict, X: np.ndarray, settings: Map
         raise ValueError(f"can't resume from {path} with other parameters: {other}")
     if data != _fingerprint(X):
         raise ValueError(f"can't resume from {path}: these are not the data of that run")
+    if saved.get("sample_weight") != sample_weights.fingerprint(sample_weight):
+        raise ValueError(f"can't resume from {path}: that run had another sample_weight")
     return {**saved, "path": str(path)}
 
 

@@ -18,6 +18,7 @@ from pyro_vmm.priors.groups import find_groups
 from pyro_vmm.priors.moves import find_components
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.rows import Rows, read
+from pyro_vmm.runtime.weighted import Weighted
 
 #: The moves look at so many rows at most: a random part of more tells as much of what clusters there are, and the
 #: evidence for each does not grow without bound.
@@ -87,7 +88,8 @@ def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Settled:
 
     Arguments:
         vae: a trained model.
-        x: the rows that it was trained on, (N, ...).
+        x: the rows that it was trained on, (N, ...); of :class:`~pyro_vmm.runtime.weighted.Weighted` ones the evidence
+            counts each as often as a draw of them has it.
         seed: of which rows are looked at, where there are more than ``MOST_ROWS``.
     """
     each = torch.arange(vae.prior.n_components)
@@ -104,7 +106,7 @@ def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Settled:
 
 
 def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> Settled:
-    prior, rows = vae.prior, some_rows(len(x), seed)
+    prior, rows = vae.prior, looked_at(x, seed)
     encoded, before = encode(vae, x, rows)
     sharp, family = sharpened(encoded), prior.covariance
     found = find_components(sharp, before, prior.n_components, family.vague, family.fitted)
@@ -131,6 +133,11 @@ def some_rows(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:MOST_ROWS].sort().values
 
 
+def looked_at(x: Rows, seed: int) -> Tensor:
+    """:func:`some_rows` of x; of weighted ones each as often as it counts."""
+    return x.counted(MOST_ROWS, seed) if isinstance(x, Weighted) else some_rows(len(x), seed)
+
+
 def sharpened(encoded: Encoded) -> Encoded:
     """The encoded rows as they are told apart: with little of their uncertainty."""
     return Encoded(encoded.mean, UNCERTAINTY * encoded.covariance)
@@ -138,7 +145,7 @@ def sharpened(encoded: Encoded) -> Encoded:
 
 def look(vae: LatentVariableModel, x: Rows, seed: int) -> tuple[Encoded, np.ndarray]:
     """The rows as they are told apart, ``MOST_ROWS`` of many, and q(c | x) of their components, (n, K)."""
-    encoded, _ = encode(vae, x, some_rows(len(x), seed))
+    encoded, _ = encode(vae, x, looked_at(x, seed))
     return sharpened(encoded), responsibilities(vae, encoded)
 
 

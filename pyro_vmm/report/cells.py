@@ -49,6 +49,7 @@ class CellData:
         labels: The known type of each cell, (N,), or None; NaN where it is not known. Never used in training.
         label_key: The column of ``adata.obs`` that holds them.
         name: The data set's name, or the file's without its ending.
+        sample_weight: The column of ``adata.obs`` that says how often each cell counts beside the others, or None.
     """
 
     adata: "AnnData"
@@ -57,6 +58,7 @@ class CellData:
     labels: pd.Categorical | None = None
     label_key: str | None = None
     name: str = "cells"
+    sample_weight: str | None = None
 
 
 class CellResults:

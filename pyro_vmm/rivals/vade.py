@@ -27,6 +27,7 @@ from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.randomness import RandomNumbers
 from pyro_vmm.runtime.rows import Rows, read, shuffled
+from pyro_vmm.runtime.weighted import Weighted
 
 # Added to the variances of the mixture that VaDE starts from, as the VMM's authors do: no component shrinks to one row.
 LEAST_VARIANCE = 1e-3
@@ -198,11 +199,12 @@ def start_from_mixture(vae: VariationalDeepEmbedding, x: Rows, seed: int, n_init
 
     Arguments:
         vae: its prior starts there.
-        x: training rows, (N, ...), at least K of them.
+        x: training rows, (N, ...), at least K of them; weighted ones count as often as a draw has them.
         seed: of the fit.
         n_init: how many starts the fit has; the best one counts.
     """
-    with inference_mode(vae), closing(read(x, torch.arange(len(x)).split(1024))) as stream:
+    rows = x.counted(len(x), seed) if isinstance(x, Weighted) else torch.arange(len(x))
+    with inference_mode(vae), closing(read(x, rows.split(1024))) as stream:
         z = torch.cat([_means(vae, rows) for rows in stream])
     kind = {"full": "full", "diagonal": "diag"}[vae.prior.covariance.name]
     mixture = SklearnMixture(

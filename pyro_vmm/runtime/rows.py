@@ -27,7 +27,10 @@ class Shuffled(Protocol):
     """Rows that choose the order of an epoch themselves."""
 
     def shuffle(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Positions (N,), each once, in an order that suits the file and depends on the generator's state alone."""
+        """Positions (N,) in an order that suits the rows and depends on the generator's state alone.
+
+        Each comes once, or of :class:`~pyro_vmm.runtime.weighted.Weighted` rows as often as its weight says.
+        """
         ...
 
 
@@ -48,11 +51,16 @@ def minibatches(order: Tensor, batch_size: int) -> list[Tensor]:
     return batches
 
 
-def shuffled(x: Rows, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """The minibatches of an epoch, as positions: every row once, in random order."""
+def order_of(x: Rows, batch_size: int, generator: torch.Generator) -> Tensor:
+    """The positions (N,) of an epoch in random order."""
     if isinstance(x, Shuffled):
-        return minibatches(x.shuffle(batch_size, generator), batch_size)
-    return minibatches(torch.randperm(len(x), generator=generator), batch_size)
+        return x.shuffle(batch_size, generator)
+    return torch.randperm(len(x), generator=generator)
+
+
+def shuffled(x: Rows, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """The minibatches of an epoch, as positions in random order."""
+    return minibatches(order_of(x, batch_size, generator), batch_size)
 
 
 def read(x: Rows, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:

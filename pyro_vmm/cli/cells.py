@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pyro_vmm.cli.kind import Kind, flag
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
 from pyro_vmm.data.cell_sets.formats import READERS
-from pyro_vmm.data.cells import CellBatches, nonzero
+from pyro_vmm.data.cells import CellBatches, nonzero, stays_outside
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.estimators.presets import PAPER_CELLS
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, of_counts
@@ -70,7 +70,7 @@ class Cells(Kind):
             selected = self._select(adata, config)
         kept, n_read = adata.obs_names.isin(selected.obs_names), adata.n_obs
         if not kept.all():
-            adata = adata[kept] if adata.isbacked else adata[kept].copy()
+            adata = adata[kept] if stays_outside(adata) else adata[kept].copy()
             labels = None if label_key is None else known_types(adata, label_key)
         name = Path(str(config["dataset"])).stem
         return CellData(adata, selected, n_read, labels, label_key, name)
@@ -118,4 +118,4 @@ def _expressed(adata: "AnnData", layer: str | None) -> "AnnData":
         if not kept.all():
             left_out = f"left out {(~kept).sum()} of {len(kept)} {kind}"
             warnings.warn(f"{left_out}, which have no count in any {other}", stacklevel=2)
-    return adata[cells, genes] if adata.isbacked else adata[cells, genes].copy()
+    return adata[cells, genes] if stays_outside(adata) else adata[cells, genes].copy()

@@ -64,7 +64,12 @@ class RowFile:
     @property
     def block(self) -> int:
         """Rows in a block."""
-        return int(min(max(1, BLOCK_NUMBERS // max(1, self.numbers)), BLOCK_ROWS))
+        return block_rows(self.numbers)
+
+    @property
+    def width(self) -> int:
+        """Columns that are read of a row."""
+        return self.shape[1]
 
     def rows(self, index: np.ndarray) -> np.ndarray | sparse.csr_matrix:
         """The rows at positions ``index`` (M,), in that order, repeated ones too; no span read is above a block."""
@@ -98,6 +103,11 @@ class RowFile:
         except Exception as error:  # HDF5 and Zarr have many
             self._watch.check()
             raise OSError(f"cannot read {self.place}, the file is damaged: {reason(error)}") from error
+
+
+def block_rows(numbers: float) -> int:
+    """Rows in a block, of so many values stored for a row."""
+    return int(min(max(1, BLOCK_NUMBERS // max(1, numbers)), BLOCK_ROWS))
 
 
 def _place(matrix: Any) -> str:

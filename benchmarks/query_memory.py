@@ -51,7 +51,13 @@ def measure(task: str, path: Path, model: Path) -> dict:
         fitted.map_query(adata, epochs=1)
     else:
         fitted.explain(adata)
-    return {"cells": adata.n_obs, "task": task, "seconds": time.perf_counter() - start, "before": before, "peak": peak()}
+    return {
+        "cells": adata.n_obs,
+        "task": task,
+        "seconds": time.perf_counter() - start,
+        "before": before,
+        "peak": peak(),
+    }
 
 
 def apart(*arguments) -> str:

@@ -1,6 +1,7 @@
 """Cells that are read lazily by dask, and collected from several AnnData; the answer is that of the cells in memory."""
 
 import re
+import warnings
 
 import anndata as ad
 import numpy as np
@@ -48,11 +49,17 @@ def dask_matrix(matrix, rows: int = 25):
     )
 
 
+def write_zarr(adata: ad.AnnData, path) -> None:
+    with warnings.catch_warnings(), ad.settings.override(zarr_write_format=3):
+        warnings.simplefilter("ignore")  # of libraries that it is new
+        adata.write_zarr(path)
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("lazy")
     cells().write_h5ad(path / "cells.h5ad")
-    cells().write_zarr(path / "cells.zarr")
+    write_zarr(cells(), path / "cells.zarr")
     cells()[:40].write_h5ad(path / "first.h5ad")
     return path
 
@@ -73,10 +80,10 @@ def given(written, request):
             adata.X = adata.X.log1p()
             return adata, {"layer": "raw"}
         elif way == "dask view":
-            mixed = adata[shuffled, ::-1].copy()
+            backwards = np.arange(G)[::-1]
+            mixed = adata[shuffled, backwards].copy()
             mixed.X = dask_matrix(mixed.X)
-            adata = mixed[np.argsort(shuffled)]
-            adata = adata[:, ::-1]
+            adata = mixed[np.argsort(shuffled), backwards]
         elif way.startswith("read_lazy"):
             pytest.importorskip("dask")
             pytest.importorskip("xarray")
@@ -132,7 +139,7 @@ def test_rows_are_those_in_memory(way, given, monkeypatch):
     np.testing.assert_array_equal(some, np.where(genes < 0, 0, expected[index][:, genes]))
     minibatches = [torch.tensor([7, 60]), torch.tensor([4]), torch.tensor([89, 88, 2])]
     for found, rows in zip(batches.read(minibatches, 2), minibatches, strict=True):
-        np.testing.assert_array_equal(found.numpy(), expected[rows])
+        np.testing.assert_array_equal(found.numpy(), expected[rows.numpy()])
 
 
 @pytest.mark.parametrize("sparse_", [True, False])
@@ -165,30 +172,35 @@ def test_a_large_chunk_is_cut(monkeypatch):
     monkeypatch.setattr("pyro_vmm.data.sources.UNIT_NUMBERS", 30)
     x, read = np.arange(200.0).reshape(40, 5), []
 
-    class Stored:
-        shape, dtype, ndim = x.shape, x.dtype, 2
+    class Recorded:
+        whole = array.from_array(x, chunks=(25, 5))
+        shape, chunks = whole.shape, whole.chunks
 
-        def __getitem__(self, index):
-            read.append(index[0])
-            return x[index]
+        def __getitem__(self, rows):
+            read.append((rows.start, rows.stop))
+            return self.whole[rows]
 
-    source = LazyRows(array.from_array(Stored(), chunks=(25, 5)), "adata.X")
+    source = LazyRows(Recorded(), "adata.X")
     read.clear()
     np.testing.assert_array_equal(source.rows(np.array([7, 30])), x[[7, 30]])
-    assert [(rows.start, rows.stop) for rows in read] == [(6, 12), (25, 31)]  # (6, 12) of the first chunk
+    assert read == [(6, 12), (25, 31)]  # 6 rows of 5 numbers, none of two chunks
 
 
 def test_blocks_are_those_of_a_file(given, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", 4 * G)
-    assert CellBatches(given("dask dense")[0]).block == 4
-    assert CellBatches(given("dask CSR")[0]).block > 4  # fewer values are stored
+    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", 20 * G)
+    assert CellBatches(given("dask dense")[0]).block == 20
+    assert 20 < CellBatches(given("dask CSR")[0]).block < 30  # fewer values are stored
     assert CellBatches(given("collection")[0]).block == CellBatches(given("collection")[0].adatas[0]).block
     assert CellBatches(given("part of a collection")[0]).block is None
 
 
 def test_joined_rows_may_be_sparse_and_dense():
     x = np.arange(24.0).reshape(8, 3)
-    parts = [HeldRows(x[:2]), HeldRows(sparse.csr_matrix(x[2:5])), SomeRows(HeldRows(x[::-1]), np.arange(2, -1, -1), None)]
+    parts = [
+        HeldRows(x[:2]),
+        HeldRows(sparse.csr_matrix(x[2:5])),
+        SomeRows(HeldRows(x[::-1]), np.arange(2, -1, -1), None),
+    ]
     index = np.array([7, 0, 4, 2, 2, 6])
     found = JoinedRows(parts).rows(index)
     assert sparse.issparse(found)
@@ -228,7 +240,7 @@ def test_explanations_and_mappings_are_those_of_cells_in_memory(way, given, fitt
     pd.testing.assert_frame_equal(found.clusters, expected.clusters)
     pd.testing.assert_frame_equal(found.markers, expected.markers)
     one = model(batch_key=None, continuous_covariate_keys=None).fit(cells())
-    found, expected = (one.map_query(each, "batch", gene_key="symbol" * 0 or None, epochs=1) for each in (adata, cells()))
+    found, expected = (one.map_query(each, "batch", epochs=1) for each in (adata, cells()))
     assert found.batches_ == expected.batches_ == ("all", "b", "a")
     np.testing.assert_array_equal(found.transform(adata), expected.transform(cells()))
 
@@ -271,7 +283,9 @@ def test_columns_are_those_in_memory(way, given):
     assert var_keys(adata) == ["symbol"]
     for key in ("age", "batch"):
         pd.testing.assert_series_equal(obs_column(adata, key).rename_axis(None), expected.obs[key])
-    pd.testing.assert_series_equal(var_column(adata, "symbol").rename_axis(None), expected.var["symbol"], check_names=False)
+    pd.testing.assert_series_equal(
+        var_column(adata, "symbol").rename_axis(None), expected.var["symbol"], check_names=False
+    )
 
 
 def test_the_label_of_a_collection_is_a_batch():
@@ -329,17 +343,17 @@ def test_cells_and_genes_without_counts(way, tmp_path):
     dense[:, 3] = 0
     dense[5] = 0
     adata.X = sparse.csr_matrix(dense)
-    expected = adata[np.arange(N) != 5, np.arange(G) != 3]
+    expected = adata[np.arange(N) != 5, np.arange(G) != 3].copy()
     if way == "dask CSR":
         adata.X = dask_matrix(adata.X)
     elif way == "read_lazy":
         pytest.importorskip("dask")
         pytest.importorskip("xarray")
-        adata.write_zarr(tmp_path / "cells.zarr")
+        write_zarr(adata, tmp_path / "cells.zarr")
         adata = ad.experimental.read_lazy(tmp_path / "cells.zarr")
     else:
         adata = AnnCollection([adata[:50].copy(), adata[50:].copy()])
-    with pytest.raises(ValueError, match="adata.X has no counts in 1 of 90 cells: 'cell5'") as told:
+    with pytest.raises(ValueError, match=r"adata\.X has no counts in 1 of 90 cells: 'cell5'") as told:
         check_counts(CellBatches(adata))
     code = str(told.value).split("Go on with the others: ")[1].split(", of pyro_vmm.data.cells; ")
     scope = {"adata": adata, "nonzero": nonzero, "CellBatches": CellBatches}
@@ -404,7 +418,7 @@ def test_a_part_of_a_collection_without_counts():
     collection = AnnCollection([adata[:50].copy(), adata[50:].copy()])
     with pytest.raises(ValueError, match=r"adata\.adatas\[0\]: layer='raw' is not in adata\.layers"):
         CellBatches(collection, "raw")
-    with pytest.raises(ValueError, match="batch_key='donor' is not a column of adata.obs, which has 'batch', 'age'"):
+    with pytest.raises(ValueError, match=r"batch_key='donor' is not a column of adata\.obs, which has 'batch', 'age'"):
         model(batch_key="donor").fit(collection)
 
 

@@ -59,8 +59,15 @@ class Cells(Kind):
         _check_columns(config)
         with same_threads():
             adata = load_cells(config["dataset"], config.get("data_dir"), backed, config.get("modality"), make_unique)
-        if config.get("layer") == "raw" and "raw" not in adata.layers and adata.raw is not None:
-            adata = _of_raw(adata)
+        if (
+            config.get("layer") == "raw"
+            and "raw" not in adata.layers
+            and (
+                adata.raw is not None
+                or (backed and not adata.isbacked)  # a store that is left where it is has no raw here
+            )
+        ):
+            adata = _of_raw(adata, backed)
             if make_unique:
                 adata.var_names_make_unique()
         # What can be told to be wrong comes before the selection of genes, which takes longer.
@@ -91,9 +98,9 @@ class Cells(Kind):
         return CellResults(model, data)
 
 
-def _of_raw(adata: "AnnData") -> "AnnData":
+def _of_raw(adata: "AnnData", backed: bool) -> "AnnData":
     """The genes and counts of ``adata.raw``, which are also the layer of that name, where a model looks for them."""
-    if adata.isbacked:
+    if backed:
         raise ValueError("--backed leaves X in the file, but not what --layer raw takes; leave out one of the two")
     found = adata.raw.to_adata()
     found.layers["raw"] = found.X

@@ -52,7 +52,9 @@ def var_column(adata: Any, key: str) -> Any:
     if not is_collection(adata):
         return _column(adata.var, key)
     whole = _whole(adata)
-    found = [_column(part.var, key).to_numpy()[of] for part, of in zip(whole.adatas, genes_of_parts(whole), strict=True)]
+    found = [
+        _column(part.var, key).to_numpy()[of] for part, of in zip(whole.adatas, genes_of_parts(whole), strict=True)
+    ]
     if not all(np.array_equal(found[0], each) for each in found[1:]):
         raise ValueError(f"adata.var[{key!r}] differs between the parts of the AnnCollection, expected the same in all")
     column = pd.Series(found[0], index=whole.var_names)

@@ -155,7 +155,7 @@ def _converted(convert: Any) -> bool:
 
 
 def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
-    """``adata.X``, or the layer of that name, as it is: a NumPy array, a SciPy sparse matrix, one in a file, or dask's."""
+    """``adata.X``, or the layer of that name, as it is: an array or a SciPy sparse matrix, one in a file, or dask's."""
     require_anndata(adata)
     if layer is not None and layer not in adata.layers:
         raise ValueError(f"layer={layer!r} is not in adata.layers, which holds {quoted(adata.layers)}")
@@ -169,9 +169,10 @@ def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
         )
     if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix) or _in_file(matrix) or _is_lazy(matrix)):
         kind = f"{type(matrix).__module__}.{type(matrix).__name__}"
+        advice = f": {place} = {place}.compute()" if hasattr(matrix, "compute") else ""
         raise ValueError(
             f"{place} is a {kind}, expected a NumPy array or a SciPy sparse matrix, one of either in a file, or a dask "
-            "array of them"
+            f"array of them{advice}"
         )
     try:
         dtype, shape = matrix.dtype, tuple(matrix.shape)
@@ -531,7 +532,7 @@ def stays_outside(adata: Any, layer: str | None = None) -> bool:
     if is_collection(adata):
         return any(stays_outside(part, layer) for part in adata.adatas)
     matrix = _stored(adata._adata_ref if adata.is_view else adata, layer)
-    return _in_file(matrix) or _is_lazy(matrix)
+    return adata.isbacked or _in_file(matrix) or _is_lazy(matrix)
 
 
 def _in_file(matrix: Any) -> bool:

@@ -15,7 +15,7 @@ class Explanation:
     """What the clusters are. ``print`` it, or look at its ``table()``.
 
     Arguments:
-        clusters: a line for each of the K' clusters that win a row, see :func:`~pyro_vmm.analysis.summarise`.
+        clusters: a line for each of the K' clusters that win a row, see :meth:`~pyro_vmm.analysis.Tally.table`.
         nearest: of each, the rows nearest to its centre, best first: positions in the data.
         centres: z at the centre of each cluster's largest component, (K', D).
         decoded: what the model decodes there, (K', ...).

@@ -10,12 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import sparse
 
-from pyro_vmm.data.blocks import block_rows, native
+from pyro_vmm.data.blocks import Block, block_rows, joined, native
 from pyro_vmm.data.structure import check_sparse
 from pyro_vmm.runtime.files import reason
 
-#: Rows as they are stored.
-Block = np.ndarray | sparse.csr_matrix
 # Numbers of a chunk that are computed at once: 32 MB as float64. Of a larger chunk so many are, if it can be cut.
 UNIT_NUMBERS = 2**22
 # Rows that are looked at to see how many numbers a row has.
@@ -92,7 +90,7 @@ class JoinedRows:
     def rows(self, index: np.ndarray) -> Block:
         """The rows at these positions; sparse if those of any part are."""
         of = np.searchsorted(self._starts, index, side="right") - 1
-        there = np.unique(of) if len(index) else np.arange(1)
+        there = np.unique(of).tolist() or [0]
         found = joined([self._parts[i].rows(index[of == i] - self._starts[i]) for i in there])
         return found[np.argsort(np.argsort(of, kind="stable"))]
 
@@ -116,7 +114,7 @@ class LazyRows:
         self.place, self.shape, self.width, self._matrix = place, matrix.shape, matrix.shape[1], matrix
         ends = np.cumsum(matrix.chunks[0])
         first = self._computed(0, int(min(FIRST_ROWS, *ends[:1])) if len(ends) else 0)
-        stored = first.nnz if sparse.issparse(first) else first.size
+        stored = first.size if isinstance(first, np.ndarray) else first.nnz
         numbers = stored / max(1, first.shape[0])
         self.block = block_rows(numbers)
         unit = int(max(1, UNIT_NUMBERS // max(1, numbers)))
@@ -130,7 +128,7 @@ class LazyRows:
         of = np.searchsorted(self._edges, wanted, side="right") - 1
         if not len(wanted):
             return self._computed(0, 0)
-        return joined([self._unit(i)[wanted[of == i] - self._edges[i]] for i in np.unique(of)])[back]
+        return joined([self._unit(i)[wanted[of == i] - self._edges[i]] for i in np.unique(of).tolist()])[back]
 
     def _unit(self, i: int) -> Block:
         last, found = self._last
@@ -158,13 +156,3 @@ class LazyRows:
             return native(np.asarray(found))
         check_sparse(self.place, found)
         return sparse.csr_matrix(native(found))
-
-
-def joined(parts: Sequence[Block]) -> Block:
-    """Blocks one after the other, sparse if any is."""
-    if len(parts) == 1:
-        return parts[0]
-    arrays = [part for part in parts if isinstance(part, np.ndarray)]
-    if len(arrays) == len(parts):
-        return np.concatenate(arrays)
-    return sparse.vstack([sparse.csr_matrix(part) for part in parts], format="csr")

@@ -12,7 +12,7 @@ from anndata.experimental import AnnCollection
 from scipy import sparse
 
 from pyro_vmm import SingleCellVMM
-from pyro_vmm.data import blocks, select_genes
+from pyro_vmm.data import blocks, cell_rows, select_genes
 from pyro_vmm.data import cells as cells_module
 from pyro_vmm.data.annotations import obs_column, obs_keys, var_column, var_keys
 from pyro_vmm.data.cells import CellBatches, check_counts, counts_matrix, nonzero, stays_outside
@@ -192,6 +192,23 @@ def test_blocks_are_those_of_a_file(given, monkeypatch):
     assert 20 < CellBatches(given("dask CSR")[0]).block < 30  # fewer values are stored
     assert CellBatches(given("collection")[0]).block == CellBatches(given("collection")[0].adatas[0]).block
     assert CellBatches(given("part of a collection")[0]).block is None
+
+
+def test_cells_in_their_order_are_read_a_few_blocks_at_once(written, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 2)
+    monkeypatch.setattr(cell_rows, "ORDERED_BLOCKS", 4)
+    adata = ad.read_h5ad(written / "cells.h5ad", backed="r")
+    counts, read = CellBatches(adata), []
+    real = counts._read
+    monkeypatch.setattr(counts, "_read", lambda index: read.append(len(index)) or real(index))
+    rows, whole = cell_rows.CellRows(counts, torch.zeros(N, 1)), torch.arange(N)
+    found = torch.cat(list(rows.read(whole.split(4))))
+    np.testing.assert_array_equal(found[:, :-1].numpy(), cells().X.toarray())
+    assert read == [8] * 11 + [2]
+    read.clear()
+    shuffled = torch.randperm(N)
+    np.testing.assert_array_equal(torch.cat(list(rows.read(shuffled.split(4)))).numpy(), found[shuffled].numpy())
+    assert read == [N], "a shuffled pool is read at once"
 
 
 def test_joined_rows_may_be_sparse_and_dense():

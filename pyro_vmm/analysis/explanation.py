@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from pyro_vmm.runtime.checks import check_choice
+
+#: In which order markers are named: those higher in the cluster before those that are lower, or by size alone.
+ORDERS = ("higher", "largest")
 #: Clusters, and markers of each, in the text.
 CLUSTERS_SHOWN, MARKERS_SHOWN = 20, 6
 
@@ -28,20 +32,36 @@ class Explanation:
     decoded: np.ndarray
     markers: pd.DataFrame | None
 
-    #: The column of ``markers`` that names what sets a cluster apart.
-    marker_kind = "feature"
+    #: The column of ``markers`` that names what sets a cluster apart, and the order in which these are named.
+    marker_kind, marker_order = "feature", "largest"
 
     @property
     def change(self) -> str:
         """The column of ``markers`` that says by how much: log2 fold changes of counts, else differences."""
         return "lfc" if self.markers is not None and "lfc" in self.markers else "difference"
 
-    def top(self, cluster: int, n: int = MARKERS_SHOWN) -> list[str]:
-        """What sets a cluster apart, called and largest first, with + or - for more or less than elsewhere."""
+    def ranked(self, order: str | None = None) -> pd.DataFrame:
+        """The markers that are called, by cluster, those that set it apart most first.
+
+        Arguments:
+            order: "higher" for what is higher in the cluster before what is lower, the largest change of either first;
+                "largest" for the largest change either way first; None for "higher" of genes and "largest" of features.
+        """
+        order = self.marker_order if order is None else order
+        check_choice("order", order, ORDERS)
+        if self.markers is None:
+            raise ValueError("nothing was compared: there is one cluster, or none of enough rows, or X is no table")
+        called = self.markers[self.markers["called"]]
+        change = called[self.change].to_numpy()
+        lower = (change <= 0) & (order == "higher")
+        return called.iloc[np.lexsort((-np.abs(change), lower, called["cluster"]))]
+
+    def top(self, cluster: int, n: int = MARKERS_SHOWN, order: str | None = None) -> list[str]:
+        """The first n of :meth:`ranked` of a cluster, with + or - for more or less than elsewhere."""
         if self.markers is None:
             return []
-        own = self.markers[(self.markers["cluster"] == cluster) & self.markers["called"]]
-        own = own.reindex(own[self.change].abs().sort_values(ascending=False, kind="stable").index)[:n]
+        found = self.ranked(order)
+        own = found[found["cluster"] == cluster][:n]
         signs = ["+" if change > 0 else "-" for change in own[self.change]]
         return [f"{name}{sign}" for name, sign in zip(own[self.marker_kind], signs, strict=True)]
 
@@ -85,4 +105,4 @@ class ArrayExplanation(Explanation):
 class CellExplanation(Explanation):
     """What the clusters of cells are; ``clusters`` has ``batch_mixing`` besides, and ``markers`` are genes."""
 
-    marker_kind = "gene"
+    marker_kind, marker_order = "gene", "higher"

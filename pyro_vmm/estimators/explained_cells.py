@@ -181,8 +181,9 @@ class ExplainedCells(FittedCells):
         """What the clusters of these cells are: size, confidence, mixing of batches, typical cells, marker genes.
 
         ``markers`` are every gene of every cluster of at least 3 cells beside all other cells, by ``cluster`` and
-        ``gene`` and then as of :meth:`differential_expression`, with its defaults; expression is decoded in all batches
-        that these cells have, on average. ``decoded`` is the expression (per 10,000) at the centre of each cluster.
+        ``gene`` and then as of :meth:`differential_expression`, with its defaults, but that genes which are higher in
+        the cluster come before those that are lower; expression is decoded in all batches that these cells have, on
+        average. ``decoded`` is the expression (per 10,000) at the centre of each cluster.
 
         Arguments:
             adata: cells of known batches, those of the fit or others.
@@ -212,7 +213,8 @@ class ExplainedCells(FittedCells):
             chosen = np.flatnonzero(stands_for)
             q = of_groups(self._probabilities(rows.subset(chosen)), seen.present)
             compared = self._compare(rows, Population(chosen, q, stands_for[chosen]), batches, n_draws, seed)
-            parts = {seen.present[j]: compared.table(int(j), DELTA, FDR, LEVEL, self._pseudo_count()) for j in large}
+            tables = (compared.table(int(j), DELTA, FDR, LEVEL, self._pseudo_count()) for j in large)
+            parts = dict(zip(seen.present[large], map(higher_first, tables), strict=True))
             markers = pd.concat(parts, names=["cluster"]).reset_index()
         return CellExplanation(
             clusters=table,
@@ -312,6 +314,12 @@ class ExplainedCells(FittedCells):
         both = torch.cat([centres, covariates], -1)
         size = centres.shape[1]
         return scale * self._batched(lambda rows: self._expression(rows[:, :size], rows[:, size:], batches), both)
+
+
+def higher_first(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of genes with those that are higher in the group first, else in the order that it has."""
+    change = table["lfc" if "lfc" in table else "difference"].to_numpy()
+    return table.iloc[np.argsort(change <= 0, kind="stable")]
 
 
 def described_group(group: Any) -> str:

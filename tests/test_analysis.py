@@ -9,8 +9,10 @@ from pyro_vmm.analysis import (
     Changes,
     Population,
     Sums,
+    Tally,
     batch_mixing,
     changes,
+    choose,
     expected_fdr,
     log_fold_changes,
     model_assisted_means,
@@ -205,6 +207,17 @@ def test_the_summary_counts_rows_and_names_where_they_hesitate():
         "components": [1, 2],
     }
     pd.testing.assert_frame_equal(table, pd.DataFrame(expected, index=pd.Index([0, 1], name="cluster")))
+    tally = Tally(3)
+    assert [tally.add(rows).tolist() for rows in (q[:1], q[1:3], q[3:])] == [[0], [0, 1], [1]]
+    pd.testing.assert_frame_equal(tally.table(np.array([0.5, 0.4, 0.1]), np.array([0, 1, 1])), table)
+
+
+def test_of_a_large_group_so_many_rows_are_chosen():
+    group = np.repeat([0, -1, 1, 2], [50, 5, 3, 8])
+    stands_for = choose(group, 3, 10, seed=0)
+    assert [np.count_nonzero(stands_for[group == j]) for j in (-1, 0, 1, 2)] == [0, 10, 3, 8]
+    np.testing.assert_allclose([stands_for[group == j].sum() for j in range(3)], [50, 3, 8])
+    assert (stands_for != choose(group, 3, 10, seed=1)).any()
 
 
 def test_batch_mixing_is_one_as_in_all_cells_and_zero_in_one_batch():

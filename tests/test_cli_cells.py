@@ -184,9 +184,16 @@ def test_every_option_reaches_the_model(path, tmp_path, adata):
     assert params["likelihood"] == "nb" and params["likelihood_options"] == {"dispersion": "gene-batch"}
 
 
-def test_counts_may_stay_in_the_file(path, adata, tmp_path):
+@pytest.mark.parametrize("form", [".h5ad", ".zarr"])
+def test_counts_may_stay_in_the_file(form, path, adata, tmp_path):
+    stored = path
+    if form == ".zarr":
+        stored = tmp_path / "cells.zarr"
+        with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=3):
+            warnings.simplefilter("ignore")  # of libraries that it is new
+            anndata.read_h5ad(path).write_zarr(stored)
     assert run("--dataset", path, *KEYS, "--out", tmp_path / "memory", *FAST) == 0
-    assert run("--dataset", path, *KEYS, "--backed", "--out", tmp_path / "file", *FAST) == 0
+    assert run("--dataset", stored, *KEYS, "--backed", "--out", tmp_path / "file", *FAST) == 0
     memory, file = (anndata.read_h5ad(tmp_path / name / "annotated.h5ad") for name in ("memory", "file"))
     assert memory.X is not None and file.X is None
     np.testing.assert_array_equal(file.obsm["X_vmm"], memory.obsm["X_vmm"])
@@ -413,7 +420,10 @@ def test_interrupt_leaves_a_checkpoint(path, tmp_path, capsys, monkeypatch):
         (["--layer", "nothing", "--n-top-genes", "20"], "layer='nothing' is not in adata.layers"),
         (["--n-top-genes", "0"], "n_top_genes=0"),
         (["--backed", "--n-top-genes", "20"], "--n-top-genes (seurat_v3) needs all of them in memory"),
-        (["--dataset", "pbmc68k", "--backed"], "pbmc68k is prepared in memory, expected an .h5ad file"),
+        (
+            ["--dataset", "pbmc68k", "--backed"],
+            "pbmc68k is prepared in memory, expected an .h5ad file or a .zarr store",
+        ),
         (["--batch-key", "vmm"], "--batch-key: the run writes a column 'vmm' of its own; give this another name"),
         (
             ["--continuous-covariates", "age", "vmm_entropy"],

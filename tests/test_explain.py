@@ -9,6 +9,7 @@ from common import message_of, planted
 from sklearn.exceptions import NotFittedError
 
 from pyro_vmm import VMM, SingleCellVMM
+from pyro_vmm.analysis import ArrayExplanation, CellExplanation, Explanation
 from pyro_vmm.priors import PRIORS
 
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "settle": False, "random_state": 0}
@@ -245,11 +246,34 @@ def test_clusters_of_cells(adata, model, tmp_path):
         kind = adata.obs["type"][labels == k].mode()[0]
         up = {name[:-1] for name in found.top(k, 12) if name.endswith("+")}
         assert up == {f"gene{j}" for j in range(12) if j * 3 // 12 == int(kind[1])}
+        kept = found.markers[found.markers["cluster"] == k]
+        assert (np.diff((kept["lfc"] > 0).to_numpy().astype(int)) <= 0).all(), "those that are higher come first"
+        for higher in (True, False):
+            assert kept["probability"][(kept["lfc"] > 0) == higher].is_monotonic_decreasing
     assert "gene0+" in str(found) and {"nearest", "markers"} <= set(found.table().columns)
     model.save(tmp_path / "model.pt")
     again = SingleCellVMM.load(tmp_path / "model.pt").explain(adata)
     pd.testing.assert_frame_equal(found.clusters, again.clusters)
     pd.testing.assert_frame_equal(found.markers, again.markers)
+
+
+def explanation(kind: type, name: str) -> Explanation:
+    changes = pd.DataFrame({"cluster": [1, 0, 0, 0, 0, 1], name: list("abcdef"), "lfc": [-1.0, -9, 2, 3, -1, 0.5]})
+    markers = changes.assign(called=[True, True, True, True, False, True])
+    clusters = pd.DataFrame({"share": [0.5, 0.5]}, index=pd.Index([0, 1], name="cluster"))
+    more = {"means": np.empty(0), "samples": np.empty(0)} if kind is ArrayExplanation else {}
+    return kind(clusters, [np.empty(0, int)] * 2, np.empty((2, 1)), np.empty((2, 1)), markers, **more)
+
+
+def test_genes_that_are_higher_come_first_and_features_by_size():
+    of_cells, of_rows = explanation(CellExplanation, "gene"), explanation(ArrayExplanation, "feature")
+    assert of_cells.top(0) == of_cells.top(0, order="higher") == of_rows.top(0, order="higher") == ["d+", "c+", "b-"]
+    assert of_rows.top(0) == of_cells.top(0, order="largest") == ["b-", "d+", "c+"]
+    assert of_cells.top(1) == ["f+", "a-"] and of_cells.top(0, 1) == ["d+"]
+    assert "".join(of_cells.ranked()["gene"]) == "dcbfa" and "".join(of_rows.ranked()["feature"]) == "bdcaf"
+    assert list(of_cells.table()["markers"]) == ["d+ c+ b-", "f+ a-"]
+    with pytest.raises(ValueError, match="order='lower' should be one of"):
+        of_cells.top(0, order="lower")
 
 
 @pytest.mark.parametrize("prior", PRIORS)

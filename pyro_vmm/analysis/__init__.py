@@ -1,9 +1,9 @@
 """What are the clusters, and what differs between groups? Plain arrays in, tables out."""
 
 from pyro_vmm.analysis.abundance import shares_compared
-from pyro_vmm.analysis.bootstrap import Population, Sums
+from pyro_vmm.analysis.bootstrap import Population, Sums, choose
 from pyro_vmm.analysis.changes import Changes, changes, expected_fdr, log_fold_changes, model_assisted_means
-from pyro_vmm.analysis.clusters import batch_mixing, summarise
+from pyro_vmm.analysis.clusters import Tally, batch_mixing, summarise
 from pyro_vmm.analysis.explanation import ArrayExplanation, CellExplanation, Explanation
 from pyro_vmm.analysis.shrinkage import Posterior, shrunken, unshrunken
 
@@ -15,8 +15,10 @@ __all__ = [
     "Population",
     "Posterior",
     "Sums",
+    "Tally",
     "batch_mixing",
     "changes",
+    "choose",
     "expected_fdr",
     "log_fold_changes",
     "model_assisted_means",

@@ -42,20 +42,36 @@ class Population:
 
         For this a row counts towards its most probable group.
         """
-        random = np.random.default_rng(seed)
-        candidates = np.flatnonzero(q.sum(1) > LEAST_PROBABILITY)
-        group = q[candidates].argmax(1)
-        stands_for = np.zeros(len(q), np.float32)
-        for j in range(q.shape[1]):
-            members = candidates[group == j]
-            chosen = members if len(members) <= most else random.choice(members, most, replace=False)
-            stands_for[chosen] = len(members) / max(len(chosen), 1)
+        stands_for = choose(np.where(q.sum(1) > LEAST_PROBABILITY, q.argmax(1), -1), q.shape[1], most, seed)
         rows = np.flatnonzero(stands_for)
         codes = None if sample is None else np.unique(sample[rows], return_inverse=True)[1]
         return cls(rows, q[rows], stands_for[rows], codes)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def choose(
+    group: np.ndarray,  # (N,)
+    n_groups: int,
+    most: int,
+    seed: int,
+) -> np.ndarray:
+    """How many rows each row stands for, float32 (N,): 0 for one left out, as of each group ``most`` are drawn at most.
+
+    Arguments:
+        group: of each row; -1 for none.
+        n_groups: how many groups there are.
+        most: rows of a group.
+        seed: of the draw.
+    """
+    random = np.random.default_rng(seed)
+    stands_for = np.zeros(len(group), np.float32)
+    for j in range(n_groups):
+        members = np.flatnonzero(group == j)
+        chosen = members if len(members) <= most else random.choice(members, most, replace=False)
+        stands_for[chosen] = len(members) / max(len(chosen), 1)
+    return stands_for
 
 
 class Sums:

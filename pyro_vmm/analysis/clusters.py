@@ -12,40 +12,73 @@ from pyro_vmm.inference.confidence import SURE
 NOTABLE = 0.005
 
 
+class Tally:
+    """Sums over the rows that each cluster wins. Rows come a part at a time, so that memory does not grow with them.
+
+    Arguments:
+        n_clusters: K.
+    """
+
+    def __init__(self, n_clusters: int):
+        self._won, self._hesitating = np.zeros(n_clusters, int), np.zeros(n_clusters, int)
+        self._best, self._q = np.zeros(n_clusters), np.zeros((n_clusters, n_clusters))
+
+    def add(self, q: np.ndarray) -> np.ndarray:
+        """Add the q(c | x) of further rows, (M, K), and return the cluster that wins each, (M,)."""
+        labels, best = q.argmax(1), q.max(1)
+        k = len(self._won)
+        self._won += np.bincount(labels, minlength=k)
+        self._hesitating += np.bincount(labels[best < SURE], minlength=k)
+        self._best += np.bincount(labels, best, minlength=k)
+        for each in np.unique(labels):
+            self._q[each] += q[labels == each].sum(0, dtype=float)
+        return labels
+
+    def table(self, weights: np.ndarray, cluster_of_component: np.ndarray, unit: str = "rows") -> pd.DataFrame:
+        """The clusters that win a row, with the columns
+
+        - ``weight``: the weight in the prior;
+        - ``rows`` or ``cells``: the number of those whose most probable cluster it is, and their ``share``;
+        - ``confidence``: the mean of their q(c | x);
+        - ``hesitating``: the share of them whose cluster has less than 90 %, and ``hesitates_with``: the cluster that
+          has most of the rest, or "" if there is hardly any rest;
+        - ``components``: the number of its components.
+
+        Arguments:
+            weights: of the clusters, (K,) or more.
+            cluster_of_component: the cluster of each component.
+            unit: what to call the rows.
+        """
+        present = np.flatnonzero(self._won)
+        found = []
+        for k in present:
+            n = self._won[k]
+            others = self._q[k] / n
+            others[k] = 0
+            found.append(
+                {
+                    "weight": weights[k],
+                    unit: n,
+                    "share": n / self._won.sum(),
+                    "confidence": self._best[k] / n,
+                    "hesitating": self._hesitating[k] / n,
+                    "hesitates_with": str(others.argmax()) if others.max() > NOTABLE else "",
+                    "components": int((cluster_of_component == k).sum()),
+                }
+            )
+        return pd.DataFrame(found, index=pd.Index(present, name="cluster"))
+
+
 def summarise(
     q: np.ndarray,  # (N, K)
     weights: np.ndarray,  # (K,)
     cluster_of_component: np.ndarray,  # (K,)
     unit: str = "rows",
 ) -> pd.DataFrame:
-    """The clusters that win a row, with the columns
-
-    - ``weight``: the weight in the prior;
-    - ``rows`` or ``cells``: the number of those whose most probable cluster it is, and their ``share``;
-    - ``confidence``: the mean of their q(c | x);
-    - ``hesitating``: the share of them whose cluster has less than 90 %, and ``hesitates_with``: the cluster that has
-      most of the rest, or "" if there is hardly any rest;
-    - ``components``: the number of its components.
-    """
-    labels, best = q.argmax(1), q.max(1)
-    present = np.unique(labels)
-    found = []
-    for k in present:
-        rows = labels == k
-        others = q[rows].mean(0)
-        others[k] = 0
-        found.append(
-            {
-                "weight": weights[k],
-                unit: rows.sum(),
-                "share": rows.mean(),
-                "confidence": best[rows].mean(),
-                "hesitating": (best[rows] < SURE).mean(),
-                "hesitates_with": str(others.argmax()) if others.max() > NOTABLE else "",
-                "components": int((cluster_of_component == k).sum()),
-            }
-        )
-    return pd.DataFrame(found, index=pd.Index(present, name="cluster"))
+    """The clusters that win a row; for the columns see :meth:`Tally.table`."""
+    tally = Tally(q.shape[1])
+    tally.add(q)
+    return tally.table(weights, cluster_of_component, unit)
 
 
 def batch_mixing(shares: np.ndarray, overall: np.ndarray) -> np.ndarray:

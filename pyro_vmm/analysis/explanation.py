@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from pyro_vmm.runtime.checks import check_choice
+
+#: The order of markers: those that are higher in the cluster before those that are lower, or by size alone.
+ORDERS = ("higher", "largest")
 #: The numbers of clusters, and of markers of each, in the text.
 CLUSTERS_SHOWN, MARKERS_SHOWN = 20, 6
 
@@ -15,7 +19,7 @@ class Explanation:
     """A description of the clusters. ``print`` it, or look at its ``table()``.
 
     Arguments:
-        clusters: a line for each of the K' clusters that win a row, see :func:`~pyro_vmm.analysis.summarise`.
+        clusters: a line for each of the K' clusters that win a row, see :meth:`~pyro_vmm.analysis.Tally.table`.
         nearest: for each cluster, the positions in the data of the rows nearest to its centre, best first.
         centres: z at the centre of each cluster's largest component, (K', D).
         decoded: what the model decodes at the centres, (K', ...).
@@ -28,20 +32,37 @@ class Explanation:
     decoded: np.ndarray
     markers: pd.DataFrame | None
 
-    #: The column of ``markers`` that names what sets a cluster apart.
-    marker_kind = "feature"
+    #: The column of ``markers`` that names what sets a cluster apart, and the order in which these are named.
+    marker_kind, marker_order = "feature", "largest"
 
     @property
     def change(self) -> str:
         """The column of ``markers`` with the changes: log2 fold changes of counts, else differences."""
         return "lfc" if self.markers is not None and "lfc" in self.markers else "difference"
 
-    def top(self, cluster: int, n: int = MARKERS_SHOWN) -> list[str]:
-        """The called markers of a cluster, the largest change first, with + or - for more or less than elsewhere."""
+    def ranked(self, order: str | None = None) -> pd.DataFrame:
+        """The called markers by cluster, those that set it apart most first.
+
+        Arguments:
+            order: "higher" puts what is higher in the cluster before what is lower, and the largest change first among
+                each; "largest" puts the largest change first, up or down. None is "higher" for genes and "largest" for
+                features.
+        """
+        order = self.marker_order if order is None else order
+        check_choice("order", order, ORDERS)
+        if self.markers is None:
+            raise ValueError("nothing was compared: there is one cluster, or none of enough rows, or X is no table")
+        called = self.markers[self.markers["called"]]
+        change = called[self.change].to_numpy()
+        lower = (change <= 0) & (order == "higher")
+        return called.iloc[np.lexsort((-np.abs(change), lower, called["cluster"]))]
+
+    def top(self, cluster: int, n: int = MARKERS_SHOWN, order: str | None = None) -> list[str]:
+        """The first n of :meth:`ranked` of a cluster, with + or - for more or less than elsewhere."""
         if self.markers is None:
             return []
-        own = self.markers[(self.markers["cluster"] == cluster) & self.markers["called"]]
-        own = own.reindex(own[self.change].abs().sort_values(ascending=False, kind="stable").index)[:n]
+        found = self.ranked(order)
+        own = found[found["cluster"] == cluster][:n]
         signs = ["+" if change > 0 else "-" for change in own[self.change]]
         return [f"{name}{sign}" for name, sign in zip(own[self.marker_kind], signs, strict=True)]
 
@@ -85,4 +106,4 @@ class ArrayExplanation(Explanation):
 class CellExplanation(Explanation):
     """A description of the clusters of cells: ``clusters`` also has ``batch_mixing``, and ``markers`` are genes."""
 
-    marker_kind = "gene"
+    marker_kind, marker_order = "gene", "higher"

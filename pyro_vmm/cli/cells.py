@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pyro_vmm.cli.kind import Kind, flag
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
 from pyro_vmm.data.cell_sets.formats import READERS
-from pyro_vmm.data.cells import CellBatches, nonzero
+from pyro_vmm.data.cells import CellBatches, nonzero, stays_outside
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.estimators.presets import PAPER_CELLS
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, of_counts
@@ -59,8 +59,15 @@ class Cells(Kind):
         _check_columns(config)
         with same_threads():
             adata = load_cells(config["dataset"], config.get("data_dir"), backed, config.get("modality"), make_unique)
-        if config.get("layer") == "raw" and "raw" not in adata.layers and adata.raw is not None:
-            adata = _of_raw(adata)
+        if (
+            config.get("layer") == "raw"
+            and "raw" not in adata.layers
+            and (
+                adata.raw is not None
+                or (backed and not adata.isbacked)  # a store that is left where it is has no raw here
+            )
+        ):
+            adata = _of_raw(adata, backed)
             if make_unique:
                 adata.var_names_make_unique()
         # Check the labels before the selection of genes, which takes longer.
@@ -70,7 +77,7 @@ class Cells(Kind):
             selected = self._select(adata, config)
         kept, n_read = adata.obs_names.isin(selected.obs_names), adata.n_obs
         if not kept.all():
-            adata = adata[kept] if adata.isbacked else adata[kept].copy()
+            adata = adata[kept] if stays_outside(adata) else adata[kept].copy()
             labels = None if label_key is None else known_types(adata, label_key)
         name = Path(str(config["dataset"])).stem
         return CellData(adata, selected, n_read, labels, label_key, name, config.get("sample_weight"))
@@ -91,9 +98,9 @@ class Cells(Kind):
         return CellResults(model, data)
 
 
-def _of_raw(adata: "AnnData") -> "AnnData":
+def _of_raw(adata: "AnnData", backed: bool) -> "AnnData":
     """The genes and counts of ``adata.raw``; the counts are also in the layer "raw", where a model looks for them."""
-    if adata.isbacked:
+    if backed:
         raise ValueError("--backed can't leave the counts of --layer raw in the file; leave out one of the two")
     found = adata.raw.to_adata()
     found.layers["raw"] = found.X
@@ -118,4 +125,4 @@ def _expressed(adata: "AnnData", layer: str | None) -> "AnnData":
         if not kept.all():
             left_out = f"left out {(~kept).sum()} of {len(kept)} {kind}"
             warnings.warn(f"{left_out}, which have no count in any {other}", stacklevel=2)
-    return adata[cells, genes] if adata.isbacked else adata[cells, genes].copy()
+    return adata[cells, genes] if stays_outside(adata) else adata[cells, genes].copy()

@@ -11,7 +11,7 @@ spread at M = 128, 1.7 times at M = 512. A file of no more rows than a pool is s
 """
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
@@ -25,6 +25,8 @@ from pyro_vmm.data.watch import Watch
 from pyro_vmm.runtime.files import reason
 
 T = TypeVar("T")
+#: Rows as they are stored.
+Block = np.ndarray | sparse.csr_matrix
 
 # A block is 256 KB of values in float32, or less if that is many rows: with twice as much, reading is no faster.
 BLOCK_NUMBERS, BLOCK_ROWS = 2**16, 256
@@ -64,26 +66,32 @@ class RowFile:
     @property
     def block(self) -> int:
         """Rows in a block."""
-        return int(min(max(1, BLOCK_NUMBERS // max(1, self.numbers)), BLOCK_ROWS))
+        return block_rows(self.numbers)
 
-    def rows(self, index: np.ndarray) -> np.ndarray | sparse.csr_matrix:
+    @property
+    def width(self) -> int:
+        """Columns that are read of a row."""
+        return self.shape[1]
+
+    def rows(self, index: np.ndarray) -> Block:
         """The rows at positions ``index`` (M,), in that order, repeated ones too; no span read is above a block."""
         wanted, back = np.unique(index, return_inverse=True)
         if not len(wanted):
             return self._span(0, 0)
         gap = max(1, GAP_NUMBERS // max(1, self.numbers))
         cuts = (np.diff(wanted) > gap) | (np.diff(wanted // self.block) > 0)
-        parts = [self._some(part) for part in np.split(wanted, np.flatnonzero(cuts) + 1)]
+        parts = np.split(wanted, np.flatnonzero(cuts) + 1)
+        # In one expression: a pool's parts are as large as the pool, and go before it is put in order.
+        found = joined([self._some(part) for part in parts])
         self._watch.check()  # only now: what was read before a change is right
-        found = np.concatenate(parts) if self._indptr is None else sparse.vstack(parts, format="csr")
         return found[back]
 
-    def _some(self, rows: np.ndarray) -> np.ndarray | sparse.csr_matrix:
+    def _some(self, rows: np.ndarray) -> Block:
         """Sorted rows that are close together."""
         span = self._span(rows[0], rows[-1] + 1)
         return span if len(rows) == span.shape[0] else span[rows - rows[0]]
 
-    def _span(self, start: int, stop: int) -> np.ndarray | sparse.csr_matrix:
+    def _span(self, start: int, stop: int) -> Block:
         if self._indptr is None:
             return self._read(self._dense, start, stop)
         first, last = self._indptr[[start, stop]]
@@ -98,6 +106,21 @@ class RowFile:
         except Exception as error:  # HDF5 and Zarr have many
             self._watch.check()
             raise OSError(f"cannot read {self.place}, the file is damaged: {reason(error)}") from error
+
+
+def joined(parts: Sequence[Block]) -> Block:
+    """Blocks one after the other, sparse if any is."""
+    if len(parts) == 1:
+        return parts[0]
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(arrays) == len(parts):
+        return np.concatenate(arrays)
+    return sparse.vstack([sparse.csr_matrix(part) for part in parts], format="csr")
+
+
+def block_rows(numbers: float) -> int:
+    """Rows in a block, of so many values stored for a row."""
+    return int(min(max(1, BLOCK_NUMBERS // max(1, numbers)), BLOCK_ROWS))
 
 
 def _place(matrix: Any) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pyro_vmm.data.annotations import obs_column, obs_keys
 from pyro_vmm.data.cells import quoted
 from pyro_vmm.data.numbers import kind_of
 
@@ -85,9 +86,9 @@ class Categories:
 
 def column(adata: "AnnData", key: str, argument: str) -> pd.Series:
     """The column of ``adata.obs`` that the user named by this argument; ``ValueError`` unless there is one."""
-    if key not in adata.obs.columns:
-        raise ValueError(f"{argument}={key!r} is not a column of adata.obs, which has {quoted(adata.obs.columns)}")
-    found = adata.obs[key]
+    if key not in (keys := obs_keys(adata)):
+        raise ValueError(f"{argument}={key!r} is not a column of adata.obs, which has {quoted(keys)}")
+    found = obs_column(adata, key)
     if isinstance(found, pd.DataFrame):
         raise ValueError(
             f"{argument}={key!r} is the name of {found.shape[1]} columns of adata.obs, expected one; leave out the "

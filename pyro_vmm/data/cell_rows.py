@@ -18,6 +18,9 @@ from pyro_vmm.runtime.cell_layout import CellLayout
 if TYPE_CHECKING:
     from anndata import AnnData
 
+# Blocks that are read at once of cells that are wanted in the order of the file: more only take more memory.
+ORDERED_BLOCKS = 16
+
 
 @dataclass(frozen=True)
 class Continuous:
@@ -235,9 +238,16 @@ class CellRows:
     def read(self, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:
         """The cells at each of these positions, read ahead if they are in a file."""
         batches = [self.cells[index] for index in batches]
-        with closing(self.counts.read(batches, self._pool(len(batches[0])) // len(batches[0]))) as source:
+        with closing(self.counts.read(batches, self._at_once(batches))) as source:
             # By map, as it keeps no minibatch while the next one is made.
             yield from map(self._with_design, source, batches)
+
+    def _at_once(self, batches: Sequence[Tensor]) -> int:
+        """How many minibatches to read at once: those of a pool, or a few where cells are wanted in their order."""
+        size, rows = len(batches[0]), torch.cat(list(batches))
+        if self.counts.block is not None and bool((rows[1:] >= rows[:-1]).all()):
+            return max(1, ORDERED_BLOCKS * self.counts.block // size)
+        return self._pool(size) // size
 
     def _pool(self, batch_size: int) -> int:
         """Rows in a pool."""

@@ -1,7 +1,7 @@
 """AnnData in, tensors out: counts a minibatch at a time, genes by name.
 
 What users get wrong is told here, before any training. A matrix of counts is never made dense as a whole: rows are, a
-minibatch at a time, whether it is sparse or dense, in memory or in a file.
+minibatch at a time, whether it is sparse or dense, in memory, in a file or dask's.
 """
 
 import sys
@@ -16,7 +16,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from pyro_vmm.data.blocks import RowFile, is_native, native, read_ahead
+from pyro_vmm.data.annotations import genes_of_parts, is_collection, positions
+from pyro_vmm.data.blocks import Block, RowFile, is_native, native, read_ahead
+from pyro_vmm.data.sources import HeldRows, JoinedRows, LazyRows, RowSource, SomeRows
 from pyro_vmm.data.structure import check_sparse, to_memory
 from pyro_vmm.runtime.files import reason
 
@@ -38,13 +40,15 @@ class CellBatches:
     Arguments:
         adata: N cells, in memory or in a file, a view or not. A file is an ``.h5ad`` opened with ``backed="r"``, or an
             AnnData made around a matrix in one, such as ``anndata.io.sparse_dataset(zarr.open("cells.zarr")["X"])``.
+            The matrix may be dask's, as of ``anndata.experimental.read_lazy``. Or an
+            ``anndata.experimental.AnnCollection`` of any of these, or a part of one.
         layer: the layer of ``adata`` that holds the counts; None for ``adata.X``.
         columns: positions of the genes wanted, (G,), in their order (see ``match_genes``); None for all of them. A gene
             at -1 is not there: it has zeros.
         names: of the genes wanted, (G,); None for those in ``adata``.
 
-    A CSC matrix is converted to CSR once, in memory; anything else stays what and where it is. Of a file, some blocks
-    of rows are in memory at once, as they are stored (see :mod:`pyro_vmm.data.blocks`).
+    A CSC matrix is converted to CSR once, in memory; anything else stays what and where it is. Of a file or dask's
+    matrix some blocks of rows are in memory at once, as they are stored (see :mod:`pyro_vmm.data.blocks`).
     """
 
     def __init__(
@@ -54,20 +58,12 @@ class CellBatches:
         columns: np.ndarray | None = None,
         names: Sequence[str] | np.ndarray | None = None,
     ):
-        require_anndata(adata)
-        cells, genes, source = None, None, adata
+        require_cells(adata)
         self._present = None  # where the genes that are there belong, if there are others
         if columns is not None and (columns < 0).any():
             self._present = np.flatnonzero(columns >= 0)
-        if adata.is_view and _has_no_views(_stored(adata._adata_ref, layer)):
-            # The view's own matrix would be read as a whole; only private names tell which rows of the file it shows.
-            source = adata._adata_ref
-            cells, genes = np.arange(source.n_obs)[adata._oidx], np.arange(source.n_vars)[adata._vidx]
-        if columns is not None:
-            there = columns if self._present is None else columns[self._present]
-            genes = there if genes is None else genes[there]
-        self._matrix = _by_rows(counts_matrix(source, layer), _place(layer), source.file)
-        self._cells, self._genes = cells, genes
+        there = columns if columns is None or self._present is None else columns[self._present]
+        self._source = _source(adata, layer, there)
         self.adata, self.layer = adata, layer
         self.all_genes = columns is None
         self.cell_names = adata.obs_names
@@ -86,7 +82,7 @@ class CellBatches:
     @property
     def block(self) -> int | None:
         """Rows that are best read together; None in memory, where it is all one."""
-        return self._matrix.block if isinstance(self._matrix, RowFile) else None
+        return self._source.block
 
     def rows(self, index: np.ndarray | Tensor | Sequence[int]) -> Tensor:
         """The counts of the cells at positions ``index`` (M,), in that order, repeated ones too: float32 (M, G)."""
@@ -95,7 +91,7 @@ class CellBatches:
         return _dense(self._read(index.astype(np.int64)))
 
     def read(self, batches: Sequence[Tensor], at_once: int) -> Generator[Tensor, None, None]:
-        """:meth:`rows` of each of these positions, of a file so many batches read at once, and ahead."""
+        """:meth:`rows` of each of these positions; those not in memory so many batches at once, and ahead."""
         if self.block is None:
             yield from map(self.rows, batches)
             return
@@ -107,22 +103,59 @@ class CellBatches:
 
     def chunks(self) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """All cells in order, as blocks of sparse rows: the position of the first row, and the block."""
-        step = max(1, CHUNK_NUMBERS // max(1, self._matrix.shape[1]))
+        step = max(1, CHUNK_NUMBERS // max(1, self._source.width))
         for start in range(0, len(self), step):
             block = self._read(np.arange(start, min(start + step, len(self))))
             yield start, sparse.csr_matrix(block)
 
-    def _read(self, index: np.ndarray) -> np.ndarray | sparse.csr_matrix:
+    def _read(self, index: np.ndarray) -> Block:
         """A copy of the rows at these positions, sparse if the matrix is."""
-        if self._cells is not None:
-            index = self._cells[index]
-        block = self._matrix.rows(index) if isinstance(self._matrix, RowFile) else self._matrix[index]
-        block = native(block if self._genes is None else block[:, self._genes])
+        block = native(self._source.rows(index))
         return block if self._present is None else _spread(block, self._present, self.shape[1])
 
 
+def _source(adata: Any, layer: str | None, genes: np.ndarray | None = None) -> RowSource:
+    """The counts by rows, of the genes at these positions; None for all of them."""
+    if is_collection(adata):
+        return _joined_source(adata, layer, genes)
+    cells, whole = None, adata
+    if adata.is_view and _has_no_views(_stored(adata._adata_ref, layer)):
+        # The view's own matrix would be read as a whole; only private names tell which rows of the file it shows.
+        whole = adata._adata_ref
+        cells, shown = np.arange(whole.n_obs)[adata._oidx], np.arange(whole.n_vars)[adata._vidx]
+        genes = shown if genes is None else shown[genes]
+    source = _by_rows(counts_matrix(whole, layer), _place(layer), whole.file)
+    return source if cells is None and genes is None else SomeRows(source, cells, genes)
+
+
+def _joined_source(adata: Any, layer: str | None, genes: np.ndarray | None) -> RowSource:
+    """:func:`_source` of a collection, or of a part of one."""
+    if _converted(adata.convert):
+        raise ValueError(
+            "the AnnCollection converts what it shows (convert), and its parts are read as they are; make it without, "
+            "and convert the parts"
+        )
+    cells, shown = positions(adata)
+    if shown is not None:
+        genes = shown if genes is None else shown[genes]
+    whole = getattr(adata, "reference", adata)
+    of_parts = genes_of_parts(whole)
+    parts = []
+    for i, (part, of_part) in enumerate(zip(whole.adatas, of_parts, strict=True)):
+        try:
+            parts.append(_source(part, layer, of_part if genes is None else of_part[genes]))
+        except ValueError as error:
+            raise ValueError(f"adata.adatas[{i}]: {error}") from error
+    return parts[0] if cells is None and len(parts) == 1 else SomeRows(JoinedRows(parts), cells, None)
+
+
+def _converted(convert: Any) -> bool:
+    """Whether a collection's converters change anything but ``obsm``."""
+    return bool(set(convert) - {"obsm"}) if isinstance(convert, Mapping) else convert is not None
+
+
 def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
-    """``adata.X``, or the layer of that name, as it is: a NumPy array, a SciPy sparse matrix, or one in a file."""
+    """``adata.X``, or the layer of that name, as it is: an array or a SciPy sparse matrix, one in a file, or dask's."""
     require_anndata(adata)
     if layer is not None and layer not in adata.layers:
         raise ValueError(f"layer={layer!r} is not in adata.layers, which holds {quoted(adata.layers)}")
@@ -130,20 +163,16 @@ def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
     if adata.is_view:
         check_sparse(place, _stored(adata._adata_ref, layer))  # before SciPy takes a part of it, without a look
     matrix = _stored(adata, layer)
-    if hasattr(matrix, "compute") and not isinstance(adata.obs, pd.DataFrame):  # as of read_lazy
-        raise ValueError(
-            f"{place} is read lazily, expected an AnnData in memory: adata.to_memory(); for more cells than memory "
-            'holds, anndata.read_h5ad(path, backed="r")'
-        )
     if matrix is None:
         raise ValueError(
             f"{place} is empty; name the layer that holds the counts: {quoted(adata.layers)}{_counts_in_raw(adata)}"
         )
-    if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix) or _in_file(matrix)):
+    if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix) or _in_file(matrix) or _is_lazy(matrix)):
         kind = f"{type(matrix).__module__}.{type(matrix).__name__}"
-        advice = f": {place} = {place}.compute()" if hasattr(matrix, "compute") else ""  # as of dask
+        advice = f": {place} = {place}.compute()" if hasattr(matrix, "compute") else ""
         raise ValueError(
-            f"{place} is a {kind}, expected a NumPy array or a SciPy sparse matrix, or one of either in a file{advice}"
+            f"{place} is a {kind}, expected a NumPy array or a SciPy sparse matrix, one of either in a file, or a dask "
+            f"array of them{advice}"
         )
     try:
         dtype, shape = matrix.dtype, tuple(matrix.shape)
@@ -185,6 +214,12 @@ def _check_masks(adata: "AnnData", layer: str | None) -> None:
         )
 
 
+def require_cells(adata: Any) -> None:
+    """Raise ``ValueError``, and say what may help, for anything but an AnnData or a collection of several."""
+    if not is_collection(adata):
+        require_anndata(adata)
+
+
 def require_anndata(adata: Any) -> None:
     """Raise ``ValueError``, and say what may help, for anything but an AnnData."""
     from anndata import AnnData
@@ -195,7 +230,7 @@ def require_anndata(adata: Any) -> None:
             advice = ": anndata.read_h5ad(path)"
         elif isinstance(getattr(adata, "mod", None), Mapping):  # as of MuData
             advice = f": one of its modalities {quoted(adata.mod)}"
-        elif hasattr(adata, "adatas") and hasattr(adata, "to_adata"):  # as of AnnCollection
+        elif is_collection(adata):
             advice = ": adata[:].to_adata(), or anndata.concat of its parts"
         elif hasattr(adata, "shape"):
             advice = ": anndata.AnnData(values), of counts as cells x genes"
@@ -207,15 +242,15 @@ def match_genes(adata: "AnnData", var_names: Sequence[str] | np.ndarray, absent:
 
     A gene that is missing is an error, unless it is one of ``absent``: its position is then -1.
     """
-    require_anndata(adata)
-    positions = find_genes(adata.var_names, var_names)
-    missing = pd.Index(var_names)[positions < 0].difference(absent, sort=False)
+    require_cells(adata)
+    found = find_genes(adata.var_names, var_names)
+    missing = pd.Index(var_names)[found < 0].difference(absent, sort=False)
     if len(missing):
         raise ValueError(
             f"adata lacks {len(missing)} of the {len(var_names)} genes that the model was trained on: "
             f"{quoted(missing)}; its own var_names start with {quoted(adata.var_names, limit=3)}"
         )
-    return positions
+    return found
 
 
 def find_genes(
@@ -369,7 +404,11 @@ def how_to_round(error: float, place: str, backed: bool = False) -> str:
 def _rounding(cells: CellBatches) -> str:
     """That rounding would do, if it would for all cells."""
     error = rounding_error(block.data for _, block in cells.chunks())
-    return "" if error is None else how_to_round(error, _place(cells.layer), cells.adata.isbacked)
+    if error is None:
+        return ""
+    if is_collection(cells.adata):
+        return how_to_round(error, "the parts")
+    return how_to_round(error, _place(cells.layer), cells.adata.isbacked)
 
 
 def _normalisation(cells: CellBatches, block: sparse.csr_matrix) -> str:
@@ -407,14 +446,16 @@ def _hint(cells: CellBatches, finding: str) -> str:
 
 def where_counts_lie(adata: "AnnData") -> str:
     """Where raw counts may be that are not where they were looked for, as a sentence."""
-    layers = f"If a layer holds the raw counts, name it as layer; adata.layers holds {quoted(adata.layers)}"
-    return layers + _counts_in_raw(adata)
+    told = "If a layer holds the raw counts, name it as layer; "
+    if is_collection(adata):
+        return f"{told}adata.adatas[0].layers holds {quoted(adata.adatas[0].layers)}"
+    return f"{told}adata.layers holds {quoted(adata.layers)}{_counts_in_raw(adata)}"
 
 
 def _counts_in_raw(adata: "AnnData") -> str:
     if not _raw_is_whole(adata):
         return ""
-    taken = f"adata{'.to_memory()' * adata.isbacked}.raw.to_adata()"
+    taken = f"adata{'.to_memory()' * (adata.isbacked or _is_lazy(adata.raw.X))}.raw.to_adata()"
     return f"; adata.raw holds whole numbers: take {taken} (--layer raw on the command line)"
 
 
@@ -424,7 +465,8 @@ def _raw_is_whole(adata: "AnnData") -> bool:
         return False
     try:
         check_sparse("adata.raw.X", adata.raw.X)
-        values = sparse.csr_matrix(native(adata.raw.X[:1000])).data
+        first = adata.raw.X[:1000]
+        values = sparse.csr_matrix(native(first.compute() if _is_lazy(first) else first)).data
     except Exception:  # a hint must not fail
         return False
     return bool(values.any() and (np.isfinite(values) & (values >= 0) & (values == np.rint(values))).all())
@@ -436,6 +478,14 @@ def _check_nonzero(cells: CellBatches, kind: str, kept: np.ndarray) -> None:
         return
     names = (cells.cell_names if kind == "cell" else cells.gene_names)[~kept]
     place, genes, of = _place(cells.layer), "", ""
+    if is_collection(cells.adata) or _is_lazy(counts_matrix(cells.adata, cells.layer)):
+        some = "adata" if cells.all_genes else "adata[:, model.genes_]"
+        layer = "" if cells.layer is None else f", {cells.layer!r}"
+        raise ValueError(
+            f"{place} has no counts in {len(names)} of {len(kept)} {kind}s: {quoted(names)}; expected at least one in "
+            f"each. Go on with the others: cells, genes = nonzero(CellBatches({some}{layer})), of "
+            f"pyro_vmm.data.cells; adata[cells{', genes' * cells.all_genes}]"
+        )
     matrix = place
     if cells.adata.is_view and cells.adata.isbacked:
         of = ", of adata = adata.to_memory()"  # AnnData makes no view of a view of a file
@@ -461,13 +511,28 @@ def _told_twice(kind: str, place: str, names: pd.Index, advice: str | None = Non
 # --- matrices ---
 
 
-def _by_rows(matrix: Any, place: str, file: Any) -> Any:
+def _by_rows(matrix: Any, place: str, file: Any) -> RowSource:
     """A matrix quick to read by rows; ``file`` is that of its AnnData."""
     if sparse.issparse(matrix):
-        return native(matrix if matrix.format == "csr" else matrix.tocsr())
+        return HeldRows(native(matrix if matrix.format == "csr" else matrix.tocsr()))
     if getattr(matrix, "format", None) == "csc":
-        return native(to_memory(place, matrix).tocsr())
-    return RowFile(matrix, file) if _in_file(matrix) else matrix
+        return HeldRows(native(to_memory(place, matrix).tocsr()))
+    if _is_lazy(matrix):
+        return LazyRows(matrix, place)
+    return RowFile(matrix, file) if _in_file(matrix) else HeldRows(matrix)
+
+
+def _is_lazy(matrix: Any) -> bool:
+    """Whether this is a dask array, or works as one."""
+    return hasattr(matrix, "compute") and hasattr(matrix, "chunks")
+
+
+def stays_outside(adata: Any, layer: str | None = None) -> bool:
+    """Whether the counts are not in memory."""
+    if is_collection(adata):
+        return any(stays_outside(part, layer) for part in adata.adatas)
+    matrix = _stored(adata._adata_ref if adata.is_view else adata, layer)
+    return adata.isbacked or _in_file(matrix) or _is_lazy(matrix)
 
 
 def _in_file(matrix: Any) -> bool:
@@ -480,7 +545,7 @@ def _in_file(matrix: Any) -> bool:
 
 def _has_no_views(matrix: Any) -> bool:
     """Whether AnnData takes no part of it, or reads all of it to do so."""
-    return _in_file(matrix) or (sparse.issparse(matrix) and not is_native(matrix.dtype))
+    return _in_file(matrix) or _is_lazy(matrix) or (sparse.issparse(matrix) and not is_native(matrix.dtype))
 
 
 def _spread(block: np.ndarray | sparse.csr_matrix, positions: np.ndarray, n: int) -> np.ndarray | sparse.csr_matrix:

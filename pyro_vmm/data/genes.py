@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pyro_vmm.data.cells import find_genes, match_genes, quoted, require_anndata
+from pyro_vmm.data.annotations import var_column, var_keys
+from pyro_vmm.data.cells import find_genes, match_genes, quoted, require_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,8 +31,8 @@ class GeneMatch:
 
         Of ``adata.var_names`` and the column those count that hold more of them.
         """
-        require_anndata(adata)
-        if self.key is not None and self.key in adata.var:
+        require_cells(adata)
+        if self.key is not None and self.key in var_keys(adata):
             found = positions_by(adata, genes, self.key)
             if (found >= 0).sum() > np.isin(genes, adata.var_names).sum():
                 lacking = pd.Index(genes)[found < 0].difference(self.absent, sort=False)
@@ -50,13 +51,13 @@ def positions_by(adata: "AnnData", genes: Sequence[str] | np.ndarray, key: str |
     Raises:
         ValueError: there is no such column, it holds a gene twice, or no gene is in it.
     """
-    require_anndata(adata)
+    require_cells(adata)
     if key is None:
         place, names, advice = "adata.var_names", adata.var_names, None
-    elif key not in adata.var:
-        raise ValueError(f"gene_key={key!r} is not a column of adata.var, which has {quoted(adata.var.columns)}")
+    elif key not in (keys := var_keys(adata)):
+        raise ValueError(f"gene_key={key!r} is not a column of adata.var, which has {quoted(keys)}")
     else:
-        place, names = f"adata.var[{key!r}]", pd.Index(adata.var[key].astype(str))
+        place, names = f"adata.var[{key!r}]", pd.Index(var_column(adata, key).astype(str))
         advice = f"Leave out the others: adata[:, ~{place}.duplicated()]"
     found = find_genes(names, genes, place, advice)
     if (found < 0).all():

@@ -109,8 +109,11 @@ def check_members(adata: "AnnData") -> None:
 
 
 def to_memory(place: str, matrix: Any) -> Any:
-    """A matrix in a file as a whole, checked: AnnData's are read as they are."""
-    found = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix[()]
+    """A matrix in a file, or dask's, as a whole, checked: AnnData's are read as they are."""
+    if hasattr(matrix, "compute"):
+        found = matrix.compute()
+    else:
+        found = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix[()]
     check_sparse(place, found)
     return found
 

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pyro_vmm.data.annotations import is_collection
 from pyro_vmm.data.structure import check_members
 from pyro_vmm.estimators import storing
 
@@ -111,6 +112,15 @@ def summary(q_c: Tensor) -> Tensor:
     """The most probable cluster of q(c | x) (M, K), its probability, and the entropy, float64 (M, 3)."""
     probability, cluster = q_c.max(-1)
     return torch.stack([cluster.double(), probability.double(), torch.special.entr(q_c).sum(-1).double()], -1)
+
+
+def check_not_collected(adata: "AnnData") -> None:
+    """Raise ``ValueError`` for a collection of several AnnData, which has no place for an embedding."""
+    if is_collection(adata):
+        raise ValueError(
+            "adata is an AnnCollection, which can't be written to: annotate each of its parts, adata.adatas, or take "
+            "transform(adata) and predict(adata)"
+        )
 
 
 def check_writable(adata: "AnnData") -> None:

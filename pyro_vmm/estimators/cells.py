@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pyro_vmm.data.cell_rows import CellRows, Covariates, numbers
-from pyro_vmm.data.cells import CellBatches, check_cells, require_anndata
+from pyro_vmm.data.cells import CellBatches, check_cells, require_cells
 from pyro_vmm.estimators import annotation, building, choices, mapping, sample_weights, storing
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.explained_cells import ExplainedCells
@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
     """Integrates, embeds and clusters single cells at once: scVI's model of counts with a mixture prior.
 
-    Labels of cells are never used. Counts may be sparse or dense, in memory or in a file (``backed="r"``, Zarr) of more
-    cells than memory holds: the matrix is never made dense, a minibatch of it is. What the order of such a file means
-    for training is told in :mod:`pyro_vmm.data.blocks`.
+    Labels of cells are never used. Counts may be sparse or dense, in memory, in a file (``backed="r"``, Zarr) or dask's
+    (``read_lazy``), of more cells than memory holds, in one AnnData or an ``AnnCollection`` of several: the matrix is
+    never made dense, a minibatch of it is. What the order of such cells means for training is told in
+    :mod:`pyro_vmm.data.blocks`.
 
     Parameters:
         batch_key: the column of ``adata.obs`` that holds the experimental batch; None for a single one.
@@ -128,7 +129,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         """
         self._check_parameters()
         if part_of is not None:
-            require_anndata(part_of)
+            require_cells(part_of)
         counts = CellBatches(adata, self.layer)
         totals = check_cells(counts, of_counts(self.likelihood, self.likelihood_options), training=part_of is None)
         if isinstance(sample_weight, str):
@@ -233,7 +234,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         how = mapping.QueryTraining(epochs, learning_rate, batch_size)
         mapping.check_new_clusters(new_clusters, novel_below)
         check_is_fitted(self)
-        require_anndata(adata)
+        require_cells(adata)
         match = mapping.match_query(adata, self.genes_, self.vae_, gene_key, most_missing)
         covariates, n_new = mapping.new_batches(adata, self.covariates_, batch_key)
         model = copy.deepcopy(self)

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_vmm.analysis import ArrayExplanation, Population, Sums, changes, summarise
+from pyro_vmm.analysis import ArrayExplanation, Population, Sums, changes
 from pyro_vmm.estimators.base import typical
-from pyro_vmm.estimators.explaining import DELTA, FDR, LEAST_ROWS, LEVEL, check_draws, see
+from pyro_vmm.estimators.explaining import DELTA, FDR, LEAST_ROWS, LEVEL, check_draws, of_groups, see
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.runtime.checks import check_whole
 
@@ -50,19 +50,20 @@ class ExplainedArrays(FittedArrays):
         check_draws(n_draws)
         values = np.asarray(self._validate(X, reset=False))
         seed = self._seed_by(random_state)
-        seen = see(self, self._checked_rows(values), n_nearest)
+        rows = self._checked_rows(values)
+        seen, q = see(self, rows, n_nearest), self._probabilities(rows)
         samples = [self.sample(n_samples, component=int(k), mean=True, random_state=seed)[0] for k in seen.present]
         decoded = self._batched(lambda z: typical(self.vae_.p_x(z)), seen.centres) * self.scale_ + self.shift_
         markers = None
         if len(self.event_shape_) == 1:
-            markers = self._features(values, seen.groups, seen.present, n_draws, max_rows, seed)
+            markers = self._features(values, of_groups(q, seen.present), seen.present, n_draws, max_rows, seed)
         return ArrayExplanation(
-            clusters=summarise(seen.q, self.weights_, self.cluster_of_component_),
+            clusters=seen.tally.table(self.weights_, self.cluster_of_component_),
             nearest=seen.nearest,
             centres=seen.centres.cpu().numpy(),
             decoded=decoded,
             markers=markers,
-            means=_means(values, seen.q[:, seen.present]),
+            means=_means(values, q[:, seen.present]),
             samples=np.stack(samples),
         )
 

@@ -9,7 +9,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_vmm.analysis import CellExplanation, Population, Sums, batch_mixing, expected_fdr, shares_compared, summarise
+from pyro_vmm.analysis import CellExplanation, Population, Sums, batch_mixing, choose, expected_fdr, shares_compared
 from pyro_vmm.analysis.abundance import ClusterCounts
 from pyro_vmm.analysis.expression import LIBRARY, ComparedCells
 from pyro_vmm.data.categories import Categories
@@ -17,7 +17,7 @@ from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import quoted
 from pyro_vmm.estimators import groups
 from pyro_vmm.estimators.base import typical
-from pyro_vmm.estimators.explaining import DELTA, FDR, LEAST_ROWS, LEVEL, check_calls, check_draws, see
+from pyro_vmm.estimators.explaining import DELTA, FDR, LEAST_ROWS, LEVEL, check_calls, check_draws, of_groups, see
 from pyro_vmm.estimators.fitted_cells import FittedCells
 from pyro_vmm.networks import scale_tril
 from pyro_vmm.runtime.checks import check_positive, check_whole
@@ -181,8 +181,9 @@ class ExplainedCells(FittedCells):
         """What the clusters of these cells are: size, confidence, mixing of batches, typical cells, marker genes.
 
         ``markers`` are every gene of every cluster of at least 3 cells beside all other cells, by ``cluster`` and
-        ``gene`` and then as of :meth:`differential_expression`, with its defaults; expression is decoded in all batches
-        that these cells have, on average. ``decoded`` is the expression (per 10,000) at the centre of each cluster.
+        ``gene`` and then as of :meth:`differential_expression`, with its defaults, but that genes which are higher in
+        the cluster come before those that are lower; expression is decoded in all batches that these cells have, on
+        average. ``decoded`` is the expression (per 10,000) at the centre of each cluster.
 
         Arguments:
             adata: cells of known batches, those of the fit or others.
@@ -199,17 +200,21 @@ class ExplainedCells(FittedCells):
         seed = self._seed_by(random_state)
         seen = see(self, rows, n_nearest)
         batch = self.layout_.batch(rows.design).numpy()
-        table = summarise(seen.q, self.weights_, self.cluster_of_component_, "cells")
+        table = seen.tally.table(self.weights_, self.cluster_of_component_, "cells")
         here = batch.sum(0) > 0
-        labels = seen.q[:, seen.present].argmax(1)
+        labels = np.searchsorted(seen.present, seen.labels)
         shares = np.stack([batch[labels == j].mean(0) for j in range(len(seen.present))])[:, here]
         table["batch_mixing"] = batch_mixing(shares, batch.mean(0)[here])
         batches = np.flatnonzero(here)
         markers = None
         large = np.flatnonzero(np.bincount(labels) >= LEAST_ROWS)
         if len(seen.present) > 1 and len(large):
-            compared = self._compare(rows, Population.of(seen.groups, max_cells, seed), batches, n_draws, seed)
-            parts = {seen.present[j]: compared.table(int(j), DELTA, FDR, LEVEL, self._pseudo_count()) for j in large}
+            stands_for = choose(labels, len(seen.present), max_cells, seed)
+            chosen = np.flatnonzero(stands_for)
+            q = of_groups(self._probabilities(rows.subset(chosen)), seen.present)
+            compared = self._compare(rows, Population(chosen, q, stands_for[chosen]), batches, n_draws, seed)
+            tables = (compared.table(int(j), DELTA, FDR, LEVEL, self._pseudo_count()) for j in large)
+            parts = dict(zip(seen.present[large], map(higher_first, tables), strict=True))
             markers = pd.concat(parts, names=["cluster"]).reset_index()
         return CellExplanation(
             clusters=table,
@@ -309,6 +314,12 @@ class ExplainedCells(FittedCells):
         both = torch.cat([centres, covariates], -1)
         size = centres.shape[1]
         return scale * self._batched(lambda rows: self._expression(rows[:, :size], rows[:, size:], batches), both)
+
+
+def higher_first(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of genes with those that are higher in the group first, else in the order that it has."""
+    change = table["lfc" if "lfc" in table else "difference"].to_numpy()
+    return table.iloc[np.argsort(change <= 0, kind="stable")]
 
 
 def described_group(group: Any) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vmm.analysis.clusters import nearest
+from pyro_vmm.analysis.clusters import Tally, nearest
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.settings import check_not_negative
 from pyro_vmm.runtime.checks import is_real, is_whole
@@ -27,26 +27,22 @@ class Seen(NamedTuple):
     """What one pass over the rows tells of the clusters.
 
     Arguments:
-        q: q(c | x) of clusters, (N, K), zero from the number of clusters on.
-        present: the clusters that win a row, ascending, (K',).
+        labels: the most probable cluster of each row, (N,).
+        tally: of the clusters.
+        present: those that win a row, ascending, (K',).
         nearest: the rows of each of these nearest to its centre.
         centres: z at the centre of the largest component of each, (K', D).
     """
 
-    q: np.ndarray
+    labels: np.ndarray
+    tally: Tally
     present: np.ndarray
     nearest: Sequence[np.ndarray]
     centres: Tensor
 
-    @property
-    def groups(self) -> np.ndarray:
-        """q(c | x) of the clusters that win a row, and of all others together, (N, K' + 1)."""
-        own = self.q[:, self.present]
-        return np.column_stack([own, (1 - own.sum(1)).clip(0)])
-
 
 def see(model: Estimator, x: Rows, n_nearest: int) -> Seen:
-    """Probabilities, centres and the rows nearest to them: those of the highest density under the largest component."""
+    """Clusters, centres and the rows nearest to them: those of the highest density under the largest component."""
     device = model._own_device()
     clusters = torch.as_tensor(model.cluster_of_component_, device=device)
     n_clusters = int(clusters.max()) + 1
@@ -54,19 +50,25 @@ def see(model: Estimator, x: Rows, n_nearest: int) -> Seen:
     main = torch.as_tensor(own.argmax(1), device=device)
     with torch.no_grad(), exclusive():
         clustering = model.vae_.prior.clustering(model.vae_.encoder)
+    tally, labels = Tally(n_clusters), []
 
     def look(rows: Tensor) -> Tensor:
         z = model.vae_.encoder(rows).mean
         q_c = clustering.responsibilities(z)
         q_c = q_c.new_zeros(len(z), n_clusters).index_add_(-1, clusters, q_c)
-        component = main[q_c.argmax(-1)]
-        return torch.cat([q_c, clustering.component_log_prob(z).gather(-1, component[:, None])], -1)
+        labels.append(tally.add(q_c.cpu().numpy()))
+        component = main[torch.as_tensor(labels[-1], device=device)]
+        return clustering.component_log_prob(z).gather(-1, component[:, None])[:, 0]
 
-    found = model._batched(look, x)
-    q, nearness = found[:, :-1], found[:, -1]
-    labels = q.argmax(1)
-    present = np.unique(labels)
-    return Seen(q, present, nearest(labels, nearness, present, n_nearest), clustering.loc[main[present]].detach())
+    nearness, won = model._batched(look, x), np.concatenate(labels)
+    present = np.unique(won)
+    return Seen(won, tally, present, nearest(won, nearness, present, n_nearest), clustering.loc[main[present]].detach())
+
+
+def of_groups(q: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """q(c | x) (N, K) of the clusters that win a row, and of all others together, (N, K' + 1)."""
+    own = q[:, present]
+    return np.column_stack([own, (1 - own.sum(1)).clip(0)])
 
 
 def check_calls(delta, fdr, level) -> None:

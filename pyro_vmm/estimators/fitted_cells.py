@@ -147,11 +147,14 @@ class FittedCells(Estimator):
         - ``uns["vmm"]``: weights, batch shares, history, settings, versions.
 
         Arguments:
-            adata: cells of known batches, with the genes of the training data and any others, in any order.
+            adata: cells of known batches, with the genes of the training data and any others, in any order. Those of
+                ``read_lazy`` are written by ``adata.to_memory().write_h5ad(...)`` then; an ``AnnCollection`` can't be
+                written to, its parts can.
             key_added: what replaces "vmm" above; not so that a column is replaced which the model reads.
         """
         check_is_fitted(self)
         annotation.check_key(key_added, self.covariates_.keys)
+        annotation.check_not_collected(adata)
         rows = self._rows(adata)
         annotation.check_writable(adata)
         z, summary = self._seen(rows, annotation.summary)

@@ -14,6 +14,7 @@ import torch
 from pyro_vmm import plots
 from pyro_vmm.analysis.explanation import CellExplanation
 from pyro_vmm.data.categories import column, grouped
+from pyro_vmm.data.cells import stays_outside
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.plots import ornaments
 from pyro_vmm.report import figures, tables
@@ -76,7 +77,7 @@ class CellResults:
         self.explained: CellExplanation | None = None
         z, self.probabilities = model._seen(model._rows(data.selected))
         self.clusters = self.probabilities.argmax(1)
-        self.adata = without_counts(data.adata) if data.adata.isbacked else data.adata
+        self.adata = without_counts(data.adata) if stays_outside(data.adata) else data.adata
         summary = annotation.summary(torch.from_numpy(self.probabilities)).numpy()
         annotation.write(self.adata, "vmm", z, summary, model)
         self.adata.var["vmm"] = self.adata.var_names.isin(model.genes_)

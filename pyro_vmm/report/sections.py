@@ -164,12 +164,12 @@ def clusters(found: Explanation | None, shown: Sequence[Picture], names: np.ndar
     table["nearest"] = [rows[0] if names is None else names[rows[0]] for rows in found.nearest]
     note = TERMS.format(unit=unit) + (MIXING if "batch_mixing" in table else "")
     parts = [Table.of(table, f"{len(table)} cluster{'s' * (len(table) > 1)}")]
-    if found.markers is not None and (called := found.markers[found.markers["called"]]).size:
-        called = called.reindex(called[found.change].abs().sort_values(ascending=False, kind="stable").index)
-        top = called.groupby("cluster", sort=True).head(MARKERS_SHOWN).sort_values("cluster", kind="stable")
+    if found.markers is not None and (ranked := found.ranked()).size:
+        top = ranked.groupby("cluster").head(MARKERS_SHOWN)
         kept = ["cluster", found.marker_kind, found.change, f"{found.change}_low", f"{found.change}_high"]
         columns = [name for name in (*kept, "probability", "expected_fdr") if name in top]
-        caption = f"What sets clusters apart: the {MARKERS_SHOWN} {found.marker_kind}s of each that differ most"
+        first = ", those that are higher in it first" if found.marker_order == "higher" else ""
+        caption = f"What sets clusters apart: the {MARKERS_SHOWN} {found.marker_kind}s of each that differ most{first}"
         parts.append(Table.of(top[columns], caption, folded=True))
     return Section("Clusters", pictures=shown, tables=parts, note=note)
 

@@ -24,12 +24,13 @@ GENES = "Gene Expression"
 MATRIX = ("matrix.mtx", "matrix.mtx.gz")
 
 
-def read_cells(path: Path, modality: str | None = None) -> "AnnData":
-    """The cells of a file or folder, in memory.
+def read_cells(path: Path, modality: str | None = None, backed: bool = False) -> "AnnData":
+    """The cells of a file or folder.
 
     Arguments:
         path: a file with one of the endings of ``READERS``, or a folder with ``matrix.mtx`` of 10x.
         modality: the modality of an ``.h5mu``; None for the only one.
+        backed: leave ``X`` and layers in a ``.zarr``; of no other.
 
     Raises:
         FileNotFoundError: there is no such file, or a file is missing in the folder.
@@ -45,6 +46,10 @@ def read_cells(path: Path, modality: str | None = None) -> "AnnData":
         raise ValueError(f"cannot read {path}: expected a file ending in {', '.join(READERS)}, or a folder of 10x")
     if ending not in (None, ".zarr") and not path.is_file():
         raise ValueError(f"{path} is a folder, expected a file")
+    if backed and ending != ".zarr":
+        raise ValueError(f"backed: {path} is read into memory, expected an .h5ad file or a .zarr store")
+    if backed:
+        return _read_zarr(path, backed)
     if ending == ".h5mu":
         return _read_h5mu(path, modality)
     return _read_folder(path) if ending is None else READERS[ending](path)
@@ -57,7 +62,7 @@ def _whole(path: Path, form: str) -> Iterator[None]:
         yield
 
 
-def _read_zarr(path: Path) -> "AnnData":
+def _read_zarr(path: Path, backed: bool = False) -> "AnnData":
     zarr = require("zarr", f"Reading {path}", "cells")
     from anndata.io import read_zarr
 
@@ -66,9 +71,23 @@ def _read_zarr(path: Path) -> "AnnData":
         if store.attrs.get("encoding-type") == "MuData" or "obs" not in store:
             raise ValueError("it holds no AnnData: obs is missing, or it holds MuData")
         _check_chunks(store)
-        adata = read_zarr(path)
+        adata = _in_store(store) if backed else read_zarr(path)
         check_members(adata)
     return adata
+
+
+def _in_store(store: Any) -> "AnnData":
+    """The cells of a store, whose ``X`` and layers stay there; without ``raw``."""
+    from anndata import AnnData
+    from anndata.io import read_elem, sparse_dataset
+
+    def matrix(element: Any) -> Any:
+        return sparse_dataset(element) if hasattr(element, "keys") else element
+
+    tables = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
+    parts = {name: read_elem(store[name]) for name in tables if name in store}
+    layers = {name: matrix(store["layers"][name]) for name in (store["layers"] if "layers" in store else ())}
+    return AnnData(matrix(store["X"]) if "X" in store else None, layers=layers, **parts)
 
 
 def _check_chunks(store: Any) -> None:

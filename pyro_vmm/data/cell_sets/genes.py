@@ -9,7 +9,15 @@ from scipy import sparse
 
 from pyro_vmm.data.blocks import is_native, native
 from pyro_vmm.data.categories import Categories
-from pyro_vmm.data.cells import COUNTS, counts_matrix, how_to_round, rounding_error, shown, where_counts_lie
+from pyro_vmm.data.cells import (
+    COUNTS,
+    counts_matrix,
+    how_to_round,
+    rounding_error,
+    shown,
+    stays_outside,
+    where_counts_lie,
+)
 from pyro_vmm.data.structure import check_members, to_memory
 from pyro_vmm.runtime.extras import require
 from pyro_vmm.runtime.threads import same_threads
@@ -57,7 +65,7 @@ def select_genes(
     _warn_of_drops(cells, genes)
     if not cells.any():
         raise ValueError(f"the {top.sum()} most variable of {len(top)} genes have fewer than {MIN_COUNTS} counts each")
-    if adata.isbacked:
+    if adata.isbacked or stays_outside(adata, layer):
         adata = adata.to_memory()
     check_members(adata)
     return adata[cells, np.flatnonzero(top)[genes]].copy()

@@ -64,7 +64,8 @@ def load_cells(
             the data folder, with or without its ending.
         data_dir: The data folder; files are looked for in its ``cells`` and in itself. Defaults to
             ``$PYRO_VMM_DATA``, then to a cache folder in the user's home. Downloads go to its ``cells``.
-        backed: Leave ``X`` in the file, as ``anndata.read_h5ad(path, backed="r")`` does: of an ``.h5ad`` alone.
+        backed: Leave ``X`` in an ``.h5ad``, as ``anndata.read_h5ad(path, backed="r")`` does, or ``X`` and layers in a
+            ``.zarr``; of no other form.
         modality: Which modality of an ``.h5mu`` to read; None for the only one.
         make_unique: Whether to append -1, -2, ... to names of genes that come again.
 
@@ -83,7 +84,7 @@ def _load(name_or_path: str | Path, data_dir: str | Path | None, backed: bool, m
     name = str(name_or_path)
     if name in CELL_SETS:
         if backed:
-            raise ValueError(f"backed: {name} is prepared in memory, expected an .h5ad file")
+            raise ValueError(f"backed: {name} is prepared in memory, expected an .h5ad file or a .zarr store")
         _check_no_modality(modality, name)
         return CELL_SETS[name](data_dir)
     path, root = Path(name).expanduser(), data_root(data_dir)
@@ -96,9 +97,7 @@ def _load(name_or_path: str | Path, data_dir: str | Path | None, backed: bool, m
         _check_no_modality(modality, name)
         return read_h5ad(found, backed)
     if path.exists() or (not is_h5ad and ending_of(path, READERS) is not None):
-        if backed:
-            raise ValueError(f"backed: {path} is read into memory, expected an .h5ad file")
-        return read_cells(path, modality)
+        return read_cells(path, modality, backed)
     if is_h5ad:
         raise FileNotFoundError(
             f"there is no file {path} (looked in {path.parent.absolute()}, {root / 'cells'}, {root})"

@@ -53,11 +53,11 @@ class ArrayEstimator(FittedArrays):
         Arguments:
             X: the data, (N, G) or (N, ...), finite numbers.
             y: labels (N,), ignored unless ``monitor="val_nmi"``.
-            sample_weight: how often each row counts beside the others, (N,): one of weight 2 counts as two of weight 1,
-                and one of weight 0 is only given its label, as by :meth:`predict`. Twice all weights are the same
-                weights. Each epoch draws as many rows as there are with a weight, see
-                :func:`~pyro_vmm.runtime.weighted.draw`; so do the rows held back, the noise's start and ``settle``,
-                once. The scaling and ``init`` go by the weights themselves.
+            sample_weight: the weight of each row, (N,). A row of weight 2 counts as two rows of weight 1; a row of
+                weight 0 is not trained on and only gets its label, as by :meth:`predict`. Only ratios of weights
+                matter. Each epoch draws its rows by their weights, see :func:`~pyro_vmm.runtime.weighted.draw`. The
+                validation rows, the noise's start and ``settle`` draw theirs once. The scaling and ``init`` use the
+                weights themselves.
             callbacks: called after every epoch with its row of the history and the model; True stops training.
             checkpoint: a file to keep for :meth:`fit` to resume from, written every ``checkpoint_every`` epochs, at the
                 end and on interrupt.

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
     """Integrates, embeds and clusters single cells at once: scVI's model of counts with a mixture prior.
 
-    Labels of cells are never used. Counts may be sparse or dense, in memory, in a file (``backed="r"``, Zarr) or dask's
-    (``read_lazy``), of more cells than memory holds, in one AnnData or an ``AnnCollection`` of several: the matrix is
-    never made dense, a minibatch of it is. What the order of such cells means for training is told in
+    Labels of cells are never used. Counts may be sparse or dense, in memory, in a file (``backed="r"``, Zarr) or
+    computed by dask (``read_lazy``), in one AnnData or an ``AnnCollection`` of several. The matrix need not fit into
+    memory: only minibatches are made dense. For what the order of cells in a file means for training see
     :mod:`pyro_vmm.data.blocks`.
 
     Parameters:
@@ -117,9 +117,8 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         Arguments:
             adata: N cells; nothing is written to it, see :meth:`annotate`.
             y: ignored.
-            sample_weight: how often each cell counts beside the others, as of :meth:`pyro_vmm.VMM.fit`: an array (N,),
-                or the column of ``adata.obs`` that holds it. Continuous covariates, size factors and what is usual of
-                a cell (:meth:`novelty`) take no weights.
+            sample_weight: the weight of each cell, as for :meth:`pyro_vmm.VMM.fit`: an array (N,), or the name of a
+                column of ``adata.obs``. Continuous covariates, size factors and :meth:`novelty` use no weights.
             part_of: cells that ``adata`` is a part of, if the model is for all of them: it knows all of their batches
                 and categories, and may have genes that none of the cells in ``adata`` express.
             callbacks, checkpoint, resume: as of :meth:`pyro_vmm.VMM.fit`.

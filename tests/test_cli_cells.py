@@ -601,7 +601,7 @@ def test_help_shows_defaults_that_differ(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = build_parser(everything=True).format_help()
     assert ARRAYS.defaults["epochs"] == CELLS.defaults["epochs"] and "at most (default: auto)" in text
-    for name in ("patience", "batch_size"):
+    for name in ("learning_rate", "batch_size"):
         assert f"(default: {ARRAYS.defaults[name]}; cells: {CELLS.defaults[name]})" in text
     assert "None" not in text and "%" not in text
 

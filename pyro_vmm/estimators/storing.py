@@ -42,7 +42,7 @@ OWN = (Prior, Likelihood, CellLikelihood)
 #: Parameters of earlier versions that the fitted model does not depend on.
 GONE = ("consolidation_steps", "consolidation_learning_rate")
 #: Parameters that files of earlier versions lack, and what they were.
-SINCE = {"component_covariance": "full", "component_df": None}
+SINCE = {"component_covariance": "full", "component_df": None, "plateau": None}
 #: The same of the settings of a mixture that was given as an object.
 MIXTURES_SINCE = {"covariance": "full"}
 

@@ -632,6 +632,7 @@ def test_long_names_of_batches_get_numbers():
     assert cells._batch_line(counts) == "2: [1] a name of some length 8, [2] and another such name 10 cells"
 
 
+@pytest.mark.slow  # UMAP compiles for half a minute; the notebook of cells draws a real map
 @pytest.mark.filterwarnings("default")  # scanpy's own
 def test_the_real_map(three_threads):
     random = np.random.RandomState(0)

@@ -1,6 +1,7 @@
 """Models and checkpoints whose entries are missing or wrong: one line that names the file, or the same numbers."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 
 import anndata as ad
@@ -146,7 +147,9 @@ def test_what_is_wrong_with_a_model_is_told_unless_it_does_no_harm(fitted, tmp_p
 def test_what_is_wrong_with_a_checkpoint_is_told_unless_it_does_no_harm(fitted, tmp_path):
     (model, data, _, content), path, told = fitted, tmp_path / "damaged.pt", 0
     expected = model.vae_.state_dict()
-    for place, other in changes(content):
+    # Cells take longer to read, and their checkpoints have the same parts.
+    some = 3 if isinstance(model, SingleCellVMM) else 1
+    for place, other in itertools.islice(changes(content), 0, None, some):
         if place[:1] == ("params",) or (place[2:3] == ("state",) and len(place) == 5):
             continue  # other parameters are another test's; what Adam has not seen it has no memory of
         torch.save(other, path)
@@ -158,7 +161,7 @@ def test_what_is_wrong_with_a_checkpoint_is_told_unless_it_does_no_harm(fitted, 
             continue
         for name, value in again.vae_.state_dict().items():
             torch.testing.assert_close(value, expected[name], rtol=0, atol=0, msg=str(place))
-    assert told > 100
+    assert told > 100 / some
 
 
 def test_what_is_wrong_with_a_pre_training_is_told(tmp_path):

@@ -211,7 +211,7 @@ def test_cells_state_what_differs():
     differ = {name for name in one.keys() & other.keys() if one[name] != other[name]}
     assert differ == {
         *("likelihood", "hidden", "covariance", "hyperprior"),
-        *("batch_size", "learning_rate", "decay_fraction", "plateau"),
+        *("batch_size", "learning_rate", "decay_fraction", "patience", "plateau"),
     }
     assert CELLS.settings["freeze_after"][1] == ARRAYS.settings["freeze_after"][1]
 

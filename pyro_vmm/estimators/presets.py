@@ -23,7 +23,6 @@ PAPER_CELLS: dict[str, Any] = {
     "decay_fraction": 0.0,
     "plateau": None,
     "epochs": 400,
-    "patience": 45,
     "settle": False,
 }
 #: Their names.

@@ -438,6 +438,6 @@ class CellSettings(Machine, Data, Training, NamedCellPrior, Posterior, CellModel
     epochs: int | Auto = changed(Optimisation, "epochs", default="auto", values=or_auto(WHOLE))
     batch_size: int = 128
     learning_rate: float = 1e-3
-    patience: int | Auto | None = changed(Optimisation, "patience", default="auto", values=or_auto(or_none(WHOLE)))
+    patience: int | None = 45
     plateau: float | None = 1.0
     decay_fraction: float = 1 / 3

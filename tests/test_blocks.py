@@ -151,6 +151,7 @@ def test_minibatches_are_of_one_pool_and_pools_of_equal_size():
         assert pool % batch == 0 and pool < blocks.POOL_BLOCKS * 4 + batch
         sizes = [len(some) for some in torch.arange(n).split(pool)]
         assert len(sizes) == -(-n // (4 * blocks.POOL_BLOCKS)) and sizes[0] - sizes[-1] < batch * len(sizes)
+        assert len(torch.arange(n).split(pool_rows(n, 4, batch, 32))) == -(-n // (4 * 32))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
+from pyro_vmm.data import blocks
 from pyro_vmm.data.cell_rows import CellRows, Continuous, Covariates
 from pyro_vmm.data.cells import CellBatches
 
@@ -276,3 +277,16 @@ def test_rows_of_some_cells():
     assert len(some) == 3
     np.testing.assert_array_equal(some[torch.tensor([2, 0])], whole[[3, 5]])
     np.testing.assert_array_equal(some.subset(np.array([1, 2]))[torch.tensor([0, 1])], whole[[0, 3]])
+
+
+def test_a_part_of_a_file_may_be_shuffled_in_smaller_pools(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 4)
+    ad.AnnData(sparse.csr_matrix(np.ones((120, G), np.float32))).write_h5ad(tmp_path / "cells.h5ad")
+    rows = CellRows(CellBatches(ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")), torch.ones(120, 2))
+    small = rows.subset(np.arange(100), pool_blocks=2).subset(np.arange(80))
+    for some, pools in ((rows, 1), (small, 10)):
+        order = some.shuffle(4, torch.Generator().manual_seed(0))
+        assert order.sort().values.tolist() == list(range(len(some)))
+        # Blocks start anywhere: a pool of two has parts of three at most.
+        spans = [len(np.unique(pool // 4)) for pool in order.numpy().reshape(pools, -1)]
+        assert max(spans) == (30 if pools == 1 else pytest.approx(3, abs=1))

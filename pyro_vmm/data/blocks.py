@@ -143,9 +143,12 @@ def native(values: Any) -> Any:
     return values.astype(np.float32 if dtype.kind == "f" and dtype.itemsize == 2 else dtype.newbyteorder("="))
 
 
-def pool_rows(n: int, block: int, batch_size: int) -> int:
-    """Rows in each of the equal pools that n rows make: whole minibatches, so that none is of two pools."""
-    pools = max(1, math.ceil(n / (POOL_BLOCKS * block)))
+def pool_rows(n: int, block: int, batch_size: int, blocks: int | None = None) -> int:
+    """Rows in each of the equal pools that n rows make, of ``blocks`` blocks at most; None for ``POOL_BLOCKS``.
+
+    They are whole minibatches, so that no minibatch is of two pools.
+    """
+    pools = max(1, math.ceil(n / ((blocks or POOL_BLOCKS) * block)))
     return max(1, math.ceil(n / pools / batch_size)) * batch_size
 
 

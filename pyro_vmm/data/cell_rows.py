@@ -208,6 +208,7 @@ class CellRows:
         design: covariates and library sizes, (N, P + 1).
         device, dtype: of the minibatches.
         cells: positions of the cells wanted, (M,); None for all of them.
+        pool_blocks: blocks of a file that are shuffled together; None for :data:`~pyro_vmm.data.blocks.POOL_BLOCKS`.
     """
 
     def __init__(
@@ -217,7 +218,9 @@ class CellRows:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         cells: np.ndarray | Tensor | None = None,
+        pool_blocks: int | None = None,
     ):
+        self.pool_blocks = pool_blocks
         self.counts, self.design, self.device, self.dtype = counts, design, torch.device(device), dtype
         self.cells = torch.arange(len(counts)) if cells is None else torch.as_tensor(cells)
 
@@ -251,11 +254,12 @@ class CellRows:
 
     def _pool(self, batch_size: int) -> int:
         """Rows in a pool."""
-        return pool_rows(len(self), self.counts.block or len(self), batch_size)
+        return pool_rows(len(self), self.counts.block or len(self), batch_size, self.pool_blocks)
 
     def _with_design(self, counts: Tensor, cells: Tensor) -> Tensor:
         return torch.cat([counts, self.design[cells]], -1).to(self.device, self.dtype)
 
-    def subset(self, cells: np.ndarray) -> "CellRows":
-        """The cells at these positions, (M,)."""
-        return CellRows(self.counts, self.design, self.device, self.dtype, self.cells[torch.as_tensor(cells)])
+    def subset(self, cells: np.ndarray, pool_blocks: int | None = None) -> "CellRows":
+        """The cells at these positions, (M,), shuffled in pools of so many blocks; None for as many as here."""
+        blocks = self.pool_blocks if pool_blocks is None else pool_blocks
+        return CellRows(self.counts, self.design, self.device, self.dtype, self.cells[torch.as_tensor(cells)], blocks)

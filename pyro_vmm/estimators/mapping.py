@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 NEW_CLUSTERS = (None, AUTO)
 # New components there may be.
 MOST_NEW = 50
+# Blocks of a file that are shuffled together: a quarter of those of a fit. Only the columns of new batches are trained,
+# and the memory that mapping takes is that of a pool and of the next one.
+POOL_BLOCKS = 64
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def learn_batches(
     known = vae.layout.n_batches
     moments = None if vae.library is None else library_moments(rows.design, batch, known, n)
     grown = with_batches(vae, n, moments)
-    of_new = rows.subset(torch.nonzero(batch >= known)[:, 0].numpy())
+    of_new = rows.subset(torch.nonzero(batch >= known)[:, 0].numpy(), pool_blocks=POOL_BLOCKS)
     trainer = Trainer(grown, how.config(len(of_new), seed))
     history = trainer.fit(of_new, progress=progress)
     return grown.requires_grad_(False), [row["elbo"] for row in history]

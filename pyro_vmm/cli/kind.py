@@ -70,9 +70,7 @@ class Kind(ABC):
         for option, (name, each) in self.settings.items():
             if option in config:
                 value = config[option]
-                # Where the help says so, 0 means None: all other values are above 0.
-                none = value == 0 and each.values.or_none and "0 for never" in each.help
-                params[name] = None if none else value
+                params[name] = None if value == 0 and each.values.never else value
         return params
 
     @abstractmethod

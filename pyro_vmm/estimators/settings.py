@@ -32,6 +32,7 @@ from pyro_vmm.runtime.settings import (
     changed,
     one_of,
     or_auto,
+    or_never,
     or_none,
     setting,
     settings,
@@ -329,7 +330,7 @@ class ArraySettings(Machine, Data, Training, Monitored, NamedArrayPrior, ArrayPo
     epochs: int | Auto = changed(Optimisation, "epochs", default="auto", values=or_auto(WHOLE))
     batch_size: int | Auto = changed(Optimisation, "batch_size", default="auto", values=or_auto(WHOLE))
     learning_rate: float | Auto = changed(Optimisation, "learning_rate", default="auto", values=or_auto(POSITIVE))
-    patience: int | Auto | None = changed(Optimisation, "patience", default="auto", values=or_auto(or_none(WHOLE)))
+    patience: int | Auto | None = changed(Optimisation, "patience", default="auto", values=or_auto(or_never(WHOLE)))
     decay_fraction: float = 0.5
 
 

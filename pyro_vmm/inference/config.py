@@ -16,6 +16,7 @@ from pyro_vmm.runtime.settings import (
     Values,
     check_settings,
     one_of,
+    or_never,
     or_none,
     resumable,
     setting,
@@ -58,7 +59,7 @@ class Optimisation:
     patience: int | None = setting(
         default=50,
         help="stop after N epochs without improvement; 0 for never",
-        values=or_none(WHOLE),
+        values=or_never(WHOLE),
         metavar="N",
         resume="always",
     )
@@ -93,7 +94,7 @@ class Alternation(Optimisation):
     plateau: float | None = setting(
         default=None,
         help="once 200 steps raise the ELBO by fewer nats, the rates fall and training ends; 0 for never",
-        values=or_none(POSITIVE),
+        values=or_never(POSITIVE),
         metavar="NATS",
         resume="always",
     )
@@ -101,7 +102,7 @@ class Alternation(Optimisation):
     freeze_after: int | None = setting(
         default=10,
         help="components without rows leave training after N epochs; 0 for never",
-        values=or_none(WHOLE),
+        values=or_never(WHOLE),
         metavar="N",
     )
     capture: Capture = setting(

@@ -31,6 +31,7 @@ class Values:
         choices: a tuple or a registry of names, if there are no other values on the command line.
         several: whether the value is a list of these.
         or_none: whether None is a value, too.
+        never: whether 0 on the command line stands for None.
         auto: whether "auto" is a value, too; it follows from the data.
     """
 
@@ -39,6 +40,7 @@ class Values:
     choices: Iterable | None = None
     several: bool = False
     or_none: bool = False
+    never: bool = False
     auto: bool = False
 
 
@@ -65,6 +67,11 @@ def or_auto(values: Values) -> Values:
 def or_none(values: Values) -> Values:
     """One of these values, or None."""
     return replace(values, check=lambda name, value: None if value is None else values.check(name, value), or_none=True)
+
+
+def or_never(values: Values) -> Values:
+    """One of these values, all above 0, or None for never, which is 0 on the command line."""
+    return replace(or_none(values), never=True)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyro_vmm.data.annotations import obs_column, obs_keys
 from pyro_vmm.data.cells import quoted
+from pyro_vmm.data.columns import obs_column, obs_keys
 from pyro_vmm.data.numbers import kind_of
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from pyro_vmm.data.annotations import genes_of_parts, is_collection, positions
 from pyro_vmm.data.blocks import Block, RowFile, is_native, native, read_ahead
+from pyro_vmm.data.columns import genes_of_parts, is_collection, positions
 from pyro_vmm.data.sources import HeldRows, JoinedRows, LazyRows, RowSource, SomeRows
 from pyro_vmm.data.structure import check_sparse, to_memory
 from pyro_vmm.runtime.files import reason

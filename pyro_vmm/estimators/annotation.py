@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyro_vmm.data.annotations import is_collection
+from pyro_vmm.data.columns import is_collection
 from pyro_vmm.data.structure import check_members
 from pyro_vmm.estimators import storing
 

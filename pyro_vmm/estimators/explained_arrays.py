@@ -51,19 +51,19 @@ class ExplainedArrays(FittedArrays):
         values = np.asarray(self._validate(X, reset=False))
         seed = self._seed_by(random_state)
         rows = self._checked_rows(values)
-        seen, q = see(self, rows, n_nearest), self._probabilities(rows)
+        seen = see(self, rows, n_nearest, keep_q=True)
         samples = [self.sample(n_samples, component=int(k), mean=True, random_state=seed)[0] for k in seen.present]
         decoded = self._batched(lambda z: typical(self.vae_.p_x(z)), seen.centres) * self.scale_ + self.shift_
         markers = None
         if len(self.event_shape_) == 1:
-            markers = self._features(values, of_groups(q, seen.present), seen.present, n_draws, max_rows, seed)
+            markers = self._features(values, of_groups(seen.q, seen.present), seen.present, n_draws, max_rows, seed)
         return ArrayExplanation(
             clusters=seen.tally.table(self.weights_, self.cluster_of_component_),
             nearest=seen.nearest,
             centres=seen.centres.cpu().numpy(),
             decoded=decoded,
             markers=markers,
-            means=_means(values, q[:, seen.present]),
+            means=_means(values, seen.q[:, seen.present]),
             samples=np.stack(samples),
         )
 

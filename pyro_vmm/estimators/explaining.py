@@ -24,14 +24,15 @@ LEAST_DRAWS = 10
 
 
 class Seen(NamedTuple):
-    """What one pass over the rows tells of the clusters.
+    """The clusters after one pass over the rows.
 
     Arguments:
         labels: the most probable cluster of each row, (N,).
-        tally: of the clusters.
-        present: those that win a row, ascending, (K',).
+        tally: sums over the rows of each cluster.
+        present: the clusters that win a row, ascending, (K',).
         nearest: the rows of each of these nearest to its centre.
         centres: z at the centre of the largest component of each, (K', D).
+        q: q(c | x) of all rows, (N, K), if it is kept; else empty, (0, K).
     """
 
     labels: np.ndarray
@@ -39,10 +40,18 @@ class Seen(NamedTuple):
     present: np.ndarray
     nearest: Sequence[np.ndarray]
     centres: Tensor
+    q: np.ndarray
 
 
-def see(model: Estimator, x: Rows, n_nearest: int) -> Seen:
-    """Clusters, centres and the rows nearest to them: those of the highest density under the largest component."""
+def see(model: Estimator, x: Rows, n_nearest: int, keep_q: bool = False) -> Seen:
+    """Clusters, centres and the rows nearest to them: those of the highest density under the largest component.
+
+    Arguments:
+        model: a fitted estimator.
+        x: rows, (N, ...).
+        n_nearest: rows for each cluster.
+        keep_q: whether to keep q(c | x) of all rows, whose memory grows with them.
+    """
     device = model._own_device()
     clusters = torch.as_tensor(model.cluster_of_component_, device=device)
     n_clusters = int(clusters.max()) + 1
@@ -50,19 +59,22 @@ def see(model: Estimator, x: Rows, n_nearest: int) -> Seen:
     main = torch.as_tensor(own.argmax(1), device=device)
     with torch.no_grad(), exclusive():
         clustering = model.vae_.prior.clustering(model.vae_.encoder)
-    tally, labels = Tally(n_clusters), []
+    tally, labels, kept = Tally(n_clusters), [], []
 
     def look(rows: Tensor) -> Tensor:
         z = model.vae_.encoder(rows).mean
         q_c = clustering.responsibilities(z)
-        q_c = q_c.new_zeros(len(z), n_clusters).index_add_(-1, clusters, q_c)
-        labels.append(tally.add(q_c.cpu().numpy()))
+        q = q_c.new_zeros(len(z), n_clusters).index_add_(-1, clusters, q_c).cpu().numpy()
+        labels.append(tally.add(q))
+        if keep_q:
+            kept.append(q)
         component = main[torch.as_tensor(labels[-1], device=device)]
         return clustering.component_log_prob(z).gather(-1, component[:, None])[:, 0]
 
     nearness, won = model._batched(look, x), np.concatenate(labels)
     present = np.unique(won)
-    return Seen(won, tally, present, nearest(won, nearness, present, n_nearest), clustering.loc[main[present]].detach())
+    near, centres = nearest(won, nearness, present, n_nearest), clustering.loc[main[present]].detach()
+    return Seen(won, tally, present, near, centres, np.concatenate([np.empty((0, n_clusters), np.float32), *kept]))
 
 
 def of_groups(q: np.ndarray, present: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ def select_genes(
     _warn_of_drops(cells, genes)
     if not cells.any():
         raise ValueError(f"the {top.sum()} most variable of {len(top)} genes have fewer than {MIN_COUNTS} counts each")
-    if adata.isbacked or stays_outside(adata, layer):
+    if stays_outside(adata, layer):
         adata = adata.to_memory()
     check_members(adata)
     return adata[cells, np.flatnonzero(top)[genes]].copy()

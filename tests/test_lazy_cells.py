@@ -11,7 +11,7 @@ import torch
 from anndata.experimental import AnnCollection
 from scipy import sparse
 
-from pyro_vmm import SingleCellVMM
+from pyro_vmm import SingleCellVMM, compare, select
 from pyro_vmm.data import blocks, cell_rows, select_genes
 from pyro_vmm.data import cells as cells_module
 from pyro_vmm.data.cells import CellBatches, check_counts, counts_matrix, nonzero, stays_outside
@@ -260,6 +260,16 @@ def test_explanations_and_mappings_are_those_of_cells_in_memory(way, given, fitt
     found, expected = (one.map_query(each, "batch", epochs=1) for each in (adata, cells()))
     assert found.batches_ == expected.batches_ == ("all", "b", "a")
     np.testing.assert_array_equal(found.transform(adata), expected.transform(cells()))
+
+
+@pytest.mark.parametrize("way", ["read_lazy", "collection of views"])
+def test_priors_and_granularities_are_judged_as_of_cells_in_memory(way, given):
+    adata, settings = given(way)
+    estimator = model(**{**settings, "epochs": 1, "settle": False})
+    of_lazy, of_held = (compare(each, ["vmm"], 1, estimator=estimator) for each in (adata, cells()))
+    pd.testing.assert_frame_equal(of_lazy.table.drop(columns="seconds"), of_held.table.drop(columns="seconds"))
+    of_lazy, of_held = (select(estimator, each, [64, 256], seeds=1, refit=False) for each in (adata, cells()))
+    pd.testing.assert_frame_equal(of_lazy.table.drop(columns="seconds"), of_held.table.drop(columns="seconds"))
 
 
 @pytest.mark.parametrize("way", ["dask CSR", "dask view", "read_lazy", "read_lazy view"])

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pyro_vmm.data.cells import CellBatches, nonzero
+from pyro_vmm.data.columns import obs_column, obs_keys
 from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.likelihoods import of_counts
 
@@ -66,10 +67,11 @@ def row_groups(estimator: VMM | SingleCellVMM, X: Any) -> np.ndarray:
     if not isinstance(estimator, SingleCellVMM):
         return np.zeros(len(X), int)
     keys = [*([] if estimator.batch_key is None else [estimator.batch_key]), *estimator.categorical_covariate_keys]
-    present = [key for key in keys if key in X.obs]  # the fit refuses the others
+    present = [key for key in keys if key in obs_keys(X)]  # the fit refuses the others
     if not present:
-        return np.zeros(X.n_obs, int)
-    return pd.factorize(pd.MultiIndex.from_frame(X.obs[present].astype(str)))[0]
+        return np.zeros(X.shape[0], int)
+    columns = pd.concat([pd.DataFrame(obs_column(X, key)).astype(str) for key in present], axis=1)
+    return pd.factorize(pd.MultiIndex.from_frame(columns))[0]
 
 
 def take(X: Any, rows: np.ndarray) -> Any:

@@ -52,8 +52,15 @@ def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
 
-# A standard normal prior has one component.
-@pytest.mark.parametrize("prior", [prior for prior in PRIORS if prior != "standard_normal"])
+# A standard normal prior has one component. The rest of training and settling is the same for all.
+@pytest.mark.parametrize(
+    "prior",
+    [
+        pytest.param(prior, marks=[] if prior == "vmm" else pytest.mark.slow)
+        for prior in PRIORS
+        if prior != "standard_normal"
+    ],
+)
 def test_scikit_learns_check_of_clusters(prior):
     # Few steps on few rows: the noise starts near where it ends.
     model = VMM(**LEARNING, prior=prior, likelihood_options={"initial_scale": 0.15})

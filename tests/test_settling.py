@@ -1,5 +1,8 @@
 """Settling: what a fit finds in the end, in the model, in the estimator and in files."""
 
+import copy
+from functools import cache
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -27,10 +30,20 @@ def data(n: int = N, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 X, TRUTH = data()
 
 
+@cache
+def _fit(prior: str, settle: bool) -> VMM:
+    extra = {"init_centres": "encoded"} if prior == "gmm" else {}
+    return VMM(**SETTINGS, **extra, settle=settle, prior=prior, random_state=0).fit(X)
+
+
+def fitted(prior: str = "vmm", settle: bool = True) -> VMM:
+    """A copy of the model of this prior, fitted once."""
+    return copy.deepcopy(_fit(prior, settle))
+
+
 @pytest.fixture(scope="module", params=["vmm", "gmm"])
 def model(request) -> VMM:
-    extra = {"init_centres": "encoded"} if request.param == "gmm" else {}
-    return VMM(**SETTINGS, **extra, prior=request.param, random_state=0).fit(X)
+    return fitted(request.param)
 
 
 def test_the_clusters_are_those_of_the_data(model):
@@ -39,7 +52,7 @@ def test_the_clusters_are_those_of_the_data(model):
 
 
 def test_training_is_the_same_with_and_without():
-    with_it, without = (VMM(**SETTINGS, settle=settle, random_state=0).fit(X) for settle in (True, False))
+    with_it, without = (fitted(settle=settle) for settle in (True, False))
     for name, value in without.vae_.state_dict().items():
         if not name.startswith("prior"):
             assert torch.equal(value, with_it.vae_.state_dict()[name]), name
@@ -79,8 +92,7 @@ def test_draws_from_a_cluster_are_of_its_components(model):
 
 def test_density_is_no_worse_for_it(model):
     """Components are put where the rows are: p(x) of rows that were not seen is as high as before."""
-    extra = {"init_centres": "encoded"} if model.prior == "gmm" else {}
-    before = VMM(**SETTINGS, **extra, settle=False, prior=model.prior, random_state=0).fit(X)
+    before = fitted(model.prior, settle=False)
     unseen = data(200)[0]
     assert model.score(unseen) > before.score(unseen) - 0.5
 
@@ -103,14 +115,17 @@ def test_saved_and_loaded(model, tmp_path):
     assert again.n_clusters_ == 4 and again.settled_ == model.settled_ is not None
 
 
-def test_weights_by_epoch(model):
-    """Components go where their rows go, and their weights in the last epoch are those that training ended with."""
+def test_weights_by_epoch():
+    """The weights of components in the best epoch are those that training ended with."""
     unsettled = VMM(**{**SETTINGS, "validation_fraction": 0.0}, settle=False, random_state=0).fit(X)
     weights = unsettled.weight_history_
     assert weights.shape == (unsettled.n_iter_, unsettled.n_components_) and weights.dtype == np.float32
     np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(weights[unsettled.best_epoch_ - 1], unsettled.component_weights_, atol=1e-6)
     np.testing.assert_array_equal(unsettled.history_clusters_, unsettled.cluster_of_component_)
+
+
+def test_components_go_where_their_rows_go(model):
     went = model.successors_
     assert (went == np.arange(len(went))).sum() <= model.settled_.kept
     assert len(set(went[went >= 0])) <= model.settled_.kept + model.settled_.born
@@ -124,7 +139,7 @@ def test_most_rows_say_where_a_component_went():
 
 def test_a_model_from_before_there_were_groups(tmp_path):
     """Its components are its clusters, and what it was made with besides is left out."""
-    model = VMM(**SETTINGS, settle=False, random_state=0).fit(X)
+    model = fitted(settle=False)
     model.save(tmp_path / "model.pt")
     old = torch.load(tmp_path / "model.pt", weights_only=True)
     for name in ("clusters", "components", "weight_history", "successors"):
@@ -168,7 +183,7 @@ def test_what_is_held_fixed_is_not_moved():
     np.testing.assert_array_equal(model.cluster_of_component_, np.arange(12))
 
 
-def test_of_many_rows_a_random_part_is_looked_at(model, monkeypatch):
+def test_of_many_rows_a_random_part_is_looked_at(monkeypatch):
     monkeypatch.setattr(settling, "MOST_ROWS", 200)
     again = VMM(**SETTINGS, random_state=0).fit(X)
     assert adjusted_rand_score(TRUTH, again.labels_) > 0.98 and again.n_clusters_ == 4
@@ -186,7 +201,7 @@ def test_what_became_of_components():
 
 def test_a_component_that_trained_alone_gives_birth():
     """One component for four clusters far apart: three are born, and of four for one cluster three are merged away."""
-    single = VMM(**SETTINGS, settle=False, random_state=0).fit(X)
+    single = fitted(settle=False)
     with torch.no_grad():
         single.vae_.prior.pi_logits[1:] = -60.0
     x = single.to_tensor(X)
@@ -196,7 +211,7 @@ def test_a_component_that_trained_alone_gives_birth():
 
 def test_a_place_takes_over_its_rows():
     """Mean, covariance and weight of a component are those of its place, by the closed form of the MAP point."""
-    model = VMM(**SETTINGS, settle=False, random_state=0).fit(X)
+    model = fitted(settle=False)
     x = model.to_tensor(X)
     groups, moves = settle(model.vae_, x, seed=0)[:2]
     prior, encoder = model.vae_.prior, model.vae_.encoder
@@ -247,7 +262,7 @@ def test_cells():
 
 
 def test_the_same_numbers_whatever_ran_before():
-    first = VMM(**SETTINGS, random_state=0).fit(X)
+    first = fitted()
     torch.rand(3), np.random.rand(3)  # noqa: NPY002 - the global stream is the point
     again = VMM(**SETTINGS, random_state=0).fit(X)
     np.testing.assert_array_equal(first.predict_proba(X), again.predict_proba(X))
@@ -258,7 +273,7 @@ def test_what_can_not_be_settled_is_left_as_it_is(monkeypatch):
     def fails(*rest):
         raise np.linalg.LinAlgError("Singular matrix")
 
-    plain = VMM(**SETTINGS, settle=False, random_state=0).fit(X)
+    plain = fitted(settle=False)
     monkeypatch.setattr(settling, "find_groups", fails)
     with pytest.warns(UserWarning, match="can't be settled, and are as training left them: Singular matrix"):
         model = VMM(**SETTINGS, random_state=0).fit(X)

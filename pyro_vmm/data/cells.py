@@ -1,7 +1,7 @@
 """AnnData in, tensors out: counts a minibatch at a time, genes by name.
 
-What users get wrong is told here, before any training. A matrix of counts is never made dense as a whole: rows are, a
-minibatch at a time, whether it is sparse or dense, in memory, in a file or dask's.
+The checks here find what users get wrong, before any training. A matrix of counts is never made dense as a whole: rows
+are, a minibatch at a time, whether it is sparse or dense, in memory, in a file or dask's.
 """
 
 import sys
@@ -120,7 +120,7 @@ def _source(adata: Any, layer: str | None, genes: np.ndarray | None = None) -> R
         return _joined_source(adata, layer, genes)
     cells, whole = None, adata
     if adata.is_view and _has_no_views(_stored(adata._adata_ref, layer)):
-        # The view's own matrix would be read as a whole; only private names tell which rows of the file it shows.
+        # The view's own matrix would be read as a whole; only private names say which rows of the file it shows.
         whole = adata._adata_ref
         cells, shown = np.arange(whole.n_obs)[adata._oidx], np.arange(whole.n_vars)[adata._vidx]
         genes = shown if genes is None else shown[genes]
@@ -446,10 +446,10 @@ def _hint(cells: CellBatches, finding: str) -> str:
 
 def where_counts_lie(adata: "AnnData") -> str:
     """Where raw counts may be that are not where they were looked for, as a sentence."""
-    told = "If a layer holds the raw counts, name it as layer; "
+    advice = "If a layer holds the raw counts, name it as layer; "
     if is_collection(adata):
-        return f"{told}adata.adatas[0].layers holds {quoted(adata.adatas[0].layers)}"
-    return f"{told}adata.layers holds {quoted(adata.layers)}{_counts_in_raw(adata)}"
+        return f"{advice}adata.adatas[0].layers holds {quoted(adata.adatas[0].layers)}"
+    return f"{advice}adata.layers holds {quoted(adata.layers)}{_counts_in_raw(adata)}"
 
 
 def _counts_in_raw(adata: "AnnData") -> str:

@@ -97,9 +97,9 @@ def _check_rows(path: Path, separator: str, encoding: str) -> tuple[list[str], i
     for line, row in _rows(path, separator, encoding):
         first, n_rows, text = first or row, n_rows + 1, separator.join(row)
         if len(row) > len(first):
-            told = advice(f"{separator.join(first)} {text}", separator) or (DECIMAL_COMMAS if separator == "," else "")
+            hint = advice(f"{separator.join(first)} {text}", separator) or (DECIMAL_COMMAS if separator == "," else "")
             raise ValueError(
-                f"{path}: line {line} has {len(row)} fields, the first one {len(first)}: {text!r:.80}{told}"
+                f"{path}: line {line} has {len(row)} fields, the first one {len(first)}: {text!r:.80}{hint}"
             )
         if len(row) < len(first):
             raise ValueError(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GeneMatch:
-    """How cells tell their genes to a model.
+    """Where cells have the names of their genes, for a model.
 
     Arguments:
         key: a column of ``adata.var`` that may hold the model's names of genes; None for ``adata.var_names`` alone.

@@ -21,7 +21,7 @@ NUMBERS, SCALARS = "biuf", "biufSUmM"
 
 
 def read_numpy(path: Path, label_column: str | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """x and labels of a ``.npy`` or ``.npz`` file, of which the content tells, as for ``numpy.load``.
+    """x and labels of a ``.npy`` or ``.npz`` file; the content says which it is, as for ``numpy.load``.
 
     Never unpickles: a pickle can run code.
     """
@@ -69,7 +69,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, 
 def _read_array(path: Path, name: str, file: IO[bytes], size: int, kinds: str) -> np.ndarray:
     """The array in a file of ``size`` bytes; ``ValueError`` unless it is of these kinds and of that size."""
     with reading(path, FORM), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Python tells of damaged text
+        warnings.simplefilter("ignore")  # Python's own, of damaged text
         shape, dtype = _header(file)
         n_bytes = size - file.tell()
     if dtype.hasobject:

@@ -67,7 +67,7 @@ def _hdf5_file(dataset: Any) -> Iterator[tuple[Path, tuple]]:
 
 
 def _zarr_files(array: Any) -> Iterator[tuple[Path, tuple]]:
-    """What tells most about a Zarr array's store, if that is on a disk."""
+    """What identifies a Zarr array's store best, if that is on a disk."""
     root = getattr(array.store, "root", getattr(array.store, "path", None))
     if isinstance(root, str | Path):
         root = Path(root).absolute()

@@ -68,7 +68,7 @@ class Estimator(BaseEstimator):
     numbered_by = "weight"
 
     def _check_parameters(self) -> None:
-        """Whatever can be told to be wrong without looking at the data."""
+        """Raise ``ValueError`` for what is wrong whatever the data are."""
         check_settings(self)
         if self.likelihood_options and isinstance(self.likelihood, Likelihood | CellLikelihood):
             raise ValueError(
@@ -129,8 +129,8 @@ class Estimator(BaseEstimator):
         try:
             random = check_random_state(self.random_state)
         except ValueError as error:
-            told = "a whole number from 0 to 2**32 - 1, a RandomState or None"
-            raise ValueError(f"random_state={self.random_state!r} should be {told}") from error
+            expected = "a whole number from 0 to 2**32 - 1, a RandomState or None"
+            raise ValueError(f"random_state={self.random_state!r} should be {expected}") from error
         return Ranks.present().first(random.randint(2**31))
 
     def _seed_by(self, random_state) -> int:

@@ -207,7 +207,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         Of a new batch the weights are trained that bring it into the first layers of the networks, and its dispersions
         and library sizes where the model has those by batch (scArches, Lotfollahi et al., Nature Biotechnology 40:121,
         2022). All else is held: cells of known batches get the same answers, bit for bit. Without a new batch nothing
-        is trained. ``labels_``, ``weights_``, ``history_`` and what else tells of the fit stay those of the reference.
+        is trained. ``labels_``, ``weights_``, ``history_`` and what else describes the fit stay those of the reference.
 
         Arguments:
             adata: M cells with raw counts, in memory or in a file. Further genes are ignored.
@@ -251,7 +251,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         return model
 
     def _judge(self, rows: CellRows, batch: np.ndarray, n_new: int, novel_below: float) -> None:
-        """Tell what is usual in new batches, add components for novel cells, and count the cells of clusters."""
+        """Find what is usual in new batches, add components for novel cells, and count the cells of clusters."""
         if novel_below or (n_new and self.usual_ is not None):
             usual, cells = self._known_as_usual(), self._looked_at(rows)
             new = range(self.layout_.n_batches - n_new, self.layout_.n_batches)

@@ -59,8 +59,8 @@ class ChosenPrior(Estimator):
         own, usual = defaults(type(self)), defaults(TrainingConfig)
         both = [name for name in usual if name in own and np.any(getattr(self, name) != own[name])]
         if both:
-            told = ", ".join(f"{name}={getattr(self, name)!r}" for name in both)
-            raise ValueError(f"{told} and training= are given: state {', '.join(both)} in the TrainingConfig alone")
+            given = ", ".join(f"{name}={getattr(self, name)!r}" for name in both)
+            raise ValueError(f"{given} and training= are given: state {', '.join(both)} in the TrainingConfig alone")
         for name in usual.keys() - own.keys():
             if (value := getattr(self.training, name)) != usual[name]:
                 whose = "random_state gives it" if name == "seed" else f"{type(self).__name__} has no {name}"
@@ -74,13 +74,13 @@ class ChosenPrior(Estimator):
         self.prior.check()
         for name in ("latent_dim", "n_components") if cls.has_clusters else ("latent_dim",):
             if getattr(self.prior, name) != getattr(self, name):
-                told = f"{name}={getattr(self, name)} does not fit prior={described(self.prior)}"
-                raise ValueError(f"{told}, which has {name}={getattr(self.prior, name)}")
+                problem = f"{name}={getattr(self, name)} does not fit prior={described(self.prior)}"
+                raise ValueError(f"{problem}, which has {name}={getattr(self.prior, name)}")
         for name, default in defaults(type(self)).items():
             value = getattr(self, name)
             if issubclass(group_of(type(self), name), NamedPrior) and np.any(value != default):
-                told = f"{name}={described(value)} is for a prior given by its name or class"
-                raise ValueError(f"{told}; prior={described(self.prior)} has its own: leave {name} at {default!r}")
+                problem = f"{name}={described(value)} is for a prior given by its name or class"
+                raise ValueError(f"{problem}; prior={described(self.prior)} has its own: leave {name} at {default!r}")
 
     def _single_settings(self) -> dict:
         given = super()._single_settings()
@@ -157,7 +157,7 @@ class ChosenPrior(Estimator):
             "expectation": self.expectation,
             "responsibilities": self.responsibilities,
         }
-        # Not every prior has these: one that lacks them is told of them only where they were asked for.
+        # Not every prior has these: one that lacks them gets them only where the user sets them.
         if as_covariance(self.component_covariance).name != "full":
             settings["covariance"] = self.component_covariance
         if self.component_df is not None:

@@ -337,8 +337,8 @@ def _conditions(adata: "AnnData", key: str, group1: Any, group2: Any) -> np.ndar
     categories = Categories.of(adata, key, "condition")
     if group1 is None and group2 is None:
         if len(categories) != 2:
-            told = f"condition={key!r} has {len(categories)} categories"
-            raise ValueError(f"{told}, expected group1 and group2 to name two of {quoted(categories.names)}")
+            problem = f"condition={key!r} has {len(categories)} categories"
+            raise ValueError(f"{problem}, expected group1 and group2 to name two of {quoted(categories.names)}")
         group1, group2 = categories.names
     q = groups.of_column(adata, key, group1, group2)
     return np.where(q[:, 0] > 0, 0, np.where(q[:, 1] > 0, 1, -1))

@@ -48,7 +48,7 @@ class FittedCells(Estimator):
     genes_: np.ndarray
     library_size_: float
     batch_shares_: pd.DataFrame
-    #: How cells tell their genes; those that are mapped may do so in other ways than those of the fit.
+    #: Where cells have the names of their genes; mapped cells may have them elsewhere than those of the fit.
     gene_match_ = GeneMatch()
     #: The calls of ``map_query`` that this model comes from.
     mappings_: tuple[Mapped, ...] = ()

@@ -105,7 +105,7 @@ def _array(X: Any, name: str) -> np.ndarray:
             f"np.reshape({name}, (-1, 1)) if these are the values of one feature, (1, -1) if of one row"
         )
     found = _unmasked(found, name)
-    if 0 in found.shape[1:] and found.ndim > 2:  # of two dimensions scikit-learn tells
+    if 0 in found.shape[1:] and found.ndim > 2:  # scikit-learn refuses those of two dimensions
         raise ValueError(f"{name} has 0 feature(s) (shape={found.shape}) while a minimum of 1 is required.")
     if found.dtype.kind in "iu":
         check_digits(found, [f"{name}: column {position}" for position in positions(found.shape[1:])])

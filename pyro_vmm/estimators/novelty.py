@@ -1,7 +1,7 @@
 r"""Which cells no cluster of a reference explains, judged without labels.
 
 The encoder is held, and a cell of an unseen type may land inside a reference cluster, where distances in the latent
-space can't tell it. What the decoder makes of where it landed can. So two things of a cell are looked at: log p(z), and
+space don't show it. What the decoder makes of where it landed can. So two things of a cell are looked at: log p(z), and
 the affinity (Bhattacharyya's) of the counts x with the decoded expression e, over the genes that the cells have. Of
 values that are no counts it is the cosine of the values and their decoded means.
 

@@ -79,6 +79,6 @@ def regrouped(
             "there is no tree_: the model has new clusters, or is of a file from before there was one; fit it again"
         )
     if (others := float((now != before).mean())) > OTHERS:
-        told = f"{others:.0%} of these rows are of other components than in the fit"
-        raise ValueError(f"{told}: give the rows that the model was fitted to, in their units and their order")
+        problem = f"{others:.0%} of these rows are of other components than in the fit"
+        raise ValueError(f"{problem}: give the rows that the model was fitted to, in their units and their order")
     return cut(tree, cluster, n_clusters)

@@ -40,5 +40,5 @@ def checked(given: Any, n: int) -> np.ndarray | None:
 
 
 def fingerprint(weights: np.ndarray | None) -> int | None:
-    """A number that tells weights from others, but not from multiples of themselves, which differ by rounding."""
+    """A number that differs between weights, but not between multiples of them, which differ by rounding."""
     return None if weights is None else zlib.crc32(weights.astype(np.float32).data)

@@ -106,8 +106,8 @@ def _columns(name: str, value: Any) -> None:
 
 def _posterior_covariance(name: str, value: Any) -> None:
     if isinstance(value, str) and value in FAMILIES and value not in COVARIANCES:
-        told = f"{name}={value!r} should be one of {COVARIANCES}, being that of q(z | x)"
-        raise ValueError(f"{told}; that of the prior's components is component_{name}")
+        problem = f"{name}={value!r} should be one of {COVARIANCES}, being that of q(z | x)"
+        raise ValueError(f"{problem}; that of the prior's components is component_{name}")
     check_choice(name, value, COVARIANCES)
 
 

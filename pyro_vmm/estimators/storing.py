@@ -121,8 +121,8 @@ def restoring(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-        told = one_line(error)
-        raise ValueError(told if told.startswith(str(path)) else f"{path}: {told}") from error
+        problem = one_line(error)
+        raise ValueError(problem if problem.startswith(str(path)) else f"{path}: {problem}") from error
 
 
 def history(fitted: Entries) -> pd.DataFrame:

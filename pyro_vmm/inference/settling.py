@@ -20,7 +20,7 @@ from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.rows import Rows, read
 from pyro_vmm.runtime.weighted import Weighted
 
-#: The moves look at so many rows at most: a random part of more tells as much of what clusters there are, and the
+#: The moves look at so many rows at most: a random part of more shows the same clusters, and the
 #: evidence for each does not grow without bound.
 MOST_ROWS = 20_000
 # Rows of data near the middle of a component, of which one becomes its pseudo-input.
@@ -53,8 +53,8 @@ class Moves:
         return cls(kept, len(np.unique(after)) - kept, len(np.unique(before)) - kept)
 
     def __str__(self) -> str:
-        told = f"{self.kept + self.merged} components with rows became {self.kept + self.born}"
-        return f"{told}: {self.kept} kept, {self.born} born, {self.merged} merged away"
+        change = f"{self.kept + self.merged} components with rows became {self.kept + self.born}"
+        return f"{change}: {self.kept} kept, {self.born} born, {self.merged} merged away"
 
 
 def can_settle(prior: Prior) -> bool:

@@ -318,7 +318,7 @@ class Trainer:
                 differ, and those of ``RATES`` if the run diverged.
         """
         entries, settings = Entries(state, PLACE), self._settings()
-        before = entries.plain("settings") if "settings" in entries else settings  # a checkpoint of old does not tell
+        before = entries.plain("settings") if "settings" in entries else settings  # an old checkpoint lacks it
         diverged = state.get("diverged", False)
         fixed = {name: value for name, value in settings.items() if not (diverged and name in RATES)}
         if other := differences(fixed, before):
@@ -337,7 +337,7 @@ class Trainer:
         self.best = dict(state["best"])
         self.history = [dict(row) for row in state["history"]]
         unknown = torch.full((len(self.history), self.vae.prior.n_components), float("nan"), dtype=torch.float32)
-        self.weights = state.get("weights", unknown)  # a checkpoint of old does not tell
+        self.weights = state.get("weights", unknown)  # an old checkpoint lacks it
         self.diverged = state.get("diverged", False)
         self.rates = [dict(each) for each in state.get("rates", self.rates)]
         now = {"epoch": len(self.history) + 1, **self._rates()}

@@ -30,21 +30,21 @@ PAPER = (
 )
 
 
-def write_page(results: Results, folder: Path, path: Path, told: Sequence[str] = ()) -> None:
+def write_page(results: Results, folder: Path, path: Path, warned: Sequence[str] = ()) -> None:
     """Write the page of a run.
 
     Arguments:
         results: the results of the run.
         folder: the folder of its figures; missing ones are left out.
         path: the file to write.
-        told: warnings of the run.
+        warned: warnings of the run.
     """
     model = results.model
     # The section of warnings has the doubts.
     facts = [(name.strip(), value) for name, value in results.facts() if name != "doubtful"]
     parts = [
         sections.Section("Result", facts),
-        sections.warnings_of(model, told, results.unit),
+        sections.warnings_of(model, warned, results.unit),
         *results.sections(folder),
         sections.training(model, folder, results.unit),
         sections.settings(model),

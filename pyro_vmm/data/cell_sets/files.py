@@ -75,8 +75,8 @@ def read_h5ad(path: Path, backed: bool = False) -> "AnnData":
         adata = anndata.read_h5ad(path, backed="r" if backed else None)
         check_members(adata)
     except Exception as error:  # h5py and AnnData raise a dozen types, by where the damage is
-        told = f"it is damaged or of another format ({reason(error)})"
-        raise ValueError(f"cannot read {path} as an h5ad file: {told}") from error
+        problem = f"it is damaged or of another format ({reason(error)})"
+        raise ValueError(f"cannot read {path} as an h5ad file: {problem}") from error
     return adata
 
 

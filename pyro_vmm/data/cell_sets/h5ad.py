@@ -1,4 +1,4 @@
-"""What can be told to be wrong with an ``.h5ad`` file before AnnData reads it, which looks at none of this."""
+"""Checks of an ``.h5ad`` file before AnnData reads it, which makes none of them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +21,8 @@ LARGE, BEST_COMPRESSION = 2**30, 1100
 def check_file(path: Path) -> None:
     """Raise ``ValueError`` for a matrix whose arrays do not fit each other, or that does not fit the cells and genes.
 
-    Read are the ``indptr`` of sparse matrices and nothing else: that ``indices`` are in range is told of the matrix in
-    memory, or, of one that stays in the file, block by block as it is read.
+    It reads the ``indptr`` of sparse matrices and nothing else. The range of ``indices`` is checked in memory, or, of a
+    matrix that stays in the file, block by block as it is read.
     """
     import h5py
 

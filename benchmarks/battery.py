@@ -173,6 +173,7 @@ SETS: dict[str, dict[str, Callable[[int], Data]]] = {
             Simulated(2000, 10, 5, 50, 10),
             Simulated(8000, 40, 10, 100, 10),
             Simulated(2000, 10, 5, 50, 6),
+            Simulated(2000, 5, 5, 50, 4),
             Simulated(5000, 10, 5, 50, 10, smallest=0.01),
         )},
         "one normal": cloud,
@@ -186,10 +187,12 @@ SETS: dict[str, dict[str, Callable[[int], Data]]] = {
             Simulated(4000, 20, 10, 100, 10),
             Simulated(2000, 5, 2, 20, 6),
             Simulated(4000, 20, 10, 100, 6),
+            Simulated(4000, 10, 10, 100, 4),
+            Simulated(50_000, 20, 20, 100, 10),
             Simulated(2000, 5, 5, 50, 10, tails=3),
         )},
         "rings": rings,
-        **{name: partial(table, name) for name in ("wine", "blobs", "gaussians_50d")},
+        **{name: partial(table, name) for name in ("wine", "blobs", "gaussians_50d", "gaussians_60k")},
     },
 }  # fmt: skip
 

@@ -18,7 +18,6 @@ from pyro_vmm.analysis import (
     model_assisted_means,
     shares_compared,
     shrunken,
-    summarise,
     unshrunken,
 )
 from pyro_vmm.analysis.abundance import ClusterCounts
@@ -196,7 +195,9 @@ def test_expected_fdr_is_the_running_mean_of_what_is_not_probable():
 
 def test_the_summary_counts_rows_and_names_where_they_hesitate():
     q = np.array([[0.95, 0.05, 0], [0.6, 0.4, 0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
-    table = summarise(q, np.array([0.5, 0.4, 0.1]), np.array([0, 1, 1]))
+    weights, cluster_of_component = np.array([0.5, 0.4, 0.1]), np.array([0, 1, 1])
+    whole = Tally(3)
+    assert whole.add(q).tolist() == [0, 0, 1, 1]
     expected = {
         "weight": [0.5, 0.4],
         "rows": [2, 2],
@@ -206,10 +207,11 @@ def test_the_summary_counts_rows_and_names_where_they_hesitate():
         "hesitates_with": ["1", ""],
         "components": [1, 2],
     }
-    pd.testing.assert_frame_equal(table, pd.DataFrame(expected, index=pd.Index([0, 1], name="cluster")))
-    tally = Tally(3)
-    assert [tally.add(rows).tolist() for rows in (q[:1], q[1:3], q[3:])] == [[0], [0, 1], [1]]
-    pd.testing.assert_frame_equal(tally.table(np.array([0.5, 0.4, 0.1]), np.array([0, 1, 1])), table)
+    expected = pd.DataFrame(expected, index=pd.Index([0, 1], name="cluster"))
+    pd.testing.assert_frame_equal(whole.table(weights, cluster_of_component), expected)
+    in_parts = Tally(3)
+    assert [in_parts.add(rows).tolist() for rows in (q[:1], q[1:3], q[3:])] == [[0], [0, 1], [1]]
+    pd.testing.assert_frame_equal(in_parts.table(weights, cluster_of_component), expected)
 
 
 def test_of_a_large_group_so_many_rows_are_chosen():

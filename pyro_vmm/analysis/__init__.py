@@ -3,7 +3,7 @@
 from pyro_vmm.analysis.abundance import shares_compared
 from pyro_vmm.analysis.bootstrap import Population, Sums, choose
 from pyro_vmm.analysis.changes import Changes, changes, expected_fdr, log_fold_changes, model_assisted_means
-from pyro_vmm.analysis.clusters import Tally, batch_mixing, summarise
+from pyro_vmm.analysis.clusters import Tally, batch_mixing
 from pyro_vmm.analysis.explanation import ArrayExplanation, CellExplanation, Explanation
 from pyro_vmm.analysis.shrinkage import Posterior, shrunken, unshrunken
 
@@ -24,6 +24,5 @@ __all__ = [
     "model_assisted_means",
     "shares_compared",
     "shrunken",
-    "summarise",
     "unshrunken",
 ]

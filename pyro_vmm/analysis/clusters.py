@@ -69,18 +69,6 @@ class Tally:
         return pd.DataFrame(found, index=pd.Index(present, name="cluster"))
 
 
-def summarise(
-    q: np.ndarray,  # (N, K)
-    weights: np.ndarray,  # (K,)
-    cluster_of_component: np.ndarray,  # (K,)
-    unit: str = "rows",
-) -> pd.DataFrame:
-    """The clusters that win a row; for the columns see :meth:`Tally.table`."""
-    tally = Tally(q.shape[1])
-    tally.add(q)
-    return tally.table(weights, cluster_of_component, unit)
-
-
 def batch_mixing(shares: np.ndarray, overall: np.ndarray) -> np.ndarray:
     r"""How well the batches are mixed in each cluster, (K,): 1 as in all cells, 0 if all cells are of one batch.
 

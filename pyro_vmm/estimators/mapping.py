@@ -111,14 +111,14 @@ def match_query(
     shares = expected_shares(vae)
     share = float(missing.mean() if shares is None else shares[missing].sum())
     of = "genes" if shares is None else "counts"
-    missing = (
+    lacking = (
         f"adata lacks {missing.sum()} of the {len(genes)} genes of the model, which have {share:.1%} of the "
         f"reference's {of}: {quoted(genes[missing], 5)}"
     )
     if share > most_missing:
         hint = "" if key is not None else "; if its genes go by other names, name the column of adata.var as gene_key"
-        raise ValueError(f"{missing}; at most {most_missing:.1%} may be missing (most_missing){hint}")
-    warnings.warn(f"{missing}; they count as zero", stacklevel=3)
+        raise ValueError(f"{lacking}; at most {most_missing:.1%} may be missing (most_missing){hint}")
+    warnings.warn(f"{lacking}; they count as zero", stacklevel=3)
     return GeneMatch(key, tuple(genes[missing]))
 
 

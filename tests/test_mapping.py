@@ -12,8 +12,10 @@ from torch import nn
 
 from pyro_vmm import SingleCellVMM
 from pyro_vmm.data.cells import CellBatches
-from pyro_vmm.estimators.novelty import Cells, Usual
+from pyro_vmm.estimators import storing
+from pyro_vmm.estimators.novelty import NONE, Cells, Usual
 from pyro_vmm.networks import WidenedLinear
+from pyro_vmm.runtime.entries import Entries
 
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 3, "settle": False, "random_state": 0}
 #: What ``map_query`` trains with here.
@@ -333,23 +335,68 @@ def test_a_type_that_the_reference_lacks_is_novel(atlas):
     assert (new.obs["vmm_novelty"] >= 0).all() and (new.obs["vmm_novelty"] <= 1).all()
 
 
-def test_novelty_is_a_p_value():
-    """Of cells like the reference's it is uniform, whatever the library size; of others it is small."""
+class TestNovelty:
+    """Cells of two clusters, whose affinity and density follow known laws."""
+
     random = np.random.default_rng(0)
 
-    def draw(n: int, offset: float = 0.0) -> Cells:
+    def draw(self, n: int, offset: float = 0.0, stretch: float = 1.0) -> Cells:
+        random = self.random
         cluster, size = random.integers(2, size=n), random.normal(7, 0.5, n)
         counts = 0.1 * size - 0.2 * cluster + random.normal(0, 0.05, n) - offset
-        return Cells(cluster, random.normal(-10 + 5 * cluster, 1 + cluster), counts, size)
+        latent = -10 + 5 * cluster - (1 + cluster) * (20 * offset + stretch * random.normal(size=n))
+        return Cells(cluster, latent, counts, size)
 
-    usual = Usual.of(draw(4000), 2, np.arange(0))
-    assert kstest(usual.novelty(draw(1000), np.zeros(1000)), "uniform").pvalue > 1e-3
-    assert np.median(usual.novelty(draw(1000, 0.3), np.zeros(1000))) < 0.001
-    # A shift of all cells of a batch is taken off.
-    shifted = draw(1000, 0.1)
-    shift = usual.shift(shifted)
-    assert shift == pytest.approx(2.0, abs=0.2)
-    assert kstest(usual.novelty(shifted, np.full(1000, shift)), "uniform").pvalue > 1e-3
+    def joined(self, *parts: Cells) -> Cells:
+        return Cells(*(np.concatenate(each) for each in zip(*(vars(part).values() for part in parts), strict=True)))
+
+    def usual(self, held_back: int = 0) -> Usual:
+        return Usual.of(self.draw(4000), 2, np.arange(held_back))
+
+    def test_it_is_uniform_over_cells_like_the_reference_and_small_for_others(self):
+        usual, none = self.usual(), np.tile(NONE, (1000, 1))
+        np.testing.assert_array_equal(usual.unseen, NONE)
+        assert kstest(usual.novelty(self.draw(1000), none), "uniform").pvalue > 1e-3
+        assert np.median(usual.novelty(self.draw(1000, 0.3), none)) < 0.001
+
+    def test_a_batch_is_brought_to_the_reference(self):
+        usual, batch = self.usual(), self.draw(20_000, 0.1, 1.5)
+        found = usual.adjustment(batch)
+        np.testing.assert_allclose(found, [2.0, 1.5, 2.0], atol=0.15)
+        p = usual.novelty(batch, np.tile(found, (len(batch), 1)))
+        assert kstest(p, "uniform").statistic < 0.03
+
+    def test_false_alarms_are_as_asked_for_beside_novel_cells(self):
+        """A fifth of a batch is novel: the known ones are called no more often than asked for, the novel ones are."""
+        usual, known, novel = self.usual(), self.draw(4000, 0.1, 1.5), self.draw(1000, 0.6)
+        batch = self.joined(known, novel)
+        p = usual.novelty(batch, np.tile(usual.adjustment(batch), (5000, 1)))
+        assert 0.02 < (p[:4000] < 0.05).mean() < 0.06 and (p[4000:] < 0.01).mean() > 0.95
+
+    def test_a_batch_that_fits_better_is_not_adjusted(self):
+        np.testing.assert_allclose(self.usual().adjustment(self.draw(20_000, -0.1, 0.5)), NONE, atol=1e-12)
+
+    def test_cells_that_training_has_not_seen_give_the_least(self):
+        cells = self.joined(self.draw(2000, 0.1, 1.5), self.draw(18_000))
+        usual = Usual.of(cells, 2, np.arange(2000))
+        np.testing.assert_allclose(usual.unseen, [2.0, 1.5, 2.0], atol=0.4)
+        np.testing.assert_allclose(usual.adjustment(self.draw(20_000)), usual.unseen, atol=0.1)
+
+    def test_a_file_of_an_earlier_version_shifts_the_affinity_alone(self):
+        usual = self.usual()
+        plain = storing.usual_to_plain(usual, np.array([[0.5, 2.0, 0.25]]))
+        again, adjustments = storing.usual(Entries({"usual": plain}, "the file"), 1)
+        for name, value in vars(usual).items():
+            np.testing.assert_array_equal(getattr(again, name), value, err_msg=name)
+        np.testing.assert_array_equal(adjustments, [[0.5, 2.0, 0.25]])
+        old = {name: plain[name] for name in ("latent", "counts", "quantiles", "n")}
+        old |= {"unseen": 0.25, "shifts": torch.tensor([0.5], dtype=torch.float64)}
+        again, adjustments = storing.usual(Entries({"usual": old}, "the file"), 1)
+        np.testing.assert_array_equal(again.unseen, [0, 1, 0.25])
+        np.testing.assert_array_equal(adjustments, [[0, 1, 0.5]])
+        plain["adjustments"] = torch.tensor([[0.0, 0.5, 0.0]])
+        with pytest.raises(ValueError, match="adjustments should stretch by at least 1"):
+            storing.usual(Entries({"usual": plain}, "the file"), 1)
 
 
 def test_batch_shares_count_the_cells_of_the_query(reference, mapped):

@@ -169,7 +169,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
     def _look_at_clusters(self, x: Rows, design: Tensor) -> None:
         """Say which batches the clusters are of, and what is usual in them, by the cells of the fit."""
         self.usual_ = Usual.of(self._looked_at(x), int(self.labels_.max()) + 1, self.validation_rows_)
-        self.shifts_ = np.full(self.layout_.n_batches, self.usual_.unseen)
+        self.adjustments_ = np.tile(self.usual_.unseen, (self.layout_.n_batches, 1))
         batch = self.layout_.batch(design).argmax(1).numpy()
         self.batch_shares_ = annotation.batch_shares(self.labels_, batch, self.labels_.max() + 1, self.batches_)
 
@@ -255,9 +255,10 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         if novel_below or (n_new and self.usual_ is not None):
             usual, cells = self._known_as_usual(), self._looked_at(rows)
             new = range(self.layout_.n_batches - n_new, self.layout_.n_batches)
-            self.shifts_ = np.append(self.shifts_, [usual.shift(cells[batch == code]) for code in new])
+            found = [usual.adjustment(cells[batch == code]) for code in new]
+            self.adjustments_ = np.concatenate([self.adjustments_, np.reshape(found, (-1, 3))])
             if novel_below:
-                self._add_clusters(rows, np.flatnonzero(usual.novelty(cells, self.shifts_[batch]) < novel_below))
+                self._add_clusters(rows, np.flatnonzero(usual.novelty(cells, self.adjustments_[batch]) < novel_below))
         sizes = np.bincount(self.labels_, minlength=len(self.batch_shares_) - 1)
         n_clusters, shares = int(self.cluster_of_component_.max()) + 1, self.batch_shares_
         self.batch_shares_ = annotation.more_shares(
@@ -377,7 +378,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             "batch_shares": torch.as_tensor(self.batch_shares_.to_numpy()),
         }
         if self.usual_ is not None:
-            fitted["usual"] = storing.usual_to_plain(self.usual_, self.shifts_)
+            fitted["usual"] = storing.usual_to_plain(self.usual_, self.adjustments_)
         if self.mappings_:
             fitted["mapped"] = storing.mappings_to_plain(self.mappings_, self.gene_match_)
         self._save(path, fitted)
@@ -404,7 +405,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         clusters = model.cluster_of_component_ if model.mappings_ else model.labels_
         shares = fitted.floats("batch_shares", (int(clusters.max()) + 2, layout.n_batches))
         model.batch_shares_ = annotation.table(shares.numpy(), model.batches_)
-        model.usual_, model.shifts_ = storing.usual(fitted, layout.n_batches)
+        model.usual_, model.adjustments_ = storing.usual(fitted, layout.n_batches)
         model._restore_training(path)
         with storing.restoring(path), building.random_start(model.seed_):
             model.vae_ = model._place(model._build_alike(layout))

@@ -55,11 +55,11 @@ class FittedCells(Estimator):
     #: What novelty is measured by; None of a model from a file that lacks it.
     usual_: Usual | None = None
     #: By how much the counts of each batch are less usual than the reference's, (B,).
-    shifts_: np.ndarray
+    adjustments_: np.ndarray
 
     def _forget(self) -> None:
         super()._forget()
-        for name in ("gene_match_", "mappings_", "usual_", "shifts_"):
+        for name in ("gene_match_", "mappings_", "usual_", "adjustments_"):
             self.__dict__.pop(name, None)
 
     @property
@@ -108,7 +108,7 @@ class FittedCells(Estimator):
 
     def _novelty(self, rows: CellRows) -> np.ndarray:
         usual, batch = self._known_as_usual(), self.layout_.batch(rows.design).argmax(1).numpy()
-        return usual.novelty(self._looked_at(rows), self.shifts_[batch])
+        return usual.novelty(self._looked_at(rows), self.adjustments_[batch])
 
     def _known_as_usual(self) -> Usual:
         if self.usual_ is None:

@@ -10,16 +10,18 @@ values that are no counts it is the cosine of the values and their decoded means
 It stands in for log p(x | z), which a learned dispersion blunts. Both are compared with those of the reference's cells
 of the same cluster, and the affinity with that of cells of as large a library, with which it rises:
 
-.. math:: t(x) = \max\left( \frac{-\log p(z) - m_c}{s_c},\
+.. math:: t(x) = \max\left( \frac{1}{\sigma} \left( \frac{-\log p(z) - m_c}{s_c} - \mu \right),\
                  \frac{-a(x) - i_c - j_c \log \ell}{s'_c} - \delta \right)
 
 with the medians and scales, and the line in the logarithm of the library size :math:`\ell`, of the reference's cells in
 the cell's cluster c. The novelty of a cell is the share of the reference's cells with as large a t: a p-value by the
 reference's own cells.
 
-Cells that training has not seen fit worse than those it has: :math:`\delta` is the median of those held back. A new
-batch fits worse as a whole, as its technology differs in more than its few columns can express: there it is the median
-of the batch, if that is larger. The price: of a batch most of whose cells are of unseen types, few are found.
+A new batch fits worse as a whole, as its technology differs in more than its few columns can express. So
+:math:`\mu, \sigma` and :math:`\delta` bring quantiles of the batch to those of the reference: of log p(z) the one at
+5 % and at 25 %, of the affinity that at 25 %. They are low ones because a batch's novel cells are beyond them. Cells
+that training has not seen fit worse, too: those held back give the least :math:`\mu, \sigma` and :math:`\delta` of any
+batch. The price: of a batch most of whose cells are of unseen types, few are found.
 """
 
 from dataclasses import dataclass, replace
@@ -30,6 +32,10 @@ import numpy as np
 LEAST_CELLS = 50
 #: Of the reference's largest t so many quantiles are kept.
 QUANTILES = 1001
+#: The quantiles of a batch that are brought to those of the reference.
+LOW = (0.05, 0.25)
+#: No adjustment: shift and stretch of -log p(z), shift of minus the affinity, in the scales of clusters.
+NONE = np.array([0.0, 1.0, 0.0])
 # The standard deviation of a normal over its median absolute deviation.
 NORMAL = 1.4826
 
@@ -64,16 +70,18 @@ class Usual:
     Arguments:
         latent: median and scale of -log p(z) in each cluster, (C, 2).
         counts: intercept, slope and scale of minus the affinity in log library size in each, (C, 3).
+        low: the quantiles ``LOW`` of -log p(z), and of minus the affinity, in the scales of clusters, (2, 2).
         quantiles: of t over all cells, in rising order, (``QUANTILES``,).
         n: how many cells there are.
-        unseen: by how much the affinity of cells that training has not seen is less usual, at least 0.
+        unseen: the :meth:`adjustment` of cells that training has not seen, (3,).
     """
 
     latent: np.ndarray
     counts: np.ndarray
+    low: np.ndarray
     quantiles: np.ndarray
     n: int
-    unseen: float
+    unseen: np.ndarray
 
     @classmethod
     def of(cls, cells: Cells, n_clusters: int, held_back: np.ndarray) -> "Usual":
@@ -86,10 +94,11 @@ class Usual:
             slope = np.cov(own.size, -own.counts)[0, 1] / max(own.size.var(ddof=1), 1e-12)
             rest = -own.counts - slope * own.size
             counts[c] = np.median(rest), slope, _scale(rest)
-        usual = cls(latent, counts, np.zeros(QUANTILES), len(cells), 0.0)
-        t = np.maximum(*usual.scaled(cells))
-        unseen = usual.shift(cells[held_back]) if len(held_back) else 0.0
-        return replace(usual, quantiles=np.quantile(t, np.linspace(0, 1, QUANTILES)), unseen=unseen)
+        usual = cls(latent, counts, np.zeros((2, 2)), np.zeros(QUANTILES), len(cells), NONE)
+        scaled = usual.scaled(cells)
+        quantiles = np.quantile(np.maximum(*scaled), np.linspace(0, 1, QUANTILES))
+        usual = replace(usual, quantiles=quantiles, low=np.quantile(scaled, LOW, axis=1).T)
+        return replace(usual, unseen=usual.adjustment(cells[held_back])) if len(held_back) else usual
 
     def scaled(self, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
         """How far the two are from what is usual in the cell's cluster, in its scale, (N,) each."""
@@ -97,21 +106,26 @@ class Usual:
         (median, scale), (intercept, slope, spread) = self.latent[cluster].T, self.counts[cluster].T
         return (-cells.latent - median) / scale, (-cells.counts - intercept - slope * cells.size) / spread
 
-    def novelty(self, cells: Cells, shift: np.ndarray) -> np.ndarray:
+    def novelty(self, cells: Cells, adjustment: np.ndarray) -> np.ndarray:
         """The share of the reference's cells with as large a t, (N,), at least 1 / (n + 1).
 
         Arguments:
             cells: any.
-            shift: of each cell's batch, see :meth:`shift`.
+            adjustment: of each cell's batch, (N, 3), see :meth:`adjustment`.
         """
-        latent, counts = self.scaled(cells)
-        t = np.maximum(latent, counts - shift)
+        (latent, counts), (shift, stretch, counts_shift) = self.scaled(cells), adjustment.T
+        t = np.maximum((latent - shift) / stretch, counts - counts_shift)
         below = np.interp(t, self.quantiles, np.linspace(0, 1, len(self.quantiles)), left=0.0, right=1.0)
         return (self.n * (1 - below) + 1) / (self.n + 1)
 
-    def shift(self, cells: Cells) -> float:
-        """By how much the affinity of these cells is less usual than the reference's, at least ``unseen``."""
-        return max(self.unseen, float(np.median(self.scaled(cells)[1])))
+    def adjustment(self, cells: Cells) -> np.ndarray:
+        r"""What brings cells of a batch to the reference's, :math:`(\mu, \sigma, \delta)`, at least as ``unseen``."""
+        latent, counts = np.quantile(self.scaled(cells), LOW, axis=1).T
+        shift, stretch, counts_shift = self.unseen
+        low = self.low[0]
+        place = max(latent[1], shift + stretch * low[1])
+        stretch = max(stretch, (latent[1] - latent[0]) / max(low[1] - low[0], 1e-6))
+        return np.array([place - stretch * low[1], stretch, max(counts_shift, counts[1] - self.low[1, 1])])
 
 
 def _scale(values: np.ndarray) -> float:

@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 import pyro
 import torch
+from scipy.special import ndtri
 from torch import nn
 
 from pyro_vmm.data.cell_rows import Covariates
 from pyro_vmm.data.genes import GeneMatch
 from pyro_vmm.estimators import sample_weights
 from pyro_vmm.estimators.mapping import Mapped
-from pyro_vmm.estimators.novelty import QUANTILES, Usual
+from pyro_vmm.estimators.novelty import LOW, NONE, QUANTILES, Usual
 from pyro_vmm.inference import Moves
 from pyro_vmm.inference.state import COLUMNS, check_model, check_weights
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
@@ -228,21 +229,29 @@ def mappings(fitted: Entries) -> tuple[tuple[Mapped, ...], GeneMatch]:
     return calls, GeneMatch(key, tuple(found.each("absent", str, "names")))
 
 
-def usual_to_plain(usual: Usual, shifts: np.ndarray) -> dict:
+def usual_to_plain(usual: Usual, adjustments: np.ndarray) -> dict:
     """What novelty is measured by, for a file."""
-    tensors = {name: torch.as_tensor(getattr(usual, name)) for name in ("latent", "counts", "quantiles")}
-    return {**tensors, "n": usual.n, "unseen": usual.unseen, "shifts": torch.as_tensor(shifts)}
+    names = ("latent", "counts", "low", "quantiles", "unseen")
+    tensors = {name: torch.as_tensor(getattr(usual, name)) for name in names}
+    return {**tensors, "n": usual.n, "adjustments": torch.as_tensor(adjustments)}
 
 
 def usual(fitted: Entries, n_batches: int) -> tuple[Usual | None, np.ndarray]:
     """What :func:`usual_to_plain` wrote; of a file from before there was novelty there is nothing."""
     if "usual" not in fitted:
-        return None, np.zeros(n_batches)
+        return None, np.tile(NONE, (n_batches, 1))
     found = fitted.part("usual")
-    latent, quantiles = found.floats("latent"), found.floats("quantiles", (QUANTILES,))
-    counts = found.floats("counts", (len(latent), 3))
-    usual = Usual(latent.numpy(), counts.numpy(), quantiles.numpy(), found.whole("n", 1), found.number("unseen"))
-    return usual, found.floats("shifts", (n_batches,)).numpy()
+    latent, quantiles = found.floats("latent").numpy(), found.floats("quantiles", (QUANTILES,)).numpy()
+    counts, n = found.floats("counts", (len(latent), 3)).numpy(), found.whole("n", 1)
+    if "adjustments" not in found:  # an earlier version shifted the affinity alone
+        shifts = np.array([found.number("unseen"), *found.floats("shifts", (n_batches,)).tolist()])
+        unseen, *adjustments = NONE + shifts[:, None] * [0, 0, 1]
+        return Usual(latent, counts, np.tile(ndtri(LOW), (2, 1)), quantiles, n, unseen), np.array(adjustments)
+    low, unseen = found.floats("low", (2, 2)).numpy(), found.floats("unseen", (3,)).numpy()
+    adjustments = found.floats("adjustments", (n_batches, 3)).numpy()
+    if (adjustments[:, 1] < 1).any():
+        raise found.wrong("adjustments should stretch by at least 1")
+    return Usual(latent, counts, low, quantiles, n, unseen), adjustments
 
 
 def _texts(values) -> bool:

@@ -272,9 +272,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--half", choices=[*SETS, "cells"], nargs="+", default=[*SETS, "cells"])
     parser.add_argument("--only", nargs="+", help="parts of names of data sets")
-    parser.add_argument(
-        "--alone", action="store_true", help="without other methods on the columns (hours on many rows)"
-    )
+    parser.add_argument("--alone", action="store_true", help="without other methods on the columns")
     parser.add_argument("--out", type=Path, help="a Markdown file")
     args = parser.parse_args()
     columns = ["data", "true", "found, by seed", "right", "NMI: mean", "worst", "ARI", "components", "ELBO", "s"]

@@ -188,6 +188,8 @@ def test_estimates_that_are_all_alike_have_a_posterior():
 def test_expected_fdr_is_the_running_mean_of_what_is_not_probable():
     found = expected_fdr(np.array([0.5, 1.0, 0.9]))
     np.testing.assert_allclose(found, [(0 + 0.1 + 0.5) / 3, 0, 0.05])
+    # Features of one probability are called together.
+    np.testing.assert_allclose(expected_fdr(np.array([0.8, 0.9, 0.8, 0.5])), [0.5 / 3, 0.1, 0.5 / 3, 0.25])
 
 
 # Clusters

@@ -115,7 +115,7 @@ def changes(
 
 
 def expected_fdr(probability: np.ndarray) -> np.ndarray:
-    """The expected share of false calls if a feature and all more probable ones are called, (G,).
+    """The expected share of false calls if a feature and all that are as probable are called, (G,).
 
     It is the mean of 1 - probability over these (Newton et al., Biostatistics 5:155, 2004; Boyeau et al., PNAS
     120:e2209124120, 2023).
@@ -123,7 +123,6 @@ def expected_fdr(probability: np.ndarray) -> np.ndarray:
     Arguments:
         probability: that a feature changes, (G,).
     """
-    order = np.argsort(-probability, kind="stable")
-    found = np.empty(len(order))
-    found[order] = np.cumsum(1 - probability[order]) / np.arange(1, len(order) + 1)
-    return found
+    rising = np.sort(1 - probability)
+    called = np.searchsorted(rising, 1 - probability, side="right")  # with those of the same probability
+    return np.cumsum(rising)[called - 1] / called

@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of the data sets (default: $PYRO_VMM_DATA)")
     found.add_argument("--threads", type=_positive, metavar="N", help="CPU threads of this process (default: torch's)")
+    found.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs side by side (default: 1)")
     found.add_argument("--quiet", action="store_true", help="no progress display")
     return found
 
@@ -82,7 +83,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     from repro.cells import Unavailable
     from repro.runs import Folder
     from repro.scales import SCALES
-    from repro.work import work
+    from repro.work import work_side_by_side
 
     if args.threads:
         _limit_threads(args.threads)
@@ -91,7 +92,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     undone = {"failed": 0, "skipped": 0, "busy": 0}
     if not args.render:
-        undone = work(runs, out / "runs", args.data_dir, show=not args.quiet)
+        undone = work_side_by_side(runs, out / "runs", args.data_dir, not args.quiet, args.jobs)
     try:
         print(
             render(args.artefact, args.scale, trials, [Folder(out / "runs", run) for run in runs], out, args.data_dir)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from pyro_vmm.estimators.storing import versions
@@ -80,6 +81,18 @@ def work(runs: Sequence[Run], root: Path, data_dir: Path | None = None, show: bo
         if not done:
             display.bar.close()
             return {"failed": len(failed), "skipped": len(skipped), "busy": busy}
+
+
+def work_side_by_side(
+    runs: Sequence[Run], root: Path, data_dir: Path | None = None, show: bool = True, jobs: int = 1
+) -> dict[str, int]:
+    """:func:`work` in so many processes at once, by joblib, on whichever of its backends; the first one shows a bar."""
+    if jobs == 1:
+        return work(runs, root, data_dir, show)
+    found = Parallel(jobs)(delayed(work)(runs, root, data_dir, show and i == 0) for i in range(jobs))
+    # Each meets the same failures; the last one to end sees which runs are at work elsewhere.
+    counts = {name: max(each[name] for each in found) for name in ("failed", "skipped")}
+    return {**counts, "busy": min(each["busy"] for each in found)}
 
 
 def _do(folder: Folder, data_dir: Path | None, display: Display, failed: dict, skipped: dict) -> None:

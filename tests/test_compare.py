@@ -182,6 +182,18 @@ def test_fits_side_by_side_are_those_one_by_one(backend, found, blobs):
     same_but_seconds(together.table, found.table)
 
 
+@pytest.mark.filterwarnings("default")  # of libraries that Dask starts
+def test_fits_on_a_dask_cluster_are_those_one_by_one(found, blobs):
+    distributed = pytest.importorskip("distributed", reason="needs the extra test")
+    X, y = blobs
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster), joblib.parallel_config("dask"):
+        arguments = {"estimator": VMM(**TINY), "y": y, "n_importance_samples": DRAWS}
+        assert joblib.effective_n_jobs(-1) == 2
+        there = pyro_vmm.compare(X, ["vmm", "standard_normal", "vamp"], 2, **arguments, n_jobs=-1)
+    same_but_seconds(there.table, found.table)
+
+
 def test_priors_by_class_object_and_name_of_ones_own(X):
     few, many = (partial(GaussianMixture, m_prior=m) for m in (8.0, 64.0))
     priors = {"few": few, "many": many, "class": StandardNormal, "object": StandardNormal(2)}

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -199,6 +200,24 @@ def test_two_processes_share_the_work(shared):
     assert all(did), texts
     assert sorted([*did[0], *did[1]]) == sorted(str(run) for run in artefacts.plan("table1", "tiny", 1))
     assert len(finished(out)) == RUNS
+
+
+def test_jobs_take_different_runs(tmp_path, monkeypatch):
+    runs, did = artefacts.plan("table1", "tiny", 2), []
+
+    def cluster(run, *_):
+        did.append(run)
+        time.sleep(0.01)
+        if run.trial == 1:
+            raise ValueError("no reason")
+        return {"scores": {run.method: {"nmi": 1.0}}}
+
+    monkeypatch.setitem(work.KINDS, "clustering", cluster)
+    with joblib.parallel_config("threading"):
+        found = work.work_side_by_side(runs, tmp_path, show=False, jobs=2)
+    whole = [run for run in did if run.trial == 0]
+    assert len(whole) == len(set(whole)) == len(runs) / 2, "a run was done twice"
+    assert found == {"failed": len(runs) / 2, "skipped": 0, "busy": 0}
 
 
 def test_killed_at_random_moments_nothing_is_lost_or_repeated(tmp_path, tmp_path_factory, shared):

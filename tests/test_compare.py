@@ -224,6 +224,15 @@ def test_cells(cells):
     assert list(cells.obs) == ["batch"] and not cells.obsm
 
 
+@pytest.mark.filterwarnings("ignore:resource_tracker")
+def test_an_open_file_does_not_travel(cells, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    model = SingleCellVMM(batch_key="batch", n_components=4, latent_dim=2, hidden=(8,), epochs=1)
+    with pytest.raises(ValueError, match=r"n_jobs=2 sends the data .* read cells in a file into memory"):
+        pyro_vmm.compare(backed, ["vmm", "gmm"], 1, estimator=model, n_importance_samples=2, n_jobs=2)
+
+
 def test_figure(found):
     figure = found.figure()
     assert isinstance(figure, Figure)

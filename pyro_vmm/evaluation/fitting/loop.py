@@ -1,12 +1,18 @@
 """The loop over fits, side by side and with a folder."""
 
 from collections.abc import Callable, Sequence
+from pickle import PicklingError
 
 from joblib import Parallel, delayed, effective_n_jobs
 from tqdm.auto import tqdm
 
 from pyro_vmm.evaluation.fitting.folder import F, Folder, T
 from pyro_vmm.runtime.ranks import Ranks
+
+CAN_NOT_TRAVEL = (
+    "n_jobs={n_jobs} sends the data and the estimator to other processes, and one of them can't be pickled: read cells "
+    'in a file into memory, define networks in a module, or choose joblib\'s backend "threading"'
+)
 
 
 def check_jobs(n_jobs: int | None) -> None:
@@ -36,6 +42,9 @@ def run(
         n_jobs: fits side by side, by joblib.
         progress: whether to show a progress bar.
         label: the text of a task for the progress bar.
+
+    Raises:
+        ValueError: the data or the estimator can't be sent to other processes.
     """
     ranks = Ranks.present()
     at_once = effective_n_jobs(n_jobs)
@@ -48,7 +57,10 @@ def run(
             bar.set_postfix_str(label(some[0]))
             about = [arguments(task) for task in some]
             # Save the fits that run at once before the next ones: an interrupted call loses no more than these.
-            done = Parallel(n_jobs)(delayed(do)(*each) for each in about)
+            try:
+                done = Parallel(n_jobs)(delayed(do)(*each) for each in about)
+            except PicklingError as error:
+                raise ValueError(CAN_NOT_TRAVEL.format(n_jobs=n_jobs)) from error
             for task, fit in zip(some, done, strict=True):
                 fits[task] = fit
                 if store is not None and ranks.rank == 0:

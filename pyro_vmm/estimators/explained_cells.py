@@ -15,7 +15,7 @@ from pyro_vmm.analysis.expression import LIBRARY, ComparedCells
 from pyro_vmm.data.categories import Categories
 from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import quoted
-from pyro_vmm.estimators import groups
+from pyro_vmm.estimators import named_groups
 from pyro_vmm.estimators.base import typical
 from pyro_vmm.estimators.explaining import DELTA, FDR, LEAST_ROWS, LEVEL, check_calls, check_draws, of_groups, see
 from pyro_vmm.estimators.fitted_cells import FittedCells
@@ -229,18 +229,18 @@ class ExplainedCells(FittedCells):
     ) -> np.ndarray:
         """The probability that a cell is of either group, (N, 2)."""
         n_clusters = int(self.cluster_of_component_.max()) + 1
-        by_cluster = groupby is None and not groups.is_mask(group1)
+        by_cluster = groupby is None and not named_groups.is_mask(group1)
         q_c = (
             self._probabilities(rows)[:, :n_clusters] if by_cluster or within is not None else np.empty((0, n_clusters))
         )
         if groupby is not None:
-            q = groups.of_column(adata, groupby, group1, group2)
+            q = named_groups.of_column(adata, groupby, group1, group2)
         elif not by_cluster:
-            q = groups.of_masks(len(rows), group1, group2)
+            q = named_groups.of_masks(len(rows), group1, group2)
         else:
-            q = groups.of_clusters(q_c, group1, group2)
+            q = named_groups.of_clusters(q_c, group1, group2)
         if within is not None:
-            q = q * q_c[:, groups.clusters("within", within, n_clusters)].sum(1, keepdims=True)
+            q = q * q_c[:, named_groups.clusters("within", within, n_clusters)].sum(1, keepdims=True)
         for name, size in zip(("group1", "group2"), q.sum(0), strict=True):
             if size < LEAST_ROWS:
                 raise ValueError(f"{name} has {size:.3g} cells, expected at least {LEAST_ROWS}")
@@ -324,7 +324,7 @@ def higher_first(table: pd.DataFrame) -> pd.DataFrame:
 
 def described_group(group: Any) -> str:
     """A group in a few words."""
-    return "a mask of cells" if groups.is_mask(group) else str(group)
+    return "a mask of cells" if named_groups.is_mask(group) else str(group)
 
 
 def _codes(adata: "AnnData", key: str, argument: str) -> np.ndarray:
@@ -340,7 +340,7 @@ def _conditions(adata: "AnnData", key: str, group1: Any, group2: Any) -> np.ndar
             problem = f"condition={key!r} has {len(categories)} categories"
             raise ValueError(f"{problem}, expected group1 and group2 to name two of {quoted(categories.names)}")
         group1, group2 = categories.names
-    q = groups.of_column(adata, key, group1, group2)
+    q = named_groups.of_column(adata, key, group1, group2)
     return np.where(q[:, 0] > 0, 0, np.where(q[:, 1] > 0, 1, -1))
 
 

@@ -230,17 +230,20 @@ class ExplainedCells(FittedCells):
         """The probability that a cell is of either group, (N, 2)."""
         n_clusters = int(self.cluster_of_component_.max()) + 1
         by_cluster = groupby is None and not named_groups.is_mask(group1)
-        q_c = (
-            self._probabilities(rows)[:, :n_clusters] if by_cluster or within is not None else np.empty((0, n_clusters))
-        )
+        clusters = [*named_groups.of_clusters(n_clusters, group1, group2)] if by_cluster else []
+        if within is not None:
+            clusters.append(named_groups.clusters("within", within, n_clusters))
+        found = np.empty((len(rows), 0))
+        if clusters:
+            found = self._probabilities(rows, lambda q_c: torch.stack([q_c[:, each].sum(-1) for each in clusters], -1))
         if groupby is not None:
             q = named_groups.of_column(adata, groupby, group1, group2)
         elif not by_cluster:
             q = named_groups.of_masks(len(rows), group1, group2)
         else:
-            q = named_groups.of_clusters(q_c, group1, group2)
+            q = found[:, :2]
         if within is not None:
-            q = q * q_c[:, named_groups.clusters("within", within, n_clusters)].sum(1, keepdims=True)
+            q = q * found[:, -1:]
         for name, size in zip(("group1", "group2"), q.sum(0), strict=True):
             if size < LEAST_ROWS:
                 raise ValueError(f"{name} has {size:.3g} cells, expected at least {LEAST_ROWS}")

@@ -14,19 +14,17 @@ if TYPE_CHECKING:
 
 
 def of_clusters(
-    q: np.ndarray,  # (N, K)
-    group1: int | Sequence[int],
-    group2: int | Sequence[int] | None,
-) -> np.ndarray:
-    """The probabilities that a cell is of these clusters, (N, 2); without a second group it is of all others."""
-    one = clusters("group1", group1, q.shape[1])
-    other = [k for k in range(q.shape[1]) if k not in one] if group2 is None else clusters("group2", group2, q.shape[1])
+    n_clusters: int, group1: int | Sequence[int], group2: int | Sequence[int] | None
+) -> tuple[list[int], list[int]]:
+    """The clusters of each group; without a second group it has all others."""
+    one = clusters("group1", group1, n_clusters)
+    other = [k for k in range(n_clusters) if k not in one] if group2 is None else clusters("group2", group2, n_clusters)
     both = sorted(set(one) & set(other))
     if both:
         raise ValueError(f"group1={group1!r} and group2={group2!r} share cluster {both[0]}, expected two groups apart")
     if not other:
-        raise ValueError(f"group1={group1!r} holds all {q.shape[1]} clusters: there are no others to compare with")
-    return np.stack([q[:, one].sum(1), q[:, other].sum(1)], 1)
+        raise ValueError(f"group1={group1!r} holds all {n_clusters} clusters: there are no others to compare with")
+    return one, other
 
 
 def of_column(adata: "AnnData", groupby: str, group1: Any, group2: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.inference import settling
 from pyro_vmm.inference.settling import Moves, _successors, can_settle, encode, settle
 from pyro_vmm.priors import GaussianMixture, StandardNormal, VampMixture, VampPrior
+from pyro_vmm.priors.base import Places
 
 SETTINGS = {"n_components": 12, "latent_dim": 3, "hidden": (32,), "learning_rate": 5e-3, "epochs": 60, "patience": None}
 N = 600
@@ -233,6 +234,19 @@ def test_a_place_takes_over_its_rows():
         torch.testing.assert_close(covariances[k], expected, rtol=0.05, atol=0.01, check_dtype=False)
         distance = (loc[k] - q.mean[own].mean(0)) @ torch.linalg.solve(spread, loc[k] - q.mean[own].mean(0))
         assert distance < 0.5, "the nearest row, or the pseudo-input that there was"
+
+
+def test_a_pseudo_input_moves_to_the_nearest_row_unless_its_own_is_nearer():
+    model = fitted(settle=False)
+    prior, encoder, x = model.vae_.prior, model.vae_.encoder, model.to_tensor(X)
+    slots, before = torch.tensor([4, 2]), prior.pseudo_inputs.u.detach().clone()
+    with torch.no_grad():
+        loc = torch.stack([encoder(x[30:31]).mean[0], prior.centres(encoder).loc[2]])
+        rows = x[torch.tensor([[7, 30, 9], [11, 12, 13]])]
+        prior.place(Places(x.new_ones(2), loc, torch.eye(3).to(x).expand(2, 3, 3), rows), slots, encoder)
+    after = prior.pseudo_inputs.u.detach()
+    torch.testing.assert_close(after[4], x[30])
+    assert torch.equal(after[2], before[2]) and torch.equal(after[5:], before[5:])
 
 
 def test_a_prior_with_one_precision_for_all():

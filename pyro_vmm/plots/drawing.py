@@ -71,7 +71,7 @@ def save(figure: Figure, path: str | Path) -> None:
     with warnings.catch_warnings():
         # matplotlib warns of each character that its font lacks, such as a Chinese one; the box in its place is enough.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(rendered, format="png", dpi=DPI)
+        figure.savefig(rendered, format="png", dpi=DPI, pil_kwargs={"compress_level": 0})  # it is packed below
     # A palette makes the file about three times smaller, and figures are committed.
     Image.open(rendered).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(packed, "png", optimize=True)
     files.write(packed, path)

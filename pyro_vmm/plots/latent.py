@@ -22,6 +22,9 @@ MIN_NEIGHBOURS = 10
 # difference: on digits, the trustworthiness of 15 neighbours is .9924 at 400 iterations and .9927 at scikit-learn's
 # 1,000, and 400 take two fifths of the time.
 TSNE_ITERATIONS = 400
+# How coarsely t-SNE sums over far points. On digits, the trustworthiness is .995 from 0.5, scikit-learn's, to 0.9, and
+# 0.8 takes three quarters of the time.
+ANGLE = 0.8
 
 
 def latent_map(
@@ -123,7 +126,7 @@ def _project(z: np.ndarray, method: Method, random_state: int) -> tuple[np.ndarr
 
     perplexity = min(30.0, (len(z) - 1) / 3)
     start = (1e-4 * start).astype(np.float32)
-    tsne = TSNE(perplexity=perplexity, init=start, max_iter=TSNE_ITERATIONS, random_state=random_state)
+    tsne = TSNE(perplexity=perplexity, init=start, max_iter=TSNE_ITERATIONS, angle=ANGLE, random_state=random_state)
     return tsne.fit_transform(z), ("t-SNE 1", "t-SNE 2")
 
 

@@ -115,7 +115,7 @@ def changes(
 
 
 def expected_fdr(probability: np.ndarray) -> np.ndarray:
-    """The expected share of false calls if a feature and all that are as probable are called, (G,).
+    """The expected share of false calls if a feature and all that are at least as probable are called, (G,).
 
     It is the mean of 1 - probability over these (Newton et al., Biostatistics 5:155, 2004; Boyeau et al., PNAS
     120:e2209124120, 2023).

@@ -157,7 +157,7 @@ class ChosenPrior(Estimator):
             "expectation": self.expectation,
             "responsibilities": self.responsibilities,
         }
-        # Not every prior has these: one that lacks them gets them only where the user sets them.
+        # A prior may lack these and refuse them, so it gets only those that the user sets.
         if as_covariance(self.component_covariance).name != "full":
             settings["covariance"] = self.component_covariance
         if self.component_df is not None:

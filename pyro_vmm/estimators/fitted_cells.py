@@ -54,7 +54,7 @@ class FittedCells(Estimator):
     mappings_: tuple[Mapped, ...] = ()
     #: What novelty is measured by; None of a model from a file that lacks it.
     usual_: Usual | None = None
-    #: By how much the counts of each batch are less usual than the reference's, (B,).
+    #: What brings the cells of each batch to the reference's, (B, 3), see :mod:`pyro_vmm.estimators.novelty`.
     adjustments_: np.ndarray
 
     def _forget(self) -> None:
@@ -95,8 +95,8 @@ class FittedCells(Estimator):
     def novelty(self, adata: "AnnData") -> np.ndarray:
         """How well the clusters explain each cell, (N,): a p-value by the reference's own cells.
 
-        Near 0 for a cell that no cluster explains, such as one of a type that the reference lacks; uniform over the
-        reference's cells. See :mod:`pyro_vmm.estimators.novelty`.
+        Near 0 for a cell that no cluster explains, such as one of a type that the reference lacks; about uniform over
+        cells like the reference's that training has not seen. See :mod:`pyro_vmm.estimators.novelty`.
 
         Arguments:
             adata: cells of known batches.

@@ -64,6 +64,7 @@ def _mask(name: str, mask: Any, n: int) -> np.ndarray:
 
 
 def clusters(name: str, group: Any, n_clusters: int) -> list[int]:
+    """The clusters of a group, given as one or several; ``name`` is the argument that holds it, for the error."""
     found = [group] if np.ndim(group) == 0 else list(group)
     if not found or not all(is_whole(k) and 0 <= k < n_clusters for k in found):
         raise ValueError(

@@ -82,6 +82,10 @@ class Folder:
         about = {name: getattr(self.run, name) for name in ("kind", "dataset", "method", "configuration", "trial")}
         files.write_json(self.settings, {**about, "settings": self.run.settings})
 
+    def failed_since(self, start: float) -> bool:
+        """Whether the run failed at or after a time, as ``time.time()`` has it."""
+        return self.error.exists() and self.error.stat().st_mtime >= start
+
     def finish(self, result: dict) -> None:
         """Store the result last, and remove the checkpoint."""
         files.write_json(self.result, result)

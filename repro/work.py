@@ -61,7 +61,9 @@ def work(runs: Sequence[Run], root: Path, data_dir: Path | None = None, show: bo
     """Do the runs without a result; returns how many runs failed, data sets were skipped, and runs work elsewhere.
 
     A run that fails prints why and leaves ``error.txt``; the others don't depend on it, and the next start tries again.
+    One that fails in another process meanwhile is not tried here, and counts.
     """
+    started = time.time()
     folders = [Folder(root, run) for run in runs]
     for folder in folders:
         folder.check()
@@ -75,6 +77,8 @@ def work(runs: Sequence[Run], root: Path, data_dir: Path | None = None, show: bo
             with folder.claim() as mine:
                 if not mine:
                     busy += 1
+                elif folder.failed_since(started):
+                    failed[folder.path] = None
                 elif not folder.finished():
                     done += 1
                     _do(folder, data_dir, display, failed, skipped)
@@ -90,7 +94,7 @@ def work_side_by_side(
     if jobs == 1:
         return work(runs, root, data_dir, show)
     found = Parallel(jobs)(delayed(work)(runs, root, data_dir, show and i == 0) for i in range(jobs))
-    # Each meets the same failures; the last one to end sees which runs are at work elsewhere.
+    # The last one to end knows of all failures, and of the runs at work elsewhere.
     counts = {name: max(each[name] for each in found) for name in ("failed", "skipped")}
     return {**counts, "busy": min(each["busy"] for each in found)}
 

@@ -49,7 +49,7 @@ _MODULES = {
     "compare": "evaluation.comparison",
     "select": "evaluation.selection",
 }
-# "scvi" is not among them: without scvi-tools it raises, and who looks at all that is here would not expect that.
+# "scvi" is left out: without scvi-tools it would raise for anyone who looks up every name of ``dir(pyro_vmm)``.
 _FOLDERS = (
     "analysis",
     "data",

@@ -434,7 +434,7 @@ def test_a_damaged_sparse_chunk_is_not_read():
 def test_a_collection_that_converts(given):
     adata, _ = given("collection")
     adata.convert = {"X": np.log1p}
-    with pytest.raises(ValueError, match="the AnnCollection converts what it shows"):
+    with pytest.raises(ValueError, match="the AnnCollection has a convert"):
         CellBatches(adata)
     adata.convert = {"obsm": np.asarray}
     assert len(CellBatches(adata)) == N

@@ -132,8 +132,8 @@ def _joined_source(adata: Any, layer: str | None, genes: np.ndarray | None) -> R
     """:func:`_source` of a collection, or of a part of one."""
     if _converted(adata.convert):
         raise ValueError(
-            "the AnnCollection converts what it shows (convert), and its parts are read as they are; make it without, "
-            "and convert the parts"
+            "the AnnCollection has a convert, but its parts are read unconverted; make it without convert, and convert "
+            "the parts"
         )
     cells, shown = positions(adata)
     if shown is not None:

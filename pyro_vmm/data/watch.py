@@ -1,4 +1,4 @@
-"""Notices that a file has become another one while it is read: HDF5 would go on with whatever it finds there."""
+"""Notices that a file changes while it is read: HDF5 would read on, whatever is there now."""
 
 import os
 from collections.abc import Iterator
@@ -8,25 +8,25 @@ from weakref import WeakKeyDictionary
 
 # Where a Zarr array keeps its shape, chunks and dtype, by the version of the format.
 ZARR_METADATA = ("zarr.json", ".zarray")
-# For each AnnData's open file what it was when it was first read: whoever reads it later compares with the same.
+# The state of each AnnData's open file when it was first read. All later reads compare with this state.
 _FIRST_SEEN: WeakKeyDictionary = WeakKeyDictionary()
 
 
 class Watch:
     """The files that a matrix lies in, which must stay as they are.
 
-    Of HDF5 this is the file: no other takes its place, and nobody writes to it or cuts it off. A file that this process
-    has opened for writing may be written to. Of Zarr it is the metadata of each array, or the ``.zip``, so that a store
-    is noticed that was replaced as a whole. Chunks that were rewritten or removed are not noticed, as a look at all of
-    them would take as long as to read them; nor is any change of a store that is not on a disk.
+    An HDF5 file must not be replaced, written to or cut off; one that this process has opened for writing may be
+    written to. Of a Zarr store the metadata of each array, or the ``.zip``, is watched: this shows that the whole store
+    was replaced. Rewritten or removed chunks go unnoticed, as checking them takes as long as reading them. So do
+    changes of a store that is not on a disk.
 
     Arguments:
         matrix: a dataset of HDF5 or Zarr, or AnnData's sparse matrix in either.
-        file: ``adata.file``, for the changes since the first watch over it to be noticed; None for those from now on.
+        file: ``adata.file``, to notice changes since it was first watched; None to notice those from now on.
     """
 
     def __init__(self, matrix: Any, file: Any = None):
-        # All that this AnnData was read from so far: the working directory may be another one by now.
+        # The files that this AnnData was read from so far, by absolute path: the working directory may have changed.
         self._before: dict[Path, tuple] = {} if file is None else _FIRST_SEEN.setdefault(file, {})
         group = getattr(matrix, "group", None)
         for array in [matrix] if group is None else [group[name] for name in ("data", "indices", "indptr")]:
@@ -55,7 +55,7 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
 
 
 def _hdf5_file(dataset: Any) -> Iterator[tuple[Path, tuple]]:
-    """The file that an HDF5 dataset is read from, and what it is; nothing if it is read from elsewhere."""
+    """The file that an HDF5 dataset is read from, and its state; nothing if it is read from elsewhere."""
     file = dataset.file
     if file.driver != "sec2":
         return

@@ -61,9 +61,9 @@ class ArrayEstimator(FittedArrays):
             callbacks: called after every epoch with its row of the history and the model; True stops training.
             checkpoint: a file to keep for :meth:`fit` to resume from, written every ``checkpoint_every`` epochs, at the
                 end and on interrupt.
-            resume: such a file; X, the weights and the parameters must be those of the run that wrote it, but for how
-                long to train, where, ``settle``, and ``random_state=None``, which takes the run's. Where that run
-                diverged the learning rates may differ too.
+            resume: such a file. X, the weights and the parameters must equal the run's. Length of training, device and
+                ``settle`` may differ; ``random_state=None`` takes the run's seed. If the run diverged, the learning
+                rates may differ, too.
 
         Raises:
             ValueError: what is wrong with X, the weights or a parameter, before any training.

@@ -120,7 +120,7 @@ class Estimator(BaseEstimator):
         return storing.read_checkpoint(path, config, X, settings_of(type(self)), self.sample_weight_)
 
     def _forget(self) -> None:
-        """Be unfitted: what is left of an earlier fit does not go with the parts that another replaces one by one."""
+        """Forget the last fit: a fit that fails must not leave a mix of two."""
         for name in ("labels_", "weight_history_"):
             self.__dict__.pop(name, None)
 
@@ -310,9 +310,9 @@ class Estimator(BaseEstimator):
         return self._batched(lambda rows: self.vae_.encoder(rows).mean, x)
 
     def _probabilities(self, x: Rows, function: Callable[[Tensor], Tensor] = lambda q_c: q_c) -> np.ndarray:
-        """q(c | x) of clusters, (N, K), or what the function makes of each (M, K), for memory not to hold all of them.
+        """q(c | x) of clusters, (N, K), or the function of each block, (M, K), which saves memory.
 
-        A cluster's is the sum of its components'; from the number of clusters on it is zero.
+        A cluster's probability is the sum of its components'. Columns from the number of clusters on are zero.
         """
         return self._responsibilities(x, self._of_clusters(function))
 

@@ -324,9 +324,10 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         self.vae_ = self._place(vae)
 
     def _library_moments(self, design: Tensor, sample_weight: np.ndarray | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the logarithm of library sizes (N, P + 1), with weights (N,), in each batch, (B,) each.
+        """Mean and variance of the logarithm of library sizes in each batch, (B,) each.
 
-        A batch without a cell, all of them being held back, has those of all cells.
+        The last column of the design (N, P + 1) holds the sizes; cells may have weights (N,). A batch whose cells are
+        all held back takes the values of all cells.
         """
         log_library, one_hot = design[:, -1].log(), design[:, : self.layout_.n_batches]
         weights = torch.where(one_hot.any(0), one_hot, torch.ones_like(one_hot))

@@ -274,12 +274,12 @@ def load_state(module: nn.Module, entries: Entries) -> None:
 def checkpoint_writer(
     path: str | Path, config: dict, seed: int, X: np.ndarray, sample_weight: np.ndarray | None = None
 ) -> Callable[[dict], None]:
-    """A function that writes a trainer's state, with all that :func:`read_checkpoint` has to know.
+    """A function that writes a trainer's state, with all that :func:`read_checkpoint` needs.
 
-    ``ValueError`` where there is no folder for it, for that not to come out after hours of training.
+    Raises ``ValueError`` at once if the folder does not exist.
     """
     parent = Path(path).parent
-    if not parent.is_dir() and Ranks.present().rank == 0:  # which alone writes
+    if not parent.is_dir() and Ranks.present().rank == 0:  # only this one writes
         raise ValueError(f"checkpoint={str(path)!r} should be in a folder that exists, and there is no {parent}")
     about = {"params": config, "seed": seed, "data": _fingerprint(X), "versions": versions()}
     about["sample_weight"] = sample_weights.fingerprint(sample_weight)

@@ -20,15 +20,14 @@ from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.rows import Rows, read
 from pyro_vmm.runtime.weighted import Weighted
 
-#: The moves look at so many rows at most: a random part of more shows the same clusters, and the
-#: evidence for each does not grow without bound.
+#: The moves look at so many rows at most. A random part of more rows shows the same clusters, and the
+#: evidence for each cluster stays bounded.
 MOST_ROWS = 20_000
-# Rows of data near the middle of a component, of which one becomes its pseudo-input.
+# So many rows of data near the middle of a component are tried as its pseudo-input.
 CANDIDATES = 16
 ROWS_AT_ONCE = 1024
-# What of q(z; x)'s covariance counts where rows are told apart. The prior has to cover all of it, but clusters lie
-# where the encoder's means lie. Of means alone, a direction that the encoder does not use would count as much as any
-# other: they vary there, too, if by next to nothing.
+# Settling uses this share of q(z; x)'s covariance. With none of it, unused directions, where means vary slightly, would
+# count like any other.
 UNCERTAINTY = 0.1
 
 
@@ -139,12 +138,12 @@ def looked_at(x: Rows, seed: int) -> Tensor:
 
 
 def sharpened(encoded: Encoded) -> Encoded:
-    """The encoded rows as they are told apart: with little of their uncertainty."""
+    """The encoded rows as settling uses them: with little of their uncertainty."""
     return Encoded(encoded.mean, UNCERTAINTY * encoded.covariance)
 
 
 def look(vae: LatentVariableModel, x: Rows, seed: int) -> tuple[Encoded, np.ndarray]:
-    """The rows as they are told apart, ``MOST_ROWS`` of many, and q(c | x) of their components, (n, K)."""
+    """The rows as settling uses them, ``MOST_ROWS`` at most, and q(c | x) of their components, (n, K)."""
     encoded, _ = encode(vae, x, looked_at(x, seed))
     return sharpened(encoded), responsibilities(vae, encoded)
 

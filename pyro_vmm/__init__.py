@@ -1,6 +1,6 @@
 """The VampPrior Mixture Model in Pyro: a prior for variational autoencoders that finds the number of clusters.
 
-What is here is imported when it is first used: torch, Pyro and scikit-learn take seconds.
+Each name is imported at its first use: torch, Pyro and scikit-learn take seconds to import.
 """
 
 from importlib import import_module

@@ -57,7 +57,7 @@ def choose(
     most: int,
     seed: int,
 ) -> np.ndarray:
-    """How many rows each row stands for, float32 (N,): 0 for one left out, as of each group ``most`` are drawn at most.
+    """How many rows each row stands for, float32 (N,); ``most`` rows of a group are drawn at most, the others get 0.
 
     Arguments:
         group: of each row; -1 for none.

@@ -8,7 +8,7 @@ from scipy.special import entr
 
 from pyro_vmm.inference.confidence import SURE
 
-# A cluster is named as the one that rows hesitate with only if it has more than this mean probability.
+# Rows are said to hesitate with a cluster only if it has more than this mean probability.
 NOTABLE = 0.005
 
 

@@ -1,9 +1,9 @@
-"""Matrices too large for memory: read from a file in blocks of consecutive rows, ahead of who needs them.
+"""Matrices too large for memory: read from a file in blocks of consecutive rows, ahead of their use.
 
 A file is quick to read where rows follow one on the other. So an epoch shuffles blocks of rows, not rows: blocks in
 random order fill a pool, the rows of the pool are shuffled, and minibatches are cut from it (:func:`block_shuffle`).
 
-What that does to randomness: each row still comes once an epoch, but the rows of a minibatch come from the blocks of
+The order is less random: each row still comes once an epoch, but the rows of a minibatch come from the blocks of
 one pool, 256 of them in a large file. In a file in random order that makes no difference. In one that is sorted, by
 batch or by cell type, a share p of the rows varies between pools with a standard deviation of up to
 sqrt(p (1 - p) / 256), beside the sqrt(p (1 - p) / M) that minibatches of M rows have anyway: 1.2 times as wide a
@@ -32,7 +32,7 @@ Block = np.ndarray | sparse.csr_matrix
 BLOCK_NUMBERS, BLOCK_ROWS = 2**16, 256
 #: Blocks in a pool: more of them shuffle better and take more memory.
 POOL_BLOCKS = 256
-# Unwanted values between wanted rows that are read and dropped, sooner than to read twice.
+# Up to so many unwanted values between wanted rows are read and dropped, which saves a second read.
 GAP_NUMBERS = 2**14
 
 
@@ -44,7 +44,7 @@ class RowFile:
         file: ``adata.file``, see :class:`~pyro_vmm.data.watch.Watch`.
 
     Raises:
-        ValueError: the arrays of a CSR matrix do not fit each other; of the columns each is looked at when it is read.
+        ValueError: the arrays of a CSR matrix do not fit each other; column indices are checked when they are read.
         OSError: the file can't be read, or is not what it was.
     """
 
@@ -81,7 +81,7 @@ class RowFile:
         gap = max(1, GAP_NUMBERS // max(1, self.numbers))
         cuts = (np.diff(wanted) > gap) | (np.diff(wanted // self.block) > 0)
         parts = np.split(wanted, np.flatnonzero(cuts) + 1)
-        # In one expression: a pool's parts are as large as the pool, and go before it is put in order.
+        # One expression: the parts are as large as the pool, and are freed before it is put in order.
         found = joined([self._some(part) for part in parts])
         self._watch.check()  # only now: what was read before a change is right
         return found[back]
@@ -167,7 +167,7 @@ def block_shuffle(n: int, block: int, pool: int, generator: torch.Generator) -> 
 
 
 def read_ahead(source: Iterator[T]) -> Generator[T, None, None]:
-    """What an iterator gives, made in a thread of its own, one item ahead of who takes them.
+    """The items of an iterator, made in a thread of their own, one ahead of the consumer.
 
     What the iterator raises is raised here. Closing this waits for the item in the making and ends the thread.
     """

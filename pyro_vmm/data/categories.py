@@ -98,8 +98,8 @@ def column(adata: "AnnData", key: str, argument: str) -> pd.Series:
 
 
 def grouped(column: pd.Series, key: str, argument: str) -> pd.Series:
-    """A column of ``adata.obs`` whose values can be told apart as categories; ``ValueError`` where they can't."""
-    if column.dtype == np.float16:  # of which pandas makes no index
+    """A column of ``adata.obs`` whose values can be categories; ``ValueError`` where they can't."""
+    if column.dtype == np.float16:  # pandas makes no index of it
         column = column.astype(np.float32)
     if column.dtype == object:
         try:

@@ -18,7 +18,7 @@ from pyro_vmm.runtime.cell_layout import CellLayout
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# Blocks that are read at once of cells that are wanted in the order of the file: more only take more memory.
+# So many blocks are read at once if cells are wanted in the order of the file: more would only take memory.
 ORDERED_BLOCKS = 16
 
 
@@ -127,7 +127,7 @@ class Covariates:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Covariates":
-        """What :meth:`to_dict` made values of."""
+        """The covariates that :meth:`to_dict` turned into values."""
         categorical = tuple(each and Categories(each[0], each[1], tuple(each[2:])) for each in values["categorical"])
         return cls(categorical, tuple(Continuous(*each) for each in values["continuous"]), *values["size_factor"])
 
@@ -242,7 +242,7 @@ class CellRows:
         """The cells at each of these positions, read ahead if they are in a file."""
         batches = [self.cells[index] for index in batches]
         with closing(self.counts.read(batches, self._at_once(batches))) as source:
-            # By map, as it keeps no minibatch while the next one is made.
+            # map keeps no minibatch while it makes the next one.
             yield from map(self._with_design, source, batches)
 
     def _at_once(self, batches: Sequence[Tensor]) -> int:

@@ -25,11 +25,11 @@ from pyro_vmm.runtime.files import reason
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# Numbers in the largest block of rows that is looked at at once: 32 MB as float64.
+# So many numbers are checked at once, at most: 32 MB as float64.
 CHUNK_NUMBERS = 2**22
-# No logarithm of a count comes near, and its exponential does not overflow.
+# Logarithms of counts are far below this, and its exponential does not overflow.
 LARGEST_LOG = 50
-# Counts that were computed with are off whole numbers by so much at most: absolute, and of the value, for float32.
+# Counts after computations are off whole numbers by so much at most: absolute, and relative, for float32.
 LARGEST_ERROR, LARGEST_RELATIVE_ERROR = 0.01, 2e-6
 COUNTS = "counts: integers 0, 1, 2, ..."
 
@@ -47,8 +47,8 @@ class CellBatches:
             at -1 is not there: it has zeros.
         names: of the genes wanted, (G,); None for those in ``adata``.
 
-    A CSC matrix is converted to CSR once, in memory; anything else stays what and where it is. Of a file or dask's
-    matrix some blocks of rows are in memory at once, as they are stored (see :mod:`pyro_vmm.data.blocks`).
+    A CSC matrix is converted to CSR once, in memory; any other matrix stays what and where it is. If that is a file or
+    dask, a few blocks of rows are in memory at a time, as they are stored (see :mod:`pyro_vmm.data.blocks`).
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class CellBatches:
         names: Sequence[str] | np.ndarray | None = None,
     ):
         require_cells(adata)
-        self._present = None  # where the genes that are there belong, if there are others
+        self._present = None  # the positions of the genes that are there, if some are missing
         if columns is not None and (columns < 0).any():
             self._present = np.flatnonzero(columns >= 0)
         there = columns if columns is None or self._present is None else columns[self._present]
@@ -81,7 +81,7 @@ class CellBatches:
 
     @property
     def block(self) -> int | None:
-        """Rows that are best read together; None in memory, where it is all one."""
+        """Rows that are best read together; None in memory, where it makes no difference."""
         return self._source.block
 
     def rows(self, index: np.ndarray | Tensor | Sequence[int]) -> Tensor:
@@ -91,7 +91,7 @@ class CellBatches:
         return _dense(self._read(index.astype(np.int64)))
 
     def read(self, batches: Sequence[Tensor], at_once: int) -> Generator[Tensor, None, None]:
-        """:meth:`rows` of each of these positions; those not in memory so many batches at once, and ahead."""
+        """:meth:`rows` of each of these positions; from a file, ``at_once`` batches are read together, and ahead."""
         if self.block is None:
             yield from map(self.rows, batches)
             return
@@ -161,7 +161,7 @@ def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
         raise ValueError(f"layer={layer!r} is not in adata.layers, which holds {quoted(adata.layers)}")
     place = _place(layer)
     if adata.is_view:
-        check_sparse(place, _stored(adata._adata_ref, layer))  # before SciPy takes a part of it, without a look
+        check_sparse(place, _stored(adata._adata_ref, layer))  # before SciPy slices it, unchecked
     matrix = _stored(adata, layer)
     if matrix is None:
         raise ValueError(
@@ -301,7 +301,7 @@ def check_counts(cells: CellBatches, training: bool = True) -> np.ndarray:
 
     Arguments:
         cells: the counts, looked at a block of rows at a time.
-        training: whether to refuse genes that have no count in any cell, as any may that are mapped by a trained model.
+        training: whether to refuse genes without a count in any cell; cells to map may have such genes.
     """
     _check_names(cells)
     totals, expressed = np.empty(len(cells)), np.zeros(cells.shape[1], dtype=bool)
@@ -326,7 +326,7 @@ def nonzero(cells: CellBatches) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_names(cells: CellBatches) -> None:
-    """There are cells and genes, each of its own name, which is text."""
+    """Raise ``ValueError`` unless there are cells and genes, each with a name of its own, which is text."""
     if 0 in cells.shape:
         raise ValueError(f"{_place(cells.layer)} has shape {cells.shape}, expected at least one cell and one gene")
     for kind, attribute, names in (("cell", "obs", cells.cell_names), ("gene", "var", cells.gene_names)):
@@ -382,7 +382,7 @@ def shown(value: Any) -> str:
 
 
 def rounding_error(parts: Iterable[np.ndarray]) -> float | None:
-    """How far values are off whole numbers at most, if they are counts but for what computing left; else None."""
+    """The largest distance from a whole number, if the values are counts up to rounding; else None."""
     largest = 0.0
     for values in parts:
         whole = np.rint(values)
@@ -402,7 +402,7 @@ def how_to_round(error: float, place: str, backed: bool = False) -> str:
 
 
 def _rounding(cells: CellBatches) -> str:
-    """That rounding would do, if it would for all cells."""
+    """The advice to round, if that makes counts of all cells; else empty."""
     error = rounding_error(block.data for _, block in cells.chunks())
     if error is None:
         return ""
@@ -423,7 +423,7 @@ def _normalisation(cells: CellBatches, block: sparse.csr_matrix) -> str:
 
 
 def _evidence(block: sparse.csr_matrix) -> str:
-    """What rows of counts have in common after they were divided by their totals; empty if they have not."""
+    """The evidence that counts were divided by their totals, as a clause; empty if there is none."""
     block.eliminate_zeros()
     block = block[np.diff(block.indptr) > 1]
     if block.shape[0] < 2:
@@ -431,7 +431,7 @@ def _evidence(block: sparse.csr_matrix) -> str:
     totals = np.asarray(block.sum(1)).ravel()
     if totals.std() < 0.01 * totals.mean():
         return f"the values of every cell add up to about {totals.mean():.6g}"
-    # Of a part of the genes the totals differ; but a cell's least value is most often that of a single count.
+    # With a part of the genes the totals differ, but a cell's least value is mostly that of a single count.
     starts, lengths = block.indptr[:-1], np.diff(block.indptr)
     multiples = block.data / np.repeat(np.minimum.reduceat(block.data, starts), lengths)
     whole = np.logical_and.reduceat(np.abs(multiples - np.rint(multiples)) < 0.01, starts)
@@ -445,7 +445,7 @@ def _hint(cells: CellBatches, finding: str) -> str:
 
 
 def where_counts_lie(adata: "AnnData") -> str:
-    """Where raw counts may be that are not where they were looked for, as a sentence."""
+    """Where else raw counts may be, as a sentence."""
     advice = "If a layer holds the raw counts, name it as layer; "
     if is_collection(adata):
         return f"{advice}adata.adatas[0].layers holds {quoted(adata.adatas[0].layers)}"
@@ -473,7 +473,7 @@ def _raw_is_whole(adata: "AnnData") -> bool:
 
 
 def _check_nonzero(cells: CellBatches, kind: str, kept: np.ndarray) -> None:
-    """Every cell, or gene, has a count. The advice names the matrix: scanpy's filters would look at another, at X."""
+    """Raise ``ValueError`` unless each has a count. The advice names the matrix, as scanpy's filters look at X."""
     if kept.all():
         return
     names = (cells.cell_names if kind == "cell" else cells.gene_names)[~kept]
@@ -539,7 +539,7 @@ def _in_file(matrix: Any) -> bool:
     import h5py
     from anndata.abc import CSCDataset, CSRDataset
 
-    zarr = sys.modules.get("zarr")  # who has such a matrix has imported it
+    zarr = sys.modules.get("zarr")  # such a matrix exists only where it is imported
     return isinstance(matrix, (CSRDataset, CSCDataset, h5py.Dataset, *(() if zarr is None else (zarr.Array,))))
 
 

@@ -74,12 +74,12 @@ def check_text_options(path: Path, separator: str, header: str, decimal: str, en
 
 
 def advice(text: str, separator: str, other: str | None = None) -> str:
-    """What to say to the reader besides, by the look of a text: nothing, or the options of how else it may be written.
+    """The options for a text that seems to be written otherwise, as the end of a message; empty if it does not.
 
     Arguments:
         text: A line, or a field of it.
-        separator: What was taken for one.
-        other: What is one, if that is known.
+        separator: The separator that was tried.
+        other: The right one, if it is known.
     """
     other = other or next((character for character in OTHERS if character != separator and character in text), None)
     options = [] if other is None else [(f"separator={other!r}", f"--separator {other!r}")]
@@ -162,7 +162,7 @@ def _open(path: Path, encoding: str) -> TextIO:
 def _is_data(first: list[str], read: Callable[..., pd.DataFrame]) -> bool:
     """Whether the first line holds values: numbers, of which some may be missing, as pandas knows them.
 
-    The 0, 1, 2, ... of an unnamed DataFrame are none, nor is what follows an empty field above a full column.
+    Names, not values, are the 0, 1, 2, ... of a DataFrame, and numbers after an empty field above a full column.
     """
     line = read(header=None, nrows=1)
     if line.isna().all(axis=None) or not all(map(pd.api.types.is_numeric_dtype, line.dtypes)):

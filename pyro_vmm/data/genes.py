@@ -29,7 +29,7 @@ class GeneMatch:
     def positions(self, adata: "AnnData", genes: np.ndarray) -> np.ndarray:
         """Positions in ``adata`` of these genes, (G,), -1 where one is absent.
 
-        Of ``adata.var_names`` and the column those count that hold more of them.
+        Names are those of ``adata.var_names`` or of the column, whichever has more of the genes.
         """
         require_cells(adata)
         if self.key is not None and self.key in var_keys(adata):

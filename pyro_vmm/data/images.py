@@ -50,7 +50,7 @@ def load(
 
 def load_digits() -> Dataset:
     """The 1797 handwritten digits bundled with scikit-learn, shape (1797, 8, 8), in [0, 1]."""
-    from sklearn import datasets  # here, for it takes long to import
+    from sklearn import datasets  # imported here, because it takes long
 
     bunch = datasets.load_digits()
     x = (bunch.images / 16).astype(np.float32)

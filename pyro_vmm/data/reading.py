@@ -1,4 +1,4 @@
-"""What stands between a user's file and the libraries that read it."""
+"""Reads a user's file by other libraries, whose errors become messages."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 def reading(path: Path, form: str) -> Iterator[None]:
     """Whatever a library raises as it reads a damaged file becomes one line of ``ValueError``.
 
-    By where the damage is, libraries raise a dozen types. Own code stays outside, so that its faults show.
+    Libraries raise a dozen types, depending on the damage. Code of this package stays outside: its faults should show.
 
     Arguments:
         path: the file.

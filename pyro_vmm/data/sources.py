@@ -14,7 +14,7 @@ from pyro_vmm.data.blocks import Block, block_rows, joined, native
 from pyro_vmm.data.structure import check_sparse
 from pyro_vmm.runtime.files import reason
 
-# Numbers of a chunk that are computed at once: 32 MB as float64. Of a larger chunk so many are, if it can be cut.
+# So many numbers of a chunk are computed at once, if a larger chunk can be cut: 32 MB as float64.
 UNIT_NUMBERS = 2**22
 # Rows that are looked at to see how many numbers a row has.
 FIRST_ROWS = 256
@@ -35,7 +35,7 @@ class RowSource(Protocol):
 
     @property
     def block(self) -> int | None:
-        """Rows that are best read together; None in memory, where it is all one."""
+        """Rows that are best read together; None in memory, where it makes no difference."""
         ...
 
     def rows(self, index: np.ndarray) -> Block:
@@ -60,7 +60,7 @@ class SomeRows:
     """Some rows and columns of a matrix.
 
     Arguments:
-        source: all of them.
+        source: the matrix.
         rows: positions of the rows wanted, (N,); None for all.
         columns: of the columns, (G,); None for all.
     """

@@ -1,4 +1,4 @@
-"""What a sparse matrix has to be before anything reads by it: SciPy's compiled code goes wherever the arrays point.
+"""Checks of a sparse matrix before it is read: SciPy's compiled code follows its arrays wherever they point.
 
 A CSR matrix (N, G) has a row after the other: row i holds ``values[indptr[i]:indptr[i + 1]]`` in the columns
 ``indices[indptr[i]:indptr[i + 1]]``. The columns of a row may come in any order, and more than once: then their values
@@ -97,7 +97,7 @@ def check_stored(place: str, form: str, shape: tuple[int, ...], arrays: Mapping[
 
 
 def check_members(adata: "AnnData") -> None:
-    """:func:`check_sparse` of all that an AnnData has in memory, for a part or a copy of it to be taken."""
+    """:func:`check_sparse` of all that an AnnData has in memory, before a part or a copy of it is taken."""
     adata = adata._adata_ref if adata.is_view else adata
     if not adata.isbacked:
         check_sparse("adata.X", adata.X)
@@ -109,7 +109,7 @@ def check_members(adata: "AnnData") -> None:
 
 
 def to_memory(place: str, matrix: Any) -> Any:
-    """A matrix in a file, or dask's, as a whole, checked: AnnData's are read as they are."""
+    """The whole of a matrix in a file, or of dask's, checked; AnnData reads it unchecked."""
     if hasattr(matrix, "compute"):
         found = matrix.compute()
     else:

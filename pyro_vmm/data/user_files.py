@@ -65,10 +65,10 @@ def load_file(
         label_column: The column of a table, or the key of an ``.npz``, that holds the labels.
         name_column: The column of a table that names the rows, and is no feature.
         sample_weight: The column of a table that holds the rows' weights, and is no feature.
-        drop_columns: The columns of a table that are none of these.
+        drop_columns: Further columns of a table that are no features.
         header: Whether the first line of text names the columns: "yes", "no", or "auto", which takes a line of
-            numbers and missing values for a row, with a warning. Names that are numbers are known by their place: they
-            are 0, 1, 2, ..., or follow an empty first field, with a name for each row below it.
+            numbers and missing values for a row, with a warning. Numbers are still taken for names if they are
+            0, 1, 2, ..., or follow an empty first field, with a name for each row below it.
         separator: What stands between the fields of text; None for "," in a ``.csv`` and a tab in a ``.tsv``.
         decimal: What stands before the decimals in text: "." or ",".
         encoding: Of text, such as "latin-1" or "utf-16".
@@ -222,7 +222,7 @@ def _check_numeric(path: Path, frame: pd.DataFrame, advice: Callable[[str], str]
 
 
 def _value_of_no_number(column: pd.Series) -> str:
-    """A value of a column that is not numeric, if there is one such that is no number, as text."""
+    """A value, as text, of a column that is not numeric: one that is no number, if there is one."""
     values = column.dropna().astype(str)
     others = values[pd.to_numeric(values, errors="coerce").isna()]
     return next(iter(others), next(iter(values), "no value"))

@@ -124,7 +124,7 @@ def check_not_collected(adata: "AnnData") -> None:
 
 
 def check_writable(adata: "AnnData") -> None:
-    """Raise ``ValueError`` for a view of a file, which can't be written to, or of what no copy can be made of."""
+    """Raise ``ValueError`` for a view of a file, which can't be written to, and for cells that can't be copied."""
     if adata.is_view and adata.isbacked:
         raise ValueError("adata is a view of a file, expected one that can be written to: adata.to_memory()")
     if adata.is_view:
@@ -143,7 +143,7 @@ def write(
         key: how what is written is called.
         z: (N, D).
         summary: cluster, probability, entropy, (N, 3).
-        model: what found them.
+        model: the fitted model.
         novelty: of each cell, (N,); None to write none.
     """
     if adata.is_view:
@@ -155,7 +155,7 @@ def write(
         adata.obs[column] = value
     if novelty is not None:
         adata.obs[f"{key}_novelty"] = novelty.astype(z.dtype)
-    # Another annotation's colours may have other clusters in mind.
+    # The colours of an earlier annotation may be those of other clusters.
     adata.uns.pop(f"{key}_colors", None)
     adata.uns[key] = {
         "weights": model.weights_,

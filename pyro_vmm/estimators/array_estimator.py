@@ -92,11 +92,11 @@ class ArrayEstimator(FittedArrays):
         return self
 
     def fit_predict(self, X, y=None, **arguments) -> np.ndarray:
-        """:meth:`fit`, then the cluster of each row, (N,); scikit-learn's own would keep y to itself."""
+        """:meth:`fit`, then the cluster of each row, (N,); scikit-learn's own does not pass y on."""
         return self.fit(X, y, **arguments).labels_
 
     def _validate(self, X, reset: bool) -> np.ndarray:
-        """Scikit-learn's checks of X, which know its messages, and ours of its shape and numbers."""
+        """X after scikit-learn's checks, with their messages, and ours of its shape and numbers."""
         if reset:
             self._check_parameters()
         names = finite.names(X)
@@ -142,7 +142,7 @@ class ArrayEstimator(FittedArrays):
     def _build(self, X: np.ndarray, train: np.ndarray) -> Tensor:
         """Make the model, on the device, with the scaling and the pseudo-inputs that the training rows give.
 
-        Returns what it sees of all rows, (N, ...), on the host: those held back have to be of the support too.
+        Returns all rows as the model sees them, (N, ...), on the host; those held back must lie in the support, too.
         """
         weights = self._weights_of(train)
         self.shift_, self.scale_ = building.shift_and_scale(X[train], self.scaling_, self._feature_names(), weights)
@@ -196,7 +196,7 @@ class ArrayEstimator(FittedArrays):
         return choices.choose_hidden(self.hidden, math.prod(event_shape))
 
     def _widths(self, event_shape: Sequence[int]) -> Sequence[int]:
-        """Of the encoder's layers; those of the paper where it is no "mlp", as then they are not known."""
+        """The widths of the encoder's layers; the paper's for an encoder other than "mlp", whose widths are unknown."""
         return self._hidden(event_shape) if self.encoder == "mlp" else choices.WIDE
 
     def _chosen_training(self, rows: int) -> dict:
@@ -255,7 +255,7 @@ class ArrayEstimator(FittedArrays):
             self.feature_names_in_ = np.asarray(names, dtype=object)
         self.likelihood_options_ = fitted.plain("likelihood_options")
         self.shift_, self.scale_ = (self._restored_scaling(fitted, name) for name in ("shift", "scale"))
-        # Files of earlier versions, whose "auto" is that of arrays, do not say it.
+        # Files of earlier versions lack it; their "auto" is that of arrays.
         self.scaling_ = choices.choose_scaling(self.scaling, self.likelihood, table=False)
         if "scaling" in fitted:
             self.scaling_ = fitted.content["scaling"]

@@ -36,8 +36,8 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
             callable from decoder output (N, ...) to a Pyro distribution over x. Class and object do as the name does.
         likelihood_options: arguments of the likelihood, such as ``{"scale": "per_feature", "initial_scale": 0.5}``; an
             object has its own. Where ``initial_scale`` is not given, the noise of "normal" and "student_t" starts
-            where the variance of a row is worth 200 nats. Categories are counted. Nothing is known of a callable but
-            the option ``outputs_per_feature``.
+            where the variance of a row costs 200 nats. The number of categories is counted. A callable has the option
+            ``outputs_per_feature`` alone.
         hidden: widths of the encoder's layers, mirrored in the decoder. "auto" is (128, 128) for rows of fewer than 256
             features, and (500, 500, 2000), the paper's for images, for others.
         encoder: "mlp", "conv" for images (N, H, W) or (N, C, H, W), or a module from x (N, ...) to features (N, H); or
@@ -93,19 +93,19 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         confidence_: how far the clusters can be trusted, and ``confidence_.doubts`` in words; see
             :class:`~pyro_vmm.inference.confidence.Confidence`. A loaded model has none.
         tree_: how components join to clusters, and clusters to coarser ones, with the nats that each join costs; see
-            :func:`~pyro_vmm.priors.tree.join_all`. A model of a file from before there was a tree has None.
+            :func:`~pyro_vmm.priors.tree.join_all`. None for files of earlier versions.
         settled_: how many components settling kept, made and merged away, see :class:`~pyro_vmm.inference.Moves`; None
-            where they are as training left them, and of a file from before this was kept.
-        chosen_: what each parameter that is "auto" came to; ``training_`` is the whole ``TrainingConfig``.
+            where they are as training left them, and for files of earlier versions.
+        chosen_: the value chosen for each parameter that is "auto"; ``training_`` is the whole ``TrainingConfig``.
         history_: a DataFrame, one row per epoch.
         weight_history_: the weights of components at the end of each epoch of training, (epochs, K), in float32; NaN
-            in epochs whose weights are not known, None of a model from a file of before this was kept.
+            in epochs whose weights are unknown; None for files of earlier versions.
         successors_: the component that most rows of each of these went to when it was settled, (K,): itself if it was
-            kept, -1 of one without rows; ``history_clusters_`` is the cluster of that component.
+            kept, -1 for one without rows; ``history_clusters_`` is the cluster of that component.
         vae_: the trained :class:`~pyro_vmm.models.VAE`.
-        scaling_: what ``scaling`` came to, "range", "standard" or None; the model sees (X - ``shift_``) / ``scale_``.
+        scaling_: the scaling chosen, "range", "standard" or None; the model sees (X - ``shift_``) / ``scale_``.
         n_iter_: epochs trained; ``best_epoch_`` is the one whose parameters were kept.
-        learning_rates_: the learning rates, and from which epoch on: several where a diverged run went on at others.
+        learning_rates_: the learning rates, each with its first epoch; several if a diverged run went on at others.
         seed_: the seed that ``random_state`` gave.
         validation_rows_: positions of the training data's rows that were held back for early stopping.
         sample_weight_: the weights that ``fit`` was given, scaled to mean 1, (N,); None where all rows count the same.

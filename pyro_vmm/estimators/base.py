@@ -59,7 +59,7 @@ class Estimator(BaseEstimator):
     vae_: LatentVariableModel
     seed_: int
     n_components_: int
-    #: None of a model from a file of before this was kept.
+    #: None for files of earlier versions.
     weight_history_: np.ndarray | None = None
     #: The weights of the rows of the fit, scaled to mean 1, (N,); None where all count the same.
     sample_weight_: np.ndarray | None = None
@@ -105,13 +105,13 @@ class Estimator(BaseEstimator):
         return self._training_settings()["learning_rate"]
 
     def _chosen(self) -> dict:
-        """What parameters stand for, by name, that are "auto"."""
+        """The values to choose for parameters that are "auto", by name."""
         training = {name: getattr(self.training_, name) for name in settings_of(TrainingConfig)}
         return {**training, "device": str(self._own_device())}
 
     @property
     def chosen_(self) -> dict:
-        """What each parameter that is "auto" came to, by name."""
+        """The value chosen for each parameter that is "auto", by name."""
         check_is_fitted(self)
         given, chosen = self._single_settings(), self._chosen()
         return {name: chosen[name] for name, value in given.items() if isinstance(value, str) and value == AUTO}
@@ -261,7 +261,7 @@ class Estimator(BaseEstimator):
         return 1
 
     def _by_cluster(self, weights: np.ndarray) -> np.ndarray:
-        """What components have (K,), added up by cluster, (K,): zero from the number of clusters on."""
+        """Values of components, (K,), added up by cluster, (K,): zero from the number of clusters on."""
         return by_cluster(weights, self.cluster_of_component_)
 
     # Inference, some rows at a time
@@ -291,8 +291,8 @@ class Estimator(BaseEstimator):
                     consume(rows)
 
     def _batched(self, function: Callable[[Tensor], Tensor], x: Rows, rows_at_once: int = 1024) -> np.ndarray:
-        # Results go where there is room for all: kept one by one, they would lie between the rows read and keep the
-        # memory of those from being used again (5 GB with a million cells).
+        # One array holds all results. Kept one by one, they would lie between the rows read, whose memory could not be
+        # used again then (5 GB with a million cells).
         found, done = None, 0
 
         def keep(rows: Tensor) -> None:
@@ -317,12 +317,12 @@ class Estimator(BaseEstimator):
         return self._responsibilities(x, self._of_clusters(function))
 
     def _of_clusters(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """The function of q(c | x) of components, (M, K), that makes of clusters what ``function`` makes."""
+        """``function``, which takes q(c | x) of clusters, as a function of q(c | x) of components, (M, K)."""
         cluster = torch.as_tensor(self.cluster_of_component_, device=self._own_device())
         return lambda q_c: function(torch.zeros_like(q_c).index_add_(-1, cluster, q_c))
 
     def _responsibilities(self, x: Rows, function: Callable[[Tensor], Tensor]) -> np.ndarray:
-        """What the function makes of q(c | x) of components, (M, K)."""
+        """The values of a function of q(c | x) of components, (M, K), for all rows."""
         with torch.no_grad(), exclusive():
             clustering = self.vae_.prior.clustering(self.vae_.encoder)
         return self._batched(lambda rows: function(clustering.responsibilities(self.vae_.encoder(rows).mean)), x)
@@ -358,7 +358,7 @@ class Estimator(BaseEstimator):
         p_z = self.vae_.prior(self.vae_.encoder)
         clusters = torch.as_tensor(self.cluster_of_component_, device=self._own_device())
         weights = p_z.weights if cluster is None else p_z.weights * (clusters == cluster)
-        # One component is all that there is to draw, and takes no random number.
+        # With one component there is no choice, which takes no random number.
         c = torch.multinomial(weights, n_samples, replacement=True) if (weights > 0).sum() > 1 else weights.argmax()
         c = c.expand(n_samples)
         return p_z.component(c).sample(), clusters[c]
@@ -415,7 +415,7 @@ class Estimator(BaseEstimator):
             raise ValueError(f"{path} is a model of {name!r}, not of {cls.__name__}")
         saved = entries.plain("params")
         if "settle" not in saved and "settle" in cls().get_params(deep=False):
-            # From before components were grouped.
+            # The file's version did not group components.
             entries.content["params"] = {**{k: v for k, v in saved.items() if k not in storing.GONE}, "settle": False}
         known = cls().configuration()
         entries.content["params"] = storing.filled(entries.content["params"], known)
@@ -429,7 +429,7 @@ class Estimator(BaseEstimator):
         model.component_weights_ = fitted.floats("weights", (model.n_components_,)).numpy()
         model.labels_ = fitted.positions("labels", model.n_components_).numpy()
         model.sample_weight_ = storing.sample_weight(fitted, len(model.labels_))
-        # In a file from before components were grouped each is a cluster.
+        # In a file of a version that did not group components, each is a cluster.
         model.cluster_of_component_, model.components_ = np.arange(model.n_components_), model.labels_
         if "clusters" in fitted:
             model.cluster_of_component_ = fitted.positions("clusters", model.n_components_).numpy()
@@ -440,7 +440,7 @@ class Estimator(BaseEstimator):
         model.n_iter_ = fitted.whole("n_iter", len(model.history_), len(model.history_))
         model.weight_history_, model.successors_ = storing.weight_history(fitted, model.n_iter_, model.n_components_)
         model.best_epoch_ = fitted.whole("best_epoch", 0, model.n_iter_)
-        # A file from before there was a record has none.
+        # Files of earlier versions have no record.
         model.learning_rates_ = check_rates(fitted, "learning_rates") if "learning_rates" in fitted else []
         return model, entries
 

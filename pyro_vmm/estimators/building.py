@@ -48,7 +48,7 @@ from pyro_vmm.runtime.checks import check_choice, described, one_line
 from pyro_vmm.runtime.randomness import seeded
 from pyro_vmm.runtime.rows import Rows, read
 
-# At once: a comparison of all rows would take some of their memory again.
+# So many rows are checked at once: a check of all would take memory of their size.
 ROWS_CHECKED = 1024
 # k-means++ looks at no more cells than these: memory must not grow with their number.
 KMEANS_CELLS = 10_000
@@ -79,7 +79,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def _try(device: torch.device) -> None:
-    """Raise ``ValueError`` for a device that holds no numbers here."""
+    """Raise ``ValueError`` for a device that can't hold numbers on this machine."""
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:  # by the device, torch raises half a dozen types
@@ -124,7 +124,7 @@ def shift_and_scale(
             )
     else:
         shift, scale = 0.0, 1.0
-    # With a wider dtype than its own, X would be copied into that at every scaling.
+    # In a wider dtype than its own, X would be copied at every scaling.
     return np.asarray(shift, X.dtype), np.asarray(scale, X.dtype)
 
 
@@ -145,7 +145,7 @@ def check_range(x: Tensor, X: np.ndarray, names: Sequence, scaling: str | None) 
         names: of the features, flat.
         scaling: of X to x.
     """
-    if x.sum().isfinite():  # which costs less than to look at each of them
+    if x.sum().isfinite():  # cheaper than a look at each of them
         return
     lost = ~x.isfinite().flatten(1).numpy()
     if lost.any():
@@ -394,7 +394,7 @@ def initial_rows(x: Tensor, n: int, init: str, seed: int, weights: np.ndarray | 
 
 
 def _random_order(n: int, weights: np.ndarray | None) -> Tensor:
-    """Positions (n,) in random order: of those left each comes next as its weight says.
+    """Positions (n,) in random order: each next one is drawn from those left, by weight.
 
     By an exponential time for each (Efraimidis & Spirakis, Information Processing Letters 97:181, 2006).
     """
@@ -405,7 +405,7 @@ def _random_order(n: int, weights: np.ndarray | None) -> Tensor:
 
 def _spread(x: np.ndarray | sparse.csr_matrix, n: int, seed: int, weights: np.ndarray | None) -> Tensor:
     """Indices (n,) of rows of x (N, G) that k-means++ chooses."""
-    from sklearn.cluster import kmeans_plusplus  # here, for it takes long to import
+    from sklearn.cluster import kmeans_plusplus  # imported here, because it takes long
 
     return torch.as_tensor(kmeans_plusplus(x, n, sample_weight=weights, random_state=seed)[1])
 
@@ -422,10 +422,10 @@ def initial_cells(
     """Positions (n,) of the cells that pseudo-inputs start from.
 
     Arguments:
-        cells: all cells, for a name may be that of any.
+        cells: all cells; a name may be that of any.
         train: positions of those to train on.
         n: K.
-        init: "random", "k-means++", or names of cells, which random ones then follow.
+        init: "random", "k-means++", or names of cells, which random ones follow.
         seed: of k-means++.
         counts: whether the values are counts; k-means++ then compares log-normalised ones.
         weights: of the cells to train on, (M,), none of them 0, by which they are drawn; None for all alike.

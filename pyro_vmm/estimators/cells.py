@@ -167,7 +167,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         return self
 
     def _look_at_clusters(self, x: Rows, design: Tensor) -> None:
-        """Say which batches the clusters are of, and what is usual in them, by the cells of the fit."""
+        """Find the batches of the clusters, and what is usual in them, from the cells of the fit."""
         self.usual_ = Usual.of(self._looked_at(x), int(self.labels_.max()) + 1, self.validation_rows_)
         self.adjustments_ = np.tile(self.usual_.unseen, (self.layout_.n_batches, 1))
         batch = self.layout_.batch(design).argmax(1).numpy()
@@ -204,10 +204,10 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
     ) -> "SingleCellVMM":
         """A model that takes these cells too, of batches that this one does not know; this one stays as it is.
 
-        Of a new batch the weights are trained that bring it into the first layers of the networks, and its dispersions
-        and library sizes where the model has those by batch (scArches, Lotfollahi et al., Nature Biotechnology 40:121,
-        2022). All else is held: cells of known batches get the same answers, bit for bit. Without a new batch nothing
-        is trained. ``labels_``, ``weights_``, ``history_`` and what else describes the fit stay those of the reference.
+        Training changes only what belongs to new batches: their weights in the first layers of the networks, and their
+        dispersions and library sizes if the model has those by batch (scArches, Lotfollahi et al., Nature Biotechnology
+        40:121, 2022). Cells of known batches get the same answers, bit for bit. Without a new batch nothing is trained.
+        ``labels_``, ``weights_``, ``history_`` and all else that describes the fit stay those of the reference.
 
         Arguments:
             adata: M cells with raw counts, in memory or in a file. Further genes are ignored.
@@ -216,8 +216,8 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
                 reference without a column of batches are of the batch "all".
             gene_key: the column of ``adata.var`` that holds the genes' names as the reference has them; None for
                 ``adata.var_names``. The new model goes by it where that finds more genes.
-            most_missing: genes that are missing count as zero, with a warning, as long as they have no larger share of
-                the counts that the reference expects.
+            most_missing: missing genes count as zero, with a warning, if they have at most this share of the counts
+                that the reference expects.
             new_clusters: "auto" to add clusters for cells of a novelty below ``novel_below``, numbered after the
                 reference's. The weights of the reference's clusters relative to each other stay, and their components;
                 their probabilities fall for cells that a new one explains.

@@ -25,7 +25,7 @@ from pyro_vmm.runtime.checks import check_positive, check_whole
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# Means of fewer counts a cell are as good as none: they are what a pseudo-count stands for.
+# The default pseudo-count, in counts per cell: smaller means are as good as zero.
 LEAST_COUNTS = 0.01
 
 
@@ -52,12 +52,11 @@ class ExplainedCells(FittedCells):
     ) -> pd.DataFrame:
         r"""Genes whose mean expression differs between two groups of cells: a row for each, most probable first.
 
-        z of each cell is drawn from q(z | x), and decoded. A draw then says what group each cell is of and how much it
-        weighs (:mod:`pyro_vmm.analysis.bootstrap`), which gives a mean of each group, set right by the counts
-        (:func:`~pyro_vmm.analysis.model_assisted_means`). The log2 fold changes of the draws, and what those of all
-        genes tell about each one (:func:`~pyro_vmm.analysis.shrunken`), give the posterior. With a likelihood of values
-        that are no counts, changes are differences of means in their units, and the column is ``difference``, not
-        ``lfc``.
+        z of each cell is drawn from q(z | x), and decoded. Each draw assigns cells to groups and weighs them
+        (:mod:`pyro_vmm.analysis.bootstrap`), which gives a mean of each group, corrected by the counts
+        (:func:`~pyro_vmm.analysis.model_assisted_means`). The log2 fold changes of the draws give the posterior, under
+        a prior learned from all genes (:func:`~pyro_vmm.analysis.shrunken`). With a likelihood of values that are no
+        counts, changes are differences of means in their units, and the column is ``difference``, not ``lfc``.
 
         Columns, by ``gene``: ``lfc``, the posterior mean of the log2 fold change of group 1 over group 2, and its
         interval ``lfc_low`` to ``lfc_high``; ``probability`` that it is beyond ``delta`` either way; ``expected_fdr``,
@@ -180,10 +179,10 @@ class ExplainedCells(FittedCells):
     ) -> CellExplanation:
         """What the clusters of these cells are: size, confidence, mixing of batches, typical cells, marker genes.
 
-        ``markers`` are every gene of every cluster of at least 3 cells beside all other cells, by ``cluster`` and
-        ``gene`` and then as of :meth:`differential_expression`, with its defaults, but that genes which are higher in
-        the cluster come before those that are lower; expression is decoded in all batches that these cells have, on
-        average. ``decoded`` is the expression (per 10,000) at the centre of each cluster.
+        ``markers`` compare every gene of each cluster of at least 3 cells with all other cells: columns ``cluster`` and
+        ``gene``, then those of :meth:`differential_expression` with its defaults. Genes that are higher in the cluster
+        come before those that are lower. Expression is decoded in all batches of these cells, on average. ``decoded``
+        is the expression (per 10,000) at the centre of each cluster.
 
         Arguments:
             adata: cells of known batches, those of the fit or others.
@@ -257,7 +256,7 @@ class ExplainedCells(FittedCells):
         shared = np.flatnonzero((counts > 0).all(0))
         if not len(shared):
             raise ValueError(
-                "the groups have no batch in common, so that a batch effect can't be told from a difference of the "
+                "the groups have no batch in common, so a batch effect can't be separated from a difference of the "
                 "groups; give batch_correction=False to compare them as they are"
             )
         return shared

@@ -14,12 +14,12 @@ from pyro_vmm.runtime.checks import is_real, is_whole
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.rows import Rows
 
-# Of what sets clusters apart: what a change is beyond (standard deviations of features, log2 fold changes of genes),
-# the share of false calls to expect, and the probability of intervals.
+# Defaults for what sets clusters apart: the threshold of a change (in standard deviations of features, or log2 fold
+# changes of genes), the expected share of false calls, and the probability of intervals.
 DELTA, FDR, LEVEL = 0.5, 0.05, 0.95
 # A group of fewer rows has no spread to speak of.
 LEAST_ROWS = 3
-# Of fewer draws no standard error is known.
+# Fewer draws do not give a standard error.
 LEAST_DRAWS = 10
 
 

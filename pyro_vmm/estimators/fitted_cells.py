@@ -52,9 +52,9 @@ class FittedCells(Estimator):
     gene_match_ = GeneMatch()
     #: The calls of ``map_query`` that this model comes from.
     mappings_: tuple[Mapped, ...] = ()
-    #: What novelty is measured by; None of a model from a file that lacks it.
+    #: What novelty is measured by; None if the model's file lacks it.
     usual_: Usual | None = None
-    #: What brings the cells of each batch to the reference's, (B, 3), see :mod:`pyro_vmm.estimators.novelty`.
+    #: The adjustment of each batch to the reference, (B, 3), see :mod:`pyro_vmm.estimators.novelty`.
     adjustments_: np.ndarray
 
     def _forget(self) -> None:
@@ -102,7 +102,7 @@ class FittedCells(Estimator):
             adata: cells of known batches.
 
         Raises:
-            ValueError: the model is from a file of before there was novelty.
+            ValueError: a version without novelty saved the model.
         """
         return self._novelty(self._rows(adata))
 
@@ -112,7 +112,7 @@ class FittedCells(Estimator):
 
     def _known_as_usual(self) -> Usual:
         if self.usual_ is None:
-            raise ValueError("the model was saved before there was novelty; fit it again")
+            raise ValueError("a version of pyro_vmm without novelty saved the model; fit it again")
         return self.usual_
 
     def _looked_at(self, x: Rows) -> Cells:
@@ -147,10 +147,10 @@ class FittedCells(Estimator):
         - ``uns["vmm"]``: weights, batch shares, history, settings, versions.
 
         Arguments:
-            adata: cells of known batches, with the genes of the training data and any others, in any order. Those of
-                ``read_lazy`` are written by ``adata.to_memory().write_h5ad(...)`` then; an ``AnnCollection`` can't be
-                written to, its parts can.
-            key_added: what replaces "vmm" above; not so that a column is replaced which the model reads.
+            adata: cells of known batches, with the genes of the training data and any others, in any order. Write
+                those of ``read_lazy`` by ``adata.to_memory().write_h5ad(...)``. An ``AnnCollection`` can't be
+                annotated, but its parts can.
+            key_added: replaces "vmm" above; must not replace a column that the model reads.
         """
         check_is_fitted(self)
         annotation.check_key(key_added, self.covariates_.keys)
@@ -178,7 +178,7 @@ class FittedCells(Estimator):
         Arguments:
             adata: cells of known batches.
             batch: what the cells would look like in this batch, or on average in these; None for each cell's own.
-            library_size: what the expression of a cell adds up to over all genes; of counts alone.
+            library_size: the sum of a cell's expression over all genes; for counts alone.
             genes: which to return; None for all.
         """
         check_positive("library_size", library_size)
@@ -203,7 +203,7 @@ class FittedCells(Estimator):
     def reconstruct(self, adata: "AnnData") -> np.ndarray:
         """The mean of p(x | z) at the mean of q(z | x), in the cell's own batch and library size, (N, G).
 
-        Counts add up to the library size before zero inflation: with "zinb", which puts zeros in, to less.
+        Counts add up to the library size; with "zinb", whose zero inflation comes after, to less.
         """
 
         def mean(cells: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def float_type(X: Any, dtype: str) -> type | list[type]:
     given = getattr(X, "dtype", None)
     if not isinstance(given, np.dtype):
         return np.float64
-    # float32 holds all that two bytes can, in half the memory of float64; unless that is what is computed in.
+    # float32 holds all numbers of two bytes, in half the memory of float64, unless the estimator computes in that.
     small = given.kind in "biuf" and given.itemsize <= 2
     return np.float32 if small and dtype == "float32" else [np.float64, np.float32]
 

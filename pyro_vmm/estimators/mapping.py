@@ -92,7 +92,7 @@ class Mapped:
 def match_query(
     adata: "AnnData", genes: np.ndarray, vae: SingleCellVAE, key: str | None, most_missing: float
 ) -> GeneMatch:
-    """Where these cells have the names of their genes; a warning of those that they lack.
+    """Where these cells have the names of their genes; warns of genes that they lack.
 
     Arguments:
         adata: cells.
@@ -102,7 +102,7 @@ def match_query(
         most_missing: the share of counts that missing genes may have.
 
     Raises:
-        ValueError: no gene is there, or those that are not have too large a share.
+        ValueError: no gene is there, or the missing ones have too large a share.
     """
     check_share("most_missing", most_missing)
     missing = positions_by(adata, genes, key) < 0
@@ -219,15 +219,15 @@ def new_components(
 ) -> tuple[SingleCellVAE, np.ndarray]:
     """A model with components for the cells at these positions (M,), and the cluster of each of those, from 0.
 
-    They are found as those of a fit are (:mod:`pyro_vmm.priors.moves`), among these cells alone. One that fewer cells
-    make up than fill a covariance, D + 1, is left out.
+    They are found as those of a fit are (:mod:`pyro_vmm.priors.moves`), among these cells alone. Components of too few
+    cells to fill a covariance are left out.
 
     Arguments:
         vae: the model that reads these cells.
         rows: all of the query's cells.
         novel: positions of those that no cluster explains.
-        known: of how many cells the components of ``vae`` are.
-        seed: of which cells are looked at, where there are more than settling looks at.
+        known: how many cells the components of ``vae`` stand for.
+        seed: the seed of the choice of cells, if there are more than settling looks at.
     """
     some = torch.as_tensor(novel)[some_rows(len(novel), seed)]
     least = vae.prior.latent_dim + 2

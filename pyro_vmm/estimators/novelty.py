@@ -1,14 +1,14 @@
 r"""Which cells no cluster of a reference explains, judged without labels.
 
 The encoder is held, and a cell of an unseen type may land inside a reference cluster, where distances in the latent
-space don't show it. What the decoder makes of where it landed can. So two things of a cell are looked at: log p(z), and
-the affinity (Bhattacharyya's) of the counts x with the decoded expression e, over the genes that the cells have. Of
-values that are no counts it is the cosine of the values and their decoded means.
+space don't show it. The expression decoded there can. So novelty looks at two numbers of a cell: log p(z), and the
+affinity (Bhattacharyya's) of the counts x with the decoded expression e, over the genes that the cells have. For values
+that are no counts it is the cosine of the values and their decoded means.
 
 .. math:: a(x) = \frac{\sum_g \sqrt{x_g e_g}}{\sqrt{\sum_g x_g \sum_g e_g}}
 
 It stands in for log p(x | z), which a learned dispersion blunts. Both are compared with those of the reference's cells
-of the same cluster, and the affinity with that of cells of as large a library, with which it rises:
+of the same cluster. The affinity rises with the library size, so it is compared at equal sizes:
 
 .. math:: t(x) = \max\left( \frac{1}{\sigma} \left( \frac{-\log p(z) - m_c}{s_c} - \mu \right),\
                  \frac{-a(x) - i_c - j_c \log \ell}{s'_c} - \delta \right)
@@ -18,10 +18,10 @@ the cell's cluster c. The novelty of a cell is the share of the reference's cell
 reference's own cells.
 
 A new batch fits worse as a whole, as its technology differs in more than its few columns can express. So
-:math:`\mu, \sigma` and :math:`\delta` bring quantiles of the batch to those of the reference: of log p(z) the one at
-5 % and at 25 %, of the affinity that at 25 %. They are low ones because a batch's novel cells are beyond them. Cells
+:math:`\mu, \sigma` and :math:`\delta` bring quantiles of the batch to those of the reference: those at 5 % and
+25 % of log p(z), and that at 25 % of the affinity. They are low because a batch's novel cells are beyond them. Cells
 that training has not seen fit worse, too: those held back give the least :math:`\mu, \sigma` and :math:`\delta` of any
-batch. The price: of a batch most of whose cells are of unseen types, few are found.
+batch. The price: if most cells of a batch are of unseen types, few of them are found.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ import numpy as np
 
 # Clusters of fewer reference cells are compared with all of them.
 LEAST_CELLS = 50
-#: Of the reference's largest t so many quantiles are kept.
+#: So many quantiles of the reference's t are kept.
 QUANTILES = 1001
 #: The quantiles of a batch that are brought to those of the reference.
 LOW = (0.05, 0.25)
@@ -85,7 +85,7 @@ class Usual:
 
     @classmethod
     def of(cls, cells: Cells, n_clusters: int, held_back: np.ndarray) -> "Usual":
-        """Of the reference's cells, those at some positions (M,) being held back from training."""
+        """What is usual of these cells of the reference; those at some positions (M,) were held back from training."""
         latent, counts = np.empty((n_clusters, 2)), np.empty((n_clusters, 3))
         for c in range(n_clusters):
             own = cells[cells.cluster == c]

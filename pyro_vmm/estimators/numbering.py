@@ -6,12 +6,12 @@ import pandas as pd
 from pyro_vmm.priors.tree import cut
 from pyro_vmm.runtime.checks import check_whole
 
-# Of the rows of a fit so many may come out as of another component on another machine.
+# So large a share of a fit's rows may get another component on another machine.
 OTHERS = 0.01
 
 
 def by_cluster(values: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """What components have (K,), added up by their cluster (K,), (K,): zero from the number of clusters on."""
+    """Values of components, (K,), added up by their cluster (K,): (K,), zero from the number of clusters on."""
     found = np.zeros_like(values)
     np.add.at(found, cluster, values)
     return found
@@ -27,8 +27,8 @@ def numbering(
         weights: of the components, (K,).
         counts: how many rows each wins, (K,).
         by: what is large, the "weight" or the "share" of the rows; the other one decides between equals.
-        others: how many rows of no weight each wins besides, (K,); clusters of these alone come last but for those
-            without any row.
+        others: how many rows of weight 0 each wins, (K,); clusters with these alone come after those with other rows,
+            and before those without any.
     """
     sizes = {"weight": (counts, weights), "share": (weights, counts)}[by]
     ranks = [-size for size in sizes] + [cluster]
@@ -75,9 +75,7 @@ def regrouped(
     if len(now) != len(before):
         raise ValueError(f"there are {len(now)} rows, expected the {len(before)} that the model was fitted to")
     if tree is None:
-        raise ValueError(
-            "there is no tree_: the model has new clusters, or is of a file from before there was one; fit it again"
-        )
+        raise ValueError("there is no tree_: the model has new clusters, or an earlier version saved it; fit it again")
     if (others := float((now != before).mean())) > OTHERS:
         problem = f"{others:.0%} of these rows are of other components than in the fit"
         raise ValueError(f"{problem}: give the rows that the model was fitted to, in their units and their order")

@@ -15,7 +15,7 @@ def checked(given: Any, n: int) -> np.ndarray | None:
     """The weights of n rows, scaled to mean 1, (n,) in float64; None where all are equal, or none are given.
 
     Raises:
-        ValueError: what is no weight for each row, finite, not negative, and positive for at least two.
+        ValueError: the weights are not one finite number per row, none negative and at least two positive.
     """
     if given is None:
         return None

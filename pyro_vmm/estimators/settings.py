@@ -121,7 +121,7 @@ def _of_value(check: Callable[[Any], object]) -> Callable[[str, Any], object]:
 
 @settings
 class Data:
-    """What of the data is used."""
+    """The part of the data that is used."""
 
     title: ClassVar[str] = "data"
 

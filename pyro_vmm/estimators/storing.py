@@ -34,7 +34,7 @@ from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.settings import Setting
 from pyro_vmm.version import __version__
 
-#: Of what ``random_state`` gives.
+#: The largest seed that ``random_state`` gives.
 MOST_SEED = 2**31 - 1
 #: Parameters that may hold modules, classes or callables, which no file keeps.
 CUSTOM = ("encoder", "decoder", "likelihood", "prior")
@@ -118,7 +118,7 @@ def _check_custom(name: str, saved: dict, given, path: str | Path) -> None:
 
 @contextmanager
 def restoring(path: str | Path) -> Iterator[None]:
-    """Say of parameters that no model can be made with in which file they are."""
+    """Name the file in errors about parameters that no model can be made with."""
     try:
         yield
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
@@ -136,7 +136,7 @@ def history(fitted: Entries) -> pd.DataFrame:
 
 
 def weight_history(fitted: Entries, n_epochs: int, n_components: int) -> tuple[np.ndarray | None, np.ndarray]:
-    """Weights of components by epoch, and what became of each; of a file from before these were kept None.
+    """Weights of components by epoch, and what became of each; None for files of earlier versions.
 
     A model that cells were mapped onto has more components than training had.
     """
@@ -177,7 +177,7 @@ def tree(fitted: Entries, n_components: int) -> pd.DataFrame:
 
 
 def moves(fitted: Entries) -> Moves | None:
-    """What settling made of the components; None of a model that was not settled, or from before this was kept."""
+    """How settling changed the components; None if the model was not settled, or for files of earlier versions."""
     if "settled" not in fitted:
         return None
     names = [each.name for each in fields(Moves)]
@@ -210,7 +210,7 @@ def mappings_to_plain(mappings: Sequence[Mapped], genes: GeneMatch) -> dict:
 
 
 def mappings(fitted: Entries) -> tuple[tuple[Mapped, ...], GeneMatch]:
-    """What :func:`mappings_to_plain` wrote; of a model that was not mapped there is nothing."""
+    """What :func:`mappings_to_plain` wrote; empty for a model that was not mapped."""
     if "mapped" not in fitted:
         return (), GeneMatch()
     found = fitted.part("mapped")
@@ -237,7 +237,7 @@ def usual_to_plain(usual: Usual, adjustments: np.ndarray) -> dict:
 
 
 def usual(fitted: Entries, n_batches: int) -> tuple[Usual | None, np.ndarray]:
-    """What :func:`usual_to_plain` wrote; of a file from before there was novelty there is nothing."""
+    """What :func:`usual_to_plain` wrote; nothing for files of versions without novelty."""
     if "usual" not in fitted:
         return None, np.tile(NONE, (n_batches, 1))
     found = fitted.part("usual")
@@ -300,7 +300,7 @@ def read_checkpoint(
         config: plain parameters. ``random_state=None`` takes the run's seed.
         X: the data.
         settings: of the parameters, which say what may differ.
-        sample_weight: of the rows, (N,); None where all count the same, as in a checkpoint of old.
+        sample_weight: of the rows, (N,); None where all count the same, as in old checkpoints.
     """
     saved = files.load(path, "checkpoint")
     entries = Entries(saved, str(path))
@@ -326,7 +326,7 @@ def read_checkpoint(
 
 @contextmanager
 def resuming(state: dict | None, kind: type[ValueError] = Damaged) -> Iterator[None]:
-    """Say of what :func:`read_checkpoint` read, and is refused by an error of this kind, in which file it is."""
+    """Name the checkpoint's file in errors of this kind about what :func:`read_checkpoint` read."""
     try:
         yield
     except kind as error:

@@ -33,7 +33,7 @@ UNCERTAINTY = 0.1
 
 @dataclass(frozen=True)
 class Moves:
-    """What settling made of the components that have rows, numbers of each.
+    """How settling changed the components that have rows: the number of each change.
 
     Arguments:
         kept: components that keep rows of theirs.
@@ -47,7 +47,7 @@ class Moves:
 
     @classmethod
     def between(cls, before: np.ndarray, after: np.ndarray) -> "Moves":
-        """Those from one component of each row, (n,), to another, (n,)."""
+        """The moves from the component of each row before, (n,), to that after, (n,)."""
         kept = len(np.unique(after[after == before]))
         return cls(kept, len(np.unique(after)) - kept, len(np.unique(before)) - kept)
 
@@ -63,12 +63,12 @@ def can_settle(prior: Prior) -> bool:
 
 
 class Settled(NamedTuple):
-    """What settling came to.
+    """The result of settling.
 
     Arguments:
         clusters: the cluster of each component, (K,), numbered from 0.
         moves: what became of the components; None where they are as training left them.
-        successors: the component that most rows of each went to, (K,), -1 of one without rows.
+        successors: the component that most rows of each went to, (K,), -1 for one without rows.
     """
 
     clusters: Tensor
@@ -89,7 +89,7 @@ def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Settled:
         vae: a trained model.
         x: the rows that it was trained on, (N, ...); of :class:`~pyro_vmm.runtime.weighted.Weighted` ones the evidence
             counts each as often as a draw of them has it.
-        seed: of which rows are looked at, where there are more than ``MOST_ROWS``.
+        seed: the seed of the choice of rows, if there are more than ``MOST_ROWS``.
     """
     each = torch.arange(vae.prior.n_components)
     if not can_settle(vae.prior):
@@ -179,10 +179,10 @@ def places(vae: LatentVariableModel, x: Rows, rows: Tensor, encoded: Encoded, la
     """Where components of these labels (n,) belong: the moments of their encoded rows, and the rows near their means.
 
     Arguments:
-        vae: what has encoded them.
+        vae: the model that encoded them.
         x: all rows.
         rows: positions of those encoded, (n,).
-        encoded: what the encoder makes of them.
+        encoded: these rows, encoded.
         labels: the component of each, numbered from 0 without gaps.
     """
     moments = Moments.of(encoded, labels, labels.max() + 1)
@@ -200,7 +200,7 @@ def places(vae: LatentVariableModel, x: Rows, rows: Tensor, encoded: Encoded, la
 
 
 def _successors(before: np.ndarray, after: np.ndarray, n: int) -> Tensor:
-    """The component that most rows of each of n went to, (n,), -1 of one without rows.
+    """The component that most rows of each of n went to, (n,), -1 for one without rows.
 
     Arguments:
         before, after: the component of each row, (N,).

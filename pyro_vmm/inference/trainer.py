@@ -62,7 +62,7 @@ class Trainer:
         self.weights = torch.empty(0, vae.prior.n_components, dtype=torch.float32)
         self.best: dict = {"epoch": 0, "value": float("-inf"), "model": None}
         self.numbers = RandomNumbers(config.seed, self.device)
-        # Of small networks few: more would be slower, and much slower where another program has a core.
+        # Small networks get few: more would be slower, and much slower if another program uses a core.
         rows = config.batch_size / self.ranks.size + vae.prior.n_components
         self.threads = threads_for(rows * _work_of_a_row(vae))
         #: ``config``, with fewer epochs once the ELBO has levelled off.
@@ -192,7 +192,7 @@ class Trainer:
                 raise
             finally:
                 self.steps.iterate.reset()
-                # As its user wants it: in training mode a look at some rows would move BatchNorm's statistics.
+                # In training mode, encoding rows would move BatchNorm's statistics.
                 self.vae.eval()
         if checkpoint:
             checkpoint(good)
@@ -272,7 +272,7 @@ class Trainer:
 
     @torch.no_grad()
     def _nmi(self, x: Rows, labels: Sequence | np.ndarray) -> float:
-        # Imported here, as only who asks for labels needs it.
+        # Imported here: only training with labels needs it.
         from sklearn.metrics import normalized_mutual_info_score
 
         stream = read(x, torch.arange(len(x)).split(1024))
@@ -360,7 +360,7 @@ class Trainer:
 
 
 def _work_of_a_row(vae: LatentVariableModel) -> float:
-    """The multiply-adds that the networks take for a row; infinite where a kernel makes who knows how many."""
+    """The multiply-adds that the networks take for a row; infinite with kernels, whose number is unknown."""
     parameters = [p for network in (vae.encoder, vae.decoder) for p in network.parameters()]
     return math.inf if any(p.dim() > 2 for p in parameters) else sum(p.numel() for p in parameters)
 

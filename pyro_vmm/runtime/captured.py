@@ -102,7 +102,7 @@ class Captured:
         return self._replays[shape]()
 
     def _try(self, x: Tensor, what: Callable[[], Outputs]) -> Outputs:
-        """Rehearse or record; if that fails, restore the state from before and run the step eagerly."""
+        """Rehearse or record; if that fails, restore the earlier state and run the step eagerly."""
         before = self._state()
         try:
             return what()

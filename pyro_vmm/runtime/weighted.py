@@ -17,9 +17,9 @@ def draw(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
     .. math:: n_i = \lceil n C_i - u \rceil - \lceil n C_{i - 1} - u \rceil
 
-    The sums are over rows in the order of their weights, equal ones in random order: so all rows of one weight come
-    together as often as their share says, rounded up or down. In the order of the data u would move rows together: with
-    weights of 1/2 and 3/2 by turns, either all light rows come or none.
+    The sums are over rows sorted by weight, equal ones in random order. So the rows of one weight, taken together, come
+    as often as their share says, rounded up or down. In the order of the data they might not: with weights of 1/2 and
+    3/2 in turn, either all light rows would come or none.
 
     Arguments:
         weights: w, (N,), float64, none negative, some positive.
@@ -67,6 +67,6 @@ class Weighted:
         return read(self.x, batches)
 
     def counted(self, most: int, seed: int) -> Tensor:
-        """Positions of one draw for each row with a weight, of ``most`` at most, in the order of the data."""
+        """As many drawn positions as rows have a weight, ``most`` at most, in the order of the data."""
         n = min(int(self.weights.count_nonzero()), most)
         return draw(self.weights, n, torch.Generator().manual_seed(seed))

@@ -53,8 +53,8 @@ class Clusters:
         n_clusters_, strays_, weights_, components_, component_weights_, cluster_of_component_, batch_shares_: as in
             :class:`~pyro_vmm.SingleCellVMM`, for the cells that the model was made with.
         confidence_, tree_, settled_: as in :class:`~pyro_vmm.SingleCellVMM`, from the training of the prior; files keep
-            them. They are None without a mixture, for the model of a query (its prior is the reference's), and in a
-            file from before they existed. Doubts of ``confidence_`` are a warning at the end of ``train``.
+            them. They are None without a mixture, for the model of a query (its prior is the reference's), and for
+            files of earlier versions. Doubts of ``confidence_`` are a warning at the end of ``train``.
     """
 
     confidence_: Confidence | None = None

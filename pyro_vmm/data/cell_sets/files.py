@@ -82,7 +82,7 @@ def read_h5ad(path: Path, backed: bool = False) -> "AnnData":
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings of what is put right here, or lies in files as they were published."""
+    """Without warnings of faults that are corrected here, or that the published files have."""
     from anndata import OldFormatWarning
 
     with warnings.catch_warnings():

@@ -30,7 +30,7 @@ def read_cells(path: Path, modality: str | None = None, backed: bool = False) ->
     Arguments:
         path: a file with one of the endings of ``READERS``, or a folder with ``matrix.mtx`` of 10x.
         modality: the modality of an ``.h5mu``; None for the only one.
-        backed: leave ``X`` and layers in a ``.zarr``; of no other.
+        backed: leave ``X`` and layers in the store; for a ``.zarr`` alone.
 
     Raises:
         FileNotFoundError: there is no such file, or a file is missing in the folder.
@@ -57,7 +57,7 @@ def read_cells(path: Path, modality: str | None = None, backed: bool = False) ->
 
 @contextmanager
 def _whole(path: Path, form: str) -> Iterator[None]:
-    """:func:`~pyro_vmm.data.reading.reading` without warnings of what is put right here."""
+    """:func:`~pyro_vmm.data.reading.reading` without warnings of faults that are corrected here."""
     with quiet(), reading(path, form):
         yield
 
@@ -93,7 +93,7 @@ def _in_store(store: Any) -> "AnnData":
 def _check_chunks(store: Any) -> None:
     """Raise ``ValueError`` where a part of a sparse matrix is not in the store: Zarr reads zeros there.
 
-    Zarr leaves out parts that are zero all over. No such part of stored values or of their columns is.
+    Zarr leaves out parts that are zero all over. Stored values and their columns have no such part.
     """
     places = ["X", "raw/X", *(f"layers/{name}" for name in (store["layers"] if "layers" in store else ()))]
     for place in places:

@@ -72,7 +72,7 @@ def select_genes(
 
 
 def _check_divisible(adata: "AnnData") -> None:
-    """Raise ``ValueError`` for sparse matrices of types of which SciPy can't take a part."""
+    """Raise ``ValueError`` for sparse matrices of types that SciPy can't slice."""
     for place, matrix in {"X": adata.X, **{f"layers[{name!r}]": each for name, each in adata.layers.items()}}.items():
         if sparse.issparse(matrix) and not is_native(matrix.dtype):
             raise ValueError(
@@ -174,7 +174,7 @@ def _warn_of_compromise(batches: pd.Categorical, used: np.ndarray, span: float) 
 
 
 def whole_counts(matrix: Any, place: str, rounding: bool = False, hint: str = "") -> sparse.csr_matrix:
-    """Counts as int32 CSR (N, G), the matrix itself unchanged; refuses what is none, with the hint."""
+    """Counts as int32 CSR (N, G), the matrix itself unchanged; ``ValueError``, with a hint, for other values."""
     if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)):  # in a file
         matrix = to_memory(place, matrix)
     counts = sparse.csr_matrix(native(matrix))

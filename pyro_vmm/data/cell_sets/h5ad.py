@@ -1,4 +1,4 @@
-"""Checks of an ``.h5ad`` file before AnnData reads it, which makes none of them."""
+"""Checks of an ``.h5ad`` file before AnnData reads it; AnnData makes none of them."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -65,7 +65,7 @@ def load_cells(
         data_dir: The data folder; files are looked for in its ``cells`` and in itself. Defaults to
             ``$PYRO_VMM_DATA``, then to a cache folder in the user's home. Downloads go to its ``cells``.
         backed: Leave ``X`` in an ``.h5ad``, as ``anndata.read_h5ad(path, backed="r")`` does, or ``X`` and layers in a
-            ``.zarr``; of no other form.
+            ``.zarr``; for no other form.
         modality: Which modality of an ``.h5mu`` to read; None for the only one.
         make_unique: Whether to append -1, -2, ... to names of genes that come again.
 

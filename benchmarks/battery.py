@@ -198,7 +198,7 @@ SETS: dict[str, dict[str, Callable[[int], Data]]] = {
 
 # --- runs ---
 
-OTHERS = ("k-means, told", "Bayesian mixture", "HDBSCAN")
+OTHERS = ("k-means, given K", "Bayesian mixture", "HDBSCAN")
 
 
 def scores(y: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -300,7 +300,7 @@ def main() -> None:
         about = (
             f"`VMM(random_state=seed).fit(X)`, {args.seeds} seeds from 0, {pages.machine()}. A run is right with the "
             "right number of clusters and NMI above 0.95; strays are not counted. The last three columns are the NMI "
-            "of other methods on the standardised columns; k-means is told the number of clusters."
+            "of other methods on the standardised columns; k-means is given the number of clusters."
         )
         pages.write(args.out, "The battery: one default for everything", about, page)
 

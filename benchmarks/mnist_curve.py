@@ -62,7 +62,7 @@ def probabilities(vae: VAE, x: torch.Tensor) -> np.ndarray:
 
 
 def report(row: dict, scores: dict, path: Path) -> None:
-    """Add an epoch to the curve; drop later epochs from before a resumption."""
+    """Add an epoch to the curve; drop later epochs that an earlier run left."""
     line = {
         "epoch": row["epoch"],
         "seconds": row["seconds"],

@@ -35,16 +35,16 @@ CLUSTERING = ("vamp", "vade", "gmm", "vmm", "gmvae", "dlgmm", "vae", "pca")
 TITLES = {
     "vae": "N(0, I)",
     "vamp": "VampPrior",
-    "vade": "VaDE (told K)",
+    "vade": "VaDE (given K)",
     "gmm": "GMM",
     "vmm": "VMM",
-    "gmvae": "GMVAE (told K)",
+    "gmvae": "GMVAE (given K)",
     "gmvae-16": "GMVAE, K = 16",
     "gmvae-30": "GMVAE, K = 30",
-    "dlgmm": "DLGMM (told K)",
-    "k_means_pca": "k-means on PCA (told K)",
+    "dlgmm": "DLGMM (given K)",
+    "k_means_pca": "k-means on PCA (given K)",
     "mixture_pca": "Bayesian mixture on PCA",
-    "k_means_vae": "k-means on the VAE's z (told K)",
+    "k_means_vae": "k-means on the VAE's z (given K)",
     "mixture_vae": "Bayesian mixture on the VAE's z",
 }
 

@@ -35,7 +35,7 @@ from repro.scales import Scale
 
 #: The rows of the table.
 TITLES = {
-    "k_means": "k-means (told K)",
+    "k_means": "k-means (given K)",
     "mixture": "Bayesian mixture",
     "hdbscan": "HDBSCAN",
     "vmm": "VMM",

@@ -126,8 +126,8 @@ def calibration() -> list[str]:
     lines = [
         "Simulated counts: 1,500 cells, 600 genes, 3 types, 2 batches. A gene counts as changed if the true log2 fold "
         f"change is beyond {DELTA}. Both models were trained for {EPOCHS} epochs; ours found {ours.n_clusters_} "
-        "clusters. Each entry is the real share of false calls, and in brackets the share of the changed genes that "
-        "are called. The nominal level is the expected share of false calls of the Bayesian methods, of Wilcoxon's test "
+        "clusters. Entries are the real share of false calls, and in brackets the share of the changed genes that are "
+        "called. The nominal level is the expected share of false calls of the Bayesian methods, of Wilcoxon's test "
         'the q of "no change at all"; its fold change is cut at the same threshold afterwards, which no q knows of. '
         "scVI compares random pairs of cells, so that a gene that only some of the others lack is no sure call.",
         "",

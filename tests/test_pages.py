@@ -1,5 +1,6 @@
 """The README and the pages of the documentation: links between files, the commands, what the site is made of."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -39,6 +40,20 @@ def test_the_readme_is_short_and_has_the_command_that_ci_runs():
     command = re.search(r"<!-- test command -->\n```sh\n(.*?)\n```", readme, flags=re.DOTALL)
     assert command and command[1].endswith("python -m pytest")
     assert readme.count("<!-- results -->") == readme.count("<!-- end of results -->") == 1
+
+
+def test_each_folder_says_the_question_that_it_answers():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    questions = dict(re.findall(r"^  (\w+)/ +(.*?\?)", text, flags=re.MULTILINE))
+    for file in (ROOT / "pyro_vmm").rglob("__init__.py"):
+        folder = file.parent.relative_to(ROOT / "pyro_vmm").as_posix()
+        first = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).splitlines()[0]
+        question, mark, _ = first.partition("?")
+        if folder != ".":
+            assert mark and question, folder
+        if folder in questions:
+            assert (question[0].lower() + question[1:] + mark) == questions.pop(folder)
+    assert questions == {}
 
 
 def test_every_page_of_results_is_on_the_site():

@@ -51,7 +51,7 @@ class Explanation:
         order = self.marker_order if order is None else order
         check_choice("order", order, ORDERS)
         if self.markers is None:
-            raise ValueError("there are no markers: they need a table or cells, and two clusters, one of them with enough rows")
+            raise ValueError("there are no markers: they need a table or cells, and two clusters, one with enough rows")
         called = self.markers[self.markers["called"]]
         change = called[self.change].to_numpy()
         lower = (change <= 0) & (order == "higher")

@@ -1,4 +1,4 @@
-"""The command line: it turns options and configuration files into an estimator and a run folder."""
+"""What does the command line do? It turns options and configuration files into an estimator and a run folder."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Where data come from: data sets and files, as plain arrays for images and tables, as AnnData for single cells."""
+"""Where do data come from? Data sets and files, as arrays for images and tables, as AnnData for single cells."""
 
 from pyro_vmm.data.cell_sets import (
     CELL_PRESETS,

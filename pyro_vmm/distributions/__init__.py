@@ -1,4 +1,4 @@
-"""Which densities the models are made of, as Pyro distributions.
+"""Which densities are the models made of? Each is a Pyro distribution.
 
 The alphabet of shapes, used in every file of the package:
 

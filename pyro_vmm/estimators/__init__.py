@@ -1,4 +1,4 @@
-"""How a model is used, by scikit-learn's conventions: fit, predict, transform, save, load."""
+"""How is a model used? By scikit-learn's conventions: fit, predict, transform, save, load."""
 
 from pyro_vmm.estimators.arrays import VMM
 from pyro_vmm.estimators.cells import SingleCellVMM

@@ -1,1 +1,1 @@
-"""How good a fit is: scores of a clustering, the parts of the ELBO, choice of the granularity, comparison of priors."""
+"""How good is a fit? Scores of a clustering, the parts of the ELBO, the choice of granularity, comparison of priors."""

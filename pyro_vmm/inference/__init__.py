@@ -1,4 +1,4 @@
-"""How a model is trained: SVI and MAP steps in alternation (Algorithm 1), early stopping and checkpoints."""
+"""How is a model trained? By SVI and MAP steps in turn (Algorithm 1), with early stopping, checkpoints and settling."""
 
 from pyro_vmm.inference.config import MONITORS, RATES, RESUMABLE, TrainingConfig
 from pyro_vmm.inference.elimination import Elimination

@@ -1,4 +1,4 @@
-"""How the decoder's output becomes the distribution of x, equation (2)."""
+"""How does the decoder's output become the distribution of x? By a likelihood, equation (2)."""
 
 from pyro_vmm.likelihoods.arrays import (
     LIKELIHOODS,

@@ -1,4 +1,4 @@
-"""What the probabilistic models are: Pyro model/guide pairs with any of the priors, and their ELBO."""
+"""What are the probabilistic models? Pyro model/guide pairs with any of the priors, and their ELBO."""
 
 from pyro_vmm.models.base import LatentVariableModel, show_parameters
 from pyro_vmm.models.elbo import Elbo

@@ -1,4 +1,4 @@
-"""How tensors become the parameters of a distribution: layers, encoders and decoders."""
+"""How do tensors become the parameters of a distribution? By layers, encoders and decoders."""
 
 from pyro_vmm.networks.decoders import CellDecoder, Decoder, conv_decoder
 from pyro_vmm.networks.encoders import (

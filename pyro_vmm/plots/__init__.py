@@ -1,4 +1,4 @@
-"""Figures: arrays in, a matplotlib ``Figure`` out.
+"""What does a figure show? Each function takes arrays and returns a matplotlib ``Figure``.
 
 No figure passes through ``pyplot`` and no global setting changes, so that nothing stays open and a user's style
 is respected. Show a figure as the last line of a notebook's cell (after ``%matplotlib inline``), or ``save`` it.

@@ -1,4 +1,4 @@
-r"""The priors p(z): each is a module whose ``forward(encoder)`` returns p(z), and a Pyro model/guide pair.
+r"""What is p(z)? A prior: a module whose ``forward(encoder)`` returns p(z), and a Pyro model/guide pair.
 
 ========================  ================================================  =========================================
 prior                     p(z)                                              parameters, and the step that trains them

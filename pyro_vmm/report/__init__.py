@@ -1,4 +1,4 @@
-"""What a run leaves behind: its folder, and the files in it for arrays and for cells."""
+"""What does a run leave behind? Its folder, the files in it for arrays and for cells, and its page."""
 
 from pyro_vmm.report.arrays import ArrayResults
 from pyro_vmm.report.cells import CellData, CellResults

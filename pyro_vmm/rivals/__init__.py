@@ -1,4 +1,4 @@
-"""The models that the paper compares with: VaDE, GMVAE and DLGMM, as Pyro pairs and as estimators."""
+"""What does the paper compare with? VaDE, GMVAE and DLGMM, as Pyro pairs and as estimators."""
 
 from pyro_vmm.rivals.dlgmm import DeepLatentGaussianMixture
 from pyro_vmm.rivals.elbo import MeanFieldElbo

@@ -1,1 +1,1 @@
-"""How a computation runs on a machine: checks, files, rows, random numbers, threads, processes and devices."""
+"""How does a computation run on a machine? Checks, files, rows, random numbers, threads, processes and devices."""

@@ -1,4 +1,4 @@
-"""The prior in scvi-tools' own models: their classes, with the same names, and a mixture on z.
+"""How does the prior come into scvi-tools' own models? By their classes, with the same names, and a mixture on z.
 
 .. code-block:: python
 

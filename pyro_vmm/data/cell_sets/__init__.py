@@ -1,4 +1,4 @@
-"""The paper's single-cell data sets, any ``.h5ad`` file, and the selection of variable genes."""
+"""Where do cells come from? The paper's data sets, users' files, and the selection of variable genes."""
 
 from pyro_vmm.data.cell_sets.genes import select_genes
 from pyro_vmm.data.cell_sets.sets import (

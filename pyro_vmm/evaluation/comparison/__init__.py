@@ -1,4 +1,4 @@
-"""Comparing priors on the same data, splits and starts: ``pyro_vmm.compare``."""
+"""Which prior is better? Fits with the same data, splits and starts, compared: ``pyro_vmm.compare``."""
 
 from pyro_vmm.evaluation.comparison.comparing import PRIORS_COMPARED, SEEDS, compare
 from pyro_vmm.evaluation.comparison.result import Comparison

@@ -1,1 +1,1 @@
-"""Many fits to parts of the same data: the parts, the loop over fits, and the folder that keeps them."""
+"""How are many fits made to parts of the same data? The parts, the loop over fits, and the folder that keeps them."""

@@ -1,4 +1,4 @@
-"""Choosing the granularity without labels: ``pyro_vmm.select``."""
+"""Which granularity suits the data? A choice without labels: ``pyro_vmm.select``."""
 
 from pyro_vmm.evaluation.selection.result import Selection
 from pyro_vmm.evaluation.selection.search import M_PRIOR, SEEDS, select

@@ -3,7 +3,9 @@
 Two environment variables make it quicker: ``PYRO_VMM_DOCS_NOTEBOOKS=off`` shows the tutorials without running them.
 """
 
+import ast
 import importlib.util
+import inspect
 import os
 import re
 import shutil
@@ -172,6 +174,66 @@ def write_help() -> None:
     (folder / "help.txt").write_text(parser.format_help(), encoding="utf-8")
 
 
+def source_of(file: str) -> ast.Module:
+    """A file of ``pyro_vmm.scvi``, parsed: it can't be imported here, as the site does without scvi-tools."""
+    return ast.parse((ROOT / "pyro_vmm" / "scvi" / file).read_text(encoding="utf-8"))
+
+
+def names_of_scvi() -> list[str]:
+    """The public names of ``pyro_vmm.scvi``."""
+    [stated] = [each for each in source_of("__init__.py").body if isinstance(each, ast.Assign)]
+    return ast.literal_eval(stated.value)
+
+
+def documented_source(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> list[str]:
+    """The docstring of a node and, indented, those of the public methods of a class, as reStructuredText."""
+    from sphinx.ext.napoleon import Config, GoogleDocstring
+
+    lines = inspect.cleandoc(ast.get_docstring(node)).splitlines()
+    tidy(None, "", "", None, None, lines)
+    lines = str(
+        GoogleDocstring("\n".join(lines), Config(napoleon_use_rtype=False, napoleon_use_ivar=True))
+    ).splitlines()
+    for each in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(each, ast.FunctionDef) and not each.name.startswith("_") and ast.get_docstring(each):
+            decorators = [name.id for name in each.decorator_list if isinstance(name, ast.Name)]
+            lines += directive("property" if "property" in decorators else "method", each)
+    # The underscore at the end of a name would make it a link.
+    return [re.sub(r"(?<=\w)_(?=[,:])", r"\\_", line) if line.startswith(":ivar") else line for line in lines]
+
+
+def directive(kind: str, node: ast.ClassDef | ast.FunctionDef) -> list[str]:
+    """The directive of a class, function or method, from its source."""
+    signature = node.name
+    if kind in ("function", "method") and isinstance(node, ast.FunctionDef):
+        arguments = ast.unparse(node.args).removeprefix("self").removeprefix(", ")
+        signature += f"({arguments})" + (f" -> {ast.unparse(node.returns)}" if node.returns else "")
+    return ["", f".. py:{kind}:: {signature}", "", *(f"   {line}" for line in documented_source(node))]
+
+
+def write_scvi() -> None:
+    """The reference of ``pyro_vmm.scvi``, from the docstrings in its source."""
+    lines = [".. py:module:: pyro_vmm.scvi", "", *documented_source(source_of("__init__.py"))]
+    for name in names_of_scvi():
+        if name not in ("STOCK", "with_vmm"):
+            settings = ":class:`~pyro_vmm.scvi.settings.PriorSettings`"
+            methods = ":class:`~pyro_vmm.scvi.clusters.Clusters`"
+            text = f"``scvi.model.{name}``, also with the arguments of {settings} and the methods of {methods}."
+            lines += ["", f".. py:class:: {name}(*args, **kwargs)", "", f"   {text}"]
+    lines += ["", ".. py:data:: STOCK", "", "   The classes of scvi-tools that have an adapter, by name."]
+    for file, names in SCVI_SHOWN.items():
+        found = {
+            each.name: each for each in source_of(f"{file}.py").body if isinstance(each, ast.ClassDef | ast.FunctionDef)
+        }
+        module = "pyro_vmm.scvi" if file == "models" else f"pyro_vmm.scvi.{file}"
+        lines += ["", f".. py:{'currentmodule' if file == 'models' else 'module'}:: {module}", ""]
+        for name in names:
+            lines += directive("class" if isinstance(found[name], ast.ClassDef) else "function", found[name])
+    folder = HERE / "_generated"
+    folder.mkdir(exist_ok=True)
+    (folder / "scvi.rst").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def missing_from_reference(app, env) -> None:
     """Warn of public names that no page of the reference has."""
     from sphinx.util import logging
@@ -186,6 +248,9 @@ def missing_from_reference(app, env) -> None:
             constant = name.isupper() and any(full.endswith(f".{name}") for full in documented)
             if not (constant or name == "__version__" or documented & {f"{home}.{name}" for home in homes}):
                 logging.getLogger(__name__).warning("%s.%s is not in the reference", module.__name__, name)
+    for name in names_of_scvi():
+        if f"pyro_vmm.scvi.{name}" not in documented:
+            logging.getLogger(__name__).warning("pyro_vmm.scvi.%s is not in the reference", name)
 
 
 def skip_others(app, what, name, obj, skip, options) -> bool | None:
@@ -211,13 +276,15 @@ def tidy(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = joined
 
 
-#: The modules whose ``__all__`` is the public interface.
+#: The modules whose ``__all__`` is the public interface; that of ``pyro_vmm.scvi`` is read from its source.
 PUBLIC = [
     "pyro_vmm",
     "pyro_vmm.analysis",
     "pyro_vmm.data",
     "pyro_vmm.distributions",
     "pyro_vmm.estimators",
+    "pyro_vmm.evaluation.comparison",
+    "pyro_vmm.evaluation.selection",
     "pyro_vmm.inference",
     "pyro_vmm.likelihoods",
     "pyro_vmm.models",
@@ -227,10 +294,19 @@ PUBLIC = [
     "pyro_vmm.report",
     "pyro_vmm.rivals",
 ]
+#: What the reference shows of each file of ``pyro_vmm.scvi``.
+SCVI_SHOWN = {
+    "models": ["with_vmm"],
+    "settings": ["PriorSettings", "TrainingSettings"],
+    "clusters": ["Clusters"],
+    "cells": ["PseudoCells"],
+    "contract": ["check_class", "check_model"],
+}
 
 bring(ROOT / "notebooks", HERE / "tutorials" / "notebooks", "*.ipynb")
 bring(ROOT / "benchmarks" / "results", HERE / "results" / "measured", "*.md", "*.png", "*.csv")
 write_help()
+write_scvi()
 
 
 def setup(app) -> None:

@@ -109,7 +109,8 @@ def main() -> None:
         curves.append(pd.read_csv(stored))
         ends.append(json.loads(stored.with_suffix(".json").read_text()))
         print(*page(curves, ends), sep="\n", flush=True)
-    about = f"Settings of `scripts/fit.py --dataset {args.dataset}`; {pages.machine()}."
+    command = f"Command: `python benchmarks/time_to_nmi.py --dataset {args.dataset} --seeds {args.seeds} --out DIR`"
+    about = f"{command}\n\nSettings of `scripts/fit.py --dataset {args.dataset}`; {pages.machine()}."
     pages.write(args.out / f"time_to_nmi_{args.dataset}.md", "Time to a given NMI", about, page(curves, ends))
 
 

@@ -176,6 +176,19 @@ def plan(name: str, scale: str, trials: int, only: Sequence[str] = ()) -> list[R
     return runs
 
 
+def command(name: str, scale: str, trials: int, runs: Sequence[Run]) -> str:
+    """The command that does these runs of an artefact."""
+    words = ["python", "scripts/reproduce.py", name, "--scale", scale]
+    if trials != SCALES[scale].trials:
+        words += ["--trials", str(trials)]
+    every, only = list(ARTEFACTS[name].runs(SCALES[scale], trials)), []
+    for key in ("dataset", "method", "configuration"):
+        chosen = dict.fromkeys(getattr(run, key) for run in runs)
+        if set(chosen) != {getattr(run, key) for run in every}:
+            only += chosen
+    return " ".join([*words, *(["--only", *only] if only else [])])
+
+
 def render(name: str, scale: str, trials: int, folders: Sequence[Folder], out: Path, data_dir: Path | None) -> str:
     """Write the table or figure of the finished runs into the folder ``out``; returns the text to print."""
     artefact, out = ARTEFACTS[name], Path(out)
@@ -193,7 +206,8 @@ def render(name: str, scale: str, trials: int, folders: Sequence[Folder], out: P
     quoted = ""
     if artefact.in_paper:
         quoted = PAPER if table.quoted else " The paper has no numbers of these data sets."
-    page = f"# {artefact.title}\n\n{done}. {MARKS}{artefact.note}{quoted}\n\n{table.markdown()}"
+    called = f"Command: `{command(name, scale, trials, [folder.run for folder in folders])}`"
+    page = f"# {artefact.title}\n\n{called}\n\n{done}. {MARKS}{artefact.note}{quoted}\n\n{table.markdown()}"
     for ending, text in (("md", page), ("csv", table.csv()), ("tex", table.latex())):
         files.write_text(out / f"{name}.{ending}", text)
     # Write the table before drawing the figure, which may fail.

@@ -125,6 +125,7 @@ def test_presets_and_ablation_share_a_run_and_show_their_rows(tmp_path, capsys):
     assert methods(presets) == rows
     ablation = (tmp_path / "tiny" / "ablation.md").read_text()
     assert methods(ablation) == [*beyond.ABLATION_TITLES.values()]
+    assert "Command: `python scripts/reproduce.py ablation --scale tiny --trials 1 --only labels`" in ablation
     for page, runs in ((presets, 12), (ablation, 4)):
         assert f"{runs} of {runs} runs are finished" in page and "not shown beside" not in page
         assert page.count("| 1 of 1 |") == runs and "**" in page

@@ -56,6 +56,16 @@ def test_each_folder_says_the_question_that_it_answers():
     assert questions == {}
 
 
+def test_pages_of_results_name_their_command():
+    for page in (ROOT / "benchmarks" / "results").glob("*.md"):
+        if page.stem not in ("README", "claims", "large_and_damaged"):  # which sum up the other pages
+            text = page.read_text(encoding="utf-8")
+            command = re.search(r"python (?:-m (\S+)|((?:scripts|benchmarks)/\S+\.py))", text)
+            assert command, page
+            module, script = command.groups()
+            assert (ROOT / (script or module.replace(".", "/"))).exists(), command[0]
+
+
 def test_every_page_of_results_is_on_the_site():
     index = (ROOT / "docs" / "results" / "index.md").read_text(encoding="utf-8")
     patterns = [pattern.removesuffix("*") for pattern in re.findall(r"^measured/(\S+)$", index, flags=re.MULTILINE)]

@@ -81,7 +81,7 @@ def cost_table(records: Mapping[str, Sequence[dict]]) -> list[str]:
 
 
 def about(adata: AnnData, records: Mapping[str, Sequence[dict]]) -> str:
-    """The paragraph above the tables."""
+    """The paragraphs above the tables."""
     types, batches = adata.obs["cell_type"], adata.obs["batch"]
     counts = f"{adata.n_obs:,} cells, {adata.n_vars:,} genes, {batches.nunique()} batches, {types.nunique()} types."
     if batches.nunique() > 1:
@@ -89,7 +89,9 @@ def about(adata: AnnData, records: Mapping[str, Sequence[dict]]) -> str:
     every = [run for runs in records.values() for run in runs]
     machines = {f"{run['machine']}; {_listed(run['versions'])}." for run in every}
     changed = {f"Not the defaults, but {_listed(run['options'])}." for run in every if run["options"]}
-    return "\n\n".join([counts, MARKS, *sorted(changed), *sorted(machines)])
+    name, seeds = every[0]["file"], max(map(len, records.values()))
+    command = f"Command: `python -m repro.integration --files {name} --seeds {seeds} --out DIR`"
+    return "\n\n".join([command, counts, MARKS, *sorted(changed), *sorted(machines)])
 
 
 def _listed(values: Mapping) -> str:

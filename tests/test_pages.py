@@ -1,10 +1,14 @@
 """The README and the pages of the documentation: links between files, the commands, what the site is made of."""
 
 import ast
+import pydoc
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from pyro_vmm import models, priors
 
 ROOT = Path(__file__).parents[1]
 # Pages that were copied or generated to build the site are not in the repository.
@@ -54,6 +58,32 @@ def test_each_folder_says_the_question_that_it_answers():
         if folder in questions:
             assert (question[0].lower() + question[1:] + mark) == questions.pop(folder)
     assert questions == {}
+
+
+def linked(text: str) -> list[object]:
+    """The objects that the roles of a text link to; an error where there is none."""
+    found = []
+    for role in re.findall(r"\{(?:class|func|meth|mod)\}`([^`]*)`", text):
+        place = re.sub(r".*<|>|~", "", role)
+        found.append(pydoc.locate(place))
+        assert found[-1] is not None, place
+    return found
+
+
+def test_every_equation_of_the_paper_links_to_its_function():
+    statements: dict[int, list[object]] = {}
+    for page in (ROOT / "docs" / "mathematics").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        for row in re.findall(r"^\|.*", text, flags=re.MULTILINE):
+            for number in re.findall(r"\| \((\d+)\) \|", row):
+                statements.setdefault(int(number), []).extend(linked(row))
+        blocks = text.split("\n\n")
+        for block, following in pairwise(blocks):
+            for number in re.findall(r"\\qquad \((\d+)\)", block):
+                statements.setdefault(int(number), []).extend(linked(following))
+    assert sorted(statements) == list(range(1, 13)) and all(statements.values())
+    for number, expected in ((1, priors.StandardNormal), (3, models.Elbo), (9, priors.GaussianMixture.marginal)):
+        assert expected in statements[number]
 
 
 def test_pages_of_results_name_their_command():

@@ -63,8 +63,8 @@ def more_shares(
     """:func:`batch_shares` with further cells.
 
     Arguments:
-        before: the shares, of the first of these batches.
-        sizes: cells in each cluster that they are of.
+        before: the shares of the first batches.
+        sizes: the number of cells in each cluster that they were taken over.
         clusters, batch: of each further cell, (N,).
         n_clusters: of all of them.
         names: of the batches, (B,).

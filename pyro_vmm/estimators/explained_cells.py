@@ -73,15 +73,15 @@ class ExplainedCells(FittedCells):
             within: compare cells of these clusters alone, drawn from q(c | x); None for all cells.
             sample: the column of samples (donors). Their spread is then in the intervals, which takes several samples
                 in each group; None takes cells as independent.
-            batch_correction: whether to compare means decoded in each batch that both groups have cells of, on
-                average; else in each cell's own batch, as where the batches are what to compare.
+            batch_correction: whether to decode each cell in all batches in which both groups have cells, and average;
+                else each cell is decoded in its own batch, which is right if batches are compared.
             delta: what a change is beyond, in log2 units.
             fdr: the expected share of false calls.
             level: the probability of the intervals.
-            pseudo_count: added to both means of normalised expression, which add up to one; None for what a gene of one
-                count in a hundred cells of the training data's mean library size has.
+            pseudo_count: added to both means of normalised expression, which add up to one; None for that of a gene
+                with one count in a hundred cells of the training data's mean library size.
             n_draws: at least 10.
-            max_cells: of a group with more cells so many are drawn at random. Memory grows with them, not with N.
+            max_cells: so many cells of a group are compared at most, drawn at random. Memory grows with them, not N.
             random_state: an int for the same draws; None goes by the estimator's.
 
         Raises:

@@ -172,8 +172,8 @@ class FittedCells(Estimator):
     ) -> pd.DataFrame:
         """Denoised expression, cells x genes, at the mean of q(z | x); of values that are no counts, in their units.
 
-        With a callable likelihood the decoder's output, its first row of several, is taken for the logits of counts or
-        the mean of other values.
+        With a callable likelihood the decoder's output (its first row, if there are several) is taken for the logits of
+        counts or the mean of other values.
 
         Arguments:
             adata: cells of known batches.
@@ -238,8 +238,8 @@ class FittedCells(Estimator):
         Arguments:
             n_samples: how many.
             component: the cluster to draw from; None for the mixture.
-            batch: the batch they are of; None for the first. They are equally of every category of other covariates,
-                and continuous ones are at their mean.
+            batch: the batch of the cells; None for the first. They belong equally to every category of other
+                covariates, and continuous ones are at their mean.
             library_size: total counts to expect before zero inflation ("zinb" puts zeros in, and gives fewer); None for
                 the geometric mean of the training data's.
             random_state: an int for the same draws; None goes by the estimator's.

@@ -14,7 +14,7 @@ from pyro_vmm.data.numbers import ADVICE, check_digits, floats, kind_of
 
 
 class NotNumbers(ValueError, TypeError):
-    """Values of which no number can be made: a ``ValueError`` like all that is wrong with data, and scikit-learn's."""
+    """Values that can't become numbers: a ``ValueError``, as all wrong data raise, and scikit-learn's ``TypeError``."""
 
 
 def is_table(X: Any) -> bool:

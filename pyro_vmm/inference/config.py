@@ -134,9 +134,9 @@ class TrainingConfig(Alternation, Monitored):
         decay_fraction: the share of ``epochs``, at the end, over which both learning rates fall to zero, along a half
             cosine.
         patience: stop after so many epochs without a better ``monitor``; None for never.
-        plateau: in nats. Once 200 steps, or three epochs if these are more, raise the ELBO by less, training turns to
-            its last part: the rates begin to fall, and ``epochs`` becomes the number of which ``decay_fraction`` is
-            left then. The ELBO is that of the validation rows if there are any. None for never.
+        plateau: in nats. Once 200 steps, or three epochs if these are more, raise the ELBO by less, the rates begin to
+            fall, and training ends when they reach zero: over the share ``decay_fraction`` of all epochs trained.
+            The ELBO is that of the validation rows if there are any. None for never.
         monitor: "val_elbo", or "val_nmi", which uses the validation rows' labels.
         reuse_draws: give the MAP step the draws of z of the SVI step before it, for one pass over the rows instead of
             two; they are an update older than those of Algorithm 1, and have the noise of dropout.

@@ -35,7 +35,7 @@ def levelled_off(elbos: Sequence[float], window: int, nats: float) -> int | None
 
 
 def shortened(config: TrainingConfig, elbos: Sequence[float], rows: int) -> TrainingConfig:
-    """The same with fewer epochs, if the ELBO has levelled off: with these, the learning rates begin to fall then.
+    """The same with fewer epochs once the ELBO has levelled off, such that the learning rates begin to fall there.
 
     Arguments:
         config: how to train.

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 # AnnData's names of the sparse forms today and before 0.7.
 FORMS = {"csr_matrix": "csr", "csc_matrix": "csc", "csr": "csr", "csc": "csc"}
-# An array of more bytes than this is damaged if it has this many times as many bytes as the file holds of it: zlib does
-# not compress better.
+# An array of more bytes than the first number is damaged if the file stores less than its size over the second: zlib
+# does not compress better.
 LARGE, BEST_COMPRESSION = 2**30, 1100
 
 

@@ -105,7 +105,7 @@ def simulated_cite_seq(n: int = 2000, types: int = 8, genes: int = 300, proteins
 
 
 def simulated_peaks(n: int = 2000, types: int = 8, peaks: int = 2000) -> AnnData:
-    """Fragments in peaks, Poisson, some 300 a cell; a twentieth of the peaks opens eightfold in each type; two batches."""
+    """Fragments in peaks, Poisson, some 300 a cell; each type opens a twentieth of the peaks eightfold; two batches."""
     random = np.random.default_rng(0)
     kind, batch = random.choice(types, n, p=np.arange(types, 0, -1) / np.arange(types + 1).sum()), random.choice(2, n)
     level = np.tile(random.gamma(0.5, 1.0, peaks), (types, 1))

@@ -1,7 +1,7 @@
 """What several files of tests need besides fixtures: small models of every prior, small data, and comparisons."""
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, GaussianEncoder, lower_cholesky, mlp
 from pyro_vmm.priors import PRIORS, Prior, VampMixture
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
-from pyro_vmm.runtime.graphs import Outputs, Step, as_recorded
+from pyro_vmm.runtime.graphs import Outputs, Replay, Step, as_recorded
 from repro.runs import Folder, Run
 
 #: Of the model that :func:`build` makes: features, latent dimensions and components.
@@ -252,11 +252,16 @@ def drawn(figure: Figure) -> Figure:
 class Reruns:
     """What CUDA graphs do, without a GPU: a replay runs the step again, on the same tensors."""
 
+    patience = 1
+    rehearses = True
+    follows_rates = False
+    to_be_proven = False
+
     def rehearse(self, step: Step, x: Tensor) -> Outputs:
         with as_recorded():
             return step(x)
 
-    def record(self, step: Step, x: Tensor) -> Callable[[], Outputs]:
+    def record(self, step: Step, x: Tensor, groups: Sequence[dict]) -> tuple[Outputs, Replay]:
         outputs: list[Tensor] = []
 
         def replay() -> Outputs:
@@ -268,7 +273,7 @@ class Reruns:
                 output.copy_(value)
             return tuple(outputs)
 
-        return replay
+        return replay(), replay
 
 
 def same_but_seconds(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:

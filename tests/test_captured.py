@@ -11,13 +11,13 @@ import torch
 from common import D, G, K, Reruns, data, every_prior, noisy, plain
 from torch import nn
 
-from pyro_vmm import VMM
 from pyro_vmm.inference import Steps, Trainer, TrainingConfig
+from pyro_vmm.inference.steps import recorder
 from pyro_vmm.likelihoods import CustomLikelihood
 from pyro_vmm.models import VAE
 from pyro_vmm.priors import VampMixture
 from pyro_vmm.runtime.captured import MOST_SHAPES, Captured, describe
-from pyro_vmm.runtime.graphs import CudaGraphs, graphs_for
+from pyro_vmm.runtime.graphs import CudaGraphs
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])
@@ -36,12 +36,12 @@ class Counted(Reruns):
             raise RuntimeError("called a synchronizing CUDA operation")
         return outputs
 
-    def record(self, step, x):
+    def record(self, step, x, groups):
         self.recordings += 1
         if self.fails == "recording":
             message = "operation not permitted when stream is capturing\nand more"
             raise RuntimeError(message)
-        return super().record(step, x)
+        return super().record(step, x, groups)
 
 
 def build(prior: str = "vmm", networks=plain, device: str = "cpu", **settings) -> VAE:
@@ -58,7 +58,7 @@ def graphs_on(device: str):
 
 def trainer(vae: VAE, graphs=None, **changes) -> Trainer:
     """One whose steps are recorded, by these graphs; eager without."""
-    found = Trainer(vae, config(capture=False, **changes))
+    found = Trainer(vae, config(capture="auto" if graphs else False, **changes))
     found.steps = Steps(vae, found.config, graphs)
     return found
 
@@ -137,24 +137,14 @@ def test_resuming_in_the_middle_is_bit_identical(device):
     assert_alike(everything(whole), everything(rest))
 
 
-def test_nothing_is_recorded_on_a_cpu_unless_asked():
-    assert graphs_for(torch.device("cpu"), "auto") is None
-    steps = Steps(build(), config())
-    steps.iterate(data())
-    assert steps.graphs is None and steps.iterate.obstacle is None
+@cuda
+def test_cuda_graphs_are_off_unless_asked():
+    vae = build(device="cuda")
+    assert recorder(vae, config()) is None and recorder(vae, config(capture=False)) is None
+    assert isinstance(recorder(vae, config(capture="auto")), CudaGraphs)
 
 
-@every_device
-def test_graphs_are_of_the_models_device(device):
-    assert (graphs_for(torch.device(device), "auto") is None) == (device == "cpu")
-    assert graphs_for(torch.device(device), False) is None
-
-
-def test_capture_true_needs_a_gpu():
-    with pytest.raises(ValueError, match="capture=True needs a model on a CUDA device, this one is on cpu"):
-        Trainer(build(), config(capture=True))
-    with pytest.raises(ValueError, match="capture=True needs a CUDA device"):
-        VMM(capture=True, device="cpu").fit(data().numpy())
+def test_capture_has_four_values():
     with pytest.raises(ValueError, match="capture='always' should be one of"):
         config(capture="always")
 
@@ -262,18 +252,11 @@ def test_reset_frees_recordings_and_gradients():
     assert graphs.rehearsals == 2
 
 
-def test_adam_is_told_of_recordings_alone():
-    told = []
-
-    class Asks(Counted):
-        def record(self, step, x):
-            told.append([group["capturable"] for group in steps.network_optimizer.param_groups])
-            return super().record(step, x)
-
-    steps, _ = recorded(graphs=Asks())
+@cuda
+def test_adam_is_capturable_in_recordings_alone():
+    steps = Steps(build(device="cuda").train(), config(capture=True))
     for _ in range(3):
-        steps.iterate(data(16))
-    assert told == [[True]]
+        steps.iterate(data(16).cuda())
     assert not any(group["capturable"] for group in steps.network_optimizer.param_groups)
 
 
@@ -286,7 +269,7 @@ def test_a_step_that_cannot_be_recorded_runs_eagerly_with_the_same_numbers(fails
     eager = trainer(build("vmm", noisy))
     eager.fit(x, x[:20], progress=False)
     found = trainer(build("vmm", noisy), Counted(fails))
-    with pytest.warns(UserWarning, match="can't be recorded as a CUDA graph: (called|operation)") as warned:
+    with pytest.warns(UserWarning, match="can't be recorded: (called|operation)") as warned:
         found.fit(x, x[:20], progress=False)
     assert len(warned) == 1
     assert_alike(everything(found), everything(eager))
@@ -297,10 +280,10 @@ def test_who_insists_gets_an_error_and_the_state_before():
     vae = build("vmm", noisy).train()
     graphs = Counted("rehearsal")
     steps = Steps(vae, config(capture=False))
-    captured = Captured(steps.iteration, vae, lambda: [steps.network_optimizer], graphs, insist=True)
+    captured = Captured(steps.iteration, vae, lambda: [steps.network_optimizer], graphs, "raise")
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     random_numbers = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match=r"can't be recorded .* capture='auto' trains eagerly"):
+    with pytest.raises(RuntimeError, match=r"can't be recorded: .* capture='auto' trains eagerly"):
         captured(data())
     torch.testing.assert_close(dict(vae.state_dict()), before, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), random_numbers)

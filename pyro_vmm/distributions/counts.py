@@ -15,6 +15,7 @@ from torch.distributions.utils import broadcast_all
 from torch.nn import functional as F
 
 from pyro_vmm.distributions import LOG_TWO_PI
+from pyro_vmm.runtime.operations import of_any_size
 
 # Added to every mean, so that a positive count is possible where a softmax has underflowed to a mean of zero. The mean
 # is not clamped: the gradient still points away from zero there, and its square still fits into float32.
@@ -172,7 +173,8 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, value: Tensor, mean: Tensor, theta: Tensor, gate: Tensor | None) -> Tensor:
-        positive = value.bool().nonzero().squeeze(-1) if _is_quick_to_search(value) else None
+        with of_any_size():
+            positive = value.bool().nonzero().squeeze(-1) if _is_quick_to_search(value) else None
         log_odds = (mean / theta).log1p()
         ctx.save_for_backward(value, mean, theta, gate, log_odds, positive)
         log_zero = -theta * log_odds

@@ -85,12 +85,9 @@ class Estimator(BaseEstimator):
         given = self._single_settings()
         return {name: given[name] for name in settings_of(TrainingConfig) if name in given}
 
-    def _training_config(self, rows: int, anywhere: bool = False) -> TrainingConfig:
-        """How to train on so many rows; ``anywhere``: also where the device can't do that."""
-        given = self._chosen_training(rows)
-        if not anywhere and given.get("capture") is True and building.choose_device(self.device).type != "cuda":
-            raise ValueError(f"capture=True needs a CUDA device, expected 'auto' or False with device={self.device!r}")
-        return self._configured(**given, seed=self.seed_)
+    def _training_config(self, rows: int) -> TrainingConfig:
+        """How to train on so many rows."""
+        return self._configured(**self._chosen_training(rows), seed=self.seed_)
 
     def _configured(self, **settings) -> TrainingConfig:
         """How to train, of these settings."""
@@ -448,7 +445,7 @@ class Estimator(BaseEstimator):
         """How the model of a file was trained, once its rows' shape is known."""
         rows = len(self._split(len(self.labels_))[0])
         with storing.restoring(path):
-            self.training_ = self._training_config(rows, anywhere=True)
+            self.training_ = self._training_config(rows)
 
 
 def typical(p_x: TorchDistribution) -> Tensor:

@@ -26,7 +26,7 @@ from pyro_vmm.runtime.settings import (
 
 Monitor = Literal["val_elbo", "val_nmi"]
 MONITORS = get_args(Monitor)
-Capture = Literal["auto", True, False]
+Capture = Literal["cpu", "auto", True, False]
 CAPTURES = get_args(Capture)
 
 
@@ -106,8 +106,8 @@ class Alternation(Optimisation):
         metavar="N",
     )
     capture: Capture = setting(
-        default=False,
-        help="record steps as a CUDA graph (experimental)",
+        default="cpu",
+        help="record steps and repeat the recording, also those of your own code and on a GPU (experimental)",
         values=Values(lambda name, value: check_choice(name, value, CAPTURES), bool),
         resume="always",
     )
@@ -144,9 +144,11 @@ class TrainingConfig(Alternation, Monitored):
             :class:`~pyro_vmm.inference.Elimination`; None for never.
         checkpoint_every: epochs between checkpoints, where a file is given.
         seed: the seed of the order of the data and of all draws.
-        capture: experimental, never run on a GPU yet. Whether to record the training step as a CUDA graph and replay
-            it: False for never; "auto" on a GPU, with a warning where it can't be recorded; True for an error there.
-            Several processes, which have to communicate, never record.
+        capture: whether to record the operations of a training step and repeat the recording, which gives the same
+            numbers sooner: "cpu" on a CPU, for models of this package's and torch's code; "auto" for every model, with
+            a warning where it can't be recorded; True for an error there; False for never. On a GPU "auto" and True
+            record CUDA graphs: that is experimental and has never run on one yet. Several processes, which have to
+            communicate, never record.
         precision: the precision of the networks, one of ``PRECISIONS``; all but "float32" are experimental and have
             never run on a GPU yet, see :mod:`pyro_vmm.runtime.precision`.
     """

@@ -18,7 +18,8 @@ from pyro_vmm.networks import inference_mode
 from pyro_vmm.runtime.captured import Captured
 from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.exclusive import Shared
-from pyro_vmm.runtime.graphs import Graphs, graphs_for
+from pyro_vmm.runtime.graphs import CudaGraphs, Graphs
+from pyro_vmm.runtime.operations import Operations, consists_of_known_code
 from pyro_vmm.runtime.ranks import ALONE, Ranks
 from pyro_vmm.runtime.whole_batch import draw, whole_batch
 
@@ -48,12 +49,13 @@ class Steps:
         self.network_optimizer = adam(self.networks, rate) if self.networks else None
         self.prior_optimizer = adam(self.prior, prior_rate) if self.prior else None
         # Communication between processes can't be recorded.
-        self.graphs = graphs or graphs_for(vae.prior.origin.device, config.capture if ranks.size == 1 else False)
+        self.graphs = graphs or (recorder(vae, config) if ranks.size == 1 else None)
         self.iterate = self.captured(self.iteration)
 
     def captured(self, step: Callable[[Tensor], tuple[Tensor, ...]]) -> Captured:
         """A step with these parameters and optimisers, recorded if there is a recorder."""
-        return Captured(step, self.vae, self._optimizers, self.graphs, insist=self.config.capture is True)
+        otherwise = "raise" if self.config.capture is True else "warn" if self.config.capture == "auto" else "run"
+        return Captured(step, self.vae, self._optimizers, self.graphs, otherwise)
 
     def _optimizers(self) -> list[torch.optim.Adam]:
         """The optimisers of the steps that have parameters to train."""
@@ -157,6 +159,14 @@ class Steps:
                 check_optimizer(Entries(states, PLACE), name, optimizer)
                 # load_state_dict may keep the tensors it is given: the states must survive a second use.
                 optimizer.load_state_dict(copy.deepcopy(states[name]))
+
+
+def recorder(vae: LatentVariableModel, config: TrainingConfig) -> Graphs | None:
+    """The recorder of a model's steps, as ``capture`` asks for it; None for none."""
+    if vae.prior.origin.device.type == "cuda":
+        return CudaGraphs(vae.prior.origin.device) if config.capture in ("auto", True) else None
+    own = consists_of_known_code(vae) and type(config).__module__ == TrainingConfig.__module__
+    return Operations() if config.capture in ("auto", True) or (config.capture == "cpu" and own) else None
 
 
 def adam(parameters: list, learning_rate: float) -> torch.optim.Adam:

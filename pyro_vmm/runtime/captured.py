@@ -1,20 +1,21 @@
 """A training step that is recorded once and then replayed: Python and Pyro run once, not at every step.
 
-Experimental: it has never run on a GPU yet, and is off unless ``capture`` asks for it.
+On a CPU :mod:`~pyro_vmm.runtime.operations` records. On a GPU CUDA graphs do: that is experimental, has never run on
+one yet, and is off unless ``capture`` asks for it.
 """
 
-import copy
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vmm.runtime.graphs import Graphs, Outputs, Step
+from pyro_vmm.runtime.graphs import Graphs, Outputs, Replay, Step
 from pyro_vmm.runtime.randomness import rng_state, set_rng_state
 
 # An epoch has two shapes of minibatch: full ones, and the last. Without a limit, ever new shapes would record forever.
@@ -23,18 +24,28 @@ MOST_SHAPES = 4
 LIBRARIES = tuple(folder for module in (torch, pyro) for folder in module.__path__)
 
 
+class _State(NamedTuple):
+    """Copies of all that a step changes: of tensors, of the optimisers' moments, and of the random numbers' state."""
+
+    tensors: list[tuple[Tensor, Tensor]]
+    moments: list[dict[Tensor, dict[str, tuple[Tensor, Tensor]]]]
+    random_numbers: dict
+
+
 class Captured:
     """A training step, recorded for each shape of minibatch and replayed from then on.
 
-    The first minibatch of a shape runs eagerly. That is a rehearsal: it makes what is made lazily (Adam's moments, the
-    workspaces of cuBLAS), and finds what can't be recorded while it can still be undone. At the second minibatch the
-    step is recorded, which computes nothing, and replayed. So it trains on no minibatch twice, and the numbers, random
-    ones included, are those of the eager step. The short last minibatch has its own recording: eagerly it would take as
-    long as ten full ones.
+    The first minibatches of a shape, as many as the recorder's ``patience``, run eagerly. They are rehearsals: they
+    make what is made lazily (Adam's moments, the workspaces of cuBLAS), and find what can't be recorded while it can
+    still be undone. The step is recorded at the next minibatch. At the one after it a recorder may ask for a proof: the
+    recording is replayed, all is undone, the step runs eagerly, and both must have done the same, bit for bit. From
+    then on the recording is replayed. So the step trains on no minibatch twice, and the numbers, random ones included,
+    are those of the eager step. The short last minibatch has its own recording: on a GPU it would take as long as ten
+    full ones without.
 
     A recording knows tensors by their addresses and numbers by their values: call :meth:`refresh` after a change.
 
-    A step that can't be recorded runs eagerly, and a warning says why.
+    A step that can't be recorded runs eagerly.
 
     Arguments:
         step: minibatch (M, ...) -> tensors. It changes only the module's tensors, the optimisers' states, and the state
@@ -42,7 +53,8 @@ class Captured:
         module: the module that it trains.
         optimizers: returns the optimisers that it uses at present.
         graphs: the recorder; None for a step that always runs eagerly.
-        insist: raise ``RuntimeError`` if the step can't be recorded, instead of running it eagerly.
+        otherwise: what to do if the step can't be recorded: run it eagerly ("run"), warn of that ("warn"), or raise
+            ``RuntimeError`` ("raise").
 
     Attributes:
         obstacle: why the step runs eagerly although it should be recorded; None if it doesn't.
@@ -54,12 +66,14 @@ class Captured:
         module: nn.Module,
         optimizers: Callable[[], Sequence[torch.optim.Optimizer]],
         graphs: Graphs | None,
-        insist: bool = False,
+        otherwise: Literal["run", "warn", "raise"] = "warn",
     ):
         self.step, self.module, self.optimizers = step, module, optimizers
-        self.graphs, self.insist, self.obstacle = graphs, insist, None
+        self.graphs, self.otherwise, self.obstacle = graphs, otherwise, None
         self._inputs: dict[tuple, Tensor] = {}
-        self._replays: dict[tuple, Callable[[], Outputs]] = {}
+        self._seen: Counter[tuple] = Counter()
+        self._replays: dict[tuple, Replay] = {}
+        self._proven: set[tuple] = set()
         self._known: list = []
 
     def __call__(self, x: Tensor) -> Outputs:
@@ -68,67 +82,67 @@ class Captured:
         if graphs is None or self.obstacle is not None:
             return self.step(x)
         shape = (*x.shape, x.dtype)
+        if shape not in self._seen and len(self._seen) == MOST_SHAPES:
+            return self.step(x)
+        self._seen[shape] += 1
+        if self._seen[shape] <= graphs.patience:
+            return self._try(x, lambda _: graphs.rehearse(self.step, x)) if graphs.rehearses else self.step(x)
         if shape not in self._inputs:
-            if len(self._inputs) == MOST_SHAPES:
-                return self.step(x)
-            return self._try(x, lambda: self._rehearse(graphs, x, shape))
+            self._inputs[shape] = x.clone()
         self._inputs[shape].copy_(x)
         if shape not in self._replays:
-            return self._try(x, lambda: self._record(graphs, shape))
+            return self._try(x, lambda _: self._record(graphs, shape))
+        if graphs.to_be_proven and shape not in self._proven:
+            return self._try(x, lambda before: self._prove(shape, before))
         return self._replays[shape]()
 
     def refresh(self) -> None:
         """Forget the recordings if a tensor has been replaced, or a number changed, since they were made."""
-        if self._inputs and self._fingerprint() != self._known:
+        if self._replays and self._fingerprint() != self._known:
             self.reset()
 
     def reset(self) -> None:
         """Forget the recordings, and free their memory."""
-        if self._inputs:
+        if self._seen:
             self._inputs.clear()
+            self._seen.clear()
             self._replays.clear()
+            self._proven.clear()
             self.module.zero_grad(set_to_none=True)  # gradients lie in the memory of a recording
 
-    def _rehearse(self, graphs: Graphs, x: Tensor, shape: tuple) -> Outputs:
-        fixed = x.clone()
-        outputs = graphs.rehearse(self.step, fixed)
-        self._inputs[shape], self._known = fixed, self._fingerprint()
+    def _record(self, graphs: Graphs, shape: tuple) -> Outputs:
+        groups = [group for optimizer in self.optimizers() for group in optimizer.param_groups]
+        outputs, self._replays[shape] = graphs.record(self.step, self._inputs[shape], groups)
+        self._known = self._fingerprint()
         return outputs
 
-    def _record(self, graphs: Graphs, shape: tuple) -> Outputs:
-        with self._capturable():
-            self._replays[shape] = graphs.record(self.step, self._inputs[shape])
-        self._known = self._fingerprint()
-        return self._replays[shape]()
+    def _prove(self, shape: tuple, before: _State) -> Outputs:
+        """Repeat the step by its recording, and run it from the same state; ``RuntimeError`` if they do not agree."""
+        outputs = self._replays[shape]()
+        repeated = [tensor.clone() for tensor in (*outputs, *self._changed())]
+        self._restore(before)
+        outputs = self.step(self._inputs[shape])
+        if not all(map(_same, repeated, (*outputs, *self._changed()))):
+            raise RuntimeError("a recorded step gives other numbers than the step")
+        self._proven.add(shape)
+        return outputs
 
-    def _try(self, x: Tensor, what: Callable[[], Outputs]) -> Outputs:
-        """Rehearse or record; if that fails, restore the earlier state and run the step eagerly."""
+    def _try(self, x: Tensor, what: Callable[[_State], Outputs]) -> Outputs:
+        """Rehearse, record or prove; if that fails, restore the earlier state and run the step eagerly."""
         before = self._state()
         try:
-            return what()
+            return what(before)
         except RuntimeError as error:
-            self.reset()
             self._restore(before)
-            reason = f"the training step can't be recorded as a CUDA graph: {describe(error)}"
-            if self.insist:
+            self.reset()
+            reason = f"the training step can't be recorded: {describe(error)}"
+            if self.otherwise == "raise":
                 raise RuntimeError(f"{reason}. capture='auto' trains eagerly then") from error
             outputs = self.step(x)  # its own errors have nothing to do with recording
             self.obstacle = reason
-            warnings.warn(f"{reason}. It runs eagerly, which is slower; capture=False does not warn", stacklevel=4)
+            if self.otherwise == "warn":
+                warnings.warn(f"{reason}. It runs eagerly, which is slower; capture=False does not warn", stacklevel=4)
             return outputs
-
-    @contextmanager
-    def _capturable(self) -> Iterator[None]:
-        """Set Adam's flag ``capturable`` for a recording alone: Adam needs it there, and warns of it in eager steps."""
-        groups = [group for optimizer in self.optimizers() for group in optimizer.param_groups]
-        before = [group["capturable"] for group in groups]
-        try:
-            for group in groups:
-                group["capturable"] = True
-            yield
-        finally:
-            for group, value in zip(groups, before, strict=True):
-                group["capturable"] = value
 
     def _tensors(self) -> list[Tensor]:
         return [*self.module.parameters(), *self.module.buffers()]
@@ -136,31 +150,48 @@ class Captured:
     def _device(self) -> torch.device:
         return self._tensors()[0].device
 
-    def _state(self) -> tuple:
-        tensors = [tensor.detach().clone() for tensor in self._tensors()]
-        moments = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers()]
-        return tensors, moments, rng_state(self._device())
+    def _changed(self) -> list[Tensor]:
+        """All that a step changes."""
+        states = [state for optimizer in self.optimizers() for state in optimizer.state.values()]
+        moments = [value for state in states for value in state.values()]
+        return [*self._tensors(), *moments, *rng_state(self._device()).values()]
+
+    def _state(self) -> _State:
+        tensors = [(tensor, tensor.detach().clone()) for tensor in self._tensors()]
+        moments = [
+            {parameter: {name: (value, value.clone()) for name, value in state.items()} for parameter, state in every}
+            for every in (optimizer.state.items() for optimizer in self.optimizers())
+        ]
+        return _State(tensors, moments, rng_state(self._device()))
 
     @torch.no_grad()
-    def _restore(self, state: tuple) -> None:
-        tensors, moments, random_numbers = state
-        for tensor, value in zip(self._tensors(), tensors, strict=True):
+    def _restore(self, state: _State) -> None:
+        """Give the same tensors their values back: a recording knows them by their addresses."""
+        for tensor, value in state.tensors:
             tensor.copy_(value)
-        for optimizer, remembered in zip(self.optimizers(), moments, strict=True):
-            optimizer.load_state_dict(remembered)
-        set_rng_state(random_numbers, self._device())
+        for optimizer, moments in zip(self.optimizers(), state.moments, strict=True):
+            optimizer.state.clear()
+            for parameter, values in moments.items():
+                optimizer.state[parameter] = {name: tensor.copy_(value) for name, (tensor, value) in values.items()}
+        set_rng_state(state.random_numbers, self._device())
 
     def _fingerprint(self) -> list:
         """All that a recording fixes: addresses, numbers, and the objects that are attributes of each module."""
         tensors, numbers = self._tensors(), []
+        left = {"params", "lr"} if self.graphs is not None and self.graphs.follows_rates else {"params"}
         for optimizer in self.optimizers():
             tensors += [value for state in optimizer.state.values() for value in state.values()]
-            numbers += [value for group in optimizer.param_groups for name, value in group.items() if name != "params"]
+            numbers += [value for group in optimizer.param_groups for name, value in group.items() if name not in left]
         for module in self.module.modules():
             for value in vars(module).values():
                 if not isinstance(value, Tensor):  # a module may keep its last output
                     numbers.append(value if isinstance(value, bool | int | float | str) else id(value))
         return [tensor.data_ptr() for tensor in tensors] + numbers
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same, bit for bit; a NaN is like another."""
+    return torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def describe(error: BaseException) -> str:

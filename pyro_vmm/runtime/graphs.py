@@ -5,7 +5,7 @@ Experimental: it has never run on a GPU yet, and is off unless ``capture`` asks 
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Number
 from typing import Protocol
@@ -17,19 +17,38 @@ from torch.overrides import TorchFunctionMode
 
 Outputs = tuple[Tensor, ...]
 Step = Callable[[Tensor], Outputs]
+Replay = Callable[[], Outputs]
 
 
 class Graphs(Protocol):
     """The protocol of a recorder of steps."""
 
+    #: The number of steps on minibatches of a shape before one is recorded; at least 1.
+    patience: int
+    #: Whether these steps are rehearsals, which find out what can't be recorded.
+    rehearses: bool
+    #: Whether a replay reads the learning rates from the optimisers, so that a recording holds when they change.
+    follows_rates: bool
+    #: Whether a recording notes what a step happened to do, so that it has to be compared with another step.
+    to_be_proven: bool
+
     def rehearse(self, step: Step, x: Tensor) -> Outputs:
         """Run the step; ``RuntimeError``, perhaps half-way, where it can't be recorded."""
         ...
 
-    def record(self, step: Step, x: Tensor) -> Callable[[], Outputs]:
-        """Record the step without computing anything; returns a function that repeats it on the present values of x.
+    def record(self, step: Step, x: Tensor, groups: Sequence[dict]) -> tuple[Outputs, Replay]:
+        """Run the step and record it.
 
-        The function returns the same tensors every time, with new values.
+        Arguments:
+            step: the step.
+            x: a minibatch, (M, ...); a replay takes the values that this tensor has then.
+            groups: the optimisers' groups of parameters.
+
+        Returns:
+            what the step returned, and a function that repeats the step.
+
+        Raises:
+            RuntimeError: it can't be recorded; perhaps half of it has run.
         """
         ...
 
@@ -40,6 +59,11 @@ class CudaGraphs:
     Arguments:
         device: the device of the step's tensors.
     """
+
+    patience = 1
+    rehearses = True
+    follows_rates = False
+    to_be_proven = False
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -57,11 +81,11 @@ class CudaGraphs:
         finally:
             current.wait_stream(self.stream)
 
-    def record(self, step: Step, x: Tensor) -> Callable[[], Outputs]:
+    def record(self, step: Step, x: Tensor, groups: Sequence[dict]) -> tuple[Outputs, Replay]:
         gc.collect()  # during a recording it might free memory that another stream still uses
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self.stream), as_recorded():
+        with torch.cuda.stream(self.stream), as_recorded(), _capturable(groups):
             # Other threads, which may be reading ahead, continue.
             graph.capture_begin(capture_error_mode="thread_local")
             try:
@@ -75,7 +99,7 @@ class CudaGraphs:
             graph.replay()
             return outputs
 
-        return replay
+        return replay(), replay  # recording has computed nothing
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
         """End a recording that failed, and leave the device's random numbers usable."""
@@ -95,13 +119,17 @@ class CudaGraphs:
             generator.graphsafe_set_state(fresh.graphsafe_get_state())
 
 
-def graphs_for(device: torch.device, capture: bool | str) -> CudaGraphs | None:
-    """The recorder of steps on this device, if ``capture`` is "auto" or True; otherwise None."""
-    if capture is True and device.type != "cuda":
-        raise ValueError(
-            f"capture=True needs a model on a CUDA device, this one is on {device}; expected 'auto' or False"
-        )
-    return CudaGraphs(device) if capture and device.type == "cuda" else None
+@contextmanager
+def _capturable(groups: Sequence[dict]) -> Iterator[None]:
+    """Set Adam's flag ``capturable`` for a recording alone: Adam needs it there, and warns of it in eager steps."""
+    before = [group["capturable"] for group in groups]
+    try:
+        for group in groups:
+            group["capturable"] = True
+        yield
+    finally:
+        for group, value in zip(groups, before, strict=True):
+            group["capturable"] = value
 
 
 class DeviceConstants(TorchFunctionMode):

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pyro_vmm import VMM, SingleCellVMM
@@ -70,3 +71,53 @@ def test_values_that_are_neither_numbers_nor_auto():
     for estimator in (SingleCellVMM, VaDE):
         with pytest.raises(ValueError, match="batch_size"):
             estimator(batch_size="auto")._check_parameters()
+
+
+def of_units(*columns: tuple[float, float]) -> np.ndarray:
+    """Columns of values between these ends."""
+    low, high = np.array(columns, float).T
+    return low + (high - low) * np.linspace(0.0, 1.0, 40)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ([(0.1, 0.9), (300.0, 1700.0)], True),
+        ([(300.0, 1700.0), (5.0, 5.0), (0.1, 0.9)], True),  # in any order, beside a constant column
+        ([(-1700.0, -300.0), (0.1, 0.9)], True),
+        ([(0.0, 2.0), (300.0, 1700.0), (-5.0, 500.0)], True),
+        ([(0.0, 0.1), (0.0, 16.0), (0.0, 12.0)], False),  # pixels
+        ([(-40.0, 50.0), (-0.1, 0.2)], False),  # principal components
+        ([(0.0, 1.0), (5.0, 7.0), (-9.0, -8.0)], False),  # one unit, other places
+        ([(0.0, 1.0), (100.0, 119.0)], False),  # nineteen times as much
+        ([(0.0, 1.0), (100.0, 121.0)], True),
+        ([(3.0, 3.0), (900.0, 900.0)], False),
+        ([(0.0, 1.0)], False),
+    ],
+)
+def test_columns_in_units_of_their_own_are_seen(columns, expected):
+    assert choices.has_units(of_units(*columns)) == expected
+
+
+def test_the_fast_search_finds_what_all_pairs_show():
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(300):
+        low = random.normal(0, 10, 4)
+        X = of_units(*zip(low, low + random.gamma(0.5, 40.0, 4), strict=True))
+        span, pairs = X.max(0) - X.min(0), np.ndindex(4, 4)
+        apart = [X[:, i].max() < X[:, j].min() or X[:, i].min() > X[:, j].max() for i, j in pairs]
+        wide = [0 < span[i] * choices.RATIO_OF_SPANS < span[j] for i, j in np.ndindex(4, 4)]
+        found.append(any(np.logical_and(apart, wide)))
+        assert choices.has_units(X) == found[-1]
+    assert 50 < sum(found) < 250
+
+
+def test_an_array_in_units_is_scaled_as_a_table_and_images_are_not():
+    X = of_units((0.1, 0.9), (300.0, 1700.0)) + np.random.default_rng(0).normal(0, 0.01, (40, 2))
+    fit = dict(epochs=1, n_components=3, settle=False, random_state=0)
+    array, table = VMM(**fit).fit(X), VMM(**fit).fit(pd.DataFrame(X))
+    assert array.scaling_ == table.scaling_ == "standard"
+    assert np.array_equal(array.scale_, table.scale_) and np.array_equal(array.labels_, table.labels_)
+    assert VMM(**fit).fit(X.reshape(40, 2, 1)).scaling_ == "range"
+    assert VMM(scaling="range", **fit).fit(X).scaling_ == "range"

@@ -49,8 +49,9 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
             merges clusters; see :class:`~pyro_vmm.networks.GaussianEncoder`.
         scaling: "range" maps all features together to [-1, 1], right for images and features of one unit; "standard"
             gives each feature mean 0 and variance 1, right for tables; None leaves X alone. With a likelihood of any
-            real values, such as "normal" and "student_t", "auto" is "standard" for a table (a DataFrame) and "range"
-            for an array; with other likelihoods it is None.
+            real values, such as "normal" and "student_t", "auto" is "standard" for a table (a DataFrame), and for an
+            array (N, G) whose columns are in units of their own: two do not overlap, and one spans twenty times as much
+            as the other. It is "range" for other arrays, and None with other likelihoods.
         init: pseudo-inputs start from "random" or "k-means++" rows.
         train_pseudo_inputs: whether they are trained; else they stay at these rows, and centres move with the encoder.
         init_centres: a "gmm"'s centres start "normal", drawn from Normal(0, I), or "encoded", at the encoder's means of

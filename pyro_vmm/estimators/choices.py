@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from pyro_vmm.likelihoods import Given, likelihood_class
 from pyro_vmm.runtime.checks import check_choice
 from pyro_vmm.runtime.settings import AUTO
@@ -23,6 +25,8 @@ LEAST_BATCH, MOST_BATCH = 32, 256
 CELLS = (128,)
 # scVI's number of passes over so many cells or fewer (scvi-tools' ``get_max_epochs_heuristic``).
 CELL_EPOCHS, FEW_CELLS = 400, 20_000
+# From this ratio of their spans on, two columns that do not overlap are in different units.
+RATIO_OF_SPANS = 20.0
 Scaling = Literal["auto", "range", "standard"]
 SCALINGS = (*get_args(Scaling), None)
 
@@ -50,6 +54,28 @@ def choose_scaling(scaling: str | None, likelihood: Given, table: bool) -> str |
     if not any_real(likelihood):
         return None
     return "standard" if table else "range"
+
+
+def has_units(X: np.ndarray) -> bool:
+    """Whether the columns of an array (N, G) are in units of their own.
+
+    They are if the values of two columns do not overlap while one spans twenty times as much as the other, such as a
+    share and a weight in grams. Pixels, principal components and standardised columns overlap.
+    """
+    if X.ndim != 2:
+        return False
+    low, high = X.min(0).astype(np.float64), X.max(0).astype(np.float64)
+    with np.errstate(over="ignore"):
+        span = high - low
+    order = np.argsort(span, kind="stable")
+    order = order[span[order] > 0]
+    low, high, span = low[order], high[order], span[order]
+    # Of the narrow columns before each place: the end of the lowest one, and the beginning of the highest one.
+    narrow = np.searchsorted(span, span / RATIO_OF_SPANS)
+    end, begin = np.minimum.accumulate(high), np.maximum.accumulate(low)
+    some = narrow > 0
+    before = narrow[some] - 1
+    return bool(((end[before] < low[some]) | (begin[before] > high[some])).any())
 
 
 def choose_hidden(hidden: Sequence[int] | str, n_features: int) -> Sequence[int]:

@@ -62,7 +62,7 @@ def test_initial_scale(name):
         LIKELIHOODS[name]((3,), initial_scale=0.0)
     with pytest.raises(ValueError, match="initial_scale=nan should be positive"):
         LIKELIHOODS[name]((3,), initial_scale=float("nan"))
-    with pytest.raises(ValueError, match="scale='feature' should be 'scalar' or 'per_feature'"):
+    with pytest.raises(ValueError, match=r"scale='feature' should be one of \('scalar', 'per_feature'\)"):
         LIKELIHOODS[name]((3,), scale="feature")
 
 

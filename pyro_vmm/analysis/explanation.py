@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,8 @@ import pandas as pd
 from pyro_vmm.runtime.checks import check_choice
 
 #: The order of markers: those that are higher in the cluster before those that are lower, or by size alone.
-ORDERS = ("higher", "largest")
+Order = Literal["higher", "largest"]
+ORDERS = get_args(Order)
 #: The numbers of clusters, and of markers of each, in the text.
 CLUSTERS_SHOWN, MARKERS_SHOWN = 20, 6
 
@@ -33,14 +35,15 @@ class Explanation:
     markers: pd.DataFrame | None
 
     #: The column of ``markers`` that names what sets a cluster apart, and the order in which these are named.
-    marker_kind, marker_order = "feature", "largest"
+    marker_kind: ClassVar[str] = "feature"
+    marker_order: ClassVar[Order] = "largest"
 
     @property
     def change(self) -> str:
         """The column of ``markers`` with the changes: log2 fold changes of counts, else differences."""
         return "lfc" if self.markers is not None and "lfc" in self.markers else "difference"
 
-    def ranked(self, order: str | None = None) -> pd.DataFrame:
+    def ranked(self, order: Order | None = None) -> pd.DataFrame:
         """The called markers by cluster, those that set it apart most first.
 
         Arguments:
@@ -57,7 +60,7 @@ class Explanation:
         lower = (change <= 0) & (order == "higher")
         return called.iloc[np.lexsort((-np.abs(change), lower, called["cluster"]))]
 
-    def top(self, cluster: int, n: int = MARKERS_SHOWN, order: str | None = None) -> list[str]:
+    def top(self, cluster: int, n: int = MARKERS_SHOWN, order: Order | None = None) -> list[str]:
         """The first n of :meth:`ranked` of a cluster, with + or - for more or less than elsewhere."""
         if self.markers is None:
             return []

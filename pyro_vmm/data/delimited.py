@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO, get_args
 
 import pandas as pd
 
@@ -15,8 +15,10 @@ from pyro_vmm.data.reading import GZIP_MAGIC, reading
 from pyro_vmm.runtime.checks import check_choice
 
 FORM = "delimited text"
-HEADERS = ("auto", "yes", "no")
-DECIMALS = (".", ",")
+Header = Literal["auto", "yes", "no"]
+HEADERS = get_args(Header)
+Decimal = Literal[".", ","]
+DECIMALS = get_args(Decimal)
 #: What may separate columns where the separator looked for does not.
 OTHERS = (";", "\t", "|")
 DECIMAL_COMMAS = "; if its commas are decimal ones, say separator=';', decimal=',' (--separator ';' --decimal ,)"
@@ -24,7 +26,7 @@ DECIMAL_COMMA = re.compile(r"\d,\d")
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def read_delimited(path: Path, separator: str, header: str, decimal: str, encoding: str) -> pd.DataFrame:
+def read_delimited(path: Path, separator: str, header: Header, decimal: Decimal, encoding: str) -> pd.DataFrame:
     """The table in a file, gzipped or not; its columns are named by the header or 0, 1, 2, ...
 
     Arguments:
@@ -56,7 +58,7 @@ def read_delimited(path: Path, separator: str, header: str, decimal: str, encodi
     return frame
 
 
-def check_text_options(path: Path, separator: str, header: str, decimal: str, encoding: str) -> None:
+def check_text_options(path: Path, separator: str, header: Header, decimal: Decimal, encoding: str) -> None:
     """Raise ``ValueError`` for options of text that are none."""
     check_choice("header", header, HEADERS)
     check_choice("decimal", decimal, DECIMALS)

@@ -15,7 +15,7 @@ import pandas as pd
 from pandas.api.types import infer_dtype, is_integer_dtype, is_numeric_dtype, is_scalar
 
 from pyro_vmm.data.dataset import Dataset
-from pyro_vmm.data.delimited import advice, check_text_options, read_delimited
+from pyro_vmm.data.delimited import Decimal, Header, advice, check_text_options, read_delimited
 from pyro_vmm.data.numbers import check_digits
 from pyro_vmm.data.numpy_files import read_numpy
 from pyro_vmm.data.reading import check_file, check_memory, reading
@@ -48,9 +48,9 @@ def load_file(
     name_column: str | None = None,
     sample_weight: str | None = None,
     drop_columns: Sequence[str] = (),
-    header: str = "auto",
+    header: Header = "auto",
     separator: str | None = None,
-    decimal: str = ".",
+    decimal: Decimal = ".",
     encoding: str = "utf-8",
 ) -> Dataset:
     """A user's file, its numbers unchanged.
@@ -128,8 +128,8 @@ def _read_text(
     path: Path,
     label_column: str | None,
     separator: str | None = None,
-    header: str = "auto",
-    decimal: str = ".",
+    header: Header = "auto",
+    decimal: Decimal = ".",
     encoding: str = "utf-8",
     **columns,
 ) -> Arrays:

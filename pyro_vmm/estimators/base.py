@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.estimators import building, storing
-from pyro_vmm.estimators.numbering import by_cluster, found_and_strays, numbering
+from pyro_vmm.estimators.numbering import Size, by_cluster, found_and_strays, numbering
 from pyro_vmm.estimators.settings import DTYPES, Dtype
 from pyro_vmm.inference import Trainer, TrainingConfig, TrainingDiverged
 from pyro_vmm.inference.state import check_rates
@@ -65,7 +65,7 @@ class Estimator(BaseEstimator):
     sample_weight_: np.ndarray | None = None
 
     #: Whether clusters are numbered by their weight or by their share of the rows, largest first.
-    numbered_by = "weight"
+    numbered_by: Size = "weight"
 
     def _check_parameters(self) -> None:
         """Raise ``ValueError`` for what is wrong whatever the data are."""

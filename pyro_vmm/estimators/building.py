@@ -382,7 +382,7 @@ def encode_centres(vae: VAE, rows: Tensor) -> None:
     vae.prior.get_parameter("mu").copy_(PseudoInputs(rows).encode(vae.encoder).loc)
 
 
-def initial_rows(x: Tensor, n: int, init: str, seed: int, weights: np.ndarray | None = None) -> Tensor:
+def initial_rows(x: Tensor, n: int, init: Init, seed: int, weights: np.ndarray | None = None) -> Tensor:
     """Indices (n,) of the rows of x (N, ...) that pseudo-inputs start from, no row twice.
 
     Rows with weights (N,), none of them 0, are drawn by them.

@@ -40,7 +40,7 @@ def any_real(likelihood: Given) -> bool:
     return cls is not None and cls.any_real
 
 
-def choose_scaling(scaling: str | None, likelihood: Given, table: bool) -> str | None:
+def choose_scaling(scaling: Scaling | None, likelihood: Given, table: bool) -> Scaling | None:
     """What "auto" stands for; any other scaling for itself.
 
     Arguments:

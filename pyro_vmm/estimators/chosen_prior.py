@@ -16,7 +16,8 @@ from pyro_vmm.estimators.settings import NamedPrior
 from pyro_vmm.inference import Moves, TrainingConfig, settle
 from pyro_vmm.inference.confidence import measure
 from pyro_vmm.inference.settling import look
-from pyro_vmm.priors import Covariance, Prior, prior_class
+from pyro_vmm.priors import Covariance, Expectation, Prior, Responsibilities, prior_class
+from pyro_vmm.priors.base import MPrior
 from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
@@ -34,9 +35,9 @@ class ChosenPrior(Estimator):
     training: TrainingConfig | None
     settle: bool
     hyperprior: str | HyperPrior
-    m_prior: float | str
-    expectation: str
-    responsibilities: str
+    m_prior: MPrior
+    expectation: Expectation
+    responsibilities: Responsibilities
     component_covariance: str | Covariance
     component_df: float | None
     tree_: pd.DataFrame | None

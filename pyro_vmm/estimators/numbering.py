@@ -1,11 +1,15 @@
 """Which cluster each component is of, and the numbers that they go by: the largest come first."""
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 
 from pyro_vmm.priors.tree import cut
 from pyro_vmm.runtime.checks import check_whole
 
+#: What a cluster is large by: its weight, or its share of the rows.
+Size = Literal["weight", "share"]
 # So large a share of a fit's rows may get another component on another machine.
 OTHERS = 0.01
 
@@ -18,7 +22,7 @@ def by_cluster(values: np.ndarray, cluster: np.ndarray) -> np.ndarray:
 
 
 def numbering(
-    cluster: np.ndarray, weights: np.ndarray, counts: np.ndarray, by: str, others: np.ndarray | None = None
+    cluster: np.ndarray, weights: np.ndarray, counts: np.ndarray, by: Size, others: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The order of components (K,), largest cluster first and those without a row last, and then their clusters (K,).
 

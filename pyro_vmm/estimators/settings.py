@@ -17,7 +17,16 @@ from pyro_vmm.inference.config import Alternation, Monitored, Optimisation, Trai
 from pyro_vmm.likelihoods import Given, cell_likelihood_class, likelihood_class
 from pyro_vmm.networks import COVARIANCE_STARTS, COVARIANCES, CovarianceShape, CovarianceStart
 from pyro_vmm.priors import COVARIANCES as FAMILIES
-from pyro_vmm.priors import EXPECTATIONS, PRIORS, RESPONSIBILITIES, Covariance, prior_class
+from pyro_vmm.priors import (
+    EXPECTATIONS,
+    PRIORS,
+    RESPONSIBILITIES,
+    Covariance,
+    Expectation,
+    Responsibilities,
+    prior_class,
+)
+from pyro_vmm.priors.base import MPrior, check_m_prior
 from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.hyperpriors import HYPERPRIORS, HyperPrior, as_hyperprior
 from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES, PseudoBatch
@@ -45,7 +54,7 @@ LIBRARIES = get_args(Library)
 Network = str | nn.Module | Callable[..., nn.Module]
 
 
-def granularity(text: str) -> float | Literal["batch"]:
+def granularity(text: str) -> MPrior:
     """A number, or "batch"."""
     return "batch" if text == "batch" else float(text)
 
@@ -242,10 +251,10 @@ class NamedPrior:
 
     title: ClassVar[str] = "granularity and the prior's inference"
 
-    m_prior: float | Literal["batch"] = setting(
+    m_prior: MPrior = setting(
         default=256,
         help="a cluster survives on more than about one row in M",
-        values=Values(type=granularity),  # the prior checks it
+        values=Values(check_m_prior, granularity),
         common=True,
         metavar="M|batch",
     )
@@ -254,13 +263,12 @@ class NamedPrior:
         help="the paper's numbers or those of its authors' code",
         values=Values(_of_value(as_hyperprior), choices=HYPERPRIORS),
     )
-    responsibilities: str = setting(
+    responsibilities: Responsibilities = setting(
         default="differentiated",
         help="in the MAP step; held is the paper's",
-        # The prior checks these two: one of the user's own may know others.
-        values=Values(choices=RESPONSIBILITIES),
+        values=one_of(RESPONSIBILITIES),
     )
-    expectation: str = setting(default="analytic", help="over the cluster centres", values=Values(choices=EXPECTATIONS))
+    expectation: Expectation = setting(default="analytic", help="over the cluster centres", values=one_of(EXPECTATIONS))
     component_covariance: str | Covariance = setting(
         default="full",
         help="of a component of the prior; a tied one is that of all components",

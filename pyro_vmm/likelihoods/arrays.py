@@ -8,7 +8,7 @@ feature (h is then (N, *event_shape, P)), and ``check(x)``, which refuses data o
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import pyro.distributions as dist
 import torch
@@ -20,9 +20,12 @@ from torch.nn import functional as F
 
 from pyro_vmm.distributions import LOG_TWO_PI
 from pyro_vmm.networks import Asinh, SoftOneHot, inverse_softplus
-from pyro_vmm.runtime.checks import one_line
+from pyro_vmm.runtime.checks import check_choice, one_line
 from pyro_vmm.runtime.registry import Registry
 
+#: The scales of the noise: one number, or one for each feature.
+Scale = Literal["scalar", "per_feature"]
+SCALES = get_args(Scale)
 # Keeps scales and rates away from zero, where log-densities of float32 data overflow.
 FLOOR = 1e-5
 # The start of a noise scale that neither the user nor the data have set.
@@ -90,10 +93,9 @@ class LocationScale(Likelihood):
     any_real = True
     has_noise_scale = True
 
-    def __init__(self, event_shape: Sequence[int], scale: str = "scalar", initial_scale: float | None = None):
+    def __init__(self, event_shape: Sequence[int], scale: Scale = "scalar", initial_scale: float | None = None):
         super().__init__(event_shape)
-        if scale not in ("scalar", "per_feature"):
-            raise ValueError(f"scale={scale!r} should be 'scalar' or 'per_feature'")
+        check_choice("scale", scale, SCALES)
         if initial_scale is not None and not initial_scale > 0:
             raise ValueError(f"initial_scale={initial_scale} should be positive")
         self.initial_scale = initial_scale
@@ -169,7 +171,7 @@ class Normal(LocationScale):
 class StudentT(LocationScale):
     """StudentT(df, h, scale) with learned scale and degrees of freedom (above 2, so that the variance is finite)."""
 
-    def __init__(self, event_shape: Sequence[int], scale: str = "scalar", initial_scale: float | None = None):
+    def __init__(self, event_shape: Sequence[int], scale: Scale = "scalar", initial_scale: float | None = None):
         super().__init__(event_shape, scale, initial_scale)
         self.df_raw = nn.Parameter(torch.tensor(inverse_softplus(3.0)))
 

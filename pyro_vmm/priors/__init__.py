@@ -14,10 +14,10 @@ The sites are ``alpha``, ``log_pi`` (and ``pi``), ``mu``, ``precision_tril`` (an
 :class:`Prior` says what your own prior has to define.
 """
 
-from pyro_vmm.priors.base import EXPECTATIONS, Places, Prior, latent
+from pyro_vmm.priors.base import EXPECTATIONS, Expectation, Places, Prior, latent
 from pyro_vmm.priors.covariances import COVARIANCES, Covariance
 from pyro_vmm.priors.hyperpriors import HyperPrior
-from pyro_vmm.priors.mixtures import RESPONSIBILITIES, GaussianMixture, StudentMixture, VampMixture
+from pyro_vmm.priors.mixtures import RESPONSIBILITIES, GaussianMixture, Responsibilities, StudentMixture, VampMixture
 from pyro_vmm.priors.pseudo_inputs import Centres
 from pyro_vmm.priors.registry import PRIORS, prior_class
 from pyro_vmm.priors.simple import StandardNormal, VampPrior
@@ -29,10 +29,12 @@ __all__ = [
     "RESPONSIBILITIES",
     "Centres",
     "Covariance",
+    "Expectation",
     "GaussianMixture",
     "HyperPrior",
     "Places",
     "Prior",
+    "Responsibilities",
     "StandardNormal",
     "StudentMixture",
     "VampMixture",

@@ -1,9 +1,10 @@
 """The protocol of a prior on z, and what all priors share."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -14,9 +15,17 @@ from typing_extensions import Self
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.priors.covariances import COVARIANCES, Covariance
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs
-from pyro_vmm.runtime.checks import check_choice
+from pyro_vmm.runtime.checks import check_choice, is_real
 
-EXPECTATIONS = ("analytic", "sampled")
+Expectation = Literal["analytic", "sampled"]
+EXPECTATIONS = get_args(Expectation)
+MPrior = float | Literal["batch"]
+
+
+def check_m_prior(name: str, value: object) -> None:
+    """Raise ``ValueError`` unless the value is a positive, finite number or "batch"."""
+    if not ((isinstance(value, str) and value == "batch") or (is_real(value) and 0 < value < math.inf)):
+        raise ValueError(f"{name}={value!r} should be a positive number or 'batch'")
 
 
 def latent(p_z: Mixture, obs: Tensor | None = None) -> Tensor:
@@ -100,7 +109,7 @@ class Prior(nn.Module, ABC):
     #: Whether the centres are a parameter ``mu`` (K, D), which may start at encoded rows.
     free_centres = False
     #: How the training steps take the expectation over q(mu), one of ``EXPECTATIONS``.
-    expectation = "analytic"
+    expectation: Expectation = "analytic"
     #: The names of parameters and buffers with a row for each component, in addition to those of base classes. A
     #: submodule states its own in an attribute of this name. All components share the others.
     per_component: tuple[str, ...] = ()

@@ -1,10 +1,10 @@
 """The Bayesian mixtures, equations (4) to (8): their centres are points, or guided by the encoder."""
 
 import copy
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Literal, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -16,13 +16,14 @@ from typing_extensions import Self
 
 from pyro_vmm.distributions import Mixture, MixtureOfGaussians, MixtureOfStudents
 from pyro_vmm.networks import inverse_softplus
-from pyro_vmm.priors.base import EXPECTATIONS, Places, Prior
+from pyro_vmm.priors.base import EXPECTATIONS, Expectation, MPrior, Places, Prior, check_m_prior
 from pyro_vmm.priors.covariances import Covariance, as_covariance
 from pyro_vmm.priors.hyperpriors import HyperPrior, as_hyperprior
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
-from pyro_vmm.runtime.checks import check_choice, check_positive, is_real
+from pyro_vmm.runtime.checks import check_choice, check_positive
 
-RESPONSIBILITIES = ("held", "differentiated")
+Responsibilities = Literal["held", "differentiated"]
+RESPONSIBILITIES = get_args(Responsibilities)
 # log pi of an unneeded component, relative to the largest: no row ever chooses it.
 UNUSED = -30.0
 
@@ -57,17 +58,17 @@ class _BayesianMixture(Prior):
         latent_dim: int,
         n_components: int,
         hyperprior: HyperPrior | str = "paper",
-        m_prior: float | str = 256,
-        expectation: str = "analytic",
-        responsibilities: str = "held",
+        m_prior: MPrior = 256,
+        expectation: Expectation = "analytic",
+        responsibilities: Responsibilities = "held",
         covariance: Covariance | str = "full",
     ):
         super().__init__(latent_dim, n_components)
         self.hyperprior = as_hyperprior(hyperprior)
-        self.m_prior = _m_prior(m_prior)
+        check_m_prior("m_prior", m_prior)
         check_choice("expectation", expectation, EXPECTATIONS)
         check_choice("responsibilities", responsibilities, RESPONSIBILITIES)
-        self.expectation, self.responsibilities = expectation, responsibilities
+        self.m_prior, self.expectation, self.responsibilities = m_prior, expectation, responsibilities
         # These are the authors' coordinates, in which Adam takes the same path. Their alpha is our 1 / alpha.
         self.reciprocal_alpha_raw = nn.Parameter(torch.tensor(inverse_softplus(1.0)))
         self.pi_logits = nn.Parameter(torch.zeros(n_components))
@@ -332,9 +333,3 @@ class VampMixture(_BayesianMixture):
         other = copy.copy(self)
         other._modules = {**self._modules, "pseudo_inputs": pseudo_inputs}
         return other
-
-
-def _m_prior(value: float | str) -> float | str:
-    if value == "batch" or (is_real(value) and 0 < value < math.inf):
-        return value
-    raise ValueError(f"m_prior={value!r} should be a positive number or 'batch'")

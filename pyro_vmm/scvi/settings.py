@@ -5,6 +5,8 @@ from typing import ClassVar
 from pyro_vmm.estimators.settings import CellModel, CellSettings, NamedPrior, PriorChoice, Training
 from pyro_vmm.estimators.settings import Model as Components
 from pyro_vmm.inference.config import Alternation
+from pyro_vmm.priors import Expectation, Responsibilities
+from pyro_vmm.priors.base import MPrior
 from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.runtime.settings import changed, defaults, one_of, setting, settings
 from pyro_vmm.scvi.cells import PSEUDO_BATCHES, PseudoBatch
@@ -37,10 +39,10 @@ class PriorSettings(PriorChoice):
     title: ClassVar[str] = "prior"
 
     n_components: int = _of_cells(Components, "n_components")
-    m_prior: float | str = _of_cells(NamedPrior, "m_prior")
+    m_prior: MPrior = _of_cells(NamedPrior, "m_prior")
     hyperprior: str | HyperPrior = _of_cells(NamedPrior, "hyperprior")
-    responsibilities: str = _of_cells(NamedPrior, "responsibilities")
-    expectation: str = _of_cells(NamedPrior, "expectation")
+    responsibilities: Responsibilities = _of_cells(NamedPrior, "responsibilities")
+    expectation: Expectation = _of_cells(NamedPrior, "expectation")
     batch_balance: float = _of_cells(CellModel, "batch_balance")
     pseudo_batch: PseudoBatch = setting(
         default="averaged", help="the batch of the pseudo-cells", values=one_of(PSEUDO_BATCHES)

@@ -128,7 +128,9 @@ def load(dataset: str, rows: int | None, data_dir: str | None) -> tuple[np.ndarr
 def estimator(run: Run) -> VMM:
     """The estimator before its fit. Its seed is the trial's, which alone determines folds and initial networks."""
     kind = RIVALS.get(run.method, VMM)
-    return kind(**run.settings["estimator"], random_state=run.trial)
+    model = kind(**run.settings["estimator"], random_state=run.trial)
+    # The priors share the settings of a scale, and some priors do not take all of them.
+    return model.with_prior(model.prior) if isinstance(model, VMM) else model
 
 
 def fit(run: Run, folder: Folder, x: np.ndarray, labels: np.ndarray, progress: Progress) -> VMM:

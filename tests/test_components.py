@@ -163,7 +163,7 @@ def test_parameters_of_submodules():
 )
 def test_attributes_that_are_not_true(attributes, expected):
     cls = type("Mine", (StandardNormal,), {**attributes, "subset": lambda self, kept: self})
-    assert expected in message_of(lambda: VMM(**TINY, prior=cls, init_centres="encoded").fit(X))
+    assert expected in message_of(lambda: VMM(**TINY, prior=cls).fit(X))
 
 
 @pytest.mark.parametrize("attributes", [{"trained_by_map": False}, {"shared": ("pi_logits",)}])

@@ -307,7 +307,7 @@ SHAPES = {"diagonal": (6, 2), "tied": (2, 2), "spherical": (6,)}
 @pytest.mark.parametrize("covariance", SHAPES)
 @pytest.mark.parametrize("prior", ["vmm", "gmm"])
 def test_a_fit_finds_clusters_settles_and_is_saved(prior, covariance, tmp_path):
-    settings = {**TINY, "epochs": 30, "init_centres": "encoded", "m_prior": 32}
+    settings = {**TINY, "epochs": 30, "m_prior": 32, **({"init_centres": "encoded"} if prior == "gmm" else {})}
     model = VMM(**settings, prior=prior, component_covariance=covariance).fit(X)
     assert model.vae_.prior.precision_raw.shape == SHAPES[covariance]
     assert adjusted_rand_score(TRUTH, model.labels_) > 0.95 and model.n_clusters_ == 3
@@ -360,7 +360,7 @@ def test_an_outlier_widens_a_students_component_less():
         ({"covariance": "tied"}, "that of the prior's components is component_covariance"),
         ({"covariance": "round"}, "covariance='round' should be one of ('full', 'diagonal')"),
         ({"component_covariance": "round"}, "covariance='round' should be one of ('full', 'diagonal', 'tied'"),
-        ({"component_df": 3}, "prior='vmm': VampMixture.build fails: "),
+        ({"component_df": 3}, "component_df=3 has no effect with prior='vmm', which takes "),
         ({"component_df": -1, "prior": "student_t"}, "component_df=-1 should be a positive number"),
     ],
 )

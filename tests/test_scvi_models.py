@@ -464,6 +464,12 @@ def test_every_setting_is_explained():
         ({"m_prior": -1}, "m_prior=-1"),
         ({"pseudo_batch": "uniform"}, "pseudo_batch='uniform'"),
         ({"latent_distribution": "ln"}, "latent_distribution='ln'"),
+        (
+            {"prior": "vamp", "m_prior": 32},
+            "m_prior=32 has no effect with prior='vamp', which takes pseudo_batch;",
+        ),
+        ({"prior": "gmm", "pseudo_batch": "held"}, "pseudo_batch='held' has no effect with prior='gmm'"),
+        ({"prior": "standard_normal", "responsibilities": "soft"}, "responsibilities='soft' should be one of"),
     ],
 )
 def test_wrong_settings_are_told(settings, message):

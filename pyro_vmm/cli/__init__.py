@@ -14,6 +14,7 @@ from pyro_vmm.cli.options import check, estimator, kind_of, read_config, resolve
 from pyro_vmm.cli.parser import PROG, build_parser
 from pyro_vmm.cli.terminal import any_text, say
 from pyro_vmm.estimators import VMM, SingleCellVMM
+from pyro_vmm.estimators.prior_settings import idle
 from pyro_vmm.evaluation.selection import M_PRIOR, SEEDS, select
 from pyro_vmm.inference import RATES, TrainingDiverged
 from pyro_vmm.plots.ornaments import attempt
@@ -132,7 +133,9 @@ def _continued(folder: RunFolder, given: dict) -> dict:
     if changed and folder.checkpoint.exists():
         changes = ", ".join(f"{flag(name)} {given[name]} (was {options.get(name)})" for name in changed)
         raise ValueError(f"{folder.path} holds a model trained after another selection: {changes}")
-    return {**options, **given}
+    # An earlier version let options pass that have no effect with the prior.
+    unused = idle(options.get("prior", kind_of(options).defaults["prior"]))
+    return {**{name: value for name, value in options.items() if name not in unused}, **given}
 
 
 def _fit(kind: Kind, config: dict, folder: RunFolder, resume: bool, quiet: bool) -> tuple[VMM | SingleCellVMM, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.estimators.presets import PRESETS
+from pyro_vmm.estimators.prior_settings import idle
 from pyro_vmm.report import Results
 from pyro_vmm.runtime.checks import check_choice
 from pyro_vmm.runtime.settings import Setting, defaults, settings_of
@@ -58,7 +59,9 @@ class Kind(ABC):
         name = config.get("preset")
         if name is not None:
             check_choice("preset", name, PRESETS)
-        return {**self.suited(config), **({} if name is None else self.paper)}
+        preset = {**self.suited(config), **({} if name is None else self.paper)}
+        unused = idle(config.get("prior", self.defaults["prior"]))
+        return {option: value for option, value in preset.items() if option not in unused}
 
     @abstractmethod
     def suited(self, config: dict) -> dict:

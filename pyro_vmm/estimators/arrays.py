@@ -30,7 +30,8 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
             "standard_normal"; see :mod:`pyro_vmm.priors`. Or a class derived from :class:`~pyro_vmm.priors.Prior`, or
             ``functools.partial`` of one with some of its settings; or an object, which is copied. An object keeps its
             own settings and starting values (pseudo-inputs are rows as the model sees them, scaled), so that the
-            settings of priors below stay at their defaults.
+            settings of priors below stay at their defaults. So do settings that the prior does not take: other values
+            of them are an error.
         likelihood: "normal", "bernoulli", "continuous_bernoulli", "student_t", "poisson", "categorical"; or a class
             derived from :class:`~pyro_vmm.likelihoods.Likelihood`; or an object of one, which is copied; or any
             callable from decoder output (N, ...) to a Pyro distribution over x. Class and object do as the name does.

@@ -32,7 +32,7 @@ from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.rows import Rows, read
-from pyro_vmm.runtime.settings import AUTO, check_settings, settings_of
+from pyro_vmm.runtime.settings import AUTO, check_settings, defaults, settings_of
 from pyro_vmm.runtime.weighted import Weighted, draw
 
 V = TypeVar("V", bound=LatentVariableModel)
@@ -114,7 +114,12 @@ class Estimator(BaseEstimator):
         return {name: chosen[name] for name, value in given.items() if isinstance(value, str) and value == AUTO}
 
     def _read_checkpoint(self, path: str | Path, config: dict, X: np.ndarray) -> dict:
-        return storing.read_checkpoint(path, config, X, settings_of(type(self)), self.sample_weight_)
+        idle = self._idle_settings()
+        return storing.read_checkpoint(path, config, X, settings_of(type(self)), self.sample_weight_, idle)
+
+    def _idle_settings(self) -> frozenset[str]:
+        """The settings that have no effect, given the others; files of earlier versions may hold any value of them."""
+        return frozenset()
 
     def _forget(self) -> None:
         """Forget the last fit: a fit that fails must not leave a mix of two."""
@@ -419,6 +424,7 @@ class Estimator(BaseEstimator):
         params = entries.names("params", known).content
         with storing.restoring(path):  # what is wrong may be a name that is not registered here
             model = cls(**{**storing.parameters(params, custom, path), "device": device})
+            model.set_params(**{name: value for name, value in defaults(cls).items() if name in model._idle_settings()})
             model._check_parameters()
             check_random_state(model.random_state)
         fitted = entries.part("fitted")

@@ -9,37 +9,28 @@ import pandas as pd
 from sklearn.base import clone
 from typing_extensions import Self
 
-from pyro_vmm.estimators import building, storing
+from pyro_vmm.estimators import building, prior_settings, storing
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.numbering import regrouped
-from pyro_vmm.estimators.settings import NamedPrior
 from pyro_vmm.inference import Moves, TrainingConfig, settle
 from pyro_vmm.inference.confidence import measure
 from pyro_vmm.inference.settling import look
-from pyro_vmm.priors import Covariance, Expectation, Prior, Responsibilities, prior_class
-from pyro_vmm.priors.base import MPrior
-from pyro_vmm.priors.covariances import as_covariance
-from pyro_vmm.priors.hyperpriors import HyperPrior
+from pyro_vmm.priors import Prior, prior_class
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
+from pyro_vmm.priors.registry import Given
 from pyro_vmm.priors.tree import join_all
 from pyro_vmm.runtime.checks import described
 from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.rows import Rows
-from pyro_vmm.runtime.settings import defaults, group_of, settings_of
+from pyro_vmm.runtime.settings import defaults, settings_of
 
 
 class ChosenPrior(Estimator):
     """An estimator with ``prior``, the settings of a prior that is named, and ``training``; never used by itself."""
 
-    prior: str | type[Prior] | Prior
+    prior: Given
     training: TrainingConfig | None
     settle: bool
-    hyperprior: str | HyperPrior
-    m_prior: MPrior
-    expectation: Expectation
-    responsibilities: Responsibilities
-    component_covariance: str | Covariance
-    component_df: float | None
     tree_: pd.DataFrame | None
     settled_: Moves | None
 
@@ -68,20 +59,23 @@ class ChosenPrior(Estimator):
                 raise ValueError(f"training has {name}={value!r}, but {whose}; leave it at {usual[name]!r}")
 
     def _check_prior(self) -> None:
-        """Raise ``ValueError`` for a prior that is an object for another estimator than this one."""
+        """Raise ``ValueError`` for settings that have no effect with the prior, or for another estimator's object."""
         cls = prior_class(self.prior)
-        if not isinstance(self.prior, Prior):
-            return
-        self.prior.check()
-        for name in ("latent_dim", "n_components") if cls.has_clusters else ("latent_dim",):
-            if getattr(self.prior, name) != getattr(self, name):
-                problem = f"{name}={getattr(self, name)} does not fit prior={described(self.prior)}"
-                raise ValueError(f"{problem}, which has {name}={getattr(self.prior, name)}")
-        for name, default in defaults(type(self)).items():
-            value = getattr(self, name)
-            if issubclass(group_of(type(self), name), NamedPrior) and np.any(value != default):
-                problem = f"{name}={described(value)} is for a prior given by its name or class"
-                raise ValueError(f"{problem}; prior={described(self.prior)} has its own: leave {name} at {default!r}")
+        if isinstance(self.prior, Prior):
+            self.prior.check()
+            for name in ("latent_dim", "n_components") if cls.has_clusters else ("latent_dim",):
+                if getattr(self.prior, name) != getattr(self, name):
+                    problem = f"{name}={getattr(self, name)} does not fit prior={described(self.prior)}"
+                    raise ValueError(f"{problem}, which has {name}={getattr(self.prior, name)}")
+        prior_settings.check_used(self.prior, self)
+
+    def _idle_settings(self) -> frozenset[str]:
+        return prior_settings.idle(self.prior)
+
+    def with_prior(self, prior: Given) -> Self:
+        """A clone with another prior, and with the defaults of those settings that this prior does not take."""
+        other = clone(self).set_params(prior=prior)
+        return other.set_params(**prior_settings.unused(prior, other))
 
     def _single_settings(self) -> dict:
         given = super()._single_settings()
@@ -149,18 +143,5 @@ class ChosenPrior(Estimator):
         return None if prior_class(self.prior).has_clusters else 1
 
     def _make_prior(self, pseudo_inputs: PseudoInputs) -> Prior:
-        return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, self._prior_settings())
-
-    def _prior_settings(self) -> dict:
-        settings = {
-            "hyperprior": self.hyperprior,
-            "m_prior": self.m_prior,
-            "expectation": self.expectation,
-            "responsibilities": self.responsibilities,
-        }
-        # A prior may lack these and refuse them, so it gets only those that the user sets.
-        if as_covariance(self.component_covariance).name != "full":
-            settings["covariance"] = self.component_covariance
-        if self.component_df is not None:
-            settings["df"] = self.component_df
-        return settings
+        settings = prior_settings.for_build(self.prior, self)
+        return building.build_prior(self.prior, self.latent_dim, pseudo_inputs, settings)

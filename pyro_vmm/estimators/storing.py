@@ -292,6 +292,7 @@ def read_checkpoint(
     X: np.ndarray,
     settings: Mapping[str, Setting],
     sample_weight: np.ndarray | None = None,
+    idle: Iterable[str] = (),
 ) -> dict:
     """A checkpoint of a run with this configuration on this X; ``ValueError`` if it is another run's.
 
@@ -301,6 +302,7 @@ def read_checkpoint(
         X: the data.
         settings: of the parameters, which say what may differ.
         sample_weight: of the rows, (N,); None where all count the same, as in old checkpoints.
+        idle: parameters that have no effect, and may differ.
     """
     saved = files.load(path, "checkpoint")
     entries = Entries(saved, str(path))
@@ -311,7 +313,7 @@ def read_checkpoint(
         state = trainer.part("pretraining")
     if "diverged" in state and state.get("diverged", bool):
         when += ["if diverged"] + ["if pretraining diverged"] * (state is not trainer)
-    free = {name for name, setting in settings.items() if setting.resume in when}
+    free = {*idle, *(name for name, setting in settings.items() if setting.resume in when)}
     if config["random_state"] is None:
         free.add("random_state")
     fixed = {name: value for name, value in config.items() if name not in free}

@@ -19,6 +19,18 @@ from pyro_vmm.runtime.checks import check_choice, is_real
 
 Expectation = Literal["analytic", "sampled"]
 EXPECTATIONS = get_args(Expectation)
+#: The settings of estimators that :meth:`Prior.build` gets, and the names under which it gets them.
+HANDED = {
+    "hyperprior": "hyperprior",
+    "m_prior": "m_prior",
+    "expectation": "expectation",
+    "responsibilities": "responsibilities",
+    "component_covariance": "covariance",
+    "component_df": "df",
+}
+OF_PSEUDO_INPUTS = ("train_pseudo_inputs", "pseudo_batch")
+#: All settings of estimators that have an effect on some priors alone.
+SETTINGS = (*HANDED, *OF_PSEUDO_INPUTS, "init_centres")
 MPrior = float | Literal["batch"]
 
 
@@ -69,7 +81,7 @@ class Prior(nn.Module, ABC):
     settling     ``can_place``, ``covariance``; :meth:`component_tensors`, :meth:`clustering`, :meth:`place`
     numbering    :meth:`forward`, :meth:`clustering`, :meth:`reorder`
     files        parameters and persistent buffers; for an object also attributes that are numbers, names or shapes
-    estimators   ``has_clusters``, ``has_granularity``, ``free_centres``; :meth:`build`, :meth:`check`
+    estimators   ``has_clusters``, ``has_granularity``, ``free_centres``, ``takes``; :meth:`build`, :meth:`check`
     ============ ==================================================================================================
 
     Your own prior
@@ -108,6 +120,9 @@ class Prior(nn.Module, ABC):
     covariance: Covariance = COVARIANCES["full"]
     #: Whether the centres are a parameter ``mu`` (K, D), which may start at encoded rows.
     free_centres = False
+    #: The settings of estimators that have an effect, some of these. Of the others an estimator refuses all values but
+    #: the default, and :meth:`build` does not get them. ``init_centres`` has an effect if ``free_centres``.
+    takes: tuple[str, ...] = (*HANDED, *OF_PSEUDO_INPUTS)
     #: How the training steps take the expectation over q(mu), one of ``EXPECTATIONS``.
     expectation: Expectation = "analytic"
     #: The names of parameters and buffers with a row for each component, in addition to those of base classes. A
@@ -133,8 +148,9 @@ class Prior(nn.Module, ABC):
             latent_dim: D.
             pseudo_inputs: a module of :mod:`pyro_vmm.priors.pseudo_inputs` that starts at K rows of data. A prior
                 without pseudo-inputs takes K from it, ``len(pseudo_inputs)``.
-            settings: an estimator's ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities``; and, if the
-                user sets them, ``covariance`` and ``df`` of the components.
+            settings: of an estimator's ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities`` those that
+                the class ``takes``; and, if the user sets them, ``covariance`` and ``df`` of the components. Also all
+                arguments of a ``functools.partial`` of the class.
         """
         raise NotImplementedError(f"{cls.__name__} does not define build")
 

@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from pyro_vmm.distributions import Mixture, MixtureOfGaussians, MixtureOfStudents
 from pyro_vmm.networks import inverse_softplus
-from pyro_vmm.priors.base import EXPECTATIONS, Expectation, MPrior, Places, Prior, check_m_prior
+from pyro_vmm.priors.base import EXPECTATIONS, OF_PSEUDO_INPUTS, Expectation, MPrior, Places, Prior, check_m_prior
 from pyro_vmm.priors.covariances import Covariance, as_covariance
 from pyro_vmm.priors.hyperpriors import HyperPrior, as_hyperprior
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
@@ -30,6 +30,10 @@ UNUSED = -30.0
 
 class _BayesianMixture(Prior):
     """The hierarchy (5) to (8) and (4) and its MAP guide; subclasses define q(mu).
+
+    The defaults are the paper's. Those of the estimators differ where the paper's did worse in measurements: they have
+    "differentiated" ``responsibilities``, because "held" ones merge small or neighbouring clusters, and estimators of
+    cells have the "reference" ``hyperprior``, with which they were measured.
 
     Arguments:
         latent_dim: D.
@@ -50,6 +54,7 @@ class _BayesianMixture(Prior):
     can_eliminate = True
     can_place = True
     has_granularity = True
+    takes = ("hyperprior", "m_prior", "expectation", "responsibilities", "component_covariance")
     per_component = ("pi_logits", "precision_raw")
     frozen_logits: Tensor
 
@@ -276,6 +281,7 @@ class StudentMixture(GaussianMixture):
     """
 
     can_place = False
+    takes = (*GaussianMixture.takes, "component_df")
 
     def __init__(self, mu: Tensor, df: float = 5.0, **settings):
         check_positive("df", df)
@@ -301,6 +307,8 @@ class VampMixture(_BayesianMixture):
             ("analytic" or "sampled"), ``responsibilities`` ("held" or "differentiated"), ``covariance`` ("full",
             "diagonal", "tied" or "spherical").
     """
+
+    takes = (*_BayesianMixture.takes, *OF_PSEUDO_INPUTS)
 
     def __init__(self, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs, **settings):
         super().__init__(latent_dim, len(pseudo_inputs), **settings)

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from pyro_vmm.priors.base import Prior
+from pyro_vmm.priors.base import SETTINGS, Prior
 from pyro_vmm.priors.mixtures import GaussianMixture, StudentMixture, VampMixture
 from pyro_vmm.priors.simple import StandardNormal, VampPrior
 from pyro_vmm.runtime.checks import described
@@ -63,3 +63,11 @@ def _missing(cls: type[Prior], built: bool) -> list[str]:
     if cls.can_place and cls.place is Prior.place:
         lacks.append("place")
     return lacks
+
+
+def settings_taken(prior: Given) -> tuple[str, ...]:
+    """The settings of estimators that have an effect on this prior, some of ``SETTINGS``; an object has its own."""
+    cls = prior_class(prior)
+    if isinstance(prior, Prior):
+        return ()
+    return tuple(name for name in SETTINGS if name in cls.takes or (name == "init_centres" and cls.free_centres))

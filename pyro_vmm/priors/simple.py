@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmm.distributions import MixtureOfGaussians
-from pyro_vmm.priors.base import Prior
+from pyro_vmm.priors.base import OF_PSEUDO_INPUTS, Prior
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs, as_pseudo_inputs
 
 
@@ -18,13 +18,14 @@ class StandardNormal(Prior):
     """
 
     has_clusters = False
+    takes = ()
 
     def __init__(self, latent_dim: int):
         super().__init__(latent_dim, 1)
 
     @classmethod
     def build(cls, latent_dim: int, pseudo_inputs: PseudoInputs, settings: Mapping) -> Prior:
-        return cls(latent_dim)
+        return cls(latent_dim, **settings)
 
     def forward(self, encoder: nn.Module | None = None) -> MixtureOfGaussians:
         identity = torch.eye(self.latent_dim, dtype=self.origin.dtype, device=self.origin.device)
@@ -39,13 +40,15 @@ class VampPrior(Prior):
         pseudo_inputs: initial u, (K, *event_shape), or a module of :mod:`pyro_vmm.priors.pseudo_inputs`.
     """
 
+    takes = OF_PSEUDO_INPUTS
+
     def __init__(self, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs):
         super().__init__(latent_dim, len(pseudo_inputs))
         self.pseudo_inputs = as_pseudo_inputs(pseudo_inputs)
 
     @classmethod
     def build(cls, latent_dim: int, pseudo_inputs: PseudoInputs, settings: Mapping) -> Prior:
-        return cls(latent_dim, pseudo_inputs)
+        return cls(latent_dim, pseudo_inputs, **settings)
 
     def forward(self, encoder: nn.Module) -> MixtureOfGaussians:
         components = self.pseudo_inputs.encode(encoder)

@@ -8,7 +8,7 @@ import scvi
 import torch
 from scvi.model.base import BaseModelClass
 
-from pyro_vmm.estimators import building
+from pyro_vmm.estimators import building, prior_settings
 from pyro_vmm.priors import Prior, prior_class
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.runtime.checks import described
@@ -33,8 +33,6 @@ STOCK = {
 }
 # The name of the layout among the constructor's arguments in a model file.
 LAYOUT = "vmm_layout"
-# The settings for making a prior that is given by its name.
-OF_PRIORS = ("hyperprior", "m_prior", "expectation", "responsibilities")
 # Stock arguments of `train` that raise the weight of the KL divergence by and by, and the values that switch this off.
 NO_WARM_UP = {"n_epochs_kl_warmup": None, "n_steps_kl_warmup": 0}
 
@@ -51,6 +49,8 @@ class WithVMM(Clusters):
         own, others = split(PriorSettings, kwargs)
         self.prior_settings = PriorSettings(**own)
         check_settings(self.prior_settings)
+        if layout is None:  # a model of a file may have such settings from an earlier version
+            prior_settings.check_used(self.prior_settings.prior, self.prior_settings)
         if "prior_mixture" in inspect.signature(stock_init).parameters and self._has_mixture():
             others = self._without_other_mixture(others)
         stock_init(self, *args, **others)
@@ -104,7 +104,7 @@ class WithVMM(Clusters):
         else:
             initial = torch.zeros(given.n_components if self._has_mixture() else 1, layout.width)
         pseudo = PseudoCells(layout, initial, given.pseudo_batch, d)
-        prior = building.build_prior(given.prior, d, pseudo, {name: getattr(given, name) for name in OF_PRIORS})
+        prior = building.build_prior(given.prior, d, pseudo, prior_settings.for_build(given.prior, given))
         balance = None
         if given.batch_balance and layout.n_batches > 1 and prior.n_components > 1:
             balance = BatchBalance(given.batch_balance, layout.n_batches, prior.n_components)

@@ -28,7 +28,8 @@ class PriorSettings(PriorChoice):
         prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal" (scvi-tools' own); or a class or
             an object, as in :class:`~pyro_vmm.VMM`.
         n_components: K, the most clusters there can be; at most the number of cells.
-        m_prior, hyperprior, responsibilities, expectation, batch_balance: as in :class:`~pyro_vmm.SingleCellVMM`.
+        m_prior, hyperprior, responsibilities, expectation, batch_balance: as in :class:`~pyro_vmm.SingleCellVMM`;
+            those that the prior does not take stay at their defaults.
         pseudo_batch: the batch of the pseudo-cells, if the encoder sees it: "averaged" over all batches, or "held" at
             that of the cell where each started; see :class:`~pyro_vmm.scvi.cells.PseudoCells`.
         kl_weight: the weight of the KL divergence of z: that of scvi-tools ("stock"), or that in the ELBO ("elbo").

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import clone
 
 from pyro_vmm.data.cells import CellBatches
 from pyro_vmm.estimators import VMM, SingleCellVMM
-from pyro_vmm.estimators.base import Estimator
+from pyro_vmm.estimators.chosen_prior import ChosenPrior
+from pyro_vmm.estimators.prior_settings import listed, unused
 from pyro_vmm.evaluation import clustering
 from pyro_vmm.evaluation.comparison.fits import Fit, FitFolder, Task, do, mark
 from pyro_vmm.evaluation.comparison.result import Comparison, compared
@@ -42,9 +42,9 @@ def compare(
 ) -> Comparison:
     """Fit the same model with different priors, and compare likelihood, clusters and time.
 
-    All priors have equal budgets: the settings of ``estimator``. A seed is the ``random_state`` of a fit of each prior:
-    all priors have the same rows held out, rows to start from, and minibatches. Training may end before its last epoch
-    if the estimator has ``patience``; the table shows the epochs.
+    All priors have equal budgets: the settings of ``estimator``. A prior gets those settings of priors that it takes. A
+    seed is the ``random_state`` of a fit of each prior: all priors have the same rows held out, rows to start from, and
+    minibatches. Training may end before its last epoch if the estimator has ``patience``; the table shows the epochs.
 
     Arguments:
         X: an array (N, ...) or an AnnData of N cells. It stays unchanged.
@@ -62,14 +62,15 @@ def compare(
             The fits are the same however many run at once; the seconds are not.
 
     Raises:
-        ValueError: an argument, the data or the folder is wrong; raised before any training.
+        ValueError: an argument, the data or the folder is wrong, or the estimator has a setting that none of the priors
+            takes; raised before any training.
     """
     if estimator is None:
         # Pyright believes that init has no default, because cells have another one.
         estimator = SingleCellVMM() if hasattr(X, "obs") else VMM()  # pyright: ignore[reportCallIssue]
     named, seeds = _named(priors), _seeds(seeds)
     _check(estimator, named, held_out, n_importance_samples)
-    X = checked(estimator, X, whole=False)
+    X = checked(estimator.with_prior(next(iter(named.values()))), X, whole=False)
     if y is not None:
         y = _labels(y, _rows(estimator, X))
     estimator = knowing_categories(estimator, X)
@@ -111,12 +112,18 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
 
 
 def _check(estimator: Any, named: Mapping[str, Any], held_out: float, n_importance_samples: int) -> None:
-    if not isinstance(estimator, Estimator) or "prior" not in estimator.get_params():
+    if not isinstance(estimator, ChosenPrior):
         raise ValueError(f"estimator={described(estimator)} should be a VMM or a SingleCellVMM")
     check_judged(estimator, held_out, "comparison")
     check_whole("n_importance_samples", n_importance_samples)
     for prior in named.values():
-        clone(estimator).set_params(prior=prior)._check_parameters()
+        estimator.with_prior(prior)._check_parameters()
+    found = [unused(prior, estimator) for prior in named.values()]
+    nowhere = {name: value for name, value in found[0].items() if all(name in each for each in found)}
+    if nowhere:
+        values, at = listed(nowhere, estimator)
+        problem = f"{values} of the estimator {'has' if len(nowhere) == 1 else 'have'} no effect with any of the priors"
+        raise ValueError(f"{problem}; leave {at}")
 
 
 def _rows(estimator: VMM | SingleCellVMM, X: Any) -> int:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
 
 from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.estimators.storing import configuration
@@ -88,7 +87,7 @@ def do(
     task: Task, prior: Any, estimator: VMM | SingleCellVMM, X: Any, held_out: float, n_importance_samples: int
 ) -> Fit:
     """Train a clone of the estimator with this prior, and score the rows that it did not see."""
-    model = clone(estimator).set_params(prior=prior, random_state=task.seed, progress=False)
+    model = estimator.with_prior(prior).set_params(random_state=task.seed, progress=False)
     # The parts depend on the seed alone: every prior has the same rows to train on and to be scored on.
     parts = Parts.draw(row_groups(estimator, X), held_out, 0, task.seed)
     started = time.perf_counter()

@@ -41,8 +41,10 @@ from pyro_vmm.networks import (
     output_width,
 )
 from pyro_vmm.priors import Prior, StandardNormal, prior_class
+from pyro_vmm.priors.base import HANDED
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs, as_pseudo_inputs
 from pyro_vmm.priors.registry import Given as PriorGiven
+from pyro_vmm.runtime.arguments import named_arguments, unknown_arguments
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_choice, described, one_line
 from pyro_vmm.runtime.randomness import seeded
@@ -186,17 +188,23 @@ def build_likelihood(likelihood: Given, event_shape: Sequence[int], options: dic
     if isinstance(likelihood, Likelihood):
         own = _own(likelihood)
         return _fitting(own, "event_shape", tuple(own.event_shape), tuple(event_shape))
-    cls = likelihood_class(likelihood)
-    if cls is None:
-        return _made(partial(CustomLikelihood, function=cast(Callable, _own(likelihood))), event_shape, options)
-    return _made(cls if isinstance(likelihood, str) else cast(Callable, likelihood), event_shape, options)
+    return _made(likelihood, likelihood_class(likelihood), CustomLikelihood, event_shape, options)
 
 
-def _made(factory: Callable[..., L], about: Sequence[int] | CellLayout, options: dict) -> L:
+def _made(
+    likelihood: Given, cls: type[L] | None, custom: type[L], about: Sequence[int] | CellLayout, options: dict
+) -> L:
+    """A likelihood of a name or class, or of the class ``custom`` around a function, for which ``cls`` is None."""
+    factory = partial(custom, function=_own(likelihood)) if cls is None else likelihood
+    factory = cast("Callable[..., L]", cls if isinstance(likelihood, str) else factory)
     try:
         return factory(about, **options)
     except TypeError as error:
-        raise ValueError(f"likelihood_options={options} do not fit: {one_line(error)}") from error
+        given = options if cls is None else {**getattr(likelihood, "keywords", {}), **options}
+        known = named_arguments(custom, 2) if cls is None else named_arguments(cls, 1)
+        who = "a function" if cls is None else cls.__name__
+        problem = unknown_arguments(error, dict(zip(given, given, strict=True)), known, who) or one_line(error)
+        raise ValueError(f"likelihood_options={options} do not fit: {problem}") from error
 
 
 def _fitting(likelihood: L, name: str, found, expected) -> L:
@@ -292,10 +300,7 @@ def build_cell_likelihood(likelihood: Given, layout: CellLayout, options: dict) 
     if isinstance(likelihood, CellLikelihood):
         own = _own(likelihood)
         return _fitting(own, "layout", own.layout, layout)
-    cls = cell_likelihood_class(likelihood)
-    if cls is None:
-        return _made(partial(CustomCellLikelihood, function=cast(Callable, _own(likelihood))), layout, options)
-    return _made(cls if isinstance(likelihood, str) else cast(Callable, likelihood), layout, options)
+    return _made(likelihood, cell_likelihood_class(likelihood), CustomCellLikelihood, layout, options)
 
 
 def build_cell_vae(
@@ -347,10 +352,12 @@ def build_prior(prior: PriorGiven, latent_dim: int, pseudo_inputs: Tensor | Pseu
     if isinstance(prior, Prior):
         built = _own(prior)
     else:
+        own = getattr(prior, "keywords", {})
         try:
-            built = cls.build(latent_dim, pseudo_inputs, {**settings, **getattr(prior, "keywords", {})})
+            built = cls.build(latent_dim, pseudo_inputs, {**settings, **own})
         except (TypeError, NotImplementedError) as error:
-            raise ValueError(f"prior={described(prior)}: {cls.__name__}.build fails: {one_line(error)}") from error
+            problem = _unknown_settings(error, cls, settings, own) or f"{cls.__name__}.build fails: {one_line(error)}"
+            raise ValueError(f"prior={described(prior)}: {problem}") from error
         if not isinstance(built, Prior):
             raise ValueError(f"prior={described(prior)}: {cls.__name__}.build returned {described(built)}, not a prior")
         found, expected = (built.latent_dim, built.n_components), (latent_dim, len(pseudo_inputs))
@@ -361,6 +368,25 @@ def build_prior(prior: PriorGiven, latent_dim: int, pseudo_inputs: Tensor | Pseu
             )
     built.check()
     return built
+
+
+def _unknown_settings(error: Exception, cls: type[Prior], settings: Mapping, own: Mapping) -> str | None:
+    """What :func:`unknown_arguments` says of a prior, with the names that the user knows; None of other errors.
+
+    Arguments:
+        error: what ``build`` raised.
+        cls: the class of the prior.
+        settings: of an estimator, by the names that ``build`` gets.
+        own: of a partial.
+    """
+    if not isinstance(error, TypeError):
+        return None
+    known = named_arguments(cls, 2)
+    shown = {argument: name for name, argument in HANDED.items() if argument in settings}
+    given = {**{argument: shown.get(argument, argument) for argument in settings}, **dict(zip(own, own, strict=True))}
+    problem = unknown_arguments(error, given, known, cls.__name__)
+    hint = f". State in {cls.__name__}.takes which settings of estimators it takes"
+    return f"{problem}{hint}" if problem and {*settings} - {*known, *own} else problem
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from numbers import Integral, Real
 from typing import TypeGuard
 
@@ -49,9 +50,11 @@ def check_choice(name: str, value, choices: tuple) -> None:
 
 
 def described(value) -> str:
-    """A value in a line: a class or function by its name, an object by its class, anything else as Python writes it."""
+    """A value in a line: classes and functions by name, objects by their class, anything else as Python writes it."""
     if hasattr(value, "__qualname__"):
         return value.__qualname__
+    if isinstance(value, partial):
+        return f"a partial of {described(value.func)}"
     text = repr(value)
     plain = value is None or isinstance(value, str | Real | tuple | list | dict)
     return text if plain and "\n" not in text else f"an object of {type(value).__qualname__}"

@@ -12,6 +12,7 @@ from pyro_vmm.cli.kinds import KINDS
 from pyro_vmm.data.delimited import DECIMALS, HEADERS
 from pyro_vmm.estimators.presets import PRESETS
 from pyro_vmm.evaluation.selection import M_PRIOR, SEEDS
+from pyro_vmm.networks import DECODERS, ENCODERS
 from pyro_vmm.runtime.settings import AUTO, Setting, group_of, nearest
 
 PROG = "fit.py"
@@ -177,7 +178,11 @@ def _add_arrays(group: Group) -> None:
     group.add("separator", "separator of the fields of a csv, such as ';'", metavar="CHARACTER")
     group.add("decimal", "decimal separator of a csv: . or ,", choices=DECIMALS, metavar="CHARACTER")
     group.add("encoding", "encoding of a csv, such as latin-1", metavar="NAME")
-    group.add("network", "mlp, or a small convolutional net for images", choices=["mlp", "conv"])
+    group.add(
+        "network",
+        "mlp, or a small convolutional net for images",
+        choices=[name for name in ENCODERS if name in DECODERS],
+    )
 
 
 def _add_cells(group: Group) -> None:

@@ -8,20 +8,20 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from pyro_vmm.estimators import building, choices, inputs, sample_weights, storing
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import CovarianceShape, CovarianceStart
+from pyro_vmm.networks import CovarianceShape, CovarianceStart, layer_widths
 from pyro_vmm.priors import Prior
 from pyro_vmm.runtime import finite
 from pyro_vmm.runtime.checks import described
 from pyro_vmm.runtime.device_rows import place, subset
 from pyro_vmm.runtime.entries import Entries
-from pyro_vmm.runtime.settings import AUTO
+from pyro_vmm.runtime.settings import AUTO, Auto
 
 
 class ArrayEstimator(FittedArrays):
@@ -35,6 +35,8 @@ class ArrayEstimator(FittedArrays):
     hidden: Sequence[int] | str
     encoder: str | Callable
     decoder: str | Callable
+    learning_rate: float | Auto
+    learning_rates_: list[dict]
 
     # Fitting
 
@@ -196,11 +198,16 @@ class ArrayEstimator(FittedArrays):
         return choices.choose_hidden(self.hidden, math.prod(event_shape))
 
     def _widths(self, event_shape: Sequence[int]) -> Sequence[int]:
-        """The widths of the encoder's layers; the paper's for an encoder other than "mlp", whose widths are unknown."""
-        return self._hidden(event_shape) if self.encoder == "mlp" else choices.WIDE
+        """The widths of the encoder's layers; the paper's if not all of its weights are in linear layers."""
+        network = self.encoder
+        if not isinstance(network, nn.Module):
+            with building.random_start(0):
+                network = building.own_network("encoder", network, tuple(event_shape), self._hidden(event_shape), ())
+        return layer_widths(network) or choices.WIDE
 
     def _chosen_training(self, rows: int) -> dict:
-        given, widths = super()._chosen_training(rows), self._widths(self.event_shape_)
+        given = super()._chosen_training(rows)
+        widths = self._widths(self.event_shape_) if given["learning_rate"] == AUTO else ()
         return choices.choose_training(given, rows, widths, choices.choose_epochs)
 
     def _learning_rate(self, X) -> float:
@@ -268,6 +275,16 @@ class ArrayEstimator(FittedArrays):
             vae.prior = self._build_prior(rows[: self.n_components_])
             self.vae_ = self._place(vae)
         storing.load_state(self.vae_, entries)
+
+    def _restore_training(self, path: str | Path) -> None:
+        """With the rate that the file records: earlier versions chose another one for networks of the user's own."""
+        given = self.learning_rate
+        if given == AUTO and self.learning_rates_:
+            self.learning_rate = self.learning_rates_[-1]["learning_rate"]
+        try:
+            super()._restore_training(path)
+        finally:
+            self.learning_rate = given
 
     def _restored_scaling(self, fitted: Entries, name: str) -> np.ndarray:
         """The shift or the scale, of all features together or of each."""

@@ -42,7 +42,8 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         hidden: widths of the encoder's layers, mirrored in the decoder. "auto" is (128, 128) for rows of fewer than 256
             features, and (500, 500, 2000), the paper's for images, for others.
         encoder: "mlp", "conv" for images (N, H, W) or (N, C, H, W), or a module from x (N, ...) to features (N, H); or
-            a callable that makes one of the shape of a row, (...).
+            a callable that makes one of the shape of a row, (...); a callable may be called several times. Further
+            names are in :data:`~pyro_vmm.networks.ENCODERS` and :data:`~pyro_vmm.networks.DECODERS`.
         decoder: "mlp", "conv", or a module from z (N, D) to features (N, H); or a callable that makes one of D.
         covariance: of q(z | x), "full" or "diagonal", which in twenty dimensions or more learns faster and clusters
             better.
@@ -68,8 +69,8 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         component_df: degrees of freedom of a "student_t"'s components; None for 5.
         epochs: at most so many passes over the data. "auto" makes 5 / ``learning_rate`` steps, and 10 passes at least.
         batch_size: rows in a minibatch. "auto" is a quarter of the rows, from 32 to 256.
-        learning_rate: of the networks. "auto" is 2e-3, and less for layers of more than 128 units, by the root of their
-            width.
+        learning_rate: of the networks. "auto" is 2e-3, and less for layers of more than 128 units in the encoder, by
+            the root of their width; with layers of other kinds than linear ones it is that of 2000 units.
         patience: stop after so many epochs without a better ``monitor``; None for never, "auto" for a third of them.
         prior_learning_rate, decay_fraction, plateau, monitor, freeze_after, reuse_draws: see
             :class:`~pyro_vmm.inference.TrainingConfig`; here the rates fall over the second half of the epochs.

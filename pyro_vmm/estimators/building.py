@@ -26,6 +26,8 @@ from pyro_vmm.likelihoods import (
 )
 from pyro_vmm.models import VAE, Library, SingleCellVAE
 from pyro_vmm.networks import (
+    DECODERS,
+    ENCODERS,
     CellDecoder,
     CellFeatures,
     CovarianceShape,
@@ -33,11 +35,8 @@ from pyro_vmm.networks import (
     Decoder,
     GaussianEncoder,
     cell_mlp,
-    conv_decoder,
-    conv_encoder,
     inference_mode,
     linear,
-    mlp,
     output_width,
 )
 from pyro_vmm.priors import Prior, StandardNormal, prior_class
@@ -54,7 +53,7 @@ from pyro_vmm.runtime.rows import Rows, read
 ROWS_CHECKED = 1024
 # k-means++ looks at no more cells than these: memory must not grow with their number.
 KMEANS_CELLS = 10_000
-NETWORKS = ("mlp", "conv")
+NETWORKS = {"encoder": ENCODERS, "decoder": DECODERS}
 Init = Literal["random", "k-means++"]
 INITS = get_args(Init)
 InitCentres = Literal["normal", "encoded"]
@@ -232,25 +231,36 @@ def check_support(
 
 
 def check_networks(**networks: str | Callable) -> None:
-    """Raise ``ValueError`` unless each is a name of ``NETWORKS``, a module or a callable, which may make one."""
+    """Raise ``ValueError`` unless an encoder or decoder is a name, a module or a callable, which may make one."""
     for name, given in networks.items():
-        if not (callable(given) or (isinstance(given, str) and given in NETWORKS)):
+        if not (callable(given) or (isinstance(given, str) and given in NETWORKS[name])):
             raise _no_network(name, given)
 
 
 def _no_network(name: str, given: object, found: str = "") -> ValueError:
-    expected = f"one of {NETWORKS}, or a module, or a callable that makes one of the shape of its input"
+    expected = f"one of {tuple(NETWORKS[name])}, or a module, or a callable that makes one of the shape of its input"
     return ValueError(f"{name}={described(given)} should be {expected}{found}")
 
 
-def own_network(name: str, given: Callable, shape: tuple[int, ...] | int) -> nn.Module:
-    """A copy of a module, or what a callable makes of the shape of its input; ``ValueError`` if that is no module."""
+def own_network(name: str, given: str | Callable, shape: tuple[int, ...] | int, *others) -> nn.Module:
+    """A network in float32; ``ValueError`` if there is none.
+
+    Arguments:
+        name: "encoder" or "decoder".
+        given: a module, which is copied, a callable that makes one of the shape of its input, or the name of one.
+        shape: of the input.
+        others: further arguments of a function that has a name.
+    """
     if isinstance(given, nn.Module):
         return _own(given)
-    try:
-        made = given(shape)
-    except Exception as error:  # whatever a function of the user's own may raise
-        raise _no_network(name, given, f"; of {shape} it fails: {one_line(error)}") from error
+    check_networks(**{name: given})
+    if isinstance(given, str):
+        made = NETWORKS[name][given](shape, *others)
+    else:
+        try:
+            made = given(shape)
+        except Exception as error:  # whatever a function of the user's own may raise
+            raise _no_network(name, given, f"; of {shape} it fails: {one_line(error)}") from error
     if not isinstance(made, nn.Module):
         raise _no_network(name, given, f"; of {shape} it makes {described(made)}")
     return made.float()
@@ -271,25 +281,16 @@ def build_vae(
     Arguments:
         likelihood: what the decoder is for.
         rows: two rows of data, as the model sees them.
-        encoder, decoder: "mlp", "conv", a module, which is copied, or what makes one, see :func:`own_network`.
+        encoder, decoder: see :func:`own_network`.
         hidden: widths of an "mlp" encoder; the decoder has them in reverse.
         latent_dim: D.
         covariance, covariance_start: of q(z; x).
     """
-    event_shape = rows.shape[1:]
+    event_shape = tuple(rows.shape[1:])
     check_networks(encoder=encoder, decoder=decoder)
-    if not isinstance(encoder, str):
-        body = own_network("encoder", encoder, tuple(event_shape))
-    elif encoder == "conv":
-        body = conv_encoder(event_shape)
-    else:
-        features = nn.Sequential(*likelihood.features())
-        body = nn.Sequential(*features, mlp(features(rows)[0].numel(), hidden))
+    body = own_network("encoder", encoder, event_shape, hidden, likelihood.features())
     qz = GaussianEncoder(body, output_width(body, rows, "encoder"), latent_dim, covariance, covariance_start)
-    if not isinstance(decoder, str):
-        body = own_network("decoder", decoder, latent_dim)
-    else:
-        body = conv_decoder(latent_dim, event_shape) if decoder == "conv" else mlp(latent_dim, list(hidden)[::-1])
+    body = own_network("decoder", decoder, latent_dim, event_shape, hidden)
     width = output_width(body, rows.new_zeros(2, latent_dim), "decoder")
     px = Decoder(body, width, event_shape, likelihood.outputs_per_feature)
     return VAE(qz, px, likelihood, StandardNormal(latent_dim))

@@ -85,9 +85,9 @@ def choose_hidden(hidden: Sequence[int] | str, n_features: int) -> Sequence[int]
     return WIDE if n_features >= FEATURES_OF_WIDE else NARROW
 
 
-def choose_learning_rate(hidden: Sequence[int]) -> float:
+def choose_learning_rate(widths: Sequence[int]) -> float:
     """2e-3 for layers of up to 128 units; wider ones take smaller steps, by the root of their width."""
-    return RATE * min(1.0, math.sqrt(max(NARROW) / max(hidden)))
+    return RATE * min(1.0, math.sqrt(max(NARROW) / max(widths)))
 
 
 def choose_batch_size(rows: int) -> int:
@@ -111,13 +111,13 @@ def choose_patience(epochs: int) -> int:
     return math.ceil(epochs / 3)
 
 
-def choose_training(given: Mapping[str, Any], rows: int, hidden: Sequence[int], length: Length) -> dict[str, Any]:
+def choose_training(given: Mapping[str, Any], rows: int, widths: Sequence[int], length: Length) -> dict[str, Any]:
     """Settings of training with numbers in the place of "auto".
 
     Arguments:
         given: settings by name.
         rows: to train on.
-        hidden: widths of the encoder's layers.
+        widths: of the encoder's layers; they matter if the learning rate is "auto".
         length: the rule for the number of epochs.
     """
     chosen = dict(given)
@@ -126,7 +126,7 @@ def choose_training(given: Mapping[str, Any], rows: int, hidden: Sequence[int], 
         if isinstance(chosen[name], str) and chosen[name] == AUTO:
             chosen[name] = rule()
 
-    choose("learning_rate", partial(choose_learning_rate, hidden))
+    choose("learning_rate", partial(choose_learning_rate, widths))
     choose("batch_size", partial(choose_batch_size, rows))
     choose("epochs", lambda: length(rows, chosen["batch_size"], chosen["learning_rate"]))
     choose("patience", lambda: choose_patience(chosen["epochs"]))

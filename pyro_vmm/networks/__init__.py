@@ -23,15 +23,19 @@ from pyro_vmm.networks.layers import (
     WidenedLinear,
     cell_mlp,
     inference_mode,
+    layer_widths,
     linear,
     mlp,
     output_width,
 )
+from pyro_vmm.networks.registry import DECODERS, ENCODERS
 
 __all__ = [
     "COVARIANCES",
     "COVARIANCE_STARTS",
+    "DECODERS",
     "DIAGONAL_FLOOR",
+    "ENCODERS",
     "Asinh",
     "CellDecoder",
     "CellFeatures",
@@ -47,6 +51,7 @@ __all__ = [
     "inference_mode",
     "inverse_lower_cholesky",
     "inverse_softplus",
+    "layer_widths",
     "linear",
     "lower_cholesky",
     "mlp",

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 
 def linear(in_features: int, out_features: int) -> nn.Linear:
@@ -121,6 +122,20 @@ def output_width(module: nn.Module, example: Tensor, name: str) -> int:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"{name} returned {got} for an input of shape {tuple(example.shape)}, expected (N, H)")
     return out.shape[1]
+
+
+def layer_widths(module: nn.Module) -> tuple[int, ...]:
+    """The outputs of each linear layer; none of them if the network also has weights in layers of other kinds.
+
+    Vectors, such as those of normalisations, are no such weights.
+    """
+    widths: list[int] = []
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            widths.append(layer.out_features)
+        elif any(is_lazy(weight) or weight.dim() > 1 for weight in layer.parameters(recurse=False)):
+            return ()
+    return tuple(widths)
 
 
 @contextmanager

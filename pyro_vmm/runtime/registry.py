@@ -1,4 +1,4 @@
-"""Classes by name: the package's own, those that users add, and those of other packages' entry points."""
+"""Classes or functions by name: the package's own, those that users add, and those of other packages' entry points."""
 
 import sys
 from collections import UserDict
@@ -27,7 +27,7 @@ class Registry(UserDict[str, Any]):
         ValueError: at a look-up, if several packages have the name, or if an entry point can't be loaded.
     """
 
-    def __init__(self, group: str, own: dict[str, type]):
+    def __init__(self, group: str, own: dict[str, Any]):
         self.group = group
         super().__init__(own)
 

@@ -579,6 +579,7 @@ def bundled():
 def test_pbmc68k_counts_give_back_the_bundled_values(bundled):
     adata = load_cells("pbmc68k")
     check_standard(adata, 700, 765, ["0"])
+    assert not CELL_SETS["pbmc68k"].several_batches and CELL_SETS["pbmc"].several_batches
     assert adata.obs["cell_type"].value_counts()[["Dendritic", "CD14+ Monocyte"]].tolist() == [240, 129]
     assert adata.obs["cell_type"].tolist() == bundled.obs["bulk_labels"].tolist()
     x, totals = dense(adata), bundled.obs["n_counts"].to_numpy(np.float64)[:, None]

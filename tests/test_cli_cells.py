@@ -582,6 +582,7 @@ def test_presets_of_the_papers_sets():
     for name in CELL_SETS:
         config = resolve({"dataset": name})
         assert config["label_key"] == "cell_type"
+        assert config.get("batch_key") == ("batch" if CELL_SETS[name].several_batches else None)
         assert isinstance(estimator(config, progress=False), SingleCellVMM)
     assert resolve({"dataset": "lung_atlas"})["batch_key"] == "batch"
     assert "latent_dim" not in resolve({"dataset": "lung_atlas"})

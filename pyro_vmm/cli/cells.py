@@ -19,14 +19,6 @@ from pyro_vmm.runtime.threads import same_threads
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# The other data sets have one batch.
-SEVERAL_BATCHES = ("pbmc", "lung_atlas", "split_seq")
-#: The columns that :func:`~pyro_vmm.data.load_cells` makes.
-COLUMNS: dict[str, dict] = {
-    name: {**({"batch_key": "batch"} if name in SEVERAL_BATCHES else {}), "label_key": "cell_type"}
-    for name in CELL_SETS
-}
-
 
 class Cells(Kind):
     """Counts of cells in an AnnData: :class:`~pyro_vmm.SingleCellVMM`."""
@@ -40,7 +32,10 @@ class Cells(Kind):
     paper = PAPER_CELLS
 
     def suited(self, config: dict) -> dict:
-        return COLUMNS.get(str(config["dataset"]), {})
+        found = CELL_SETS.get(str(config["dataset"]))
+        if found is None:
+            return {}
+        return {**({"batch_key": "batch"} if found.several_batches else {}), "label_key": "cell_type"}
 
     def preset(self, config: dict) -> dict:
         networks = CELL_PRESETS.get(str(config["dataset"]), {}) if config.get("preset") else {}

@@ -1,6 +1,7 @@
 """The paper's single-cell data sets, as the paper prepares them, and any ``.h5ad`` file, as it is."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -200,12 +201,28 @@ def load_pbmc68k() -> "AnnData":
     return _prepared(adata, "pbmc68k", batch=None, cell_type=("bulk_labels",))
 
 
-CELL_SETS: dict[str, Callable[[str | Path | None], "AnnData"]] = {
-    "cortex": load_cortex,
-    "pbmc": load_pbmc,
-    "lung_atlas": load_lung_atlas,
-    "split_seq": load_split_seq,
-    "pbmc68k": lambda data_dir: load_pbmc68k(),
+@dataclass(frozen=True)
+class CellSet:
+    """A named set of cells, with their types in ``obs["cell_type"]``; called with a data folder, it loads them.
+
+    Arguments:
+        load: a function of the folder, or None for the usual one.
+        several_batches: whether ``obs["batch"]`` has more than one.
+    """
+
+    load: Callable[[str | Path | None], "AnnData"]
+    several_batches: bool = True
+
+    def __call__(self, data_dir: str | Path | None = None) -> "AnnData":
+        return self.load(data_dir)
+
+
+CELL_SETS = {
+    "cortex": CellSet(load_cortex, several_batches=False),
+    "pbmc": CellSet(load_pbmc),
+    "lung_atlas": CellSet(load_lung_atlas),
+    "split_seq": CellSet(load_split_seq),
+    "pbmc68k": CellSet(lambda data_dir: load_pbmc68k(), several_batches=False),
 }
 
 

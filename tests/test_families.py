@@ -359,13 +359,24 @@ def test_an_outlier_widens_a_students_component_less():
     [
         ({"covariance": "tied"}, "that of the prior's components is component_covariance"),
         ({"covariance": "round"}, "covariance='round' should be one of ('full', 'diagonal')"),
-        ({"component_covariance": "round"}, "covariance='round' should be one of ('full', 'diagonal', 'tied'"),
+        (
+            {"component_covariance": "round"},
+            "component_covariance='round' should be one of ('full', 'diagonal', 'tied'",
+        ),
         ({"component_df": 3}, "component_df=3 has no effect with prior='vmm', which takes "),
         ({"component_df": -1, "prior": "student_t"}, "component_df=-1 should be a positive number"),
     ],
 )
 def test_settings_that_do_not_fit(settings, expected):
     assert expected in message_of(lambda: VMM(**TINY, epochs=1, **settings).fit(X))
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_families_say_whether_the_dimensions_are_independent(covariance):
+    family = COVARIANCES[covariance]
+    raw = family.start(3, 2)
+    tril = family.tril(raw + torch.randn(raw.shape), 3, 2)
+    assert family.independent_axes == torch.equal(tril, torch.diag_embed(tril.diagonal(dim1=-2, dim2=-1)))
 
 
 class SharedSpherical(Spherical):

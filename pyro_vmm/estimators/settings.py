@@ -120,6 +120,10 @@ def _posterior_covariance(name: str, value: Any) -> None:
     check_choice(name, value, COVARIANCES)
 
 
+def _component_covariance(name: str, value: Any) -> None:
+    as_covariance(value, name)
+
+
 def _of_value(check: Callable[[Any], object]) -> Callable[[str, Any], object]:
     """A check that takes no name."""
     return lambda name, value: check(value)
@@ -272,7 +276,7 @@ class NamedPrior:
     component_covariance: str | Covariance = setting(
         default="full",
         help="of a component of the prior; a tied one is that of all components",
-        values=Values(_of_value(as_covariance), choices=FAMILIES),
+        values=Values(_component_covariance, choices=FAMILIES),
     )
     component_df: float | None = setting(
         default=None,

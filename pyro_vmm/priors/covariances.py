@@ -51,6 +51,8 @@ class Covariance(ABC):
     name: str
     #: Whether each component has its own covariance; its row of the parameter then leaves training with the component.
     per_component = True
+    #: Whether the dimensions of a component are independent; the parameter then holds no off-diagonal entries.
+    independent_axes = False
 
     @abstractmethod
     def start(self, latent_dim: int, n_components: int) -> Tensor:
@@ -120,6 +122,8 @@ class Tied(Full):
 class _Axes(Covariance):
     """The dimensions of a component are independent, and some of them may have the same variance."""
 
+    independent_axes = True
+
     @abstractmethod
     def variances(self, covariance: np.ndarray) -> np.ndarray:
         """The variances of a covariance (D, D) in this family, (D,), or (1,) if they are equal."""
@@ -187,11 +191,11 @@ def _inverse(variance: Tensor) -> Tensor:
 COVARIANCES: dict[str, Covariance] = {each.name: each for each in (Full(), Diagonal(), Tied(), Spherical())}
 
 
-def as_covariance(value: Covariance | str) -> Covariance:
-    """The family given, or the one of this name; ``ValueError`` for anything else."""
+def as_covariance(value: Covariance | str, name: str = "covariance") -> Covariance:
+    """The family given, or the one of this name; ``ValueError`` for another value of the setting ``name``."""
     if isinstance(value, Covariance):
         return value
     if not isinstance(value, str) or value not in COVARIANCES:
-        problem = f"covariance={described(value)} should be one of {tuple(COVARIANCES)}"
+        problem = f"{name}={described(value)} should be one of {tuple(COVARIANCES)}"
         raise ValueError(f"{problem}, or an object of pyro_vmm.priors.Covariance")
     return COVARIANCES[value]

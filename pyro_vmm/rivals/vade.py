@@ -74,8 +74,8 @@ class TrainedMixture(Prior):
         raw = inverse_softplus(precision_tril.diagonal(dim1=-2, dim2=-1) - DIAGONAL_FLOOR)
         self.pi_logits.copy_(log_pi)
         self.mu.copy_(mu)
-        full = self.precision_raw.dim() == 3
-        self.precision_raw.copy_(precision_tril.tril(-1) + torch.diag_embed(raw) if full else raw)
+        independent = self.covariance.independent_axes
+        self.precision_raw.copy_(raw if independent else precision_tril.tril(-1) + torch.diag_embed(raw))
 
 
 class VariationalDeepEmbedding(VAE):
@@ -206,15 +206,19 @@ def start_from_mixture(vae: VariationalDeepEmbedding, x: Rows, seed: int, n_init
     rows = x.counted(len(x), seed) if isinstance(x, Weighted) else torch.arange(len(x))
     with inference_mode(vae), closing(read(x, rows.split(1024))) as stream:
         z = torch.cat([_means(vae, rows) for rows in stream])
-    kind = {"full": "full", "diagonal": "diag"}[vae.prior.covariance.name]
+    independent = vae.prior.covariance.independent_axes
     mixture = SklearnMixture(
-        vae.prior.n_components, covariance_type=kind, reg_covar=LEAST_VARIANCE, n_init=n_init, random_state=seed
+        vae.prior.n_components,
+        covariance_type="diag" if independent else "full",
+        reg_covar=LEAST_VARIANCE,
+        n_init=n_init,
+        random_state=seed,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a start need not have converged
         mixture.fit(z.double().cpu().numpy())
     log_pi, mu, precisions = (torch.as_tensor(each) for each in (mixture.weights_, mixture.means_, mixture.precisions_))
-    precisions = precisions if kind == "full" else torch.diag_embed(precisions)
+    precisions = torch.diag_embed(precisions) if independent else precisions
     vae.prior.start_at(log_pi.log(), mu, torch.linalg.cholesky(precisions))
 
 

@@ -17,6 +17,7 @@ from pyro_vmm import VMM, SingleCellVMM, TrainingConfig
 from pyro_vmm.cli import build_parser, main
 from pyro_vmm.cli.kinds import ARRAYS, CELLS, KINDS
 from pyro_vmm.estimators.settings import Optimisation
+from pyro_vmm.likelihoods import CELL_LIKELIHOODS, LIKELIHOODS
 from pyro_vmm.rivals import DLGMM, GMVAE, VaDE
 from pyro_vmm.rivals.estimators import Rival
 from pyro_vmm.runtime.checks import check_whole
@@ -147,6 +148,16 @@ def test_a_setting_changed_keeps_what_it_does_not_state():
 
 
 # The command line and files
+
+
+def test_the_help_has_the_names_of_a_registry(monkeypatch):
+    assert settings_of(VMM)["likelihood"].values.names is LIKELIHOODS
+    assert settings_of(SingleCellVMM)["likelihood"].values.names is CELL_LIKELIHOODS
+    monkeypatch.setitem(LIKELIHOODS, "mine", LIKELIHOODS["normal"])
+    helps = {action.dest: action.help for action in build_parser()._actions}
+    expected = f"; arrays and images: {', '.join(LIKELIHOODS)}; single cells: {', '.join(CELL_LIKELIHOODS)} (default"
+    assert expected in helps["likelihood"] and ", mine; single" in helps["likelihood"]
+    assert [name for name, text in helps.items() if "; single cells: " in str(text)] == ["dataset", "likelihood"]
 
 
 def test_every_field_is_an_option_once():

@@ -19,7 +19,6 @@ class Arrays(Kind):
 
     noun = "arrays and images"
     estimator = VMM
-    registry = LIKELIHOODS
     names = tuple(images.DATASETS)
     endings = tuple(READERS)
     own = frozenset({"label_column", "network", *OPTIONS})

@@ -10,7 +10,7 @@ from pyro_vmm.data.cell_sets.formats import READERS
 from pyro_vmm.data.cells import CellBatches, nonzero, stays_outside
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.estimators.presets import PAPER_CELLS
-from pyro_vmm.likelihoods import CELL_LIKELIHOODS, of_counts
+from pyro_vmm.likelihoods import of_counts
 from pyro_vmm.report import CellData, CellResults
 from pyro_vmm.report.cells import known_types
 from pyro_vmm.runtime.checks import check_choice
@@ -25,7 +25,6 @@ class Cells(Kind):
 
     noun = "single cells"
     estimator = SingleCellVMM
-    registry = CELL_LIKELIHOODS
     names = tuple(CELL_SETS)
     endings = tuple(READERS)
     own = frozenset({"backed", "label_key", "make_unique", "modality", "n_top_genes", "sample_weight"})

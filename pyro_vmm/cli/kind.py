@@ -22,8 +22,6 @@ class Kind(ABC):
     #: Its name in messages.
     noun: str
     estimator: type[VMM | SingleCellVMM]
-    #: The registry of likelihoods.
-    registry: Mapping[str, type]
     #: Names of data sets, and endings of files.
     names: tuple[str, ...]
     endings: tuple[str, ...]
@@ -35,7 +33,11 @@ class Kind(ABC):
     @property
     def likelihoods(self) -> tuple[str, ...]:
         """The names of likelihoods, including those that other packages register."""
-        return tuple(self.registry)
+        return self.names_of("likelihood")
+
+    def names_of(self, option: str) -> tuple[str, ...]:
+        """The names that are values of an option besides others."""
+        return tuple(self.settings[option][1].values.names) if option in self.settings else ()
 
     @property
     def settings(self) -> dict[str, tuple[str, Setting]]:

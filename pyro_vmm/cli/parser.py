@@ -156,10 +156,9 @@ def auto_or(type_: Callable) -> Callable:
 
 
 def _names(option: str) -> str:
-    """The names of likelihoods, for the help of ``--likelihood``."""
-    if option != "likelihood":
-        return ""
-    return "; " + "; ".join(f"{kind.noun}: {', '.join(kind.likelihoods)}" for kind in KINDS)
+    """The names that are values of an option for each kind of data, for its help."""
+    named = {kind.noun: kind.names_of(option) for kind in KINDS}
+    return "".join(f"; {noun}: {', '.join(names)}" for noun, names in named.items() if names)
 
 
 def _add_data(group: Group) -> None:

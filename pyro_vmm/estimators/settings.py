@@ -14,7 +14,7 @@ from torch import nn
 
 from pyro_vmm.estimators import building, choices
 from pyro_vmm.inference.config import Alternation, Monitored, Optimisation, TrainingConfig
-from pyro_vmm.likelihoods import Given, cell_likelihood_class, likelihood_class
+from pyro_vmm.likelihoods import CELL_LIKELIHOODS, LIKELIHOODS, Given, cell_likelihood_class, likelihood_class
 from pyro_vmm.networks import COVARIANCE_STARTS, COVARIANCES, CovarianceShape, CovarianceStart
 from pyro_vmm.priors import COVARIANCES as FAMILIES
 from pyro_vmm.priors import (
@@ -165,7 +165,7 @@ class Model:
     likelihood: Given = setting(
         default="normal",
         help="the distribution of x",
-        values=Values(_of_value(likelihood_class)),
+        values=Values(_of_value(likelihood_class), names=LIKELIHOODS),
         common=True,
         metavar="NAME",
     )
@@ -443,7 +443,9 @@ class NamedCellPrior(NamedPrior):
 class CellSettings(Machine, Data, Training, NamedCellPrior, Posterior, CellModel, PriorChoice, CellData):
     """The settings of :class:`~pyro_vmm.SingleCellVMM`: those of arrays, but for these."""
 
-    likelihood: Given = changed(Model, "likelihood", default="zinb", values=Values(_of_value(cell_likelihood_class)))
+    likelihood: Given = changed(
+        Model, "likelihood", default="zinb", values=Values(_of_value(cell_likelihood_class), names=CELL_LIKELIHOODS)
+    )
     covariance: CovarianceShape = "diagonal"
     init: building.Init | Sequence[str] = changed(
         NamedPrior, "init", default="random", values=Values(_cells_to_start_from, choices=building.INITS)

@@ -29,6 +29,7 @@ class Values:
         check: takes the name and the value, and raises ``ValueError`` for a wrong one.
         type: the type of a value on the command line.
         choices: a tuple or a registry of names, if there are no other values on the command line.
+        names: a registry of names, for the help, if there are other values besides.
         several: whether the value is a list of these.
         or_none: whether None is a value, too.
         never: whether 0 on the command line stands for None.
@@ -38,6 +39,7 @@ class Values:
     check: Callable[[str, Any], object] = lambda name, value: None
     type: Callable = str
     choices: Iterable | None = None
+    names: Iterable[str] = ()
     several: bool = False
     or_none: bool = False
     never: bool = False

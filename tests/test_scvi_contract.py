@@ -221,7 +221,8 @@ def test_a_query_leaves_the_prior_as_it_is(trained, name, tmp_path):
     query.obs["batch"] = np.where(np.arange(110) % 2, "first", "third")  # of which one was never seen
     model.save(str(tmp_path / "reference"), overwrite=True)
     first = type(model).load_query_data(query, str(tmp_path / "reference"), accelerator="cpu")
-    centres = model.module.vmm.prior(Encoder(model.module.eval(), model.module.vmm.layout))
+    encoder = Encoder(model.module.eval(), model.module.vmm.layout)
+    centres, tril = model.module.vmm.prior(encoder), model.module.vmm.prior.centres(encoder).tril
     before = copy.deepcopy(first.module.vmm.state_dict())
     first.train(max_epochs=1, **TRAIN)
     again = data(name, n=100, seed=2)
@@ -234,6 +235,8 @@ def test_a_query_leaves_the_prior_as_it_is(trained, name, tmp_path):
         p_z = mixture.prior(Encoder(each.module, mixture.layout))
         torch.testing.assert_close(p_z.weights, centres.weights)
         torch.testing.assert_close(p_z.loc, centres.loc, rtol=1e-4, atol=1e-5)
+        found = mixture.prior.centres(Encoder(each.module, mixture.layout)).tril
+        torch.testing.assert_close(found @ found.mT, tril @ tril.mT, rtol=1e-4, atol=1e-5)
         assert len(each.predict_clusters()) == each.adata.n_obs == len(each.components_)
         assert each.confidence_ is each.tree_ is each.settled_ is None
         with pytest.raises(ValueError, match="merge the reference"):

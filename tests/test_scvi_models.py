@@ -391,6 +391,24 @@ def test_minified_data_have_the_same_clusters(kept, tmp_path):
 def test_scanvi_takes_the_trained_prior_along(model):
     labelled = SCANVI.from_scvi_model(model, unlabeled_category="unknown", labels_key="label")
     ours, theirs = labelled.module.vmm.state_dict(), model.module.vmm.state_dict()
+def test_a_file_from_before_q_mu_had_a_whole_covariance_is_read(tmp_path):
+    model = fit(make(TOTALVI, n_components=K), 1)
+    model.save(str(tmp_path / "reference"))
+    query = TOTALVI.load_query_data(data("TOTALVI", n=60, seed=1), str(tmp_path / "reference"), accelerator="cpu")
+    fit(query, 1).save(str(tmp_path / "query"))
+    content = torch.load(tmp_path / "query" / "model.pt", weights_only=False)
+    stated = content["model_state_dict"]
+    stated["vmm.prior.pseudo_inputs.fixed_scale"].fill_(0.5)
+    del stated["vmm.prior.pseudo_inputs.fixed_below"]
+    torch.save(content, tmp_path / "query" / "model.pt")
+    old = TOTALVI.load(str(tmp_path / "query"), adata=query.adata, accelerator="cpu")
+    newer = TOTALVI.load_query_data(data("TOTALVI", n=60, seed=2), str(tmp_path / "query"), accelerator="cpu")
+    for each in (old, newer):
+        loc, tril = each.module.vmm.prior.centres(Encoder(each.module, each.module.vmm.layout))
+        torch.testing.assert_close(loc, stated["vmm.prior.pseudo_inputs.fixed_loc"])
+        torch.testing.assert_close(tril, 0.5 * torch.eye(4).expand(K, 4, 4))
+
+
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     fit(labelled, 2)
     assert set(labelled.predict()) <= {"0", "1", "2"}  # labels

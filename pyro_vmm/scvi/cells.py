@@ -184,7 +184,7 @@ class PseudoCells(PseudoInputs):
     them ("averaged", see :class:`~pyro_vmm.priors.pseudo_inputs.CellPseudoInputs`), or in the batch of the cell that it
     started at ("held").
 
-    :meth:`fix` freezes q(mu), so that it no longer depends on the encoder.
+    :meth:`fix` freezes q(mu), so that it no longer depends on the encoder. In older files its covariance is diagonal.
 
     Arguments:
         layout: the columns of a cell.
@@ -193,7 +193,7 @@ class PseudoCells(PseudoInputs):
         latent_dim: D.
     """
 
-    per_component = ("held", "fixed", "fixed_loc", "fixed_scale")
+    per_component = ("held", "fixed", "fixed_loc", "fixed_scale", "fixed_below")
 
     def __init__(self, layout: Layout, initial: Tensor, batch: str, latent_dim: int):
         super().__init__(initial[:, : layout.n_measured])
@@ -207,6 +207,7 @@ class PseudoCells(PseudoInputs):
         return type(self)(self.layout, rows, self.batch, self.latent_dim)
 
     @property
+        self.register_buffer("fixed_below", initial.new_zeros(len(initial), latent_dim, latent_dim))
     def n_batches(self) -> int:
         """The number of batches in which each pseudo-cell is encoded."""
         return self.layout.n_batches if self.layout.sees_batch and self.batch == "averaged" else 1
@@ -222,7 +223,7 @@ class PseudoCells(PseudoInputs):
 
     def encode(self, encoder: nn.Module) -> Centres:
         if self.fixed.any():
-            return Centres(self.fixed_loc, torch.diag_embed(self.fixed_scale))
+            return Centres(self.fixed_loc, self.fixed_tril)
         return averaged(super().encode(encoder), self.n_batches)
 
     @torch.no_grad()
@@ -230,7 +231,13 @@ class PseudoCells(PseudoInputs):
         """Freeze q(mu) as this encoder makes it, without its covariances."""
         loc, tril = self.encode(encoder)
         self.fixed_loc.copy_(loc)
-        self.fixed_scale.copy_(tril.square().sum(-1).sqrt())
+    @property
+    def fixed_tril(self) -> Tensor:
+        """The Cholesky factors (K, D, D) of the covariances of the frozen q(mu)."""
+        return torch.diag_embed(self.fixed_scale) + self.fixed_below
+
+        self.fixed_scale.copy_(tril.diagonal(dim1=-2, dim2=-1))
+        self.fixed_below.copy_(tril.tril(-1))
         self.fixed.fill_(True)
 
 
@@ -238,6 +245,11 @@ class Cells:
     """Some cells of a model's data as packed rows: ``cells[positions]`` is a tensor (M, W) on the model's device.
 
     Arguments:
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        if prefix + "fixed_scale" in state_dict:  # a file from before has no "fixed_below"
+            state_dict.setdefault(prefix + "fixed_below", torch.zeros_like(self.fixed_below))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
         model: a model of scvi-tools with data.
         indices: the positions of the cells, (N,).
         layout: the columns of a cell.

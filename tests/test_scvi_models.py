@@ -24,6 +24,12 @@ K = 6
 
 
 def fit(model, epochs: int = 2, **settings):
+OTHERS = ("TOTALVI", "PEAKVI", "MULTIVI")
+# Methods that a class inherits and that fail in scvi-tools itself.
+
+
+def fit(model, epochs: int = 2, **settings):
+STOCK_FAILS = {("PEAKVI", "posterior_predictive_sample"), ("PEAKVI", "get_marginal_ll"), ("MULTIVI", "get_marginal_ll")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.train(max_epochs=epochs, **{**TRAIN, **settings})
@@ -229,8 +235,19 @@ def test_elbo_is_the_reconstruction_less_the_kl_divergence_from_the_mixture(mode
 
 
 @pytest.mark.parametrize("draws", [1, 3])
-def test_marginal_likelihood_is_that_of_importance_weighting_by_hand(model, draws):
+def test_marginal_likelihood_is_that_of_importance_weighting_by_hand(balanced, draws):
+    model = balanced
     scvi.settings.seed = 1
+@pytest.fixture
+def balanced(model):
+    """The model with weights that differ much between its batches."""
+    model = copy.deepcopy(model)
+    balance = model.module.vmm.balance
+    balance.strength = 20.0
+    balance.cells = 1000 * torch.rand(balance.cells.shape, generator=torch.Generator().manual_seed(0))
+    return model
+
+
     found = model.get_marginal_ll(n_mc_samples=draws, n_mc_samples_per_pass=draws, batch_size=150, return_mean=False)
     scvi.settings.seed = 1
     mixture = model.module.vmm
@@ -240,6 +257,7 @@ def test_marginal_likelihood_is_that_of_importance_weighting_by_hand(model, draw
         inference, generative = model.module(tensors, inference_kwargs={"n_samples": draws}, compute_loss=False)
         z, log_px = inference["z"], generative["px"].log_prob(tensors["X"]).sum(-1)
         log_weights = log_px + p_z.log_prob(z) - inference["qz"].log_prob(z).sum(-1)
+        p_z = p_z.reweighted(mixture.balance(mixture.layout.one_hot_batch(mixture.layout.pack(tensors))))
     expected = log_weights.reshape(draws, -1).logsumexp(0) - np.log(draws)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
     assert "inference" not in vars(model.module)
@@ -248,8 +266,17 @@ def test_marginal_likelihood_is_that_of_importance_weighting_by_hand(model, draw
 def test_marginal_likelihood_of_totalvi_has_the_mixture_in_it():
     model = make(TOTALVI, n_components=K)
     module, mixture = model.module.eval(), model.module.vmm
+def test_marginal_likelihood_is_no_less_than_the_elbo_under_a_strong_balance(balanced):
+    scvi.settings.seed = 1
+    elbo = torch.stack([balanced.get_elbo(return_mean=False) for _ in range(30)])
+    marginal = balanced.get_marginal_ll(n_mc_samples=100, n_mc_samples_per_pass=10, return_mean=False)
+    error = elbo.std(0) / 30**0.5
+    assert (marginal >= elbo.mean(0) - 4 * error - 0.1).all()
+
+
     tensors = next(iter(model._make_data_loader(model.adata, batch_size=50)))
     torch.manual_seed(1)
+    model.module.vmm.balance.cells += 500 * torch.rand(2, K)
     found = module.marginal_ll(tensors, n_mc_samples=1)
     torch.manual_seed(1)
     with torch.inference_mode():
@@ -257,6 +284,7 @@ def test_marginal_likelihood_of_totalvi_has_the_mixture_in_it():
         state = torch.get_rng_state()
         stock = scvi.module.TOTALVAE.marginal_ll(module, tensors, n_mc_samples=1)
         torch.set_rng_state(state)
+        p_z = p_z.reweighted(mixture.balance(mixture.layout.one_hot_batch(mixture.layout.pack(tensors))))
         z = module(tensors, compute_loss=False)[0]["z"]
         instead = p_z.log_prob(z) - dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
     assert found == pytest.approx(stock + float(instead.mean()), abs=1e-2)
@@ -287,6 +315,62 @@ def test_expression_and_its_differences(model):
 
 
 # Files, second trainings, copies
+
+
+@pytest.fixture(scope="module")
+def others() -> dict:
+    """A model of each of three other classes after two epochs."""
+    torch.set_default_dtype(torch.float32)
+    return {name: fit(make(getattr(adapted, name), n_components=K), 2) for name in OTHERS}
+
+
+def written(found) -> list[np.ndarray]:
+    """The arrays in what a method returns."""
+    if isinstance(found, dict):
+        found = list(found.values())
+    parts = found if isinstance(found, tuple | list) else [found]
+    return [np.asarray(part.todense() if hasattr(part, "todense") else part, dtype=float) for part in parts]
+
+
+CALLS = {
+    "get_normalized_expression": {},
+    "get_normalized_accessibility": {},
+    "differential_expression": {"groupby": "kind", "group1": "0", "group2": "1", "silent": True},
+    "differential_accessibility": {"groupby": "kind", "group1": "0", "group2": "1", "silent": True},
+    "get_elbo": {},
+    "get_reconstruction_error": {},
+    "get_marginal_ll": {"n_mc_samples": 5},
+    "posterior_predictive_sample": {"n_samples": 2},
+}
+
+
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("name", OTHERS)
+def test_methods_of_other_classes_answer(others, name, method):
+    model, stock = others[name], adapted.STOCK[name]
+    if not hasattr(stock, method) or (name, method) in STOCK_FAILS:
+        pytest.skip(f"{name} of scvi-tools has no {method}")
+    found = getattr(model, method)(**CALLS[method])
+    if isinstance(found, pd.DataFrame) and method.startswith("differential"):
+        assert len(found) >= 24 and np.isfinite(found["bayes_factor"]).all()
+        return
+    for each in written(found):
+        assert np.isfinite(each).all()
+        assert each.ndim == 0 or len(each) in (1, model.adata.n_obs)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_elbo_of_other_classes_has_the_mixture_in_it(others, name):
+    model = others[name]
+    with_mixture = float(model.get_elbo(batch_size=150))
+    before = model.module.vmm.prior.pi_logits.clone()
+    try:
+        with torch.no_grad():
+            model.module.vmm.prior.pi_logits.copy_(torch.linspace(-30, 0, K))
+        assert abs(float(model.get_elbo(batch_size=150)) - with_mixture) > 0.05
+    finally:
+        with torch.no_grad():
+            model.module.vmm.prior.pi_logits.copy_(before)
 
 
 def test_a_second_training_goes_on(tmp_path):

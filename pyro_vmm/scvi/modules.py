@@ -115,8 +115,7 @@ class WithPrior:
         key = kl_key(out)
         before = out.kl_local[key]
         q_z, cells = posterior(inference_outputs), self.vmm.layout.pack(tensors)
-        model = self.vmm.trained[0] if self.vmm.trained else Adapted(self)
-        z, p_z = inference_outputs["z"], model.p_z(cells)
+        z, p_z = inference_outputs["z"], self._model().p_z(cells)
         kl = q_z.log_prob(z).sum(-1) - p_z.log_prob(z)
         if self.vmm.watched:
             with torch.no_grad():
@@ -132,6 +131,10 @@ class WithPrior:
             true_labels=out.true_labels,
             extra_metrics=out.extra_metrics,
         )
+
+    def _model(self) -> LatentVariableModel:
+        """This module as a model with the prior, or the part of it, that is in training."""
+        return self.vmm.trained[0] if self.vmm.trained else Adapted(self)
 
     def _difference(self, out: LossOutput, before: Tensor, kl: Tensor, kl_weight: float) -> Tensor:
         """The change of the loss, (), when one KL replaces the other."""
@@ -151,12 +154,15 @@ class WithPrior:
 class WithMarginal(WithPrior):
     """A mixin for modules that also estimate log p(x)."""
 
-    def marginal_ll(self, *args, **kwargs):
-        """The stock estimate of log p(x) by importance weighting, with this prior; its weights are not balanced."""
+    def marginal_ll(self, tensors: Mapping[str, Tensor], *args, **kwargs):
+        """The stock estimate of log p(x) by importance weighting, with the prior that the loss has.
+
+        Its weights are balanced between batches, as those in the ELBO are.
+        """
         if isinstance(self.vmm.prior, StandardNormal):
-            return super().marginal_ll(*args, **kwargs)
-        with self._standing_for(self.vmm.prior(Encoder(self, self.vmm.layout))):
-            return super().marginal_ll(*args, **kwargs)
+            return super().marginal_ll(tensors, *args, **kwargs)
+        with self._standing_for(self._model().p_z(self.vmm.layout.pack(tensors))):
+            return super().marginal_ll(tensors, *args, **kwargs)
 
     @contextmanager
     def _standing_for(self, p_z: Mixture) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """What users of scvi-tools do with a model next, on ``SCVI`` and, where it differs, on others."""
 
 import copy
+import inspect
 import subprocess
 import sys
 import warnings
@@ -535,8 +536,29 @@ def test_peakvi_weighs_the_kl_divergence_as_asked():
         torch.testing.assert_close(of_reconstruction, torch.full((50,), 50.0))
 
 
-def test_settings_are_those_of_single_cell_vmm():
-    import inspect
+@pytest.mark.parametrize("kl_weight", ["stock", "elbo"])
+@pytest.mark.parametrize("name", ["SCVI", "PEAKVI", "TOTALVI"])
+def test_loss_without_gradients_is_that_with_them(name, kl_weight):
+    """Also before the first step, and for another number of cells, or another warm-up, than in the last step."""
+    model = make(getattr(adapted, name), n_components=K, kl_weight=kl_weight)
+    module = model.module.eval()
+    for size, warm_up in ((50, 1.0), (7, 1.0), (50, 0.25)):
+        tensors = next(iter(model._make_data_loader(model.adata, indices=np.arange(size), batch_size=size)))
+
+        def loss(tensors=tensors, warm_up=warm_up):
+            torch.manual_seed(1)
+            out = module(tensors, loss_kwargs={"kl_weight": warm_up})[-1]
+            return out.loss.detach().clone(), torch.get_rng_state()
+
+        with torch.inference_mode():
+            found, after = loss()
+            again, _ = loss()
+        with torch.no_grad():
+            plain, _ = loss()
+        expected, drawn = loss()
+        for each in (found, again, plain):
+            torch.testing.assert_close(each, expected, rtol=1e-5, atol=1e-2)
+        assert torch.equal(after, drawn), "finding the weights draws nothing"
 
     from pyro_vmm import SingleCellVMM
 

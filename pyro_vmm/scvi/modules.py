@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from scvi.module import SCANVAE, VAE
@@ -13,6 +13,7 @@ from torch.distributions import Normal
 
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.models import LatentVariableModel
+from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import Prior, StandardNormal
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.scvi.cells import Encoder, Layout, posterior
@@ -21,6 +22,20 @@ from pyro_vmm.scvi.cells import Encoder, Layout, posterior
 KL_KEYS = ("kl_divergence_z", "kl_div_z", "kl_local")
 KlWeight = Literal["stock", "elbo"]
 KL_WEIGHTS = get_args(KlWeight)
+
+
+class Weights(NamedTuple):
+    """The weights of the KL divergence of z in the loss of M cells, each summed over the cells.
+
+    Arguments:
+        key: what they depend on: M, and scvi-tools' ``kl_weight``.
+        stock: that of the stock loss.
+        own: that of this prior's KL divergence.
+    """
+
+    key: tuple[int, float]
+    stock: Tensor
+    own: Tensor
 
 
 class HeldPrior(nn.Module):
@@ -39,6 +54,7 @@ class HeldPrior(nn.Module):
         watched: whether the loss belongs to a training step. ``module.training`` does not say so: surgery, and a second
             training, run in inference mode.
         last: the cells (M, W) of the last such loss, their draws of z (M, D), and p(c | z) (M, K).
+        last_weights: those of the KL divergence in the last loss, or None.
     """
 
     def __init__(self, prior: Prior, layout: Layout, balance: BatchBalance | None, kl_weight: KlWeight = "stock"):
@@ -47,8 +63,7 @@ class HeldPrior(nn.Module):
         self.register_buffer("cluster_of_component", torch.arange(prior.n_components))
         self.trained: tuple[LatentVariableModel, ...] = ()  # a tuple, so that it is no submodule
         self.watched, self.last = False, None
-        # The weight of one cell's KL, times the cells, in the last loss with gradients: stock, and this prior's.
-        self.last_weights = 1.0, 1.0
+        self.last_weights: Weights | None = None
 
     def rest(self) -> None:
         """Hide the parameters that a MAP step trains from the optimisers of scvi-tools."""
@@ -120,7 +135,7 @@ class WithPrior:
         if self.vmm.watched:
             with torch.no_grad():
                 self.vmm.last = cells, z.detach(), p_z.responsibilities(z)
-        loss = out.loss + self._difference(out, before, kl, kwargs.get("kl_weight", 1.0))
+        loss = out.loss + self._difference(out, before, kl, tensors, kwargs)
         return LossOutput(
             loss=loss,
             reconstruction_loss=out.reconstruction_loss,
@@ -136,19 +151,39 @@ class WithPrior:
         """This module as a model with the prior, or the part of it, that is in training."""
         return self.vmm.trained[0] if self.vmm.trained else Adapted(self)
 
-    def _difference(self, out: LossOutput, before: Tensor, kl: Tensor, kl_weight: float) -> Tensor:
+    def _difference(self, out: LossOutput, before: Tensor, kl: Tensor, tensors: Mapping, kwargs: Mapping) -> Tensor:
         """The change of the loss, (), when one KL replaces the other."""
-        if not (torch.is_grad_enabled() and before.requires_grad):
-            # An evaluation without gradients uses the weights of training.
-            stock, weight = self.vmm.last_weights
-            return weight * kl.mean() - stock * before.mean()
+        kl_weight = kwargs.get("kl_weight", 1.0)
+        if torch.is_grad_enabled() and before.requires_grad:
+            stock, own = self._weights(out, before, kl_weight)
+            self.vmm.last_weights = Weights((len(before), kl_weight), stock.detach().sum(), own.detach().sum())
+            return (own * kl - stock * before).sum()
+        found = self.vmm.last_weights
+        if found is None or found.key != (before.shape[-1], kl_weight):
+            found = self.vmm.last_weights = self._weights_without_gradients(tensors, kwargs)
+        return found.own * kl.mean() - found.stock * before.mean()
+
+    def _weights(self, out: LossOutput, before: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+        """The weights in a loss of each cell's KL, (M,): that of the stock loss, and this prior's."""
         (stock,) = torch.autograd.grad(out.loss, before, retain_graph=True)
-        weight = stock
-        if self.vmm.kl_weight == "elbo":
-            reconstruction = next(each for each in out.reconstruction_loss.values() if each.requires_grad)
-            weight = kl_weight * torch.autograd.grad(out.loss, reconstruction, retain_graph=True)[0]
-        self.vmm.last_weights = stock.detach().sum(), weight.detach().sum()
-        return (weight * kl - stock * before).sum()
+        if self.vmm.kl_weight == "stock":
+            return stock, stock
+        reconstruction = next(each for each in out.reconstruction_loss.values() if each.requires_grad)
+        return stock, kl_weight * torch.autograd.grad(out.loss, reconstruction, retain_graph=True)[0]
+
+    def _weights_without_gradients(self, tensors: Mapping[str, Tensor], kwargs: Mapping) -> Weights:
+        """The weights, where the loss has no gradients, from another pass of the cells that has."""
+        # scANVI's labels have no part in these weights.
+        kwargs = {name: value for name, value in kwargs.items() if name != "labelled_tensors"}
+        # The pass changes neither statistics nor random numbers. Clones: those of inference mode have no gradients.
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices), inference_mode(self):
+            cells = {name: _leaf(value) for name, value in tensors.items()}
+            outputs = self(cells, compute_loss=False)
+            out = self.stock_loss(cells, *outputs, **kwargs)
+            before, kl_weight = out.kl_local[kl_key(out)], kwargs.get("kl_weight", 1.0)
+            stock, own = self._weights(out, before, kl_weight)
+            return Weights((len(before), kl_weight), stock.detach().sum(), own.detach().sum())
 
 
 class WithMarginal(WithPrior):
@@ -221,6 +256,13 @@ class WithPriorOverLabels(WithPrior):
             logits=logits,
             extra_metrics=out.extra_metrics,
         )
+
+
+def _leaf(value):
+    """A clone that takes gradients, if it is a tensor of floating-point numbers."""
+    if not torch.is_tensor(value):
+        return value
+    return value.clone().requires_grad_(value.is_floating_point())
 
 
 def kl_key(out: LossOutput) -> str:

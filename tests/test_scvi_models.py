@@ -546,6 +546,50 @@ def test_loss_without_gradients_is_that_with_them(name, kl_weight):
         tensors = next(iter(model._make_data_loader(model.adata, indices=np.arange(size), batch_size=size)))
 
         def loss(tensors=tensors, warm_up=warm_up):
+def test_arguments_of_train_may_come_by_position():
+    model = make(adapted.PEAKVI, n_components=K)
+    names = list(inspect.signature(adapted.STOCK["PEAKVI"].train).parameters)[1:]
+    given = {"max_epochs": 2, "train_size": 0.9, "early_stopping": False, "n_epochs_kl_warmup": 4} | TRAIN
+    defaults = inspect.signature(adapted.STOCK["PEAKVI"].train).parameters
+    first = names[: names.index("n_epochs_kl_warmup") + 1]
+    model.train(
+        *(given.get(name, defaults[name].default) for name in first),
+        **{name: value for name, value in given.items() if name not in first},
+    )
+    assert model.history["kl_weight"]["kl_weight"].iloc[0] < 0.5
+    with pytest.raises(TypeError, match="multiple values"):
+        model.train(1, max_epochs=1)
+    first = names[: names.index("plan_kwargs")]
+    with pytest.raises(ValueError, match="compile=True"):
+        model.train(*(given.get(name, defaults[name].default) for name in first), {"compile": True})
+
+
+@pytest.mark.parametrize("form", ["dict", "object"])
+def test_a_plan_config_does_not_bring_the_warm_up_back(form):
+    from scvi.train import TrainingPlanConfig
+
+    for given, on in (({"lr": 2e-3}, False), ({"n_epochs_kl_warmup": 4}, True)):
+        config = given if form == "dict" else TrainingPlanConfig(**given)
+        for name in ("plan_config", "plan_kwargs"):
+            model = fit(make(SCVI, n_components=K), 2, **{name: config})
+            assert (model.history["kl_weight"]["kl_weight"].iloc[0] < 0.5) == on, (name, given)
+
+
+def test_no_minibatch_is_an_error_of_one_line():
+    model = make(SCVI, n_components=K)
+    for given in ({"datasplitter_kwargs": {"drop_last": True}, "batch_size": 500}, {"limit_train_batches": 0}):
+        with pytest.raises(ValueError, match="no minibatch") as error:
+            fit(model, 1, **given)
+        assert "\n" not in str(error.value) and not model.is_trained_
+    (step,) = model.callbacks()
+    step.ranks = Ranks.present()
+    step.on_train_epoch_start(None, SimpleNamespace(module=model.module))
+    step.shares.add(torch.ones(1, K))
+    step.steps = object()
+    with pytest.raises(ValueError, match="no minibatch"):
+        step.on_train_epoch_end(None, None)
+
+
             torch.manual_seed(1)
             out = module(tensors, loss_kwargs={"kl_weight": warm_up})[-1]
             return out.loss.detach().clone(), torch.get_rng_state()

@@ -119,21 +119,24 @@ class WithVMM(Clusters):
         check_settings(self._training)
         plan, config = others.get("plan_kwargs"), others.get("plan_config")
         if any(_value(each, "compile") for each in (plan, config)):
+        args, others = _by_name(stock_train, (self, *args), others)
             raise ValueError("compile=True is not supported: the prior is trained beside the compiled module")
         if others.get("strategy") in ("dp", "data_parallel"):
             raise ValueError(f"strategy={others['strategy']!r} is not supported, expected 'ddp' for several devices")
         if self._has_mixture():
             others = self._without_warm_up(stock_train, others)
-        return stock_train(self, *args, **others)
+        return stock_train(*args, **others)
 
     def _without_warm_up(self, stock_train, kwargs: dict) -> dict:
         """The stock method's arguments, with the KL at full weight from the start unless they say otherwise."""
-        stated = inspect.signature(stock_train).parameters
-        plan = kwargs.get("plan_kwargs") or {}
-        if isinstance(plan, dict) and not kwargs.get("plan_config"):
-            kwargs = {**kwargs, "plan_kwargs": {"n_epochs_kl_warmup": None, **plan}}
+        accepted = inspect.signature(stock_train).parameters
+        plan, config = kwargs.get("plan_kwargs"), kwargs.get("plan_config")
+        given = {name: _value(each, name) for each in (config, plan) for name in NO_WARM_UP if _states(each, name)}
+        if "n_epochs_kl_warmup" not in given:
+            plan = plan if isinstance(plan, Mapping) or plan is None else plan.to_kwargs()
+            kwargs = {**kwargs, "plan_kwargs": {**(plan or {}), "n_epochs_kl_warmup": None}}
         # TOTALVI, PEAKVI, MULTIVI and CYTOVI put their own arguments into the plan's.
-        own = {name: plan.get(name, off) for name, off in NO_WARM_UP.items() if name in stated}
+        own = {name: given.get(name, off) for name, off in NO_WARM_UP.items() if name in accepted}
         return {**own, **kwargs}
 
     def callbacks(self) -> list[MapStep]:
@@ -229,7 +232,23 @@ def _extended(function, group: type) -> inspect.Signature:
 
 def _value(given, name: str):
     """The value of this name in a dict or an object of settings, or None."""
-    return given.get(name) if isinstance(given, dict) else getattr(given, name, None)
+def _by_name(function, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The arguments of a method with all but ``self`` by their names, as far as it names them."""
+    bound = inspect.signature(function).bind_partial(*args, **kwargs)
+    parameters = bound.signature.parameters.values()
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        return args, kwargs
+    named = dict(bound.arguments)
+    others = next((named.pop(each.name, {}) for each in parameters if each.kind is each.VAR_KEYWORD), {})
+    return (named.pop(next(iter(named))),), {**named, **others}
+
+
+    return given.get(name) if isinstance(given, Mapping) else getattr(given, name, None)
+
+
+def _states(given, name: str) -> bool:
+    """Whether a dict has this name, or an object of settings another value than its class's default."""
+    return name in given if isinstance(given, Mapping) else _value(given, name) != _value(type(given), name)
 
 
 SCVI, LinearSCVI, SCANVI, TOTALVI, PEAKVI, POISSONVI, MULTIVI, CYTOVI = map(with_vmm, STOCK.values())

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scvi_common import KINDS, TRAIN, adapted, cells, float32, make, scvi, set_up  # noqa: F401  a fixture among them
+from scvi_common import KINDS, TRAIN, adapted, cells, data, float32, make, scaled, scvi, set_up  # noqa: F401  a fixture
 from sklearn.metrics import normalized_mutual_info_score
 from torch import distributions as dist
 
@@ -417,6 +417,19 @@ def test_the_best_checkpoint_is_restored_whole(tmp_path):
     fit(
         model,
         6,
+def test_one_negative_value_among_all_cells_is_seen(monkeypatch):
+    monkeypatch.setattr("pyro_vmm.scvi.cells.ROWS_AT_ONCE", 40)
+    adata = scaled(150)
+    assert make(adapted.CYTOVI, adata.copy(), n_components=3).module.vmm.layout.counts
+    adata.X[149, 2] = -0.3
+    model = make(adapted.CYTOVI, adata, n_components=3)
+    mixture = model.module.vmm
+    assert not mixture.layout.counts
+    with torch.no_grad():
+        mixture.prior.pseudo_inputs.u[0] = -0.2
+    assert (mixture.prior.pseudo_inputs()[0, : mixture.layout.n_measured] == -0.2).all()
+
+
         callbacks=[save],
         check_val_every_n_epoch=1,
         enable_checkpointing=True,

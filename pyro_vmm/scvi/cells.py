@@ -2,11 +2,12 @@
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
+from scipy import sparse
 from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -18,6 +19,7 @@ from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, averaged
 MEASURED = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.PROTEIN_EXP_KEY, REGISTRY_KEYS.ATAC_X_KEY)
 PseudoBatch = Literal["averaged", "held"]
 PSEUDO_BATCHES = get_args(PseudoBatch)
+ROWS_AT_ONCE = 4096
 
 
 class Field(NamedTuple):
@@ -56,7 +58,7 @@ class Layout:
         fields: the fields that the encoder reads, measured ones first.
         n_batches: B, the number of batches in the training data.
         sees_batch: whether the encoder's output depends on the batch.
-        counts: whether no measured value is negative.
+        counts: whether no measured value of any cell is negative.
     """
 
     def __init__(self, fields: Sequence[tuple], n_batches: int, sees_batch: bool, counts: bool):
@@ -68,6 +70,8 @@ class Layout:
     @classmethod
     def of(cls, module: nn.Module, tensors: Mapping[str, Tensor], n_batches: int) -> "Layout":
         """The layout of the fields that the encoder of a module reads from these cells.
+
+        ``counts`` is that of these cells; other cells may have negative values.
 
         Raises:
             TypeError: the encoder reads no measured values.
@@ -201,13 +205,14 @@ class PseudoCells(PseudoInputs):
         self.register_buffer("held", initial[:, layout.n_measured :].clone())
         self.register_buffer("fixed", torch.zeros(len(initial), dtype=torch.bool))
         self.register_buffer("fixed_loc", initial.new_zeros(len(initial), latent_dim))
+        # The Cholesky factor in two parts: its diagonal, which files have had from the start, and what is below.
         self.register_buffer("fixed_scale", initial.new_zeros(len(initial), latent_dim))
+        self.register_buffer("fixed_below", initial.new_zeros(len(initial), latent_dim, latent_dim))
 
     def like(self, rows: Tensor) -> "PseudoCells":
         return type(self)(self.layout, rows, self.batch, self.latent_dim)
 
     @property
-        self.register_buffer("fixed_below", initial.new_zeros(len(initial), latent_dim, latent_dim))
     def n_batches(self) -> int:
         """The number of batches in which each pseudo-cell is encoded."""
         return self.layout.n_batches if self.layout.sees_batch and self.batch == "averaged" else 1
@@ -226,30 +231,30 @@ class PseudoCells(PseudoInputs):
             return Centres(self.fixed_loc, self.fixed_tril)
         return averaged(super().encode(encoder), self.n_batches)
 
-    @torch.no_grad()
-    def fix(self, encoder: nn.Module) -> None:
-        """Freeze q(mu) as this encoder makes it, without its covariances."""
-        loc, tril = self.encode(encoder)
-        self.fixed_loc.copy_(loc)
     @property
     def fixed_tril(self) -> Tensor:
         """The Cholesky factors (K, D, D) of the covariances of the frozen q(mu)."""
         return torch.diag_embed(self.fixed_scale) + self.fixed_below
 
+    @torch.no_grad()
+    def fix(self, encoder: nn.Module) -> None:
+        """Freeze q(mu) as this encoder makes it."""
+        loc, tril = self.encode(encoder)
+        self.fixed_loc.copy_(loc)
         self.fixed_scale.copy_(tril.diagonal(dim1=-2, dim2=-1))
         self.fixed_below.copy_(tril.tril(-1))
         self.fixed.fill_(True)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        if prefix + "fixed_scale" in state_dict:  # a file from before has no "fixed_below"
+            state_dict.setdefault(prefix + "fixed_below", torch.zeros_like(self.fixed_below))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class Cells:
     """Some cells of a model's data as packed rows: ``cells[positions]`` is a tensor (M, W) on the model's device.
 
     Arguments:
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        if prefix + "fixed_scale" in state_dict:  # a file from before has no "fixed_below"
-            state_dict.setdefault(prefix + "fixed_below", torch.zeros_like(self.fixed_below))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
         model: a model of scvi-tools with data.
         indices: the positions of the cells, (N,).
         layout: the columns of a cell.
@@ -263,6 +268,17 @@ class Cells:
 
     def __getitem__(self, positions: Tensor) -> Tensor:
         return self.layout.pack(read(self.model, self.indices[positions.cpu().numpy()])).to(self.model.device)
+
+
+def all_counts(model, keys: Iterable[str]) -> bool:
+    """Whether no cell of a model's data has a negative value in these fields of its registry."""
+    for key in keys:
+        values = model.adata_manager.get_from_registry(key)
+        for start in range(0, values.shape[0], ROWS_AT_ONCE):
+            rows = values[start : start + ROWS_AT_ONCE]
+            if (np.asarray(rows.data if sparse.issparse(rows) else rows) < 0).any():
+                return False
+    return True
 
 
 def read(model, indices: np.ndarray) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.runtime.checks import described
 from pyro_vmm.runtime.settings import check_settings, defaults, settings_of
 from pyro_vmm.scvi import contract
-from pyro_vmm.scvi.cells import Encoder, Layout, PseudoCells, read
+from pyro_vmm.scvi.cells import MEASURED, Encoder, Layout, PseudoCells, all_counts, read
 from pyro_vmm.scvi.clusters import Clusters
 from pyro_vmm.scvi.modules import HeldPrior, module_class
 from pyro_vmm.scvi.settings import PriorSettings, TrainingSettings, split
@@ -101,6 +101,7 @@ class WithVMM(Clusters):
             tensors = read(self, torch.randperm(n)[: given.n_components if self._has_mixture() else 1].numpy())
             layout = Layout.of(module, tensors, self.summary_stats.get("n_batch", 1))
             initial = layout.pack(tensors)
+            layout.counts = all_counts(self, (field.key for field in layout.fields if field.key in MEASURED))
         else:
             initial = torch.zeros(given.n_components if self._has_mixture() else 1, layout.width)
         pseudo = PseudoCells(layout, initial, given.pseudo_batch, d)

@@ -686,14 +686,16 @@ def test_too_many_components_are_a_warning():
 
 
 def test_other_classes_are_refused_by_name():
-    from scvi.external import SysVI
+    from scvi.external import TOTALANVI, VELOVI, SysVI
     from scvi.model import AUTOZI, CondSCVI
 
-    for cls in (AUTOZI, CondSCVI, SysVI, type("Mine", (SysVI,), {})):
-        with pytest.raises(TypeError, match="can't have the prior"):
+    for cls in (AUTOZI, CondSCVI, SysVI, TOTALANVI, VELOVI, type("Mine", (SysVI,), {})):
+        name = "SysVI" if cls.__name__ == "Mine" else cls.__name__
+        with pytest.raises(TypeError, match=f"^{name} of scvi-tools can't have the prior, expected one of SCVI, "):
             with_vmm(cls)
-    with pytest.raises(TypeError, match="BaseModelClass"):
-        with_vmm(pd.DataFrame)
+    for other in (pd.DataFrame, 3):
+        with pytest.raises(TypeError, match="BaseModelClass"):
+            with_vmm(other)
 
 
 def test_a_subclass_of_ones_own_is_tried_first():
@@ -741,6 +743,22 @@ def test_other_versions_are_an_error_of_one_line(monkeypatch, version, told):
         if version is None:
             raise metadata.PackageNotFoundError(name)
         return version
+
+# Shown, and refused
+
+
+def test_progress_shows_the_components_in_use(capsys):
+    fit(make(SCVI, n_components=K), 2, enable_progress_bar=True)
+    shown = capsys.readouterr()
+    assert "n_active" in shown.err + shown.out
+
+
+def test_a_data_module_without_adata_is_refused_with_one_line():
+    for given in ({}, {"registry": make(SCVI, n_components=K).registry}):
+        with pytest.raises(ValueError, match="data modules without it are not supported") as error:
+            SCVI(None, **given)
+        assert "\n" not in str(error.value)
+
 
     monkeypatch.setattr(metadata, "version", found)
     with pytest.raises(ImportError, match=told) as error:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import warnings
+from collections.abc import Mapping
 
 import scvi
 import torch
@@ -77,7 +78,7 @@ class WithVMM(Clusters):
     def _check_model(self, restored: bool) -> None:
         """Raise ``ValueError`` if a stock model can't have the prior; one from a file may lack its cells."""
         name = type(self).__name__
-        if (self.adata is None and not restored) or self.module is None:
+        if (getattr(self, "_adata", None) is None and not restored) or self.module is None:
             raise ValueError(f"{name} needs adata: data modules without it are not supported")
         if getattr(self.module, "latent_distribution", "normal") != "normal":
             found = self.module.latent_distribution
@@ -100,8 +101,8 @@ class WithVMM(Clusters):
                 given.n_components = n
             tensors = read(self, torch.randperm(n)[: given.n_components if self._has_mixture() else 1].numpy())
             layout = Layout.of(module, tensors, self.summary_stats.get("n_batch", 1))
-            initial = layout.pack(tensors)
             layout.counts = all_counts(self, (field.key for field in layout.fields if field.key in MEASURED))
+            initial = layout.pack(tensors)
         else:
             initial = torch.zeros(given.n_components if self._has_mixture() else 1, layout.width)
         pseudo = PseudoCells(layout, initial, given.pseudo_batch, d)
@@ -118,9 +119,9 @@ class WithVMM(Clusters):
         own, others = split(TrainingSettings, kwargs)
         self._training = TrainingSettings(**own)
         check_settings(self._training)
+        args, others = _by_name(stock_train, (self, *args), others)
         plan, config = others.get("plan_kwargs"), others.get("plan_config")
         if any(_value(each, "compile") for each in (plan, config)):
-        args, others = _by_name(stock_train, (self, *args), others)
             raise ValueError("compile=True is not supported: the prior is trained beside the compiled module")
         if others.get("strategy") in ("dp", "data_parallel"):
             raise ValueError(f"strategy={others['strategy']!r} is not supported, expected 'ddp' for several devices")
@@ -173,8 +174,8 @@ def with_vmm(cls: type[BaseModelClass]) -> type[BaseModelClass]:
         TypeError: the class is one of scvi-tools that is not in ``STOCK``, or a subclass of such a one, or breaks the
             contract.
     """
+    _check_ancestors(cls)  # first, so that a class of scvi-tools is refused by its name
     contract.check_class(cls)
-    _check_ancestors(cls)
 
     @functools.wraps(cls.__init__)
     def __init__(self, *args, **kwargs):
@@ -212,7 +213,7 @@ def with_vmm(cls: type[BaseModelClass]) -> type[BaseModelClass]:
 
 def _check_ancestors(cls: type) -> None:
     """Raise ``TypeError`` if the nearest model of scvi-tools among a class's ancestors is not in ``STOCK``."""
-    of_scvi = [each for each in cls.__mro__ if each.__module__.split(".")[0] == "scvi"]
+    of_scvi = [each for each in getattr(cls, "__mro__", ()) if each.__module__.split(".")[0] == "scvi"]
     models = [each for each in of_scvi if not each.__module__.startswith("scvi.model.base")]
     models = [each for each in models if issubclass(each, BaseModelClass)]
     if models and models[0] not in STOCK.values():
@@ -231,8 +232,6 @@ def _extended(function, group: type) -> inspect.Signature:
     return signature.replace(parameters=[each for each in parameters if each not in rest] + own + rest)
 
 
-def _value(given, name: str):
-    """The value of this name in a dict or an object of settings, or None."""
 def _by_name(function, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """The arguments of a method with all but ``self`` by their names, as far as it names them."""
     bound = inspect.signature(function).bind_partial(*args, **kwargs)
@@ -244,6 +243,8 @@ def _by_name(function, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return (named.pop(next(iter(named))),), {**named, **others}
 
 
+def _value(given, name: str):
+    """The value of this name in a dict or an object of settings, or None."""
     return given.get(name) if isinstance(given, Mapping) else getattr(given, name, None)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -589,6 +590,31 @@ def test_a_plan_config_does_not_bring_the_warm_up_back(form):
 
 
 def test_no_minibatch_is_an_error_of_one_line():
+def test_peakvi_weighs_the_kl_divergence_as_asked():
+    for kl_weight, expected in (("stock", 1.0), ("elbo", 50.0)):
+        model = make(adapted.PEAKVI, n_components=K, kl_weight=kl_weight)
+        module = model.module.eval()
+        tensors = next(iter(model._make_data_loader(model.adata, batch_size=50)))
+        inference = module.inference(**module._get_inference_input(tensors))
+        generative = module.generative(**module._get_generative_input(tensors, inference))
+        out = module.loss(tensors, inference, generative)
+        (weight,) = torch.autograd.grad(out.loss, out.kl_local["kl_local"], retain_graph=True)
+        reconstruction = out.reconstruction_loss["reconstruction_loss"]
+        (of_reconstruction,) = torch.autograd.grad(out.loss, reconstruction)
+        torch.testing.assert_close(weight, torch.full((50,), expected))
+        torch.testing.assert_close(of_reconstruction, torch.full((50,), 50.0))
+
+
+@pytest.mark.parametrize("kl_weight", ["stock", "elbo"])
+@pytest.mark.parametrize("name", ["SCVI", "PEAKVI", "TOTALVI"])
+def test_loss_without_gradients_is_that_with_them(name, kl_weight):
+    """Also before the first step, and for another number of cells, or another warm-up, than in the last step."""
+    model = make(getattr(adapted, name), n_components=K, kl_weight=kl_weight)
+    module = model.module.eval()
+    for size, warm_up in ((50, 1.0), (7, 1.0), (50, 0.25)):
+        tensors = next(iter(model._make_data_loader(model.adata, indices=np.arange(size), batch_size=size)))
+
+        def loss(tensors=tensors, warm_up=warm_up):
     model = make(SCVI, n_components=K)
     for given in ({"datasplitter_kwargs": {"drop_last": True}, "batch_size": 500}, {"limit_train_batches": 0}):
         with pytest.raises(ValueError, match="no minibatch") as error:
@@ -603,6 +629,8 @@ def test_no_minibatch_is_an_error_of_one_line():
         step.on_train_epoch_end(None, None)
 
 
+
+def test_settings_are_those_of_single_cell_vmm():
             torch.manual_seed(1)
             out = module(tensors, loss_kwargs={"kl_weight": warm_up})[-1]
             return out.loss.detach().clone(), torch.get_rng_state()

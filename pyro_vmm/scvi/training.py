@@ -14,6 +14,12 @@ from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.scvi.modules import Adapted
 
+# What to say of an epoch without any.
+NO_MINIBATCH = (
+    "an epoch has no minibatch, expected one at least: drop_last=True with a batch_size above the training cells, "
+    "or limit_train_batches=0"
+)
+
 
 class MapStep(pl.Callback):
     """Makes a MAP step on the prior after each minibatch, with its own optimiser, and eliminates after each epoch.
@@ -73,6 +79,8 @@ class MapStep(pl.Callback):
             model.observe_clusters(cells, responsibilities, self.ranks)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        if not (self.objectives or self.steps is None):
+            raise ValueError(NO_MINIBATCH)
         self.shares.join()
         # The progress bar shows the last logged values.
         plan.log("n_active", float(self.shares.used.sum()), prog_bar=True)
@@ -127,7 +135,13 @@ def runner_class(cls: type[TrainRunner]) -> type[TrainRunner]:
 
         def __call__(self):
             self.model.forget_clusters()  # else a file saved during training would hold those of an earlier one
+            trained = self.model.is_trained_
             result = super().__call__()
+            # Lightning skips epochs without a minibatch.
+            none = 0 in (self.trainer.limit_train_batches, self.trainer.num_training_batches)
+            if none and self.model.callbacks():
+                self.model.is_trained_ = trained
+                raise ValueError(NO_MINIBATCH)
             self.model.after_training()
             return result
 

@@ -189,7 +189,8 @@ class Clusters:
         mixture = self.module.vmm
         found = regrouped(self.tree_, mixture.cluster_of_component.cpu().numpy(), n_clusters, before, now)
         mixture.cluster_of_component.copy_(torch.as_tensor(found))
-        self.tree_ = renumbered(self.tree_, self._number_clusters(z), n_clusters)
+        order = self._number_clusters(z)  # changes the model
+        self.tree_ = renumbered(self.tree_, order, n_clusters)
         self._count_clusters(z)
         sharp, q = self._look(z, variance)
         self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbo_by_epoch())

@@ -8,7 +8,7 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # those of lightning and jax on import
-    scvi = pytest.importorskip("scvi", reason="scvi-tools is not installed: pip install 'pyro_vmm[scvi]'")
+    scvi = pytest.importorskip("scvi", reason="scvi-tools is not installed: the extra 'scvi' brings it")
     from pyro_vmm.scvi.versions import TESTED
 
     if scvi.__version__ not in TESTED:

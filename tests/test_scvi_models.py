@@ -18,7 +18,8 @@ from torch import distributions as dist
 
 from pyro_vmm.priors.evidence import Encoded
 from pyro_vmm.priors.tree import join_all
-from pyro_vmm.scvi import SCANVI, SCVI, TOTALVI, with_vmm
+from pyro_vmm.runtime.ranks import Ranks
+from pyro_vmm.scvi import SCANVI, SCVI, TOTALVI, versions, with_vmm
 from pyro_vmm.scvi.cells import Encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of lightning
@@ -758,21 +759,30 @@ def test_cytovi_has_one_mixture_only():
         make(adapted.CYTOVI, n_components=K, prior_mixture=True)
 
 
+# Shown, and refused
 # The import
+
+
+def test_the_package_does_not_import_scvi():
+    code = "import sys, pyro_vmm; sys.exit(any(name.split('.')[0] in ('scvi', 'lightning') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_one_command_installs_it_everywhere():
+    root = Path(__file__).parents[1]
+    for place in ("docs/start/scvi.md", ".github/workflows/tests.yml", "pyro_vmm/scvi/__init__.py"):
+        assert versions.INSTALL in (root / place).read_text(encoding="utf-8"), place
 
 
 @pytest.mark.parametrize(("version", "told"), [(None, "it is not installed"), ("0.20.0", "0.20.0 is installed")])
 def test_other_versions_are_an_error_of_one_line(monkeypatch, version, told):
     from importlib import metadata
 
-    from pyro_vmm.scvi import versions
-
     def found(name):
         if version is None:
             raise metadata.PackageNotFoundError(name)
         return version
 
-# Shown, and refused
 
 
 def test_progress_shows_the_components_in_use(capsys):
@@ -791,7 +801,7 @@ def test_a_data_module_without_adata_is_refused_with_one_line():
     monkeypatch.setattr(metadata, "version", found)
     with pytest.raises(ImportError, match=told) as error:
         versions.require_scvi()
-    assert "\n" not in str(error.value) and "pip install 'pyro_vmm[scvi]'" in str(error.value)
+    assert "\n" not in str(error.value) and versions.INSTALL in str(error.value)
 
 
 # Several processes

@@ -9,7 +9,8 @@
     model.train()
     model.annotate(adata)  # obsm["X_vmm"], obs["vmm"], probability, entropy, uns
 
-It needs ``pip install 'pyro_vmm[scvi]'``; ``import pyro_vmm`` does not import it.
+It needs the extra: ``python -m pip install -c constraints.txt -e ".[scvi]"`` in a checkout.
+``import pyro_vmm`` does not import it.
 
 ==================  ===============================================================================================
 class               notes

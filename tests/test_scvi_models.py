@@ -24,15 +24,12 @@ from pyro_vmm.scvi.cells import Encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of lightning
 K = 6
-
-
-def fit(model, epochs: int = 2, **settings):
 OTHERS = ("TOTALVI", "PEAKVI", "MULTIVI")
 # Methods that a class inherits and that fail in scvi-tools itself.
+STOCK_FAILS = {("PEAKVI", "posterior_predictive_sample"), ("PEAKVI", "get_marginal_ll"), ("MULTIVI", "get_marginal_ll")}
 
 
 def fit(model, epochs: int = 2, **settings):
-STOCK_FAILS = {("PEAKVI", "posterior_predictive_sample"), ("PEAKVI", "get_marginal_ll"), ("MULTIVI", "get_marginal_ll")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.train(max_epochs=epochs, **{**TRAIN, **settings})
@@ -177,7 +174,7 @@ def test_annotated_cells_can_be_written(model, tmp_path):
     assert "vmm" in anndata.read_h5ad(tmp_path / "cells.h5ad").uns
 
 
-@pytest.mark.parametrize("prior", ["vamp", "gmm"])
+@pytest.mark.parametrize("prior", ["vamp", "gmm", "student_t"])
 def test_other_mixtures_train_and_are_saved(prior, tmp_path):
     model = fit(make(SCVI, prior=prior, n_components=K), 3)
     before, z = model.predict_proba(), model.get_latent_representation()
@@ -237,10 +234,6 @@ def test_elbo_is_the_reconstruction_less_the_kl_divergence_from_the_mixture(mode
     torch.testing.assert_close(elbo, log_px - kl, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("draws", [1, 3])
-def test_marginal_likelihood_is_that_of_importance_weighting_by_hand(balanced, draws):
-    model = balanced
-    scvi.settings.seed = 1
 @pytest.fixture
 def balanced(model):
     """The model with weights that differ much between its batches."""
@@ -251,24 +244,25 @@ def balanced(model):
     return model
 
 
+@pytest.mark.parametrize("draws", [1, 3])
+def test_marginal_likelihood_is_that_of_importance_weighting_by_hand(balanced, draws):
+    model = balanced
+    scvi.settings.seed = 1
     found = model.get_marginal_ll(n_mc_samples=draws, n_mc_samples_per_pass=draws, batch_size=150, return_mean=False)
     scvi.settings.seed = 1
     mixture = model.module.vmm
     with torch.inference_mode():
         tensors = next(iter(model._make_data_loader(model.adata, batch_size=150)))
         p_z = mixture.prior(Encoder(model.module, mixture.layout))
+        p_z = p_z.reweighted(mixture.balance(mixture.layout.one_hot_batch(mixture.layout.pack(tensors))))
         inference, generative = model.module(tensors, inference_kwargs={"n_samples": draws}, compute_loss=False)
         z, log_px = inference["z"], generative["px"].log_prob(tensors["X"]).sum(-1)
         log_weights = log_px + p_z.log_prob(z) - inference["qz"].log_prob(z).sum(-1)
-        p_z = p_z.reweighted(mixture.balance(mixture.layout.one_hot_batch(mixture.layout.pack(tensors))))
     expected = log_weights.reshape(draws, -1).logsumexp(0) - np.log(draws)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
     assert "inference" not in vars(model.module)
 
 
-def test_marginal_likelihood_of_totalvi_has_the_mixture_in_it():
-    model = make(TOTALVI, n_components=K)
-    module, mixture = model.module.eval(), model.module.vmm
 def test_marginal_likelihood_is_no_less_than_the_elbo_under_a_strong_balance(balanced):
     scvi.settings.seed = 1
     elbo = torch.stack([balanced.get_elbo(return_mean=False) for _ in range(30)])
@@ -277,17 +271,20 @@ def test_marginal_likelihood_is_no_less_than_the_elbo_under_a_strong_balance(bal
     assert (marginal >= elbo.mean(0) - 4 * error - 0.1).all()
 
 
+def test_marginal_likelihood_of_totalvi_has_the_mixture_in_it():
+    model = make(TOTALVI, n_components=K)
+    model.module.vmm.balance.cells += 500 * torch.rand(2, K)
+    module, mixture = model.module.eval(), model.module.vmm
     tensors = next(iter(model._make_data_loader(model.adata, batch_size=50)))
     torch.manual_seed(1)
-    model.module.vmm.balance.cells += 500 * torch.rand(2, K)
     found = module.marginal_ll(tensors, n_mc_samples=1)
     torch.manual_seed(1)
     with torch.inference_mode():
         p_z = mixture.prior(Encoder(module, mixture.layout))
+        p_z = p_z.reweighted(mixture.balance(mixture.layout.one_hot_batch(mixture.layout.pack(tensors))))
         state = torch.get_rng_state()
         stock = scvi.module.TOTALVAE.marginal_ll(module, tensors, n_mc_samples=1)
         torch.set_rng_state(state)
-        p_z = p_z.reweighted(mixture.balance(mixture.layout.one_hot_batch(mixture.layout.pack(tensors))))
         z = module(tensors, compute_loss=False)[0]["z"]
         instead = p_z.log_prob(z) - dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
     assert found == pytest.approx(stock + float(instead.mean()), abs=1e-2)
@@ -315,9 +312,6 @@ def test_expression_and_its_differences(model):
         model.get_normalized_expression(weights="importance", n_samples_overall=10)
     draws = model.posterior_predictive_sample(n_samples=2)
     assert draws.shape == (*model.adata.shape, 2)
-
-
-# Files, second trainings, copies
 
 
 @pytest.fixture(scope="module")
@@ -376,6 +370,9 @@ def test_elbo_of_other_classes_has_the_mixture_in_it(others, name):
             model.module.vmm.prior.pi_logits.copy_(before)
 
 
+# Files, second trainings, copies
+
+
 def test_a_second_training_goes_on(tmp_path):
     model = fit(make(SCVI, n_components=K), 2)
     before = {name: value.clone() for name, value in model.module.vmm.state_dict().items()}
@@ -394,12 +391,43 @@ def test_a_file_is_read_without_cells(model, tmp_path):
     np.testing.assert_array_equal(loaded.predict(new), model.predict(new))
 
 
+def test_a_file_from_before_q_mu_had_a_whole_covariance_is_read(tmp_path):
+    model = fit(make(TOTALVI, n_components=K), 1)
+    model.save(str(tmp_path / "reference"))
+    query = TOTALVI.load_query_data(data("TOTALVI", n=60, seed=1), str(tmp_path / "reference"), accelerator="cpu")
+    fit(query, 1).save(str(tmp_path / "query"))
+    content = torch.load(tmp_path / "query" / "model.pt", weights_only=False)
+    stated = content["model_state_dict"]
+    stated["vmm.prior.pseudo_inputs.fixed_scale"].fill_(0.5)
+    del stated["vmm.prior.pseudo_inputs.fixed_below"]
+    torch.save(content, tmp_path / "query" / "model.pt")
+    old = TOTALVI.load(str(tmp_path / "query"), adata=query.adata, accelerator="cpu")
+    newer = TOTALVI.load_query_data(data("TOTALVI", n=60, seed=2), str(tmp_path / "query"), accelerator="cpu")
+    for each in (old, newer):
+        loc, tril = each.module.vmm.prior.centres(Encoder(each.module, each.module.vmm.layout))
+        torch.testing.assert_close(loc, stated["vmm.prior.pseudo_inputs.fixed_loc"])
+        torch.testing.assert_close(tril, 0.5 * torch.eye(4).expand(K, 4, 4))
+
+
 def test_cells_of_a_later_batch_are_of_none():
     layout = make(SCVI, n_components=K).module.vmm.layout
     rows = torch.zeros(3, layout.width)
     rows[:, layout.batch_column] = torch.tensor([1.0, 2.0, 0.0])
     assert layout.one_hot_batch(rows).tolist() == [[0, 1], [0, 0], [1, 0]]
     torch.testing.assert_close(layout.pack(layout.unpack(rows)), rows)
+
+
+def test_one_negative_value_among_all_cells_is_seen(monkeypatch):
+    monkeypatch.setattr("pyro_vmm.scvi.cells.ROWS_AT_ONCE", 40)
+    adata = scaled(150)
+    assert make(adapted.CYTOVI, adata.copy(), n_components=3).module.vmm.layout.counts
+    adata.X[149, 2] = -0.3
+    model = make(adapted.CYTOVI, adata, n_components=3)
+    mixture = model.module.vmm
+    assert not mixture.layout.counts
+    with torch.no_grad():
+        mixture.prior.pseudo_inputs.u[0] = -0.2
+    assert (mixture.prior.pseudo_inputs()[0, : mixture.layout.n_measured] == -0.2).all()
 
 
 def test_early_stopping_goes_by_the_reported_elbo():
@@ -419,19 +447,6 @@ def test_the_best_checkpoint_is_restored_whole(tmp_path):
     fit(
         model,
         6,
-def test_one_negative_value_among_all_cells_is_seen(monkeypatch):
-    monkeypatch.setattr("pyro_vmm.scvi.cells.ROWS_AT_ONCE", 40)
-    adata = scaled(150)
-    assert make(adapted.CYTOVI, adata.copy(), n_components=3).module.vmm.layout.counts
-    adata.X[149, 2] = -0.3
-    model = make(adapted.CYTOVI, adata, n_components=3)
-    mixture = model.module.vmm
-    assert not mixture.layout.counts
-    with torch.no_grad():
-        mixture.prior.pseudo_inputs.u[0] = -0.2
-    assert (mixture.prior.pseudo_inputs()[0, : mixture.layout.n_measured] == -0.2).all()
-
-
         callbacks=[save],
         check_val_every_n_epoch=1,
         enable_checkpointing=True,
@@ -485,30 +500,25 @@ def test_minified_data_have_the_same_clusters(kept, tmp_path):
     assert loaded.get_normalized_expression().shape[0] == adata.n_obs
 
 
+# scvi-tools can't minify the MuData of MULTIVI.
+@pytest.mark.parametrize("name", ["TOTALVI", "SCANVI"])
+def test_minified_data_of_other_classes_have_the_same_clusters(name):
+    model = fit(make(getattr(adapted, name), n_components=K), 2)
+    before = model.predict_proba()
+    mean, variance = model.get_latent_representation(return_dist=True)
+    model.adata.obsm["X_latent_qzm"], model.adata.obsm["X_latent_qzv"] = mean, variance
+    model.minify_adata(use_latent_qzm_key="X_latent_qzm", use_latent_qzv_key="X_latent_qzv")
+    np.testing.assert_allclose(model.predict_proba(), before, atol=1e-5)
+    model.annotate()
+    np.testing.assert_array_equal(model.adata.obs["vmm"].astype(int), before.argmax(1))
+
+
 # SCANVI
 
 
 def test_scanvi_takes_the_trained_prior_along(model):
     labelled = SCANVI.from_scvi_model(model, unlabeled_category="unknown", labels_key="label")
     ours, theirs = labelled.module.vmm.state_dict(), model.module.vmm.state_dict()
-def test_a_file_from_before_q_mu_had_a_whole_covariance_is_read(tmp_path):
-    model = fit(make(TOTALVI, n_components=K), 1)
-    model.save(str(tmp_path / "reference"))
-    query = TOTALVI.load_query_data(data("TOTALVI", n=60, seed=1), str(tmp_path / "reference"), accelerator="cpu")
-    fit(query, 1).save(str(tmp_path / "query"))
-    content = torch.load(tmp_path / "query" / "model.pt", weights_only=False)
-    stated = content["model_state_dict"]
-    stated["vmm.prior.pseudo_inputs.fixed_scale"].fill_(0.5)
-    del stated["vmm.prior.pseudo_inputs.fixed_below"]
-    torch.save(content, tmp_path / "query" / "model.pt")
-    old = TOTALVI.load(str(tmp_path / "query"), adata=query.adata, accelerator="cpu")
-    newer = TOTALVI.load_query_data(data("TOTALVI", n=60, seed=2), str(tmp_path / "query"), accelerator="cpu")
-    for each in (old, newer):
-        loc, tril = each.module.vmm.prior.centres(Encoder(each.module, each.module.vmm.layout))
-        torch.testing.assert_close(loc, stated["vmm.prior.pseudo_inputs.fixed_loc"])
-        torch.testing.assert_close(tril, 0.5 * torch.eye(4).expand(K, 4, 4))
-
-
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     fit(labelled, 2)
     assert set(labelled.predict()) <= {"0", "1", "2"}  # labels
@@ -536,31 +546,6 @@ def test_kl_divergence_has_its_full_weight_from_the_start():
     assert model.history["kl_weight"]["kl_weight"].iloc[0] < 0.5
 
 
-def test_peakvi_weighs_the_kl_divergence_as_asked():
-    for kl_weight, expected in (("stock", 1.0), ("elbo", 50.0)):
-        model = make(adapted.PEAKVI, n_components=K, kl_weight=kl_weight)
-        module = model.module.eval()
-        tensors = next(iter(model._make_data_loader(model.adata, batch_size=50)))
-        inference = module.inference(**module._get_inference_input(tensors))
-        generative = module.generative(**module._get_generative_input(tensors, inference))
-        out = module.loss(tensors, inference, generative)
-        (weight,) = torch.autograd.grad(out.loss, out.kl_local["kl_local"], retain_graph=True)
-        reconstruction = out.reconstruction_loss["reconstruction_loss"]
-        (of_reconstruction,) = torch.autograd.grad(out.loss, reconstruction)
-        torch.testing.assert_close(weight, torch.full((50,), expected))
-        torch.testing.assert_close(of_reconstruction, torch.full((50,), 50.0))
-
-
-@pytest.mark.parametrize("kl_weight", ["stock", "elbo"])
-@pytest.mark.parametrize("name", ["SCVI", "PEAKVI", "TOTALVI"])
-def test_loss_without_gradients_is_that_with_them(name, kl_weight):
-    """Also before the first step, and for another number of cells, or another warm-up, than in the last step."""
-    model = make(getattr(adapted, name), n_components=K, kl_weight=kl_weight)
-    module = model.module.eval()
-    for size, warm_up in ((50, 1.0), (7, 1.0), (50, 0.25)):
-        tensors = next(iter(model._make_data_loader(model.adata, indices=np.arange(size), batch_size=size)))
-
-        def loss(tensors=tensors, warm_up=warm_up):
 def test_arguments_of_train_may_come_by_position():
     model = make(adapted.PEAKVI, n_components=K)
     names = list(inspect.signature(adapted.STOCK["PEAKVI"].train).parameters)[1:]
@@ -591,6 +576,20 @@ def test_a_plan_config_does_not_bring_the_warm_up_back(form):
 
 
 def test_no_minibatch_is_an_error_of_one_line():
+    model = make(SCVI, n_components=K)
+    for given in ({"datasplitter_kwargs": {"drop_last": True}, "batch_size": 500}, {"limit_train_batches": 0}):
+        with pytest.raises(ValueError, match="no minibatch") as error:
+            fit(model, 1, **given)
+        assert "\n" not in str(error.value) and not model.is_trained_
+    (step,) = model.callbacks()
+    step.ranks = Ranks.present()
+    step.on_train_epoch_start(None, SimpleNamespace(module=model.module))
+    step.shares.add(torch.ones(1, K))
+    step.steps = object()
+    with pytest.raises(ValueError, match="no minibatch"):
+        step.on_train_epoch_end(None, None)
+
+
 def test_peakvi_weighs_the_kl_divergence_as_asked():
     for kl_weight, expected in (("stock", 1.0), ("elbo", 50.0)):
         model = make(adapted.PEAKVI, n_components=K, kl_weight=kl_weight)
@@ -616,22 +615,6 @@ def test_loss_without_gradients_is_that_with_them(name, kl_weight):
         tensors = next(iter(model._make_data_loader(model.adata, indices=np.arange(size), batch_size=size)))
 
         def loss(tensors=tensors, warm_up=warm_up):
-    model = make(SCVI, n_components=K)
-    for given in ({"datasplitter_kwargs": {"drop_last": True}, "batch_size": 500}, {"limit_train_batches": 0}):
-        with pytest.raises(ValueError, match="no minibatch") as error:
-            fit(model, 1, **given)
-        assert "\n" not in str(error.value) and not model.is_trained_
-    (step,) = model.callbacks()
-    step.ranks = Ranks.present()
-    step.on_train_epoch_start(None, SimpleNamespace(module=model.module))
-    step.shares.add(torch.ones(1, K))
-    step.steps = object()
-    with pytest.raises(ValueError, match="no minibatch"):
-        step.on_train_epoch_end(None, None)
-
-
-
-def test_settings_are_those_of_single_cell_vmm():
             torch.manual_seed(1)
             out = module(tensors, loss_kwargs={"kl_weight": warm_up})[-1]
             return out.loss.detach().clone(), torch.get_rng_state()
@@ -646,6 +629,8 @@ def test_settings_are_those_of_single_cell_vmm():
             torch.testing.assert_close(each, expected, rtol=1e-5, atol=1e-2)
         assert torch.equal(after, drawn), "finding the weights draws nothing"
 
+
+def test_settings_are_those_of_single_cell_vmm():
     from pyro_vmm import SingleCellVMM
 
     ours = inspect.signature(SingleCellVMM.__init__).parameters
@@ -760,6 +745,21 @@ def test_cytovi_has_one_mixture_only():
 
 
 # Shown, and refused
+
+
+def test_progress_shows_the_components_in_use(capsys):
+    fit(make(SCVI, n_components=K), 2, enable_progress_bar=True)
+    shown = capsys.readouterr()
+    assert "n_active" in shown.err + shown.out
+
+
+def test_a_data_module_without_adata_is_refused_with_one_line():
+    for given in ({}, {"registry": make(SCVI, n_components=K).registry}):
+        with pytest.raises(ValueError, match="data modules without it are not supported") as error:
+            SCVI(None, **given)
+        assert "\n" not in str(error.value)
+
+
 # The import
 
 
@@ -782,21 +782,6 @@ def test_other_versions_are_an_error_of_one_line(monkeypatch, version, told):
         if version is None:
             raise metadata.PackageNotFoundError(name)
         return version
-
-
-
-def test_progress_shows_the_components_in_use(capsys):
-    fit(make(SCVI, n_components=K), 2, enable_progress_bar=True)
-    shown = capsys.readouterr()
-    assert "n_active" in shown.err + shown.out
-
-
-def test_a_data_module_without_adata_is_refused_with_one_line():
-    for given in ({}, {"registry": make(SCVI, n_components=K).registry}):
-        with pytest.raises(ValueError, match="data modules without it are not supported") as error:
-            SCVI(None, **given)
-        assert "\n" not in str(error.value)
-
 
     monkeypatch.setattr(metadata, "version", found)
     with pytest.raises(ImportError, match=told) as error:

@@ -25,8 +25,8 @@ class PriorSettings(PriorChoice):
     """Arguments of a model's constructor, in addition to those of its class of scvi-tools.
 
     Parameters:
-        prior: "vmm" (the VampPrior Mixture Model), "gmm", "vamp" or "standard_normal" (scvi-tools' own); or a class or
-            an object, as in :class:`~pyro_vmm.VMM`.
+        prior: "vmm" (the VampPrior Mixture Model), "gmm", "student_t", "vamp" or "standard_normal" (scvi-tools' own);
+            or a class or an object, as in :class:`~pyro_vmm.VMM`.
         n_components: K, the most clusters there can be; at most the number of cells.
         m_prior, hyperprior, responsibilities, expectation, batch_balance: as in :class:`~pyro_vmm.SingleCellVMM`;
             those that the prior does not take stay at their defaults.

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from repro import paper
+from repro import artefacts, paper
 from repro.paper import Figure
+from repro.tables import Table, results
 
 ROOT = Path(__file__).parents[1]
 PLACES = [Path(os.environ.get("PYRO_VMM_PAPER", "paper.md")), ROOT.parent / "shared" / "paper" / "paper.md"]
@@ -119,6 +120,30 @@ def test_aggregates_are_the_means_of_the_scores_of_table_4():
                 assert paper.table(3)[key][aggregate].mean == pytest.approx(sum(values) / 5, abs=1.1e-3), key
 
 
+def test_what_table_4_has_is_taken_from_it():
+    found = paper.table(4)
+    assert found["split_seq", "scvi"]["k-means NMI"].text == "0.575 ± 0.017"
+    assert found["lung_atlas", "harmony"]["PCR comparison"].text == "0.459 ± 0.004"
+    assert not {"isolated labels", "graph connectivity"} <= found["split_seq", "scvi"].keys()
+
+
+def test_settings_and_figures_of_the_text_are_there():
+    names = paper.text().keys()
+    wanted = {
+        "dimensions of z, MNIST": "10",
+        "dimensions of z, Fashion-MNIST": "30",
+        "epochs at most on cells": "10,000",
+        "p at least of own scVI beside that of scvi-tools": "0.05",
+        "images drawn of the largest cluster in figures 1 and 4": "10",
+        "column of pullovers and coats in figure 4": "1",
+        "columns of graphic pullovers and t-shirts in figure 4": "12 and 13",
+    }
+    assert {name: paper.text()[name].value for name in wanted if name in names} == wanted
+    columns = [statement.value for name, statement in paper.text().items() if name.startswith("column of")]
+    assert columns == ["1", "7", "8", "9", "10"]
+    assert all(each.source for each in paper.text().values())
+
+
 def test_table_2_obeys_equation_12():
     for key, scores in paper.table(2).items():
         assert scores["rate"].mean == pytest.approx(
@@ -137,7 +162,23 @@ def test_artefacts_have_the_paper_beside_them():
     assert paper.beside("table1")["mnist", "vmm"]["nmi"] == Figure("0.899 ± 0.015", 0.899, 0.015)
     assert paper.beside("table2")["fashion_mnist", "vmm"]["log_px"].mean == 104
     assert paper.beside("table4")["pbmc", "vmm"]["clusters"].mean == 14.1
+    assert paper.beside("table4")["pbmc", "vmm"]["accuracy_by_exemplar"].text == "0.933 ± 0.014"
     assert paper.beside("tabular") == {}
+
+
+def test_pages_show_the_papers_tables_of_cells():
+    """Of table 4, which has no scores of ours beside it; and of its own table 3 all that is beside our table 4."""
+    page = (ROOT / "benchmarks" / "results" / "paper_tables.md").read_text(encoding="utf-8")
+    rendered = paper.markdown(4)
+    assert rendered in page
+    for (dataset, _), scores in paper.table(4).items():
+        for figure in scores.values():
+            assert any(f"| {figure} |" in line for line in rendered.splitlines() if line.startswith(f"| {dataset} |"))
+    found = artefacts.ARTEFACTS["table4"]
+    planned = [(dataset, "defaults", method) for dataset, method in paper.table(3)]
+    table = Table(results([]), found.columns, found.titles, paper.beside("table4"), 10, planned)
+    page = (ROOT / "benchmarks" / "results" / "reproduce_table4.md").read_text(encoding="utf-8")
+    assert table.markdown() in page and "accuracy (exemplar), paper" in page
 
 
 # --- the page of claims ---

@@ -1,4 +1,4 @@
-"""Are the genes that ``differential_expression`` calls the right ones, and what does ``explain`` cost?
+"""Are the genes and shares of clusters that are called the right ones, and what does ``explain`` cost?
 
     python benchmarks/explain.py --out benchmarks/results/explain.md
 
@@ -12,15 +12,18 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData, concat, read_h5ad
 from scipy import sparse
+from scipy.special import log_softmax
 from sklearn.datasets import load_digits
 
 from pyro_vmm import VMM, SingleCellVMM
+from pyro_vmm.analysis import expected_fdr, share_changes, shares_compared
 from pyro_vmm.runtime import files
 from repro import pages
 from repro.integration import data as integration
@@ -34,6 +37,9 @@ EPOCHS, KANG_EPOCHS = 150, 60
 INTERFERON = ["ISG15", "ISG20", "IFI6", "IFI27", "IFIT1", "IFIT2", "IFIT3", "IFITM3", "MX1", "LY6E", "OAS1", "CXCL10"]
 #: Types that are compared between CTRL and STIM.
 TYPES = ["CD14 Mono", "CD4 Naive T", "B", "NK", "CD8 T"]
+#: Simulated sets of two conditions, and the expected sizes of clusters in one of them.
+SETS = 200
+SIZES = (5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def simulate(cells: int = 1500, genes: int = 600, seed: int = 0) -> tuple[AnnData, np.ndarray]:
@@ -197,6 +203,111 @@ def kang() -> list[str]:
     return lines
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """Two conditions with clusters of known shares.
+
+    Arguments:
+        name: for the table.
+        weights: of the clusters, (K,); None draws them for each set, log-normal with standard deviation 1.
+        n_clusters: K.
+        cells: of each condition, on average.
+        donors: of each condition; None takes its cells as one sample.
+        spread: the standard deviation between donors of the log of each cluster's weight.
+        changed: the share of clusters whose weight changes, by 0.75 to 2.5 log2 units up or down.
+    """
+
+    name: str
+    cells: int
+    n_clusters: int = 8
+    weights: tuple[float, ...] | None = None
+    donors: int | None = None
+    spread: float = 0.0
+    changed: float = 0.0
+
+    def draw(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers of cells, (U, K), the condition of each sample, (U,), and the true log2 ratios, (K,)."""
+        base = random.normal(size=self.n_clusters) if self.weights is None else np.log(self.weights)
+        effect = np.zeros(len(base))
+        moved = random.random(len(base)) < self.changed
+        effect[moved] = random.choice([-1, 1], moved.sum()) * random.uniform(0.75, 2.5, moved.sum()) * np.log(2)
+        if self.donors is None:
+            shares = np.stack([log_softmax(base + effect), log_softmax(base)])
+            counts = np.stack([random.multinomial(self.cells, np.exp(each)) for each in shares])
+            return counts, np.arange(2), (shares[0] - shares[1]) / np.log(2)
+        # The share of a typical donor is the geometric mean of the shares of many.
+        many = random.normal(0, self.spread, (4000, len(base)))
+        typical = [log_softmax(centre + many, 1).mean(0) for centre in (base + effect, base)]
+        counts = []
+        for centre in (base + effect, base):
+            for _ in range(self.donors):
+                share = np.exp(log_softmax(centre + random.normal(0, self.spread, len(base))))
+                n = random.poisson(self.cells / self.donors * np.exp(random.normal(0, 0.4)))
+                counts.append(random.multinomial(n, share))
+        return np.stack(counts), np.repeat([0, 1], self.donors), (typical[0] - typical[1]) / np.log(2)
+
+
+#: What is simulated.
+CONDITIONS = [
+    Conditions("450 cells", 450),
+    Conditions("sizes 5 to 1,000", 1885, weights=SIZES),
+    Conditions("450 cells, 4 + 4 donors, spread 0.6", 450, donors=4, spread=0.6),
+    Conditions("sizes 5 to 1,000, 4 + 4 donors, spread 0.3", 1885, weights=SIZES, donors=4, spread=0.3),
+    Conditions("sizes 5 to 1,000, 2 + 2 donors, spread 0.6", 1885, weights=SIZES, donors=2, spread=0.6),
+    Conditions("8,000 cells, 20 clusters, 8 + 8 donors, spread 0.5", 8000, 20, donors=8, spread=0.5),
+]
+
+
+def abundance() -> list[str]:
+    """False calls and power of ``differential_abundance``, with and without the shrinkage of its ratios."""
+    lines = [
+        f"Simulated numbers of cells of known clusters in two conditions, {SETS} sets a line, 8 clusters unless said. "
+        "Without donors cells are drawn from the shares; with them each cluster's log weight is normal between donors, "
+        "with the standard deviation told, and the numbers of cells of donors differ. In changed sets each cluster has, "
+        f"with 30 %, a log2 change of 0.75 to 2.5. A call is false if the true log2 ratio is within {DELTA}. Told are "
+        "the mean share of false calls, in brackets the share of sets with any, and the share of the changed clusters "
+        "that are called. In sets without a change the two first are the same. Without shrinkage the same "
+        "estimates and errors have a flat prior.",
+        "",
+        *pages.header(["sets", "method", *(f"nominal {level}" for level in NOMINAL)]),
+    ]
+    for conditions in CONDITIONS:
+        for changed in (0.0, 0.3):
+            sets = replace(conditions, changed=changed)
+            name = f"{sets.name}, {'changed' if changed else 'no change'}"
+            for method, q in (("ours", own_shares), ("without shrinkage", flat_shares)):
+                lines.append(pages.line([name, method, *calls(sets, q)]))
+    return lines
+
+
+def own_shares(counts: np.ndarray, condition: np.ndarray, by_sample: bool) -> np.ndarray:
+    """The expected shares of false calls of ``differential_abundance``, (K,)."""
+    return shares_compared(counts[None], condition, by_sample, DELTA, 0.05, 0.95)["expected_fdr"].to_numpy()
+
+
+def flat_shares(counts: np.ndarray, condition: np.ndarray, by_sample: bool) -> np.ndarray:
+    """The same without shrinkage."""
+    return expected_fdr(share_changes(counts[None], condition, by_sample).posterior(shrink=False).beyond(DELTA))
+
+
+def calls(conditions: Conditions, q: Callable[[np.ndarray, np.ndarray, bool], np.ndarray]) -> list[str]:
+    """At each nominal level the mean share of false calls, the share of sets with one, and the power."""
+    random = np.random.default_rng(0)
+    false, called, found, true = (np.zeros((SETS, len(NOMINAL))) for _ in range(4))
+    for i in range(SETS):
+        counts, condition, ratio = conditions.draw(random)
+        there = counts.sum(0) > 0
+        changed = np.abs(ratio[there]) > DELTA
+        below = q(counts[:, there], condition, conditions.donors is not None)[:, None] <= np.array(NOMINAL)
+        called[i], found[i] = below.sum(0), below[changed].sum(0)
+        false[i], true[i] = called[i] - found[i], changed.sum()
+    share, power = (false / called.clip(min=1)).mean(0), found.sum(0) / true.sum(0).clip(min=1)
+    some = (false > 0).mean(0)
+    if not true.any():
+        return [f"{each:.3f}" for each in some]
+    return [f"{one:.3f} ({two:.2f}), {three:.2f}" for one, two, three in zip(share, some, power, strict=True)]
+
+
 def cost() -> list[str]:
     """Processor time and memory of ``explain``."""
     lines = ["Processor time of `explain` with its defaults.", "", *pages.header(["data", "clusters", "seconds"])]
@@ -244,10 +355,11 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-PARTS = {"calibration": calibration, "kang": kang, "cost": cost}
+PARTS = {"calibration": calibration, "kang": kang, "abundance": abundance, "cost": cost}
 TITLES = {
     "calibration": "Is one call in twenty false, if one in twenty is expected?",
     "kang": "Are interferon genes found?",
+    "abundance": "Are the clusters whose shares are called the right ones?",
     "cost": "What does it cost?",
 }
 
@@ -265,7 +377,7 @@ def main() -> None:
     for name in args.only:
         kept = args.runs / f"{name}.md"
         if not kept.exists():
-            if name != "cost":
+            if name in ("calibration", "kang"):
                 quieten_lightning()
             files.write_text(kept, "\n".join(PARTS[name]()) + "\n")
         lines += ["", f"## {TITLES[name]}", "", *kept.read_text(encoding="utf-8").splitlines()]

@@ -1,6 +1,6 @@
 """What are the clusters, and what differs between groups? Plain arrays in, tables out."""
 
-from pyro_vmm.analysis.abundance import shares_compared
+from pyro_vmm.analysis.abundance import share_changes, shares_compared
 from pyro_vmm.analysis.bootstrap import Population, Sums, choose
 from pyro_vmm.analysis.changes import Changes, changes, expected_fdr, log_fold_changes, model_assisted_means
 from pyro_vmm.analysis.clusters import Tally, batch_mixing
@@ -22,6 +22,7 @@ __all__ = [
     "expected_fdr",
     "log_fold_changes",
     "model_assisted_means",
+    "share_changes",
     "shares_compared",
     "shrunken",
     "unshrunken",

@@ -2,9 +2,19 @@
 
 import numpy as np
 import pandas as pd
+from scipy import stats
+from scipy.optimize import brentq
+from scipy.special import digamma, ndtri, polygamma
+
+from pyro_vmm.analysis.changes import LEAST_ERROR, Changes, expected_fdr
+from pyro_vmm.analysis.shrinkage import shrunken
 
 # Jeffreys' prior of shares adds half a row to each cluster.
 PRIOR_ROWS = 0.5
+# The prior of the ratios counts so many clusters more without a change: there are far fewer clusters than genes.
+NULL_CLUSTERS = 1.0
+# Smaller tails of a distribution count as this one, whose quantile is finite.
+LEAST_TAIL = 1e-300
 
 
 class ClusterCounts:
@@ -41,51 +51,125 @@ def shares_compared(
     condition: np.ndarray,  # (U,)
     by_sample: bool,
     delta: float,
+    fdr: float,
     level: float,
-    seed: int,
 ) -> pd.DataFrame:
-    r"""The share of each cluster in condition 0 and in condition 1, and log2 of their ratio.
+    r"""The share of each cluster in condition 0 and in condition 1, and the posterior of log2 of their ratio.
 
-    Each draw of counts gives a draw of each sample's shares, Dirichlet(counts + 1/2) (Jeffreys' prior). Without samples
-    (``by_sample=False``) each condition is one sample. With samples, the logarithms of their shares are assumed to be
-    normal within a condition, with unknown mean and variance: under Jeffreys' prior the mean is
-    :math:`\bar y + t\, s / \sqrt{U}` with t from Student's t of U - 1 degrees of freedom (Gelman et al., Bayesian Data
-    Analysis, 3rd edition, section 3.2). So the spread between samples widens the posterior of their mean, and a share
-    is the geometric mean, the share of a typical sample.
+    The estimates of :func:`share_changes` are shrunk by a prior that all clusters share, a mixture of normals around
+    zero (:func:`~pyro_vmm.analysis.shrunken`). A ratio of few rows is then near zero, and no call: under a flat prior
+    it would be beyond ``delta`` almost surely, one way or the other. ``probability`` is that of a ratio beyond
+    ``delta`` on the more probable side. One minus it is the probability that the sign is wrong or the ratio below
+    ``delta``: the local false sign rate of Stephens, False discovery rates: a new deal, Biostatistics 18:275, 2017,
+    with a threshold.
 
     Arguments:
         counts: draws of the number of rows of each sample in each cluster.
         condition: 0 or 1, of each sample; each at least once, and with ``by_sample`` at least twice.
         by_sample: whether samples of one condition differ.
         delta: the threshold of the log2 ratio.
+        fdr: the expected share of false calls.
         level: the probability of the intervals.
-        seed: of the draws.
 
     Returns:
-        For each cluster ``share1``, ``share2``, ``log2_ratio``, ``log2_ratio_low``, ``log2_ratio_high`` and
-        ``probability``, P(\|log2 ratio\| > delta).
+        For each cluster ``share1``, ``share2``, ``log2_ratio`` (the posterior mean), ``log2_ratio_low``,
+        ``log2_ratio_high``, ``probability``, ``expected_fdr`` and ``called``.
     """
-    random = np.random.default_rng(seed)
-    gamma = random.standard_gamma(counts + PRIOR_ROWS)
-    logs = np.log2(gamma / gamma.sum(-1, keepdims=True))
-    means = []
-    for each in (0, 1):
-        of_samples = logs[:, condition == each]  # (S, U', K)
-        mean = of_samples.mean(1)
-        if by_sample:
-            n = of_samples.shape[1]
-            error = of_samples.std(1, ddof=1) / np.sqrt(n)
-            mean = mean + error * random.standard_t(n - 1, size=mean.shape)
-        means.append(mean)
-    ratio = means[0] - means[1]
-    low, high = np.quantile(ratio, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    logs, _ = log_shares(counts)
+    found = share_changes(counts, condition, by_sample)
+    posterior = shrunken(found.estimate, found.error, mode=0.0, nulls=NULL_CLUSTERS)
+    probability = posterior.beyond_on_a_side(delta)
+    expected = expected_fdr(probability)
     return pd.DataFrame(
         {
-            "share1": 2 ** np.median(means[0], 0),
-            "share2": 2 ** np.median(means[1], 0),
-            "log2_ratio": np.median(ratio, 0),
-            "log2_ratio_low": low,
-            "log2_ratio_high": high,
-            "probability": (np.abs(ratio) > delta).mean(0),
+            "share1": 2 ** logs[condition == 0].mean(0),
+            "share2": 2 ** logs[condition == 1].mean(0),
+            "log2_ratio": posterior.mean,
+            "log2_ratio_low": posterior.quantile((1 - level) / 2),
+            "log2_ratio_high": posterior.quantile((1 + level) / 2),
+            "probability": probability,
+            "expected_fdr": expected,
+            "called": expected <= fdr,
         }
     )
+
+
+def share_changes(
+    counts: np.ndarray,  # (S, U, K)
+    condition: np.ndarray,  # (U,)
+    by_sample: bool,
+) -> Changes:
+    r"""log2 of the share of each cluster in condition 0 over that in condition 1, with standard errors.
+
+    Without samples each condition is one sample, and the error is that of :func:`log_shares`. With samples the share
+    of a condition is the geometric mean of its samples' shares, that of a typical sample. The variance between samples
+    is pooled over both conditions, and moderated by those of all clusters (:func:`moderated`): of a few samples alone
+    it is hardly known. It is at least the variance that counting gives, as samples without a row look alike. The
+    moderated t statistic then has an error that gives a normal the same tail (Lu & Stephens, arXiv:1901.10679, 2019).
+    Moderated variances of shares are those of Phipson et al., propeller, Bioinformatics 38:4720, 2022.
+
+    Arguments:
+        counts, condition, by_sample: as of :func:`shares_compared`.
+    """
+    logs, counting = log_shares(counts)
+    one, other = condition == 0, condition == 1
+    estimate = logs[one].mean(0) - logs[other].mean(0)
+    if not by_sample:
+        return Changes(estimate, np.sqrt(counting.sum(0)))
+    freedom = len(condition) - 2
+    squares = sum(np.square(logs[each] - logs[each].mean(0)).sum(0) for each in (one, other))
+    variance, freedom = moderated(np.maximum(squares / freedom, counting.mean(0)), freedom)
+    parts = [np.maximum(variance, counting[each].mean(0)) / each.sum() for each in (one, other)]
+    return Changes(estimate, normal_error(estimate, np.sqrt(sum(parts)), freedom))
+
+
+def log_shares(
+    counts: np.ndarray,  # (S, U, K)
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""The mean and variance of log2 of each sample's share of each cluster, (U, K) each.
+
+    Under Jeffreys' prior a draw of counts gives the shares a posterior, Dirichlet(counts + 1/2), whose logarithms have
+    the means :math:`\psi(a_k) - \psi(\sum a)` and the variances :math:`\psi'(a_k) - \psi'(\sum a)`. The spread of the
+    means over draws is added: rows that hesitate widen it.
+    """
+    alpha = counts + PRIOR_ROWS
+    total = alpha.sum(-1, keepdims=True)
+    mean = (digamma(alpha) - digamma(total)) / np.log(2)
+    variance = (polygamma(1, alpha) - polygamma(1, total)) / np.log(2) ** 2
+    return mean.mean(0), variance.mean(0) + mean.var(0)
+
+
+def moderated(
+    variance: np.ndarray,  # (K,)
+    freedom: float,
+) -> tuple[np.ndarray, float]:
+    """Variances drawn towards what they have in common, (K,), and the degrees of freedom that they then have.
+
+    True variances are assumed to follow a scaled inverse chi-squared distribution, whose two parameters fit the mean
+    and the spread of the logarithms (Smyth, Statistical Applications in Genetics and Molecular Biology 3:3, 2004).
+
+    Arguments:
+        variance: estimates, positive.
+        freedom: their degrees of freedom.
+    """
+    if len(variance) < 2:
+        return variance, freedom
+    logs = np.log(variance) - digamma(freedom / 2) + np.log(freedom / 2)
+    spread = float(logs.var(ddof=1) - polygamma(1, freedom / 2))
+    if spread < 1e-6:  # chance explains how they differ
+        return np.full_like(variance, np.exp(logs.mean())), freedom * len(variance)
+    half = np.exp(brentq(lambda log: float(polygamma(1, np.exp(log))) - spread, -20.0, 20.0))
+    prior = np.exp(logs.mean() + digamma(half) - np.log(half))
+    found = (2 * half * prior + freedom * variance) / (2 * half + freedom)
+    return found, min(freedom + 2 * half, freedom * len(variance))
+
+
+def normal_error(
+    estimate: np.ndarray,  # (K,)
+    error: np.ndarray,  # (K,)
+    freedom: float,
+) -> np.ndarray:
+    """The standard error under which a normal has the tail of Student's t beyond estimate / error, (K,)."""
+    size = np.maximum(np.abs(estimate), LEAST_ERROR * error)  # the limit at zero
+    tail = stats.t.sf(size / error, freedom).clip(LEAST_TAIL)
+    return size / -ndtri(tail)

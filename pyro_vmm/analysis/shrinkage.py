@@ -46,6 +46,10 @@ class Posterior:
         """P(\\|change\\| > delta), (G,)."""
         return (self.cdf(-delta) + 1 - self.cdf(delta)).clip(0, 1)
 
+    def beyond_on_a_side(self, delta: float) -> np.ndarray:
+        """The larger one of P(change > delta) and P(change < -delta), (G,)."""
+        return np.maximum(1 - self.cdf(delta), self.cdf(-delta)).clip(0, 1)
+
     def quantile(self, probability: float) -> np.ndarray:
         """The quantile of the change at this probability, (G,)."""
         low, high = (self.loc - 8 * self.scale).min(1), (self.loc + 8 * self.scale).max(1)
@@ -59,6 +63,8 @@ class Posterior:
 def shrunken(
     estimate: np.ndarray,  # (G,)
     error: np.ndarray,  # (G,)
+    mode: float | None = None,
+    nulls: float = NULL_FEATURES,
 ) -> Posterior:
     r"""The posterior of changes from estimates and their standard errors, under a prior that all changes share.
 
@@ -67,9 +73,14 @@ def shrunken(
 
     The weights :math:`\pi` and the mode m, at which unchanged features lie, maximise the likelihood of all estimates
     (EM). The mode is not zero if shares add up to one: what some gain, all others lose.
+
+    Arguments:
+        estimate, error: estimates and their standard errors.
+        mode: m, if it is known; None to fit it, which takes many features.
+        nulls: so many more features without a change the prior counts, the penalty of the source.
     """
     noise = np.square(error)[:, None]
-    mode = float(np.median(estimate))
+    fitted, mode = mode is None, float(np.median(estimate)) if mode is None else mode
     variance = np.square(2 * max(np.abs(estimate - mode).max(), LEAST_CHANGE) * SHARES)
     spread = variance + noise  # (G, C)
     log_spread = np.log(spread)
@@ -77,15 +88,16 @@ def shrunken(
     for _ in range(STEPS):
         weight = _responsibilities(estimate, mode, spread, log_spread, pi)
         pi = weight.sum(0)
-        pi[0] += NULL_FEATURES
+        pi[0] += nulls
         pi /= pi.sum()
-        pull = weight / spread
-        mode = float((pull * estimate[:, None]).sum() / pull.sum())
+        if fitted:
+            pull = weight / spread
+            mode = float((pull * estimate[:, None]).sum() / pull.sum())
     weight = _responsibilities(estimate, mode, spread, log_spread, pi)
     shrink = variance / spread
     loc = mode + shrink * (estimate[:, None] - mode)
-    # An estimate that is shrunk to the mode has the mode's uncertainty, too.
-    of_mode = np.square(1 - shrink) / (weight / spread).sum()
+    # An estimate that is shrunk to the mode has the uncertainty of a fitted mode, too.
+    of_mode = np.square(1 - shrink) / (weight / spread).sum() if fitted else 0.0
     return Posterior(weight, loc, np.sqrt(shrink * noise + of_mode))
 
 

@@ -9,7 +9,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_vmm.analysis import CellExplanation, Population, Sums, batch_mixing, choose, expected_fdr, shares_compared
+from pyro_vmm.analysis import CellExplanation, Population, Sums, batch_mixing, choose, shares_compared
 from pyro_vmm.analysis.abundance import ClusterCounts
 from pyro_vmm.analysis.expression import LIBRARY, ComparedCells
 from pyro_vmm.data.categories import Categories
@@ -127,12 +127,14 @@ class ExplainedCells(FittedCells):
         """How much more or less frequent each cluster is in one condition than in another: a row for each cluster.
 
         The cluster of each cell is drawn from q(c | x). Shares and their ratio follow as
-        :func:`~pyro_vmm.analysis.shares_compared` says, where ``sample`` is given with the spread between samples.
-        Shares add up to one: where one cluster grows, others shrink without a change of their own.
+        :func:`~pyro_vmm.analysis.shares_compared` says, where ``sample`` is given with the spread between samples. The
+        ratios are shrunk towards zero by a prior that all clusters share (Stephens, Biostatistics 18:275, 2017), so
+        that a cluster of few cells is not called. Shares add up to one: where one cluster grows, others shrink without
+        a change of their own.
 
-        Columns, by ``cluster``: ``share1`` and ``share2``; ``log2_ratio`` with its interval ``log2_ratio_low`` to
-        ``log2_ratio_high``; ``probability`` that it is beyond ``delta`` either way; ``expected_fdr`` and ``called`` as
-        of :meth:`differential_expression`. Most probable first.
+        Columns, by ``cluster``: ``share1`` and ``share2``; ``log2_ratio``, the posterior mean, with its interval
+        ``log2_ratio_low`` to ``log2_ratio_high``; ``probability`` that it is beyond ``delta`` on the more probable
+        side; ``expected_fdr`` and ``called`` as of :meth:`differential_expression`. Most probable first.
 
         Arguments:
             adata: cells of known batches.
@@ -162,10 +164,8 @@ class ExplainedCells(FittedCells):
         q = q[:, present] / q[:, present].sum(1, keepdims=True)
         seed = self._seed_by(random_state)
         counts = ClusterCounts(q, unit, len(names), n_draws, seed).counts
-        table = shares_compared(counts, of_unit, sample is not None, delta, level, seed)
+        table = shares_compared(counts, of_unit, sample is not None, delta, fdr, level)
         table.index = pd.Index(present, name="cluster")
-        table["expected_fdr"] = expected_fdr(table["probability"].to_numpy())
-        table["called"] = table["expected_fdr"] <= fdr
         return table.sort_values("probability", ascending=False, kind="stable")
 
     def explain(

@@ -263,8 +263,8 @@ def abundance() -> list[str]:
     lines = [
         f"Simulated numbers of cells of known clusters in two conditions, {SETS} sets a line, 8 clusters unless said. "
         "Without donors cells are drawn from the shares; with them each cluster's log weight is normal between donors, "
-        "with the standard deviation told, and the numbers of cells of donors differ. In changed sets each cluster has, "
-        f"with 30 %, a log2 change of 0.75 to 2.5. A call is false if the true log2 ratio is within {DELTA}. Told are "
+        "with the standard deviation told, and the numbers of cells of donors differ. In changed sets each cluster has "
+        f"with 30 % a log2 change of 0.75 to 2.5. A call is false if the true log2 ratio is within {DELTA}. Told are "
         "the mean share of false calls, in brackets the share of sets with any, and the share of the changed clusters "
         "that are called. In sets without a change the two first are the same. Without shrinkage the same "
         "estimates and errors have a flat prior.",

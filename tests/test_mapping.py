@@ -335,6 +335,16 @@ def test_a_type_that_the_reference_lacks_is_novel(atlas):
     assert (new.obs["vmm_novelty"] >= 0).all() and (new.obs["vmm_novelty"] <= 1).all()
 
 
+def test_no_new_cluster_is_a_warning(atlas):
+    """Of cells of known types hardly any is novel, and those that are lie apart."""
+    new = simulated(300, 4, 1, 0.3)
+    n = int((atlas.novelty(new) < 0.001).sum())
+    message = f'new_clusters="auto" added no cluster: {n} of 300 cells have a novelty below 0.001, .* takes 6'
+    with pytest.warns(UserWarning, match=message):
+        mapped = atlas.map_query(new, new_clusters="auto", novel_below=0.001)
+    assert mapped.n_components_ == atlas.n_components_
+
+
 class TestNovelty:
     """Cells of two clusters, whose affinity and density follow known laws."""
 

@@ -219,8 +219,9 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             most_missing: missing genes count as zero, with a warning, if they have at most this share of the counts
                 that the reference expects.
             new_clusters: "auto" to add clusters for cells of a novelty below ``novel_below``, numbered after the
-                reference's. The weights of the reference's clusters relative to each other stay, and their components;
-                their probabilities fall for cells that a new one explains.
+                reference's, with a warning if these cells are too few for one. The weights of the reference's clusters
+                relative to each other stay, and their components; their probabilities fall for cells that a new one
+                explains.
             novel_below: see ``new_clusters``.
             epochs: at most so many passes over the cells of new batches; "auto" for 5 / learning_rate steps, at least
                 10 passes.
@@ -258,17 +259,20 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             found = [usual.adjustment(cells[batch == code]) for code in new]
             self.adjustments_ = np.concatenate([self.adjustments_, np.reshape(found, (-1, 3))])
             if novel_below:
-                self._add_clusters(rows, np.flatnonzero(usual.novelty(cells, self.adjustments_[batch]) < novel_below))
+                novel = np.flatnonzero(usual.novelty(cells, self.adjustments_[batch]) < novel_below)
+                self._add_clusters(rows, novel, novel_below)
         sizes = np.bincount(self.labels_, minlength=len(self.batch_shares_) - 1)
         n_clusters, shares = int(self.cluster_of_component_.max()) + 1, self.batch_shares_
         self.batch_shares_ = annotation.more_shares(
             shares, sizes, self._clusters(rows), batch, n_clusters, self.batches_
         )
 
-    def _add_clusters(self, rows: CellRows, novel: np.ndarray) -> None:
-        """Add clusters for cells at these positions."""
+    def _add_clusters(self, rows: CellRows, novel: np.ndarray, novel_below: float) -> None:
+        """Add clusters for cells at these positions; a warning if they make up none."""
         before = int(self.cluster_of_component_.max()) + 1
         self.vae_, groups = mapping.new_components(self.vae_, rows, novel, len(self.labels_), self.seed_)
+        if not len(groups):
+            mapping.warn_of_no_cluster(len(novel), len(rows), novel_below, self.latent_dim)
         self.n_components_ = self.vae_.prior.n_components
         self.tree_ = None  # which is of the reference's components
         self.cluster_of_component_ = np.append(self.cluster_of_component_, before + groups)

@@ -214,6 +214,20 @@ def check_new_clusters(new_clusters: str | None, novel_below: float) -> None:
 # Clusters
 
 
+def least_cells(latent_dim: int) -> int:
+    """As many cells as a new component is made of at least: they fill a covariance."""
+    return latent_dim + 2
+
+
+def warn_of_no_cluster(novel: int, n: int, novel_below: float, latent_dim: int) -> None:
+    """Warn that of n cells so few are novel, or so few of one kind, that no cluster was added for them."""
+    warnings.warn(
+        f'new_clusters="auto" added no cluster: {novel} of {n} cells have a novelty below {novel_below}, and a cluster '
+        f"takes {least_cells(latent_dim)} that lie together",
+        stacklevel=5,
+    )
+
+
 def new_components(
     vae: SingleCellVAE, rows: CellRows, novel: np.ndarray, known: int, seed: int
 ) -> tuple[SingleCellVAE, np.ndarray]:
@@ -230,7 +244,7 @@ def new_components(
         seed: the seed of the choice of cells, if there are more than settling looks at.
     """
     some = torch.as_tensor(novel)[some_rows(len(novel), seed)]
-    least = vae.prior.latent_dim + 2
+    least = least_cells(vae.prior.latent_dim)
     if len(some) < least:
         return vae, np.empty(0, int)
     encoded, _ = encode(vae, rows, some)

@@ -126,6 +126,16 @@ def test_samples_widen_the_intervals(adata, single):
     assert width[1] > 1.2 * width[0]
 
 
+def test_a_group_of_one_sample_has_no_spread(adata, single):
+    """The weight of the only donor of a group would cancel, and the intervals would be those of cells."""
+    adata = adata.copy()
+    adata.obs["donor"] = np.where(adata.obs["type"] == "t0", "d0", [f"d{i % 4}" for i in range(240)])
+    told = message_of(lambda: single.differential_expression(adata, "t0", groupby="type", sample="donor"))
+    assert told.startswith("sample='donor' has 1 sample with cells of group1") and "at least 2" in told
+    told = message_of(lambda: single.differential_expression(adata, "t1", "t0", groupby="type", sample="donor"))
+    assert told.startswith("sample='donor' has 1 sample with cells of group2")
+
+
 def test_blocks_draws_and_files(adata, model, tmp_path, monkeypatch):
     """The same answer in other blocks of rows, from a file and by the same seed; another one by another seed."""
     adata.write_h5ad(tmp_path / "cells.h5ad")
@@ -175,6 +185,8 @@ WRONG = [
     ({"group1": 0, "level": 1.0}, "level=1.0 should lie between 0 and 1"),
     ({"group1": 0, "n_draws": 1}, "n_draws=1 should be a whole number, at least 10"),
     ({"group1": 0, "max_cells": 0}, "max_cells=0 should be a whole number"),
+    ({"group1": 0, "batch_correction": "no"}, "batch_correction='no' should be True or False"),
+    ({"group1": 0, "batch_correction": 0}, "batch_correction=0 should be True or False"),
     ({"group1": 0, "pseudo_count": 0}, "pseudo_count=0 should be a positive number"),
 ]
 

@@ -20,7 +20,7 @@ from pyro_vmm.estimators.base import typical
 from pyro_vmm.estimators.explaining import DELTA, FDR, LEAST_ROWS, LEVEL, check_calls, check_draws, of_groups, see
 from pyro_vmm.estimators.fitted_cells import FittedCells
 from pyro_vmm.networks import scale_tril
-from pyro_vmm.runtime.checks import check_positive, check_whole
+from pyro_vmm.runtime.checks import check_bool, check_positive, check_whole
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -71,8 +71,8 @@ class ExplainedCells(FittedCells):
             group2: what to compare with, of the same kind; None for all other cells.
             groupby: the column of ``adata.obs`` that holds the groups; None for clusters or masks.
             within: compare cells of these clusters alone, drawn from q(c | x); None for all cells.
-            sample: the column of samples (donors). Their spread is then in the intervals, which takes several samples
-                in each group; None takes cells as independent.
+            sample: the column of samples (donors), at least two in each group, whose spread is then in the intervals;
+                None takes cells as independent.
             batch_correction: whether to decode each cell in all batches in which both groups have cells, and average;
                 else each cell is decoded in its own batch, which is right if batches are compared.
             delta: what a change is beyond, in log2 units.
@@ -85,18 +85,23 @@ class ExplainedCells(FittedCells):
             random_state: an int for the same draws; None goes by the estimator's.
 
         Raises:
-            ValueError: an argument is wrong, a group has fewer than 3 cells, or the groups share no batch.
+            ValueError: an argument is wrong, a group has fewer than 3 cells or 2 samples, or the groups share no batch.
         """
         check_is_fitted(self)
         check_calls(delta, fdr, level)
         check_draws(n_draws)
         check_whole("max_cells", max_cells)
+        check_bool("batch_correction", batch_correction)
         if pseudo_count is not None:
             check_positive("pseudo_count", pseudo_count)
         rows = self._rows(adata)
         q = self._groups(adata, rows, group1, group2, groupby, within)
         seed = self._seed_by(random_state)
-        population = Population.of(q, max_cells, seed, None if sample is None else _codes(adata, sample, "sample"))
+        samples = None
+        if sample is not None:
+            samples = _codes(adata, sample, "sample")
+            _check_spread(sample, samples, q)
+        population = Population.of(q, max_cells, seed, samples)
         batches = self._shared_batches(rows, q) if batch_correction else None
         compared = self._compare(rows, population, batches, n_draws, seed)
         epsilon = self._pseudo_count() if pseudo_count is None else pseudo_count
@@ -344,6 +349,23 @@ def _conditions(adata: "AnnData", key: str, group1: Any, group2: Any) -> np.ndar
         group1, group2 = categories.names
     q = named_groups.of_column(adata, key, group1, group2)
     return np.where(q[:, 0] > 0, 0, np.where(q[:, 1] > 0, 1, -1))
+
+
+def _check_spread(key: str, samples: np.ndarray, q: np.ndarray) -> None:
+    """Raise ``ValueError`` for a group of one sample: a weight that all its cells share leaves its mean as it is.
+
+    Arguments:
+        key: the column of samples.
+        samples: the code of each cell's sample, (N,).
+        q: the probability that a cell is of either group, (N, 2).
+    """
+    for name, of_group in zip(("group1", "group2"), q.T, strict=True):
+        n = len(np.unique(samples[of_group >= 0.5]))
+        if n < 2:
+            raise ValueError(
+                f"sample={key!r} has {n} sample{'s' * (n != 1)} with cells of {name}, whose spread can't be known; "
+                "expected at least 2, or sample=None to take cells as independent"
+            )
 
 
 def _check_samples(key: str, side: np.ndarray, unit: np.ndarray, of_unit: np.ndarray) -> None:

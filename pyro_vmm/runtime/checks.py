@@ -43,6 +43,12 @@ def check_share(name: str, value) -> None:
         raise ValueError(f"{name}={value!r} should be between 0 and 1")
 
 
+def check_bool(name: str, value) -> None:
+    """Raise ``ValueError`` unless the value is a truth value of Python or NumPy."""
+    if not (isinstance(value, bool) or getattr(value, "dtype", None) == bool and getattr(value, "ndim", 1) == 0):
+        raise ValueError(f"{name}={described(value)} should be True or False")
+
+
 def check_choice(name: str, value, choices: tuple) -> None:
     """Raise ``ValueError`` unless the value is one of the choices."""
     if value not in choices:

@@ -13,12 +13,13 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from common import planted
+from common import message_of, planted
 from PIL import Image
+from sklearn.exceptions import NotFittedError
 
 from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.data.dataset import Dataset
-from pyro_vmm.report import ArrayResults, cells, write_page, write_report
+from pyro_vmm.report import ArrayResults, cells, labels, write_page, write_report
 from pyro_vmm.report.page import PAPER
 from pyro_vmm.report.sections import Table
 
@@ -131,10 +132,15 @@ def adata() -> ad.AnnData:
 
 
 @pytest.fixture(scope="module")
-def of_cells(adata, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("cells") / "report.html"
-    model = SingleCellVMM(batch_key="batch", **TINY).fit(adata)
-    assert model.n_clusters_ > 1
+def of_cell_model(adata) -> SingleCellVMM:
+    found = SingleCellVMM(batch_key="batch", **TINY).fit(adata)
+    assert found.n_clusters_ > 1
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_cells(adata, of_cell_model, tmp_path_factory) -> Path:
+    path, model = tmp_path_factory.mktemp("cells") / "report.html", of_cell_model
     before = [list(each) for each in (adata.obs, adata.obsm, adata.uns, adata.var, adata.obsp)]
     assert write_report(model, adata, path, labels="type") == []
     assert [list(each) for each in (adata.obs, adata.obsm, adata.uns, adata.var, adata.obsp)] == before
@@ -270,6 +276,68 @@ def test_a_loaded_model(model, table, tmp_path):
 def test_what_is_no_model(tmp_path):
     with pytest.raises(ValueError, match=r"model=.* should be a VMM or a SingleCellVMM"):
         write_report(object(), np.eye(3), tmp_path / "page.html")
+
+
+def test_the_method_of_both_estimators(model, table, of_arrays, adata, of_cell_model, tmp_path):
+    known = np.array(["a", "b", VILE])[np.arange(90) % 3]
+    assert model.report(tmp_path / "rows.html", table, known) == []
+    seconds = re.compile(r"<dt>seconds</dt>.*")
+    texts = [seconds.sub("", path.read_text(encoding="utf-8")) for path in (of_arrays, tmp_path / "rows.html")]
+    assert texts[0] == texts[1]
+    assert of_cell_model.report(tmp_path / "cells.html", adata, labels="type", title=f"Mine {VILE}") == []
+    page = Page((tmp_path / "cells.html").read_text(encoding="utf-8"))
+    assert page.texts.count(f"Mine {VILE}") == 2, "in the head and above the sections"
+    assert "Known types" in page.texts
+
+
+def unsorted(adata: ad.AnnData) -> pd.Series:
+    return adata.obs["type"].iloc[::-1]
+
+
+@pytest.mark.parametrize("given", [lambda adata: adata.obs["type"].to_numpy(), unsorted])
+def test_types_of_cells_by_column_and_by_value(adata, given):
+    expected, name = labels.of_cells(adata, "type")
+    found, of_values = labels.of_cells(adata, given(adata))
+    assert name == "type" and of_values in ("type", "labels")
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+WRONG = [
+    ("cells", {"data": np.ones((3, 12))}, "adata is a ndarray, expected an AnnData"),
+    ("cells", {"labels": "kind"}, "labels='kind' is not a column of adata.obs"),
+    ("cells", {"labels": np.ones(3)}, "labels has shape (3,), expected (120,): a class for each cell, or a column"),
+    ("cells", {"labels": np.full(120, np.nan)}, "labels=labels has no value in any of the 120 cells"),
+    ("cells", {"labels": 7}, "labels is 7, expected (120,): a class for each cell"),
+    ("cells", {"title": 7}, "title=7 should be text, or None"),
+    ("rows", {"labels": "type"}, "labels is 'type', expected (90,): a class for each row"),
+    ("rows", {"labels": np.ones(3)}, "labels has shape (3,), expected (90,): a class for each row"),
+    ("rows", {"labels": [None] * 90}, "labels has no value for 90 of 90 rows"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "told"), WRONG)
+def test_what_is_wrong_is_told_before_anything_is_computed(
+    kind, changes, told, model, table, adata, of_cell_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(VMM, "predict_proba", lambda *args: pytest.fail("computed"))
+    monkeypatch.setattr(SingleCellVMM, "_seen", lambda *args: pytest.fail("computed"))
+    fitted, data = (of_cell_model, adata) if kind == "cells" else (model, table)
+    given = {"data": data, **changes}
+    message = message_of(lambda: write_report(fitted, given.pop("data"), tmp_path / "page.html", **given))
+    assert message.startswith(told)
+
+
+def test_a_place_that_can_not_be_written_is_told_first(model, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(VMM, "predict_proba", lambda *args: pytest.fail("computed"))
+    with pytest.raises(FileNotFoundError, match=r"path='.*page.html' can't be written: there is no folder '.*missing'"):
+        model.report(tmp_path / "missing" / "page.html", table)
+    with pytest.raises(IsADirectoryError, match=r"path='.*' is a folder, expected a file"):
+        model.report(tmp_path, table)
+
+
+def test_an_unfitted_model_has_no_report(tmp_path):
+    with pytest.raises(NotFittedError):
+        VMM().report(tmp_path / "page.html", np.eye(3))
 
 
 def test_fields_of_a_table():

@@ -1,12 +1,15 @@
 """What sets the clusters of an array apart: features of tables, images."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_vmm.analysis import ArrayExplanation, Population, Sums, changes
 from pyro_vmm.estimators.base import typical
-from pyro_vmm.estimators.explaining import DELTA, FDR, LEAST_ROWS, LEVEL, check_draws, of_groups, see
+from pyro_vmm.estimators.explaining import DELTA, FDR, LEAST_ROWS, LEVEL, check_draws, of_groups, report, see
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.runtime.checks import check_whole
 
@@ -66,6 +69,27 @@ class ExplainedArrays(FittedArrays):
             means=_means(values, seen.q[:, seen.present]),
             samples=np.stack(samples),
         )
+
+    def report(self, path: str | Path, X, labels: Any = None, *, title: str | None = None) -> list[str]:
+        """Write one HTML page on this model and these rows: clusters and what sets them apart, maps, curves, settings.
+
+        It loads nothing else and can be sent to others, see :func:`pyro_vmm.report.write_report`.
+
+        Arguments:
+            path: the file to write, in a folder that exists.
+            X: the rows, (N, ...).
+            labels: the known class of each row, (N,), to compare with; an array or a Series.
+            title: the heading; None for what the data are and how many clusters they have.
+
+        Returns:
+            a line for each part that could not be made; the page has these lines among its warnings.
+
+        Raises:
+            ValueError: the data or the labels are wrong; raised before anything is computed, as are the others.
+            FileNotFoundError: there is no folder for the file.
+            IsADirectoryError: the path is a folder.
+        """
+        return report(self, X, path, labels, title)
 
     def _features(
         self, X: np.ndarray, q: np.ndarray, present: np.ndarray, n_draws: int, max_rows: int, seed: int

@@ -1,6 +1,7 @@
 """What sets groups of cells apart: genes, and how frequent clusters are."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,17 @@ from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import quoted
 from pyro_vmm.estimators import named_groups
 from pyro_vmm.estimators.base import typical
-from pyro_vmm.estimators.explaining import DELTA, FDR, LEAST_ROWS, LEVEL, check_calls, check_draws, of_groups, see
+from pyro_vmm.estimators.explaining import (
+    DELTA,
+    FDR,
+    LEAST_ROWS,
+    LEVEL,
+    check_calls,
+    check_draws,
+    of_groups,
+    report,
+    see,
+)
 from pyro_vmm.estimators.fitted_cells import FittedCells
 from pyro_vmm.networks import scale_tril
 from pyro_vmm.runtime.checks import check_bool, check_positive, check_whole
@@ -227,6 +238,27 @@ class ExplainedCells(FittedCells):
             decoded=self._decoded(seen.centres, batches),
             markers=markers,
         )
+
+    def report(self, path: str | Path, adata: "AnnData", labels: Any = None, *, title: str | None = None) -> list[str]:
+        """Write one HTML page on this model and these cells: clusters and what sets them apart, maps, curves, settings.
+
+        It loads nothing else and can be sent to others, see :func:`pyro_vmm.report.write_report`.
+
+        Arguments:
+            path: the file to write, in a folder that exists.
+            adata: cells of known batches, which are not changed.
+            labels: known types to compare with: a column of ``adata.obs``, or the type of each cell, (N,).
+            title: the heading; None for what the data are and how many clusters they have.
+
+        Returns:
+            a line for each part that could not be made; the page has these lines among its warnings.
+
+        Raises:
+            ValueError: the data or the labels are wrong; raised before anything is computed, as are the others.
+            FileNotFoundError: there is no folder for the file.
+            IsADirectoryError: the path is a folder.
+        """
+        return report(self, adata, path, labels, title)
 
     def _groups(
         self, adata: "AnnData", rows: CellRows, group1: Any, group2: Any, groupby: str | None, within: Any

@@ -1,7 +1,8 @@
 """What the methods that explain clusters share, of arrays and of cells."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +76,13 @@ def see(model: Estimator, x: Rows, n_nearest: int, keep_q: bool = False) -> Seen
     present = np.unique(won)
     near, centres = nearest(won, nearness, present, n_nearest), clustering.loc[main[present]].detach()
     return Seen(won, tally, present, near, centres, np.concatenate([np.empty((0, n_clusters), np.float32), *kept]))
+
+
+def report(model: Any, data: Any, path: str | Path, labels: Any, title: str | None) -> list[str]:
+    """:func:`pyro_vmm.report.write_report`, which is above the estimators: it is imported when it is called."""
+    from pyro_vmm.report import write_report
+
+    return write_report(model, data, path, labels, title=title)
 
 
 def of_groups(q: np.ndarray, present: np.ndarray) -> np.ndarray:

@@ -13,11 +13,12 @@ import torch
 
 from pyro_vmm import plots
 from pyro_vmm.analysis.explanation import CellExplanation
-from pyro_vmm.data.categories import column, grouped
+from pyro_vmm.data.categories import column
 from pyro_vmm.data.cells import stays_outside
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.plots import ornaments
 from pyro_vmm.report import figures, tables
+from pyro_vmm.report.labels import types
 from pyro_vmm.report.sections import Section, Table, clusters, pictures
 from pyro_vmm.runtime import files
 from pyro_vmm.runtime.extras import require
@@ -242,16 +243,7 @@ class CellResults:
 
 def known_types(adata: "AnnData", key: str) -> pd.Categorical:
     """The types of the cells in a column of ``adata.obs``, as text; NaN where they are missing."""
-    found = grouped(column(adata, key, "label_key"), key, "label_key")
-    if found.dtype.kind == "f" and (found.dropna() % 1 != 0).any():
-        raise ValueError(f"label_key={key!r} holds numbers such as {found.dropna().iloc[0]:g}, expected categories")
-    values = pd.Categorical(found).remove_unused_categories()
-    if values.isna().all():
-        raise ValueError(f"label_key={key!r} has no value in any of the {len(values)} cells; leave --label-key out")
-    texts = [str(name) for name in values.categories]
-    positions = {name: code for code, name in enumerate(dict.fromkeys(texts))}  # a 1 and a "1" are the same
-    codes = np.array([*map(positions.get, texts), -1])  # the last code is for missing values
-    return pd.Categorical.from_codes(codes[values.codes], list(positions))
+    return types(column(adata, key, "label_key"), repr(key), "label_key")
 
 
 def embed(adata: "AnnData") -> str | None:

@@ -10,12 +10,15 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+from sklearn.utils.validation import check_is_fitted
 
+from pyro_vmm.data.cells import require_cells
 from pyro_vmm.data.dataset import Dataset
 from pyro_vmm.estimators import VMM, SingleCellVMM
+from pyro_vmm.report import labels as known
 from pyro_vmm.report import sections
 from pyro_vmm.report.arrays import ArrayResults
-from pyro_vmm.report.cells import CellData, CellResults, known_types, without_counts
+from pyro_vmm.report.cells import CellData, CellResults, without_counts
 from pyro_vmm.report.folder import Results
 from pyro_vmm.runtime import files
 from pyro_vmm.runtime.checks import described
@@ -30,7 +33,9 @@ PAPER = (
 )
 
 
-def write_page(results: Results, folder: Path, path: Path, warned: Sequence[str] = ()) -> None:
+def write_page(
+    results: Results, folder: Path, path: Path, warned: Sequence[str] = (), title: str | None = None
+) -> None:
     """Write the page of a run.
 
     Arguments:
@@ -38,6 +43,7 @@ def write_page(results: Results, folder: Path, path: Path, warned: Sequence[str]
         folder: the folder of its figures; missing ones are left out.
         path: the file to write.
         warned: warnings of the run.
+        title: the heading; None for what the data are and how many clusters they have.
     """
     model = results.model
     # The section of warnings has the doubts.
@@ -58,11 +64,14 @@ def write_page(results: Results, folder: Path, path: Path, warned: Sequence[str]
         lstrip_blocks=True,
     )
     page = environment.get_template("page.html")
-    content = page.render(title=results.title, parts=[part for part in parts if part], paper=PAPER)
+    heading = results.title if title is None else title
+    content = page.render(title=heading, parts=[part for part in parts if part], paper=PAPER)
     files.write_text(path, content)
 
 
-def write_report(model: VMM | SingleCellVMM, data: Any, path: str | Path, labels: Any = None) -> list[str]:
+def write_report(
+    model: VMM | SingleCellVMM, data: Any, path: str | Path, labels: Any = None, *, title: str | None = None
+) -> list[str]:
     """Write a page on a fitted model: its data, its clusters and what sets them apart, maps, curves, settings.
 
     It is one HTML file that loads nothing else. Figures need the extra ``plots``, the UMAP of cells the extra
@@ -71,34 +80,53 @@ def write_report(model: VMM | SingleCellVMM, data: Any, path: str | Path, labels
     Arguments:
         model: a fitted model.
         data: rows (N, ...) for a ``VMM``, an AnnData for a ``SingleCellVMM``, which is not changed.
-        path: the file to write.
-        labels: known classes to compare with, (N,); of cells, the column of ``adata.obs`` that holds them.
+        path: the file to write, in a folder that exists.
+        labels: known classes to compare with, (N,), as an array or a Series; of cells also the column of ``adata.obs``
+            that holds them, and missing ones are not known. A Series with the names of the cells as its index may have
+            another order.
+        title: the heading; None for what the data are and how many clusters they have.
 
     Returns:
         a line for each part that could not be made; the page has these lines among its warnings.
 
     Raises:
-        ValueError: the model is of another kind, or the data do not fit it.
+        ValueError: the model is of another kind, or the data or labels do not fit it.
+        FileNotFoundError: there is no folder for the file.
+        IsADirectoryError: the path is a folder.
     """
-    path = Path(path)
+    if not isinstance(model, VMM | SingleCellVMM):
+        raise ValueError(f"model={described(model)} should be a VMM or a SingleCellVMM")
+    check_is_fitted(model)
+    path = _writable(path)
+    if title is not None and not isinstance(title, str):
+        raise ValueError(f"title={described(title)} should be text, or None")
     if isinstance(model, SingleCellVMM):
-        types = None if labels is None else known_types(data, labels)
-        results = CellResults(model, CellData(without_counts(data), data, data.n_obs, types, labels))
-    elif isinstance(model, VMM):
+        require_cells(data)
+        types, name = known.of_cells(data, labels)
+        results = CellResults(model, CellData(without_counts(data), data, data.n_obs, types, name))
+    else:
         with _without_names():
             results = ArrayResults(model, _dataset(model, data, labels))
-    else:
-        raise ValueError(f"model={described(model)} should be a VMM or a SingleCellVMM")
     with tempfile.TemporaryDirectory() as folder, _without_names():
         messages = [*results.decorate(Path(folder))]
-        write_page(results, Path(folder), path, messages)
+        write_page(results, Path(folder), path, messages, title)
     return messages
+
+
+def _writable(path: str | Path) -> Path:
+    """The path of a file to write, checked."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise IsADirectoryError(f"path={str(path)!r} is a folder, expected a file such as report.html in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path={str(path)!r} can't be written: there is no folder {str(path.parent)!r}")
+    return path
 
 
 def _dataset(model: VMM, X: Any, labels: Any) -> Dataset:
     names = X.index.to_numpy() if isinstance(X, pd.DataFrame) else None
     values = np.asarray(model._validate(X, reset=False))  # checks the names of columns, too
-    return Dataset(values, None if labels is None else np.asarray(labels), "data", row_names=names)
+    return Dataset(values, known.of_rows(labels, len(values)), "data", row_names=names)
 
 
 @contextmanager

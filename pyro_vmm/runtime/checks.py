@@ -45,7 +45,7 @@ def check_share(name: str, value) -> None:
 
 def check_bool(name: str, value) -> None:
     """Raise ``ValueError`` unless the value is a truth value of Python or NumPy."""
-    if not (isinstance(value, bool) or getattr(value, "dtype", None) == bool and getattr(value, "ndim", 1) == 0):
+    if type(value).__name__ not in ("bool", "bool_"):  # the second is NumPy's
         raise ValueError(f"{name}={described(value)} should be True or False")
 
 

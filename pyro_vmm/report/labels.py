@@ -1,0 +1,73 @@
+"""Known classes to compare clusters with, as a user gives them: checked before anything is computed."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pyro_vmm.data.categories import column, grouped
+from pyro_vmm.runtime.checks import described
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def of_cells(adata: "AnnData", labels: Any) -> tuple[pd.Categorical | None, str | None]:
+    """The types of the cells, NaN where they are not known, and what to call them; None without labels.
+
+    Arguments:
+        adata: N cells.
+        labels: a column of ``adata.obs``, or the type of each cell, (N,). A Series with the names of the cells as its
+            index may have another order.
+    """
+    if labels is None:
+        return None, None
+    if isinstance(labels, str):
+        return types(column(adata, labels, "labels"), repr(labels), "labels"), labels
+    values = labels if isinstance(labels, pd.Series) else pd.Series(one_each(labels, adata.n_obs, "cell"))
+    if values.index.is_unique and set(values.index) == set(adata.obs_names):
+        values = values.reindex(adata.obs_names)
+    one_each(values, adata.n_obs, "cell")
+    name = "labels" if getattr(values, "name", None) is None else str(values.name)
+    return types(values, name, "labels"), name
+
+
+def of_rows(labels: Any, n: int) -> np.ndarray | None:
+    """The class of each of n rows, (n,); None without labels."""
+    if labels is None:
+        return None
+    found = np.asarray(one_each(labels, n, "row"))
+    missing = pd.isna(found)
+    if missing.any():
+        raise ValueError(f"labels has no value for {missing.sum()} of {n} rows, expected a class for each")
+    return found
+
+
+def one_each(labels: Any, n: int, unit: str) -> Any:
+    """Labels; ``ValueError`` unless there is one for each of n rows."""
+    shape = np.shape(labels)
+    if shape != (n,):
+        found = f"has shape {shape}" if shape else f"is {described(labels)}"
+        column = ", or a column of adata.obs" if unit == "cell" else ""
+        raise ValueError(f"labels {found}, expected ({n},): a class for each {unit}{column}")
+    return labels
+
+
+def types(values: pd.Series, name: str, argument: str) -> pd.Categorical:
+    """The types of cells as text, (N,); NaN where they are missing.
+
+    Arguments:
+        values: of the cells.
+        name: of the values, for errors.
+        argument: by which the user gave them, for errors.
+    """
+    found = grouped(values, name, argument)
+    if found.dtype.kind == "f" and (found.dropna() % 1 != 0).any():
+        raise ValueError(f"{argument}={name} holds numbers such as {found.dropna().iloc[0]:g}, expected categories")
+    kinds = pd.Categorical(found).remove_unused_categories()
+    if kinds.isna().all():
+        raise ValueError(f"{argument}={name} has no value in any of the {len(kinds)} cells; leave it out")
+    texts = [str(each) for each in kinds.categories]
+    positions = {text: code for code, text in enumerate(dict.fromkeys(texts))}  # a 1 and a "1" are the same
+    codes = np.array([*map(positions.get, texts), -1])  # the last code is for missing values
+    return pd.Categorical.from_codes(codes[kinds.codes], list(positions))

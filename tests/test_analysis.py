@@ -218,6 +218,16 @@ def test_the_summary_counts_rows_and_names_where_they_hesitate():
     pd.testing.assert_frame_equal(in_parts.table(weights, cluster_of_component), expected)
 
 
+def test_the_overlap_is_the_mean_probability_of_the_rows_that_each_cluster_wins():
+    """By hand; cluster 1 wins no row, and what it has is missing from the sums."""
+    q = np.array([[0.7, 0.1, 0.2], [0.9, 0.1, 0.0], [0.3, 0.0, 0.7]])
+    tally = Tally(3)
+    for rows in (q[:2], q[2:]):
+        tally.add(rows)
+    expected = pd.DataFrame([[0.8, 0.1], [0.3, 0.7]], pd.Index([0, 2], name="cluster"), pd.Index([0, 2], name="other"))
+    pd.testing.assert_frame_equal(tally.overlap(), expected)
+
+
 def test_of_a_large_group_so_many_rows_are_chosen():
     group = np.repeat([0, -1, 1, 2], [50, 5, 3, 8])
     stands_for = choose(group, 3, 10, seed=0)

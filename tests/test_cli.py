@@ -71,7 +71,7 @@ def test_run_folder(table, tmp_path, capsys, replaced):
     assert run("--dataset", table, "--label-column", "kind", "--out", out, *FAST) == 0
     names = {path.name for path in out.iterdir()}
     assert names == replaced
-    figures = {"curves.png", "components.png", "latent.png", "weights.png", "tree.png", "life.png"}
+    figures = {"curves.png", "components.png", "latent.png", "weights.png", "tree.png", "life.png", "overlap.png"}
     assert names == RESULTS | figures | {"report.html"}
     history = pd.read_csv(out / "history.csv")
     columns = ["epoch", "seconds", "elbo", "log_likelihood", "kl", "map_objective", "n_active", "n_trained", "val_elbo"]
@@ -176,6 +176,7 @@ DRAWN_BY = {
     "components": "component_samples",
     "tree": "cluster_tree",
     "life": "component_life",
+    "overlap": "cluster_overlap",
 }
 RESULTS = {"config.json", "history.csv", "model.pt", "checkpoint.pt", "assignments.csv", "latent.npy"}
 RESULTS |= {"clusters.csv", "features.csv"}

@@ -90,6 +90,7 @@ def test_run_folder(path, adata, tmp_path, capsys, replaced):
     tables = {"history.csv", "assignments.csv", "clusters_by_batch.csv", "clusters_by_type.csv"}
     tables |= {"clusters.csv", "markers.csv"}
     figures = {"curves.png", "umap.png", "weights.png", "batches.png", "tree.png", "life.png", "report.html"}
+    figures |= {"overlap.png"}
     others = {"config.json", "model.pt", "checkpoint.pt", "latent.npy", "annotated.h5ad"}
     assert {file.name for file in out.iterdir()} == tables | figures | others == replaced
     assert len(pd.read_csv(out / "history.csv")) == 2
@@ -485,7 +486,7 @@ def test_a_file_that_is_not_there(capsys):
 
 RESULTS = {"config.json", "model.pt", "checkpoint.pt", "history.csv", "assignments.csv", "latent.npy"}
 RESULTS |= {"annotated.h5ad", "clusters_by_batch.csv", "clusters_by_type.csv", "clusters.csv", "markers.csv"}
-QUICK = {"curves.png", "weights.png", "batches.png", "tree.png", "life.png"}  # figures that need no map
+QUICK = {"curves.png", "weights.png", "batches.png", "tree.png", "life.png", "overlap.png"}  # figures that need no map
 
 
 def found_in(out) -> set[str]:
@@ -521,6 +522,7 @@ DRAWN_BY = {
     "umap": "umap_panels",
     "tree": "cluster_tree",
     "life": "component_life",
+    "overlap": "cluster_overlap",
 }
 
 

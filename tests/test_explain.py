@@ -263,6 +263,10 @@ def test_clusters_of_cells(adata, model, tmp_path):
         assert (np.diff((kept["lfc"] > 0).to_numpy().astype(int)) <= 0).all(), "those that are higher come first"
         for higher in (True, False):
             assert kept["probability"][(kept["lfc"] > 0) == higher].is_monotonic_decreasing
+    q = model.predict_proba(adata)
+    expected = np.stack([q[labels == k][:, found.clusters.index].mean(0) for k in found.clusters.index])
+    np.testing.assert_allclose(found.overlap, expected, atol=1e-6)
+    assert list(found.overlap.index) == list(found.overlap.columns) == list(found.clusters.index)
     assert "gene0+" in str(found) and {"nearest", "markers"} <= set(found.table().columns)
     model.save(tmp_path / "model.pt")
     again = SingleCellVMM.load(tmp_path / "model.pt").explain(adata)
@@ -275,7 +279,8 @@ def explanation(kind: type, name: str) -> Explanation:
     markers = changes.assign(called=[True, True, True, True, False, True])
     clusters = pd.DataFrame({"share": [0.5, 0.5]}, index=pd.Index([0, 1], name="cluster"))
     more = {"means": np.empty(0), "samples": np.empty(0)} if kind is ArrayExplanation else {}
-    return kind(clusters, [np.empty(0, int)] * 2, np.empty((2, 1)), np.empty((2, 1)), markers, **more)
+    overlap = pd.DataFrame(np.eye(2))
+    return kind(clusters, [np.empty(0, int)] * 2, np.empty((2, 1)), np.empty((2, 1)), markers, overlap, **more)
 
 
 def test_genes_that_are_higher_come_first_and_features_by_size():

@@ -389,6 +389,38 @@ def test_the_tree_of_clusters():
         plots.cluster_tree(tree[:1], [0, 0, 1, 2])
 
 
+# cluster_overlap
+
+
+def overlapping(k: int) -> pd.DataFrame:
+    """Each cluster overlaps with the one that is k / 2 away."""
+    values = 0.9 * np.eye(k) + 0.1 * np.roll(np.eye(k), k // 2, 0)
+    names = [str(name) for name in range(k)]
+    return pd.DataFrame(values, names, names)
+
+
+def test_clusters_that_overlap_are_adjacent_on_the_map():
+    axes = drawn(plots.cluster_overlap(overlapping(6))).axes[0]
+    order = [int(label.get_text()) for label in axes.get_xticklabels()]
+    assert sorted(order) == list(range(6)) and all(
+        abs(a - b) == 3 for a, b in zip(order[::2], order[1::2], strict=True)
+    )
+    np.testing.assert_allclose(np.diag(axes.images[0].get_array()), 0.9)
+    assert {text.get_text() for text in axes.texts} == {"90", "10"}
+
+
+@pytest.mark.parametrize("k", [1, 2, 60, 500])
+def test_a_map_of_few_and_of_many_clusters(k):
+    axes = drawn(plots.cluster_overlap(overlapping(k) if k > 1 else pd.DataFrame([[1.0]]))).axes[0]
+    assert axes.images[0].get_array().shape == (k, k) and bool(axes.texts) == (k < 60)
+
+
+@pytest.mark.parametrize("bad", [np.eye(2), overlapping(4)[:3], overlapping(4) * 2, overlapping(4).T[::-1]])
+def test_what_is_no_overlap_is_refused(bad):
+    with pytest.raises(ValueError, match=r"^overlap (is a ndarray, expected a DataFrame|must hold probabilities)"):
+        plots.cluster_overlap(bad)
+
+
 # cluster_weights
 
 

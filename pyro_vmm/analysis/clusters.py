@@ -34,6 +34,16 @@ class Tally:
             self._q[each] += q[labels == each].sum(0, dtype=float)
         return labels
 
+    def overlap(self) -> pd.DataFrame:
+        """The mean q(c' | x) over the rows that each cluster c wins, (K', K'), of the K' clusters that win a row.
+
+        Rows are c and columns c'. A row adds up to one, less what clusters have that win no row.
+        """
+        present = np.flatnonzero(self._won)
+        mean = self._q[np.ix_(present, present)] / self._won[present, None]
+        index = pd.Index(present, name="cluster")
+        return pd.DataFrame(mean, index=index, columns=pd.Index(present, name="other"))
+
     def table(self, weights: np.ndarray, cluster_of_component: np.ndarray, unit: str = "rows") -> pd.DataFrame:
         """The clusters that win a row, with the columns
 

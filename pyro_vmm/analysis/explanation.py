@@ -26,6 +26,8 @@ class Explanation:
         centres: z at the centre of each cluster's largest component, (K', D).
         decoded: what the model decodes at the centres, (K', ...).
         markers: the genes or features that set each cluster apart; None if nothing was compared.
+        overlap: the mean q(c' | x) of the rows of each cluster, (K', K'), see
+            :meth:`~pyro_vmm.analysis.Tally.overlap`.
     """
 
     clusters: pd.DataFrame
@@ -33,6 +35,7 @@ class Explanation:
     centres: np.ndarray
     decoded: np.ndarray
     markers: pd.DataFrame | None
+    overlap: pd.DataFrame
 
     #: The column of ``markers`` that names what sets a cluster apart, and the order in which these are named.
     marker_kind: ClassVar[str] = "feature"

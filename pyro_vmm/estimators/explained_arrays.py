@@ -66,6 +66,7 @@ class ExplainedArrays(FittedArrays):
             centres=seen.centres.cpu().numpy(),
             decoded=decoded,
             markers=markers,
+            overlap=seen.tally.overlap(),
             means=_means(values, seen.q[:, seen.present]),
             samples=np.stack(samples),
         )

@@ -237,6 +237,7 @@ class ExplainedCells(FittedCells):
             centres=seen.centres.cpu().numpy(),
             decoded=self._decoded(seen.centres, batches),
             markers=markers,
+            overlap=seen.tally.overlap(),
         )
 
     def report(self, path: str | Path, adata: "AnnData", labels: Any = None, *, title: str | None = None) -> list[str]:

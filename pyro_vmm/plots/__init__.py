@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyro_vmm.plots.granularities import granularity
     from pyro_vmm.plots.latent import latent_map
     from pyro_vmm.plots.life import component_life
+    from pyro_vmm.plots.overlap import cluster_overlap
     from pyro_vmm.plots.priors import comparison
     from pyro_vmm.plots.training import training_curves
     from pyro_vmm.plots.tree import cluster_tree
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "cluster_batches",
+    "cluster_overlap",
     "cluster_tree",
     "cluster_weights",
     "comparison",
@@ -44,6 +46,7 @@ __all__ = [
 # The file of each function.
 _FILES = {
     "cluster_batches": "cells",
+    "cluster_overlap": "overlap",
     "cluster_tree": "tree",
     "cluster_weights": "weights",
     "comparison": "priors",

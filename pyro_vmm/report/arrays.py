@@ -75,7 +75,7 @@ class ArrayResults:
             "curves": lambda: plots.training_curves(self.model.history_),
             "latent": lambda: self.latent_figure(),
         }
-        found |= figures.of_clusters(self.model, self.clusters, self.unit)
+        found |= figures.of_clusters(self.model, self.clusters, self.unit, self.explained)
         if self.probabilities.shape[1] > 1:
             found["components"] = self.component_figure
         return found
@@ -118,7 +118,8 @@ class ArrayResults:
         beside = {
             "weights": f"Bars of the weights of {n} clusters, beside their shares of rows.",
             "components": "What the model generates from each cluster, and an exemplar of each.",
-            "tree": "A tree of the clusters: which join at a coarser granularity, and what evidence this loses.",
+            "tree": figures.TREE,
+            "overlap": figures.OVERLAP.format(unit=self.unit),
         }
         by = ["cluster", *(["known label"] * (self.data.labels is not None)), "hesitation"]
         latent = f"A map of the latent space of {len(self.clusters):,} rows, coloured by {', '.join(by)}."

@@ -135,7 +135,7 @@ class CellResults:
     def figures(self) -> dict[str, Callable[[], "Figure"]]:
         """A function that makes each figure except the UMAP, by name; some need several batches or clusters."""
         found = {"curves": lambda: plots.training_curves(self.model.history_, unit="cell")}
-        found |= figures.of_clusters(self.model, self.clusters, self.unit)
+        found |= figures.of_clusters(self.model, self.clusters, self.unit, self.explained)
         if self.probabilities.shape[1] > 1 and self.several_batches:
             found["batches"] = lambda: plots.cluster_batches(self.by_batch, marked=self.marked)
         return found
@@ -162,7 +162,8 @@ class CellResults:
         n, names = len(self.by_batch), self.data.selected.obs_names.to_numpy()
         beside = {
             "weights": f"Bars of the weights of {n} clusters, beside their shares of cells.",
-            "tree": "A tree of the clusters: which join at a coarser granularity, and what evidence this loses.",
+            "tree": figures.TREE,
+            "overlap": figures.OVERLAP.format(unit=self.unit),
         }
         by = ["batch"] * self.several_batches + ["cell type"] * (self.by_type is not None) + ["cluster", "hesitation"]
         umap = {"umap": f"A UMAP of {len(self.clusters):,} cells, coloured by {', '.join(by)}."}

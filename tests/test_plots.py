@@ -4,7 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from common import drawn
+from common import drawn, message_of
 from matplotlib.text import Text
 from PIL import Image
 
@@ -387,6 +387,29 @@ def test_the_tree_of_clusters():
     assert heights == [10, 100] and "13 cells" in axes.get_xlabel()
     with pytest.raises(ValueError, match="at least two clusters"):
         plots.cluster_tree(tree[:1], [0, 0, 1, 2])
+    for wrong in ([0, 0, 1], [0, 0, 1, 2, 3], 0):
+        with pytest.raises(
+            ValueError, match=r"^cluster has shape \(.*\), expected \(4,\): the cluster of each component"
+        ):
+            plots.cluster_tree(tree, wrong)
+    with pytest.raises(ValueError, match=r"^tree must have the columns .*; missing: loss"):
+        plots.cluster_tree(tree.drop(columns="loss"), [0, 0, 1, 2])
+
+
+NO_TABLES = [
+    (plots.component_life, (), "history must be a pandas DataFrame such as model.history_, got object"),
+    (plots.comparison, (), "by_fit must be a pandas DataFrame such as the result's by_fit, got object"),
+    (plots.granularity, (), "table must be a pandas DataFrame such as the selection's table, got object"),
+    (plots.cluster_tree, ([0, 1],), "tree must be a pandas DataFrame such as model.tree_, got object"),
+    (plots.cluster_batches, (), "counts must be a pandas DataFrame such as pandas.crosstab"),
+    (plots.cluster_overlap, (), "overlap must be a pandas DataFrame such as explain"),
+    (plots.cluster_weights, (), "weights must be numbers of shape (K,), got object"),
+]
+
+
+@pytest.mark.parametrize(("draw", "others", "told"), NO_TABLES, ids=lambda each: getattr(each, "__name__", ""))
+def test_what_is_given_a_model_names_the_part_of_it_that_is_drawn(draw, others, told):
+    assert message_of(lambda: draw(object(), *others)).startswith(told)
 
 
 # cluster_overlap
@@ -417,7 +440,7 @@ def test_a_map_of_few_and_of_many_clusters(k):
 
 @pytest.mark.parametrize("bad", [np.eye(2), overlapping(4)[:3], overlapping(4) * 2, overlapping(4).T[::-1]])
 def test_what_is_no_overlap_is_refused(bad):
-    with pytest.raises(ValueError, match=r"^overlap (is a ndarray, expected a DataFrame|must hold probabilities)"):
+    with pytest.raises(ValueError, match=r"^overlap must (be a pandas DataFrame such as|hold probabilities)"):
         plots.cluster_overlap(bad)
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
-from pyro_vmm.plots.drawing import MAX_TICKS, label_some, palette
+from pyro_vmm.plots.drawing import MAX_TICKS, check_table, label_some, palette
 from pyro_vmm.plots.scatter import MAX_LEGEND, draw_hesitation, draw_legend, draw_points, named, short_text, write_names
 
 PANEL = 4.6  # inches
@@ -94,6 +94,7 @@ def cluster_batches(counts: pd.DataFrame, marked: Collection = ()) -> Figure:
         counts: Numbers of cells, clusters x batches.
         marked: The clusters to put a star on.
     """
+    check_table("counts", counts, "pandas.crosstab(clusters, batches)")
     values = counts.to_numpy(float)
     if values.size == 0 or not ((values >= 0) & np.isfinite(values)).all() or not values.sum(1).all():
         raise ValueError(f"counts must be numbers of cells, clusters x batches, none empty, got shape {values.shape}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
@@ -37,8 +38,17 @@ def palette(n: int) -> np.ndarray:
     return hsv_to_rgb(np.stack([i * 0.618034 % 1, saturation, value], axis=1))
 
 
+def check_table(name: str, table: object, such_as: str) -> None:
+    """Raise ``ValueError`` for what is no data frame, and say where one is to be had."""
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"{name} must be a pandas DataFrame such as {such_as}, got {type(table).__name__}")
+
+
 def check_weights(name: str, weights: ArrayLike) -> np.ndarray:
-    weights = np.asarray(weights, float)
+    try:
+        weights = np.asarray(weights, float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers of shape (K,), got {type(weights).__name__}") from error
     if weights.ndim != 1 or weights.size == 0:
         raise ValueError(f"{name} must have shape (K,) with K >= 1, got {weights.shape}")
     # NaN fails too.

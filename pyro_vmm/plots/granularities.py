@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from pyro_vmm.plots.drawing import BLUE, GREEN, GREY, OKABE_ITO, ORANGE, VERMILLION
+from pyro_vmm.plots.drawing import BLUE, GREEN, GREY, OKABE_ITO, ORANGE, VERMILLION, check_table
 
 GRANULARITY_COLUMNS = ("m_prior", "learning_rate", "clusters", "log_px", "stability", "confidence", "recommended")
 PANELS = {
@@ -27,6 +27,7 @@ def granularity(table: pd.DataFrame, unit: str = "row") -> Figure:
         table: The ``table`` of a :class:`~pyro_vmm.evaluation.selection.Selection`.
         unit: The name of a row of data.
     """
+    check_table("table", table, "the selection's table")
     missing = [name for name in GRANULARITY_COLUMNS if name not in table]
     if missing:
         raise ValueError(f"table must be a selection's table; missing: {', '.join(missing)}; got: {list(table)}")

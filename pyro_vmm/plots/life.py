@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from pyro_vmm.inference import Moves
-from pyro_vmm.plots.drawing import BLUE, GREEN, GREY, VERMILLION, palette
+from pyro_vmm.plots.drawing import BLUE, GREEN, GREY, VERMILLION, check_table, palette
 
 LIFE_COLUMNS = ("epoch", "n_active", "n_trained")
 # A component is small if its last weight is below this part of 1 / K.
@@ -38,6 +38,7 @@ def component_life(
             None leaves this panel out.
         clusters: The cluster that each of these components ended in, shape (K,), -1 for none: ``history_clusters_``.
     """
+    check_table("history", history, "model.history_")
     missing = [name for name in LIFE_COLUMNS if name not in history]
     if missing or history.empty:
         problem = f"missing: {', '.join(missing)}" if missing else "it has no row"

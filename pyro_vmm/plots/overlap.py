@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from pyro_vmm.plots.drawing import MAX_TICKS
+from pyro_vmm.plots.drawing import MAX_TICKS, check_table
 
 # Smaller probabilities have the palest colour; the scale is logarithmic, as most clusters hardly overlap.
 LEAST = 1e-3
@@ -48,8 +48,7 @@ def cluster_overlap(overlap: pd.DataFrame) -> Figure:
 
 
 def _checked(overlap: pd.DataFrame) -> np.ndarray:
-    if not isinstance(overlap, pd.DataFrame):
-        raise ValueError(f"overlap is a {type(overlap).__name__}, expected a DataFrame: explain().overlap")
+    check_table("overlap", overlap, "explain().overlap")
     values = overlap.to_numpy(float)
     fits = overlap.shape[0] == overlap.shape[1] > 0 and list(overlap.index) == list(overlap.columns)
     if not (fits and ((values >= 0) & (values <= 1 + 1e-6)).all()):

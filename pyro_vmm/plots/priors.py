@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyro_vmm.plots.drawing import BLUE, ORANGE
+from pyro_vmm.plots.drawing import BLUE, ORANGE, check_table
 
 PANELS = {
     "log_px": "log p(x) of rows held out (nats per row)",
@@ -26,6 +26,7 @@ def comparison(by_fit: pd.DataFrame) -> Figure:
     Arguments:
         by_fit: ``by_fit`` of a :class:`~pyro_vmm.evaluation.comparison.Comparison`.
     """
+    check_table("by_fit", by_fit, "the result's by_fit")
     missing = [name for name in ("prior", "seed", "log_px") if name not in by_fit]
     if missing:
         raise ValueError(f"by_fit must be a comparison's table; missing: {', '.join(missing)}; got: {list(by_fit)}")

@@ -6,12 +6,13 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from scipy.cluster.hierarchy import dendrogram
 
-from pyro_vmm.plots.drawing import BLUE
+from pyro_vmm.plots.drawing import BLUE, check_table
 
 # Joins below this are drawn on a linear scale, those above on a logarithmic one.
 LINEAR_NATS = 100.0
 # The least height of a join, so that one that costs nothing is visible.
 LEAST_NATS = 1.0
+TREE_COLUMNS = ("first", "second", "rows", "loss", "within")
 
 
 def cluster_tree(tree: pd.DataFrame, cluster: ArrayLike, unit: str = "row") -> Figure:
@@ -22,7 +23,9 @@ def cluster_tree(tree: pd.DataFrame, cluster: ArrayLike, unit: str = "row") -> F
         cluster: ``cluster_of_component_``, shape (K,).
         unit: The name of a row of data.
     """
+    check_table("tree", tree, "model.tree_")
     cluster = np.asarray(cluster)
+    _check_clusters(tree, cluster)
     joins = tree[~tree["within"]]
     if joins.empty:
         raise ValueError("tree should join at least two clusters")
@@ -62,3 +65,19 @@ def cluster_tree(tree: pd.DataFrame, cluster: ArrayLike, unit: str = "row") -> F
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
+
+
+def _check_clusters(tree: pd.DataFrame, cluster: np.ndarray) -> None:
+    """Raise ``ValueError`` unless the clusters (K,) are those of the components that the tree joins."""
+    if missing := [name for name in TREE_COLUMNS if name not in tree]:
+        raise ValueError(f"tree must have the columns {', '.join(TREE_COLUMNS)}; missing: {', '.join(missing)}")
+    components = len(cluster) if cluster.ndim else 0
+    if len(tree) > 1:  # the last join but one, K + len(tree) - 2, is a part of the last one
+        components = int(tree[["first", "second"]].iloc[-1].max()) - len(tree) + 2
+    elif len(tree):
+        components = max(components, int(tree[["first", "second"]].iloc[-1].max()) + 1)
+    if cluster.shape != (components,):
+        raise ValueError(
+            f"cluster has shape {cluster.shape}, expected ({components},): the cluster of each component of the tree, "
+            "as in model.cluster_of_component_"
+        )

@@ -172,6 +172,18 @@ def test_resumes_without_fitting_again(X, tmp_path, count_fits):
         pyro_vmm.compare(X, ["gmm", "vmm"], 2, **arguments)
 
 
+@pytest.mark.parametrize("n_jobs", [0, 1.5, "2", True])
+def test_no_number_of_jobs(X, n_jobs):
+    with pytest.raises(ValueError, match=r"^n_jobs=.* should be a whole number of fits side by side"):
+        pyro_vmm.compare(X, ["vmm"], 1, n_jobs=n_jobs)
+
+
+def test_a_file_is_no_folder_of_fits(X, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"^folder='.*file' is a file, expected a folder"):
+        pyro_vmm.compare(X, ["vmm"], 1, folder=tmp_path / "file")
+
+
 @pytest.mark.parametrize("backend", ["threading", pytest.param("loky", marks=pytest.mark.slow)])
 def test_fits_side_by_side_are_those_one_by_one(backend, found, blobs):
     X, y = blobs

@@ -43,6 +43,8 @@ class Folder(Generic[T, F]):
 
     def __init__(self, path: str | Path, about: dict):
         self.path, self.about = Path(path).expanduser(), json.loads(json.dumps(about))
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"folder={str(self.path)!r} is a file, expected a folder, which need not exist")
         self._check()
 
     def _check(self) -> bool:

@@ -7,6 +7,7 @@ from joblib import Parallel, delayed, effective_n_jobs
 from tqdm.auto import tqdm
 
 from pyro_vmm.evaluation.fitting.folder import F, Folder, T
+from pyro_vmm.runtime.checks import is_whole
 from pyro_vmm.runtime.ranks import Ranks
 
 CAN_NOT_TRAVEL = (
@@ -16,7 +17,11 @@ CAN_NOT_TRAVEL = (
 
 
 def check_jobs(n_jobs: int | None) -> None:
-    """Raise ``ValueError`` for fits side by side where several processes train each of them."""
+    """Raise ``ValueError`` for no number of jobs, or for several where several processes train each fit together."""
+    if n_jobs is not None and not (is_whole(n_jobs) and n_jobs != 0):
+        raise ValueError(
+            f"n_jobs={n_jobs!r} should be a whole number of fits side by side, -1 for one on each core, or None"
+        )
     ranks = Ranks.present()
     if ranks.size > 1 and effective_n_jobs(n_jobs) > 1:
         raise ValueError(f"n_jobs={n_jobs} should be 1 where {ranks.size} processes train each model together")

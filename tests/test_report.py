@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -21,7 +22,7 @@ from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.data.dataset import Dataset
 from pyro_vmm.report import ArrayResults, cells, labels, write_page, write_report
 from pyro_vmm.report.page import PAPER
-from pyro_vmm.report.sections import Table
+from pyro_vmm.report.sections import Table, warnings_of
 
 TINY = {
     "n_components": 8,
@@ -338,6 +339,14 @@ def test_a_place_that_can_not_be_written_is_told_first(model, table, tmp_path, m
 def test_an_unfitted_model_has_no_report(tmp_path):
     with pytest.raises(NotFittedError):
         VMM().report(tmp_path / "page.html", np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("strays", "told"), [([7], "cluster 7 has very few cells"), ([7, 9], "clusters 7, 9 have very few cells")]
+)
+def test_clusters_of_very_few_cells_are_named(strays, told):
+    model = SimpleNamespace(strays_=np.array(strays))
+    assert warnings_of(model, [], "cell").points == [told]
 
 
 def test_fields_of_a_table():

@@ -146,7 +146,8 @@ def warnings_of(model: Estimator, messages: Sequence[str], unit: str) -> Section
     """The doubts of ``confidence_``, other reasons for a second look, and the warnings of the run."""
     points: list[str] = [*getattr(getattr(model, "confidence_", None), "doubts", ())]
     if len(strays := np.ravel(getattr(model, "strays_", ()))):
-        points.append(f"clusters of very few {unit}s: {', '.join(map(str, strays))}")
+        names, several = ", ".join(map(str, strays)), len(strays) > 1
+        points.append(f"cluster{'s' * several} {names} {'have' if several else 'has'} very few {unit}s")
     if len(rates := getattr(model, "learning_rates_", ())) > 1:
         points.append(f"training diverged, and went on at other learning rates from epoch {rates[-1]['epoch']} on")
     return Section("Warnings", points=[*points, *messages])

@@ -178,10 +178,16 @@ def test_the_share_of_missing_genes_is_that_of_the_counts():
     model = SingleCellVMM("batch", **{**TINY, "epochs": 60, "learning_rate": 1e-2}).fit(planted(150))
     cells = query()
     share = planted(150).X[:, :4].sum() / planted(150).X.sum()
-    with pytest.raises(ValueError, match=r"which have (\d+\.\d)% of the reference's counts.*at most 20.0%") as error:
+    with pytest.raises(ValueError, match=r"these have (\d+\.\d)% of the reference's counts.*at most 20.0%") as error:
         model.map_query(cells[:, 4:].copy(), **SHORT)
-    told = float(str(error.value).split("which have ")[1].split("%")[0]) / 100
+    told = float(str(error.value).split("these have ")[1].split("%")[0]) / 100
     assert told == pytest.approx(share, abs=0.08)
+
+
+def test_the_share_of_one_missing_gene_is_told_of_that_one(reference):
+    message = r"lacks 1 of the 12 genes of the model; this one has \d+\.\d% of the reference's counts: 'gene3'"
+    with pytest.warns(UserWarning, match=message):
+        reference.map_query(query()[:, [j for j in range(12) if j != 3]].copy(), **SHORT)
 
 
 def test_genes_by_another_column_and_in_another_order(reference, mapped):

@@ -111,9 +111,10 @@ def match_query(
     shares = expected_shares(vae)
     share = float(missing.mean() if shares is None else shares[missing].sum())
     of = "genes" if shares is None else "counts"
+    they = "this one has" if missing.sum() == 1 else "these have"
     lacking = (
-        f"adata lacks {missing.sum()} of the {len(genes)} genes of the model, which have {share:.1%} of the "
-        f"reference's {of}: {quoted(genes[missing], 5)}"
+        f"adata lacks {missing.sum()} of the {len(genes)} genes of the model; {they} {share:.1%} of the reference's "
+        f"{of}: {quoted(genes[missing], 5)}"
     )
     if share > most_missing:
         hint = "" if key is not None else "; if its genes go by other names, name the column of adata.var as gene_key"

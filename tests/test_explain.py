@@ -1,5 +1,7 @@
 """What the estimators say about clusters and groups: genes, shares, features, images, and what they refuse."""
 
+from dataclasses import replace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -178,6 +180,12 @@ WRONG = [
     ({"group1": np.arange(240) < 100, "group2": 1}, "group2=1 should be a mask"),
     ({"group1": np.arange(240) < 2}, "group1 has 2 cells, expected at least 3"),
     ({"group1": "b0", "groupby": "batch"}, "the groups have no batch in common"),
+    ({"group1": "9"}, "group1='9' should be a cluster from 0 to "),
+    ({"group1": np.arange(9)}, "cells are given by a mask, (N,), not by their positions"),
+    ({"group1": np.arange(240) < 9, "groupby": "type"}, "group1 is a mask of cells, and groupby='type'"),
+    ({"group1": "t0", "group2": np.arange(240) < 9, "groupby": "type"}, "group2 is a mask of cells, and groupby="),
+    ({"group1": np.zeros(240, bool)}, "group1 has less than one cell, expected at least 3"),
+    ({"group1": 0, "random_state": "a"}, "random_state='a' should be a whole number from 0 to 2**32 - 1"),
     ({"group1": 0, "within": -1}, "within=-1 should be a cluster"),
     ({"group1": 0, "sample": "nobody"}, "sample='nobody' is not a column"),
     ({"group1": 0, "delta": -1}, "delta=-1 should be a number, at least 0"),
@@ -207,6 +215,7 @@ def conditions(adata) -> ad.AnnData:
     random = np.random.default_rng(0)
     cells = adata.copy()
     cells.obs["donor"] = [f"d{i}" for i in random.integers(8, size=len(cells))]
+    cells.obs["all"] = "yes"
     cells.obs["condition"] = np.where(cells.obs["donor"] < "d4", "a", "b")
     gone = (cells.obs["condition"] == "b") & (cells.obs["type"] == "t0") & (random.random(len(cells)) < 0.8)
     return cells[~gone].copy()
@@ -229,6 +238,7 @@ def test_shares_of_clusters_between_conditions(conditions, model):
 
 WRONG_CONDITIONS = [
     ({"condition": "type"}, "condition='type' has 3 categories, expected group1 and group2"),
+    ({"condition": "all"}, "condition='all' has one category, 'yes': there is no other to compare with"),
     ({"condition": "condition", "group1": "c"}, "should be one of the categories of 'condition'"),
     ({"condition": "batch", "sample": "donor"}, "sample='donor' has samples with cells of both conditions"),
     ({"condition": "condition", "sample": "condition"}, "sample='condition' has a condition of fewer than 2 samples"),
@@ -277,10 +287,36 @@ def test_clusters_of_cells(adata, model, tmp_path):
 def explanation(kind: type, name: str) -> Explanation:
     changes = pd.DataFrame({"cluster": [1, 0, 0, 0, 0, 1], name: list("abcdef"), "lfc": [-1.0, -9, 2, 3, -1, 0.5]})
     markers = changes.assign(called=[True, True, True, True, False, True])
-    clusters = pd.DataFrame({"share": [0.5, 0.5]}, index=pd.Index([0, 1], name="cluster"))
+    clusters = pd.DataFrame({"share": [0.5, 0.5], kind.unit: [3, 4]}, index=pd.Index([0, 1], name="cluster"))
     more = {"means": np.empty(0), "samples": np.empty(0)} if kind is ArrayExplanation else {}
     overlap = pd.DataFrame(np.eye(2))
     return kind(clusters, [np.empty(0, int)] * 2, np.empty((2, 1)), np.empty((2, 1)), markers, overlap, **more)
+
+
+def test_clusters_by_the_text_that_annotate_writes(adata, model):
+    by_text = model.differential_expression(adata, "0", ["1", "2"], random_state=1)
+    pd.testing.assert_frame_equal(by_text, model.differential_expression(adata, 0, [1, 2], random_state=1))
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda found: found.top(99), "cluster=99 should be one of [0, 1]"),
+        (lambda found: found.top(0, -1), "n=-1 should be a whole number, at least 1"),
+        (lambda found: found.table(names=["a"]), "names has shape (1,), expected (7,): a name for each of the cells"),
+        (lambda found: replace(found, markers=None).ranked(), "nothing was compared: every cluster has too few cells"),
+    ],
+)
+def test_what_an_explanation_is_asked_wrongly(call, told):
+    assert message_of(lambda: call(explanation(CellExplanation, "gene"))) == told
+
+
+def test_why_nothing_was_compared():
+    found = replace(explanation(ArrayExplanation, "feature"), markers=None)
+    reasons = [found, replace(found, clusters=found.clusters[:1]), replace(found, means=np.empty((2, 4, 4)))]
+    told = [message_of(each.ranked).removeprefix("nothing was compared: ") for each in reasons]
+    assert told[:2] == ["every cluster has too few rows", "there is one cluster"]
+    assert told[2].startswith("X is no table of features")
 
 
 def test_genes_that_are_higher_come_first_and_features_by_size():

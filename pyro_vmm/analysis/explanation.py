@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from pyro_vmm.runtime.checks import check_choice
+from pyro_vmm.runtime.checks import check_choice, check_whole
 
 #: The order of markers: those that are higher in the cluster before those that are lower, or by size alone.
 Order = Literal["higher", "largest"]
@@ -40,6 +40,8 @@ class Explanation:
     #: The column of ``markers`` that names what sets a cluster apart, and the order in which these are named.
     marker_kind: ClassVar[str] = "feature"
     marker_order: ClassVar[Order] = "largest"
+    #: The column of ``clusters`` with the numbers of rows.
+    unit: ClassVar[str] = "rows"
 
     @property
     def change(self) -> str:
@@ -57,14 +59,32 @@ class Explanation:
         order = self.marker_order if order is None else order
         check_choice("order", order, ORDERS)
         if self.markers is None:
-            raise ValueError("there are no markers: they need a table or cells, and two clusters, one with enough rows")
+            raise ValueError(f"nothing was compared: {self._why_nothing()}")
         called = self.markers[self.markers["called"]]
         change = called[self.change].to_numpy()
         lower = (change <= 0) & (order == "higher")
         return called.iloc[np.lexsort((-np.abs(change), lower, called["cluster"]))]
 
+    def _why_nothing(self) -> str:
+        """Why there are no markers."""
+        if len(self.clusters) == 1:
+            return "there is one cluster"
+        return f"every cluster has too few {self.unit}"
+
     def top(self, cluster: int, n: int = MARKERS_SHOWN, order: Order | None = None) -> list[str]:
-        """The first n of :meth:`ranked` of a cluster, with + or - for more or less than elsewhere."""
+        """The first n of :meth:`ranked` of a cluster, with + or - for more or less than elsewhere.
+
+        Arguments:
+            cluster: one of those in ``clusters``.
+            n: how many at most.
+            order: as of :meth:`ranked`.
+
+        Returns:
+            names of genes or features; none where nothing was compared.
+        """
+        check_whole("n", n)
+        if cluster not in self.clusters.index:
+            raise ValueError(f"cluster={cluster!r} should be one of {list(self.clusters.index)}")
         if self.markers is None:
             return []
         found = self.ranked(order)
@@ -78,6 +98,12 @@ class Explanation:
         Arguments:
             names: of the rows, (N,); by default their positions.
         """
+        if names is not None:
+            n = int(self.clusters[self.unit].sum())
+            if np.shape(names) != (n,):
+                raise ValueError(
+                    f"names has shape {np.shape(names)}, expected ({n},): a name for each of the {self.unit}"
+                )
         rows = self.nearest if names is None else [np.asarray(names)[rows] for rows in self.nearest]
         texts = {"nearest": [" ".join(map(str, each)) for each in rows]}
         if self.markers is not None:
@@ -107,9 +133,14 @@ class ArrayExplanation(Explanation):
     means: np.ndarray
     samples: np.ndarray
 
+    def _why_nothing(self) -> str:
+        if self.means.ndim > 2:
+            return "X is no table of features; means and samples show how clusters differ"
+        return super()._why_nothing()
+
 
 @dataclass(frozen=True, eq=False)
 class CellExplanation(Explanation):
     """A description of the clusters of cells: ``clusters`` also has ``batch_mixing``, and ``markers`` are genes."""
 
-    marker_kind, marker_order = "gene", "higher"
+    marker_kind, marker_order, unit = "gene", "higher", "cells"

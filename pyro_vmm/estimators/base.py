@@ -128,16 +128,11 @@ class Estimator(BaseEstimator):
 
     def _draw_seed(self) -> int:
         """What ``random_state`` gives; of several processes that train together, the first one's."""
-        try:
-            random = check_random_state(self.random_state)
-        except ValueError as error:
-            expected = "a whole number from 0 to 2**32 - 1, a RandomState or None"
-            raise ValueError(f"random_state={self.random_state!r} should be {expected}") from error
-        return Ranks.present().first(random.randint(2**31))
+        return Ranks.present().first(_random(self.random_state).randint(2**31))
 
     def _seed_by(self, random_state) -> int:
         """A seed for draws from the fitted model; None goes by the estimator's ``random_state``."""
-        return check_random_state(self.random_state if random_state is None else random_state).randint(2**31)
+        return _random(self.random_state if random_state is None else random_state).randint(2**31)
 
     def _split(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and rows to hold back, each in the order of the data; rows of weight 0 are neither."""
@@ -452,6 +447,15 @@ class Estimator(BaseEstimator):
         rows = len(self._split(len(self.labels_))[0])
         with storing.restoring(path):
             self.training_ = self._training_config(rows)
+
+
+def _random(random_state: Any) -> np.random.RandomState:
+    """What ``random_state`` stands for; ``ValueError`` where it is nothing that random numbers come from."""
+    try:
+        return check_random_state(random_state)
+    except ValueError as error:
+        expected = "a whole number from 0 to 2**32 - 1, a RandomState or None"
+        raise ValueError(f"random_state={random_state!r} should be {expected}") from error
 
 
 def typical(p_x: TorchDistribution) -> Tensor:

@@ -77,8 +77,9 @@ class ExplainedCells(FittedCells):
 
         Arguments:
             adata: cells of known batches. Of cells in a file, those that are compared are read again.
-            group1: a cluster or several; their assignments are drawn from q(c | x), so that cells that hesitate widen
-                the intervals. Or, with ``groupby``, a category or several; or a mask of cells, (N,).
+            group1: a cluster or several, by number or by the text that ``annotate`` writes; their assignments are drawn
+                from q(c | x), so that cells that hesitate widen the intervals. Or, with ``groupby``, a category or
+                several; or a mask of cells, (N,).
             group2: what to compare with, of the same kind; None for all other cells.
             groupby: the column of ``adata.obs`` that holds the groups; None for clusters or masks.
             within: compare cells of these clusters alone, drawn from q(c | x); None for all cells.
@@ -266,6 +267,11 @@ class ExplainedCells(FittedCells):
     ) -> np.ndarray:
         """The probability that a cell is of either group, (N, 2)."""
         n_clusters = int(self.cluster_of_component_.max()) + 1
+        for name, group in (("group1", group1), ("group2", group2)):
+            if groupby is not None and named_groups.is_mask(group):
+                raise ValueError(
+                    f"{name} is a mask of cells, and groupby={groupby!r} takes categories of a column: give either"
+                )
         by_cluster = groupby is None and not named_groups.is_mask(group1)
         clusters = [*named_groups.of_clusters(n_clusters, group1, group2)] if by_cluster else []
         if within is not None:
@@ -283,7 +289,8 @@ class ExplainedCells(FittedCells):
             q = q * found[:, -1:]
         for name, size in zip(("group1", "group2"), q.sum(0), strict=True):
             if size < LEAST_ROWS:
-                raise ValueError(f"{name} has {size:.3g} cells, expected at least {LEAST_ROWS}")
+                cells = f"{size:.3g} cells" if size >= 1 else "less than one cell"
+                raise ValueError(f"{name} has {cells}, expected at least {LEAST_ROWS}")
         return q
 
     def _shared_batches(self, rows: CellRows, q: np.ndarray) -> np.ndarray:
@@ -377,6 +384,9 @@ def _conditions(adata: "AnnData", key: str, group1: Any, group2: Any) -> np.ndar
     categories = Categories.of(adata, key, "condition")
     if group1 is None and group2 is None:
         if len(categories) != 2:
+            if len(categories) == 1:
+                only = quoted(categories.names)
+                raise ValueError(f"condition={key!r} has one category, {only}: there is no other to compare with")
             problem = f"condition={key!r} has {len(categories)} categories"
             raise ValueError(f"{problem}, expected group1 and group2 to name two of {quoted(categories.names)}")
         group1, group2 = categories.names

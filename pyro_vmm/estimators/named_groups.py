@@ -65,13 +65,18 @@ def _mask(name: str, mask: Any, n: int) -> np.ndarray:
 
 def clusters(name: str, group: Any, n_clusters: int) -> list[int]:
     """The clusters of a group, given as one or several; ``name`` is the argument that holds it, for the error."""
-    found = [group] if np.ndim(group) == 0 else list(group)
+    found = [_number(k) for k in ([group] if np.ndim(group) == 0 else group)]
     if not found or not all(is_whole(k) and 0 <= k < n_clusters for k in found):
         raise ValueError(
             f"{name}={described(group)} should be a cluster from 0 to {n_clusters - 1} or a list of them; groupby "
-            "names the column of other groups"
+            "names the column of other groups, and cells are given by a mask, (N,), not by their positions"
         )
     return [int(k) for k in found]
+
+
+def _number(cluster: Any) -> Any:
+    """The number of a cluster that is given as text, as ``annotate`` writes it; anything else as it is."""
+    return int(cluster) if isinstance(cluster, str) and cluster.isascii() and cluster.isdigit() else cluster
 
 
 def _codes(name: str, group: Any, categories: Categories) -> list[int]:

@@ -44,6 +44,12 @@ def counts(n: int = N, g: int = G) -> np.ndarray:
     return x
 
 
+def many_counts(n: int, genes: int = 400, each: int = 200) -> sparse.csr_matrix:
+    """Cells of so many genes, each with a count in so many."""
+    columns = np.sort((np.arange(n)[:, None] + 2 * np.arange(each)) % genes, 1)
+    return sparse.csr_matrix((np.ones(n * each, np.float32), columns.ravel(), np.arange(0, n * each + 1, each)))
+
+
 def annotated(x) -> ad.AnnData:
     obs = pd.DataFrame({"batch": np.array(["a", "b"])[np.arange(x.shape[0]) % 2]}, index=pd.RangeIndex(x.shape[0]))
     return ad.AnnData(x, obs=obs.set_axis(obs.index.astype(str)))
@@ -300,12 +306,9 @@ def test_interruption_ends_the_thread(in_file, small_pools, end):
 def test_memory_is_flat_in_the_number_of_cells(in_file, small_pools, monkeypatch):
     """By bytes that NumPy allocates, not by a clock: positions and names take some 100 a cell, its counts are 1600."""
     monkeypatch.setattr("pyro_vmm.data.cells.CHUNK_NUMBERS", 2**13)
-    genes, each = 400, 200
 
     def peak(n: int) -> int:
-        columns = np.sort((np.arange(n)[:, None] + 2 * np.arange(each)) % genes, 1)
-        x = sparse.csr_matrix((np.ones(n * each, np.float32), columns.ravel(), np.arange(0, n * each + 1, each)))
-        adata = in_file(annotated(x))
+        adata = in_file(annotated(many_counts(n)))
         tracemalloc.start()
         x = rows_of(adata, np.flatnonzero(np.arange(n) % 10))
         check_counts(x.counts)
@@ -316,6 +319,33 @@ def test_memory_is_flat_in_the_number_of_cells(in_file, small_pools, monkeypatch
         return peak
 
     peak(100)  # whatever is imported and kept on first use
+    assert (peak(3000) - peak(1000)) / 2000 < 300
+
+
+@pytest.mark.parametrize("task", ["explain", "map_query"])
+def test_after_the_fit_memory_is_flat_in_the_number_of_cells(task, in_file, small_pools, monkeypatch):
+    """As above: labels, novelty, covariates and names of a cell take some 100 bytes, its counts 1600."""
+    monkeypatch.setattr("pyro_vmm.data.cells.CHUNK_NUMBERS", 2**13)
+    monkeypatch.setattr("pyro_vmm.estimators.mapping.POOL_BLOCKS", 8)
+    each_block = SingleCellVMM._each_block
+    few = lambda self, consume, x, rows_at_once=16: each_block(self, consume, x, min(rows_at_once, 16))  # noqa: E731
+    monkeypatch.setattr(SingleCellVMM, "_each_block", few)
+    model = SingleCellVMM("batch", **TINY).fit(annotated(many_counts(200)))
+
+    def peak(n: int) -> int:
+        adata = annotated(many_counts(n))
+        adata.obs["batch"] = [name + "_new" * (task == "map_query") for name in adata.obs["batch"]]
+        adata = in_file(adata)
+        tracemalloc.start()
+        if task == "explain":
+            model.explain(adata, n_draws=10, max_cells=20)
+        else:
+            model.map_query(adata, epochs=1, batch_size=16)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    peak(100)
     assert (peak(3000) - peak(1000)) / 2000 < 300
 
 

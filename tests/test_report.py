@@ -307,7 +307,7 @@ WRONG = [
     ("cells", {"data": np.ones((3, 12))}, "adata is a ndarray, expected an AnnData"),
     ("cells", {"labels": "kind"}, "labels='kind' is not a column of adata.obs"),
     ("cells", {"labels": np.ones(3)}, "labels has shape (3,), expected (120,): a class for each cell, or a column"),
-    ("cells", {"labels": np.full(120, np.nan)}, "labels=labels has no value in any of the 120 cells"),
+    ("cells", {"labels": np.full(120, np.nan)}, "labels='labels' has no value in any of the 120 cells"),
     ("cells", {"labels": 7}, "labels is 7, expected (120,): a class for each cell"),
     ("cells", {"title": 7}, "title=7 should be text, or None"),
     ("rows", {"labels": "type"}, "labels is 'type', expected (90,): a class for each row"),

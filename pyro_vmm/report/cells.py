@@ -244,7 +244,7 @@ class CellResults:
 
 def known_types(adata: "AnnData", key: str) -> pd.Categorical:
     """The types of the cells in a column of ``adata.obs``, as text; NaN where they are missing."""
-    return types(column(adata, key, "label_key"), repr(key), "label_key")
+    return types(column(adata, key, "label_key"), key, "label_key")
 
 
 def embed(adata: "AnnData") -> str | None:

@@ -23,7 +23,7 @@ def of_cells(adata: "AnnData", labels: Any) -> tuple[pd.Categorical | None, str 
     if labels is None:
         return None, None
     if isinstance(labels, str):
-        return types(column(adata, labels, "labels"), repr(labels), "labels"), labels
+        return types(column(adata, labels, "labels"), labels, "labels"), labels
     values = labels if isinstance(labels, pd.Series) else pd.Series(one_each(labels, adata.n_obs, "cell"))
     if values.index.is_unique and set(values.index) == set(adata.obs_names):
         values = values.reindex(adata.obs_names)
@@ -63,10 +63,10 @@ def types(values: pd.Series, name: str, argument: str) -> pd.Categorical:
     """
     found = grouped(values, name, argument)
     if found.dtype.kind == "f" and (found.dropna() % 1 != 0).any():
-        raise ValueError(f"{argument}={name} holds numbers such as {found.dropna().iloc[0]:g}, expected categories")
+        raise ValueError(f"{argument}={name!r} holds numbers such as {found.dropna().iloc[0]:g}, expected categories")
     kinds = pd.Categorical(found).remove_unused_categories()
     if kinds.isna().all():
-        raise ValueError(f"{argument}={name} has no value in any of the {len(kinds)} cells; leave it out")
+        raise ValueError(f"{argument}={name!r} has no value in any of the {len(kinds)} cells; leave it out")
     texts = [str(each) for each in kinds.categories]
     positions = {text: code for code, text in enumerate(dict.fromkeys(texts))}  # a 1 and a "1" are the same
     codes = np.array([*map(positions.get, texts), -1])  # the last code is for missing values

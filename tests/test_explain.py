@@ -381,7 +381,7 @@ def test_images_have_means_and_samples_and_no_markers():
     model = VMM(n_components=3, latent_dim=2, random_state=0, epochs=1).fit(X)
     found = model.explain(X, n_nearest=2, n_samples=3)
     k = len(found.clusters)
-    assert message_of(found.ranked).startswith("there are no markers: ") and found.top(0) == []
+    assert message_of(found.ranked).startswith("nothing was compared: X is no table") and found.top(0) == []
     assert found.markers is None and found.means.shape == (k, 4, 4) and found.samples.shape == (k, 3, 4, 4)
     assert found.decoded.shape == (k, 4, 4) and all(len(rows) <= 2 for rows in found.nearest)
     q = model.predict_proba(X)[:, found.clusters.index]

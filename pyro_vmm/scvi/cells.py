@@ -3,12 +3,14 @@
 import functools
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from scipy import sparse
-from scvi import REGISTRY_KEYS
+
+# Where scvi-tools is not installed, pyright takes this folder for it.
+from scvi import REGISTRY_KEYS  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor, nn
 from torch.distributions import Normal
 
@@ -141,6 +143,8 @@ class Layout:
 class Encoder(nn.Module):
     """The q(z | x) of a module of scvi-tools, for packed cells (N, W): a diagonal normal (N, D)."""
 
+    module: Any  # of a class with methods of scvi-tools
+
     def __init__(self, module: nn.Module, layout: Layout):
         super().__init__()
         self.module, self.layout = module, layout
@@ -155,14 +159,14 @@ class Encoder(nn.Module):
             vars(self.module).update(before)
 
 
-def _inference_input(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict:
+def _inference_input(module: Any, tensors: Mapping[str, Tensor]) -> dict:
     """The arguments of ``inference``, from the measured values even if the data also hold q(z | x) (minified data)."""
     whole = {"full_forward_pass": True} if _may_pass_whole(type(module)) else {}
     return module._get_inference_input(tensors, **whole)
 
 
 @functools.cache
-def _may_pass_whole(cls: type[nn.Module]) -> bool:
+def _may_pass_whole(cls: Any) -> bool:
     return "full_forward_pass" in inspect.signature(cls._get_inference_input).parameters
 
 
@@ -197,6 +201,11 @@ class PseudoCells(PseudoInputs):
         latent_dim: D.
     """
 
+    held: Tensor
+    fixed: Tensor
+    fixed_loc: Tensor
+    fixed_scale: Tensor
+    fixed_below: Tensor
     per_component = ("held", "fixed", "fixed_loc", "fixed_scale", "fixed_below")
 
     def __init__(self, layout: Layout, initial: Tensor, batch: str, latent_dim: int):
@@ -240,6 +249,7 @@ class PseudoCells(PseudoInputs):
     def fix(self, encoder: nn.Module) -> None:
         """Freeze q(mu) as this encoder makes it."""
         loc, tril = self.encode(encoder)
+        assert tril is not None, "an encoder's q(mu) has covariances"
         self.fixed_loc.copy_(loc)
         self.fixed_scale.copy_(tril.diagonal(dim1=-2, dim2=-1))
         self.fixed_below.copy_(tril.tril(-1))

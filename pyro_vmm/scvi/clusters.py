@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scvi
 import torch
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, __version__  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 
 from pyro_vmm.estimators import annotation, storing
@@ -23,7 +23,7 @@ from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.settings import defaults
 from pyro_vmm.scvi.cells import Cells, Encoder
-from pyro_vmm.scvi.modules import Adapted
+from pyro_vmm.scvi.modules import Adapted, Stock
 from pyro_vmm.scvi.settings import PriorSettings
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ COUNTED = (
 )
 
 
-class Clusters:
+class Clusters(Stock):
     """A mixin for models of scvi-tools: clusters after training, and their methods. ``module.vmm`` holds the prior.
 
     Attributes:
@@ -64,7 +64,7 @@ class Clusters:
     def forget_clusters(self) -> None:
         """Remove the attributes in ``COUNTED``."""
         for name in COUNTED:
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
 
     def after_training(self) -> None:
         """Settle the components and number the clusters, unless the prior is fixed; then count the cells in each."""
@@ -85,7 +85,7 @@ class Clusters:
         mixture = self.module.vmm
         cells = Cells(self, self.train_indices, mixture.layout)
         with mixture.awake():
-            settled = settle(Adapted(self.module), cells, scvi.settings.seed or 0)
+            settled = settle(Adapted(self.module), cells, _seed() or 0)
             mixture.cluster_of_component.copy_(settled.clusters)
             self.settled_ = settled.moves
 
@@ -110,7 +110,7 @@ class Clusters:
 
     def _look(self, z: np.ndarray, variance: np.ndarray) -> tuple[Encoded, np.ndarray]:
         """The result of :func:`~pyro_vmm.inference.settling.look`, but from q(z | x): minified data have no cells."""
-        rows = some_rows(len(z), scvi.settings.seed or 0).numpy()
+        rows = some_rows(len(z), _seed() or 0).numpy()
         return sharpened(Encoded(z[rows].astype(float), variance[rows])), self._of_components(z[rows], lambda q_c: q_c)
 
     def _elbo_by_epoch(self) -> pd.DataFrame:
@@ -207,14 +207,14 @@ class Clusters:
             batch_size: cells in a forward pass.
         """
         annotation.check_key(key_added, self._columns_read())
-        adata = self.adata if adata is None else adata
-        annotation.check_writable(adata)
+        given: AnnData | MuData = self.adata if adata is None else adata
+        annotation.check_writable(given)
         if "weights_" not in vars(self):  # a file saved in the middle of training has none
             self._count_clusters(self.get_latent_representation())
-        z = self.get_latent_representation(adata, batch_size=batch_size)
-        annotation.write(adata, key_added, z, self._of_clusters(z, annotation.summary), _Fitted(self))
-        adata.uns[key_added]["versions"]["scvi-tools"] = scvi.__version__
-        return adata
+        z = self.get_latent_representation(given, batch_size=batch_size)
+        annotation.write(given, key_added, z, self._of_clusters(z, annotation.summary), _Fitted(self))
+        given.uns[key_added]["versions"]["scvi-tools"] = __version__
+        return given
 
     def get_importance_weights(self, *args, **kwargs) -> np.ndarray:
         """The stock weights of ``get_normalized_expression(weights="importance")``; an error with a mixture prior.
@@ -254,6 +254,11 @@ class Clusters:
         return {name for name in (*given, *several) if isinstance(name, str)}
 
 
+def _seed() -> int | None:
+    """The seed that scvi-tools is set to."""
+    return scvi.settings.seed  # pyright: ignore[reportAttributeAccessIssue]
+
+
 class _Fitted:
     """A trained model of scvi-tools as :mod:`pyro_vmm.estimators.annotation` reads it."""
 
@@ -262,7 +267,7 @@ class _Fitted:
         self.weights_, self.batch_shares_ = model.weights_, model.batch_shares_
         history = list((model.history or {}).values())
         self.history_ = pd.concat(history or [pd.DataFrame()], axis=1).astype(float).rename_axis(index="epoch")
-        self.best_epoch_, self.seed_ = len(self.history_), scvi.settings.seed
+        self.best_epoch_, self.seed_ = len(self.history_), _seed()
         self._settings = {name: getattr(model.prior_settings, name) for name in defaults(PriorSettings)}
 
     def configuration(self) -> dict:

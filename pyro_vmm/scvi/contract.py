@@ -3,6 +3,7 @@
 import copy
 import inspect
 
+import numpy as np
 import torch
 from scvi.model.base import BaseModelClass
 from scvi.module import SCANVAE
@@ -48,7 +49,7 @@ def check_model(model: BaseModelClass) -> None:
     if isinstance(module, SCANVAE) and type(module).loss is not SCANVAE.loss:
         raise TypeError(f"{name} can't have the prior: it has another loss than SCANVI, part of which is replaced")
     module.__class__ = module_class(type(module))
-    tensors = read(model, list(range(min(FEW, model.adata.n_obs))))
+    tensors = read(model, np.arange(min(FEW, model.adata.n_obs)))
     n = len(next(tensors[key] for key in MEASURED if key in tensors))
     with torch.random.fork_rng():  # the check must not change the random numbers of the fit
         inference_outputs, generative_outputs = module(tensors, compute_loss=False)

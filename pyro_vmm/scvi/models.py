@@ -5,7 +5,8 @@ import inspect
 import warnings
 from collections.abc import Mapping
 
-import scvi
+import scvi.external
+import scvi.model
 import torch
 from scvi.model.base import BaseModelClass
 
@@ -185,8 +186,8 @@ def with_vmm(cls: type[BaseModelClass]) -> type[BaseModelClass]:
     def train(self, *args, **kwargs):
         return self._train(cls.train, *args, **kwargs)
 
-    __init__.__signature__ = _extended(cls.__init__, PriorSettings)
-    train.__signature__ = _extended(cls.train, TrainingSettings)
+    __init__.__signature__ = _extended(cls.__init__, PriorSettings)  # pyright: ignore[reportAttributeAccessIssue]
+    train.__signature__ = _extended(cls.train, TrainingSettings)  # pyright: ignore[reportAttributeAccessIssue]
     stock = cls in STOCK.values()
     members = {
         "__init__": __init__,

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from scvi.module import SCANVAE, VAE
@@ -17,6 +17,12 @@ from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import Prior, StandardNormal
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.scvi.cells import Encoder, Layout, posterior
+
+if TYPE_CHECKING:
+    # A mixin's methods use those of the class of scvi-tools beside it, whose types need not be there.
+    Stock = Any
+else:
+    Stock = object
 
 #: The names under which losses of modules report the KL divergence of q(z | x) from N(0, I).
 KL_KEYS = ("kl_divergence_z", "kl_div_z", "kl_local")
@@ -57,12 +63,15 @@ class HeldPrior(nn.Module):
         last_weights: those of the KL divergence in the last loss, or None.
     """
 
+    cluster_of_component: Tensor
+
     def __init__(self, prior: Prior, layout: Layout, balance: BatchBalance | None, kl_weight: KlWeight = "stock"):
         super().__init__()
         self.prior, self.balance, self.layout, self.kl_weight = prior, balance, layout, kl_weight
         self.register_buffer("cluster_of_component", torch.arange(prior.n_components))
-        self.trained: tuple[LatentVariableModel, ...] = ()  # a tuple, so that it is no submodule
-        self.watched, self.last = False, None
+        self.trained: tuple[Adapted, ...] = ()  # a tuple, so that it is no submodule
+        self.watched = False
+        self.last: tuple[Tensor, Tensor, Tensor] | None = None
         self.last_weights: Weights | None = None
 
     def rest(self) -> None:
@@ -88,6 +97,8 @@ class HeldPrior(nn.Module):
 class Adapted(LatentVariableModel):
     """A module of scvi-tools as a model for the package's own inference. A row is a packed cell, (W,)."""
 
+    encoder: Encoder
+
     def __init__(self, module: BaseModuleClass):
         mixture = module.vmm
         super().__init__(Encoder(module, mixture.layout), nn.Identity(), nn.Identity(), mixture.prior)
@@ -106,7 +117,7 @@ class Adapted(LatentVariableModel):
         return p_z if log_factors is None else p_z.reweighted(log_factors)
 
 
-class WithPrior:
+class WithPrior(Stock):
     """A mixin for modules: the loss and its report with the prior that ``self.vmm`` holds.
 
     The stock loss is not changed. It reports the KL divergence of q(z | x) from N(0, I). Autograd gives the weight of

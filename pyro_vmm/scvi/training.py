@@ -1,6 +1,7 @@
 """The MAP step on the prior, between the steps of scvi-tools' own training plans."""
 
 import math
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -9,6 +10,7 @@ from scvi.train import TrainRunner
 from pyro_vmm.inference import Elimination, Steps, TrainingConfig, TrainingDiverged
 from pyro_vmm.inference.elimination import Shares
 from pyro_vmm.inference.steps import quiet_pyro
+from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.ranks import Ranks
@@ -42,12 +44,13 @@ class MapStep(pl.Callback):
         self.reuse_draws, self.trains = reuse_draws, trains
         self.steps: Steps | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+    # Of plans, scvi-tools adds ``module`` and ``lr`` to what Lightning declares.
+    def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:
         model, self.ranks = Adapted(plan.module), Ranks.present()
         if not (self.trains and model.prior.trained_by_map):
             return
         rate = self.learning_rate or plan.lr
-        batch_size = getattr(trainer.datamodule, "data_loader_kwargs", {}).get("batch_size") or 128
+        batch_size = getattr(getattr(trainer, "datamodule", None), "data_loader_kwargs", {}).get("batch_size") or 128
         config = TrainingConfig(learning_rate=rate, freeze_after=self.freeze_after, batch_size=batch_size)
         with self.mixture.awake():
             self.elimination = Elimination(model, config)
@@ -61,7 +64,7 @@ class MapStep(pl.Callback):
     def on_train_batch_start(self, *_) -> None:
         self.mixture.watched = True
 
-    def on_train_batch_end(self, trainer: pl.Trainer, plan: pl.LightningModule, *_) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, plan: Any, *_) -> None:
         cells, z, responsibilities = self.mixture.last
         self.mixture.watched, self.mixture.last = False, None
         self.shares.add(responsibilities)
@@ -117,7 +120,7 @@ class MapStep(pl.Callback):
             self.elimination.update_whole()
         self.mixture.trained, self.mixture.watched, self.mixture.last = (), False, None
 
-    def _model(self, plan: pl.LightningModule) -> Adapted:
+    def _model(self, plan: Any) -> LatentVariableModel:
         return Adapted(plan.module) if self.steps is None else self.steps.vae
 
     def _rest(self) -> None:

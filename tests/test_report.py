@@ -1,11 +1,8 @@
 """report.html: one page that loads nothing else, with what the model and the run folder have."""
 
 import base64
-import html
 import io
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +11,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from browser import CHROMIUM, WIDTHS, Browser
 from common import message_of, planted
 from PIL import Image
 from sklearn.exceptions import NotFittedError
@@ -359,58 +357,38 @@ def test_fields_of_a_table():
 
 # In a browser
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-WIDTHS = 390, 1200
-# Opens what is folded, sorts by the second column, and says which elements reach beyond the page and are in no box that
-# scrolls, which pictures are broken, and whether the column is in order.
-LOOK = """
-addEventListener("load", () => {
-  const told = [];
-  for (const frame of document.querySelectorAll("iframe")) {
-    const page = frame.contentDocument, width = frame.width;
-    page.querySelectorAll("details").forEach(each => each.open = true);
-    const whole = page.documentElement.scrollWidth;
-    if (whole > width) told.push(`${width}: the page is ${whole}`);
-    for (const each of page.querySelectorAll("main *")) {
-      const scrolls = each.closest(".box") !== null && !each.matches(".box");
-      if (!scrolls && each.getBoundingClientRect().right > Number(width) + 1) told.push(`${width}: ${each.tagName}`);
-    }
-    for (const image of page.images) if (!image.complete || !image.naturalWidth) told.push(`${width}: ${image.alt}`);
-    const head = page.querySelectorAll("th")[1], rows = head.closest("table").tBodies[0].rows;
-    for (const sign of [1, -1]) {
-      head.querySelector("button").click();
-      const values = [...rows].map(row => sign * row.cells[1].dataset.number);
-      if (values.length < 2 || values.some((value, i) => i && value < values[i - 1])) told.push(`${width}: ${values}`);
-    }
-  }
-  document.getElementById("told").textContent = `found ${JSON.stringify(told)} end`;
-});
+# Sorts by the second column, both ways, and gives the values where they are not in order.
+SORT = """
+[1, -1].flatMap(sign => {
+  const head = document.querySelectorAll("th")[1], rows = head.closest("table").tBodies[0].rows;
+  head.querySelector("button").click();
+  const values = [...rows].map(row => sign * row.cells[1].dataset.number);
+  return values.length < 2 || values.some((value, i) => i && value < values[i - 1]) ? [String(values)] : [];
+})
 """
 
 
-def looked_at(page: Path, folder: Path) -> str:
-    """What :data:`LOOK` says of a page in windows of the widths; a frame is a window of any width."""
-    content = html.escape(page.read_text(encoding="utf-8"))
-    frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{content}"></iframe>' for width in WIDTHS)
-    (folder / "look.html").write_text(
-        f'<!DOCTYPE html><meta charset="utf-8"><pre id="told"></pre>{frames}<script>{LOOK}</script>', encoding="utf-8"
-    )
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
-    command += ["--virtual-time-budget=10000", "--dump-dom", (folder / "look.html").as_uri()]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    return html.unescape(re.search(r"found (.*?) end</pre>", done.stdout, re.S).group(1))
+def looked_at(page: Path) -> list[str]:
+    """What is wrong with a page in windows of each width: what does not fit, and a column that is not in order."""
+    told = []
+    with Browser() as browser:
+        for width in WIDTHS:
+            browser.open(page, width)
+            told += [f"{width}: {each}" for each in (*browser.misfits(), *browser.evaluate(SORT))]
+    return told
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium to look at the page with")
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")
 @pytest.mark.parametrize("name", ["of_arrays", "of_cells"])
-def test_it_fits_on_a_phone_and_on_a_desk(name, request, tmp_path):
-    assert looked_at(request.getfixturevalue(name), tmp_path) == "[]"
+def test_it_fits_on_a_phone_and_on_a_desk(name, request):
+    assert looked_at(request.getfixturevalue(name)) == []
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium to look at the page with")
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")
 def test_what_does_not_fit_is_seen(of_arrays, tmp_path):
     wide = tmp_path / "wide.html"
     text = of_arrays.read_text(encoding="utf-8")
     wide.write_text(text.replace("<nav", '<p style="width: 700px">wide</p><nav').replace("iVBOR", "broken", 1))
-    told = looked_at(wide, tmp_path)
-    assert "390: the page is" in told and "390: P" in told and "1200: P" not in told and "1200: " in told
+    told = looked_at(wide)
+    assert any(each.startswith("390: the page is") for each in told) and "390: P wide" in told
+    assert [each for each in told if each.startswith("1280")] == [f"1280: no picture {Page(text).all('img')[0]['alt']}"]

@@ -1,24 +1,32 @@
-"""Models and checkpoints that an earlier version wrote, before components had families of covariances (0.1.0)."""
+"""Models and checkpoints that earlier commits wrote, before 0.1.0: they load, and answer as they did."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from common import message_of, planted
+from stored.make import MADE_BY, answers, cells
 
 from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.estimators import storing
 from pyro_vmm.priors import VampMixture
+from pyro_vmm.rivals import VaDE
 
 STORED = Path(__file__).parent / "stored"
 X = np.random.default_rng(0).normal(size=(60, 4))
-#: log p(x) of three rows, by the version that wrote the files.
+#: log p(x) of three rows, by the commit before components had families of covariances, which wrote these.
 SCORES = {
     "named": [-10.167110272652042, -26.88695652127875, -12.040908166176212],
     "object": [-10.167189427620304, -26.886960335976017, -12.040826150185001],
     "cells": [-56.464202880859375, -54.46942901611328, -52.128196716308594],
 }
+
+
+#: The answers of the models that ``stored/make.py`` made, by the commits that it names.
+ANSWERS = json.loads((STORED / "answers.json").read_text())
+CLASSES = {"first": VMM, "unsettled": VMM, "rival": VaDE}
 
 
 def mixture(**settings) -> VampMixture:
@@ -36,6 +44,29 @@ def test_a_model_of_arrays(name, prior):
 def test_a_model_of_cells():
     model = SingleCellVMM.load(STORED / "cells.pt")
     np.testing.assert_allclose(model.score_samples(planted(60)[:3], 5), SCORES["cells"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MADE_BY)
+def test_what_earlier_commits_answered(name):
+    torch.set_default_dtype(torch.float32)
+    model = CLASSES.get(name, SingleCellVMM).load(STORED / f"{name}.pt")
+    found, expected = answers(name, model), ANSWERS[name]
+    assert found["labels"] == expected.pop("labels")
+    for kind, values in expected.items():
+        np.testing.assert_allclose(found[kind], values, rtol=1e-4, err_msg=kind)
+
+
+def test_what_earlier_commits_did_not_keep():
+    settled = [VMM.load(STORED / f"{name}.pt") for name in ("first", "unsettled")]
+    assert not any(model.settle or model.settled_ for model in settled)
+    assert all((model.cluster_of_component_ == np.arange(4)).all() for model in settled)
+    shifted, mapped = (SingleCellVMM.load(STORED / f"{name}.pt") for name in ("shifted", "mapped"))
+    assert shifted.batches_ == mapped.batches_ and len(mapped.mappings_) == len(shifted.mappings_) == 1
+    # One number by batch before, of the affinity; now a shift and a stretch of the latent space, too.
+    assert (shifted.adjustments_[:, :2] == (0, 1)).all() and shifted.adjustments_[:, 2].any()
+    assert (mapped.adjustments_[:, :2] != (0, 1)).any()
+    with pytest.raises(ValueError, match="saved before there was novelty"):
+        SingleCellVMM.load(STORED / "first_cells.pt").novelty(cells())
 
 
 def test_a_mixture_with_another_covariance_is_another_one():

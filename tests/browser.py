@@ -20,7 +20,8 @@ PATIENCE = 60
 OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--hide-scrollbars"]
 OPTIONS += ["--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe"]
 # A list of what is wider than the window, or broken: the page itself, elements of its main part that reach beyond the
-# right edge and are in no box that scrolls or cuts, and pictures. What is folded is opened first.
+# right edge and are neither in a box that scrolls or cuts nor in a drawer beside the page, and pictures. What is folded
+# is opened first.
 MISFITS = """
 (() => {
   const found = [], width = innerWidth;
@@ -28,13 +29,15 @@ MISFITS = """
   if (document.documentElement.scrollWidth > width) found.push(`the page is ${document.documentElement.scrollWidth}`);
   const wide = each => each.getBoundingClientRect().right > width + 1;
   const boxed = each => {
-    for (let box = each.parentElement; box && box !== document.body; box = box.parentElement)
-      if (getComputedStyle(box).overflowX !== "visible" && !wide(box)) return true;
+    for (let box = each; box && box !== document.body; box = box.parentElement) {
+      const style = getComputedStyle(box);
+      if (style.position === "fixed" || (box !== each && style.overflowX !== "visible" && !wide(box))) return true;
+    }
     return false;
   };
   for (const each of document.querySelectorAll("main *"))
     if (wide(each) && each.getClientRects().length && !boxed(each))
-      found.push(`${each.tagName} ${each.textContent.trim().slice(0, 40)}`.trim());
+      found.push(`${each.tagName} ${each.textContent.replace(/\\s+/g, " ").trim().slice(0, 40)}`.trim());
   for (const image of document.images)
     if (image.loading !== "lazy" && !(image.complete && image.naturalWidth)) found.push(`no picture ${image.alt}`);
   return found;

@@ -101,3 +101,9 @@ def test_every_page_of_results_is_on_the_site():
     patterns = [pattern.removesuffix("*") for pattern in re.findall(r"^measured/(\S+)$", index, flags=re.MULTILINE)]
     for page in (ROOT / "benchmarks" / "results").glob("*.md"):
         assert any(page.stem == each or (each.endswith("_") and page.stem.startswith(each)) for each in patterns), page
+
+
+def test_the_version_to_cite_is_the_newest_of_the_changelog():
+    newest = re.search(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert newest and cited and cited[1] == newest[1]

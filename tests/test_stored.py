@@ -65,7 +65,7 @@ def test_what_earlier_commits_did_not_keep():
     # One number by batch before, of the affinity; now a shift and a stretch of the latent space, too.
     assert (shifted.adjustments_[:, :2] == (0, 1)).all() and shifted.adjustments_[:, 2].any()
     assert (mapped.adjustments_[:, :2] != (0, 1)).any()
-    with pytest.raises(ValueError, match="saved before there was novelty"):
+    with pytest.raises(ValueError, match="a version of pyro_vmm without novelty saved the model"):
         SingleCellVMM.load(STORED / "first_cells.pt").novelty(cells())
 
 

@@ -158,7 +158,7 @@ class WithPrior(Stock):
             extra_metrics=out.extra_metrics,
         )
 
-    def _model(self) -> LatentVariableModel:
+    def _model(self) -> Adapted:
         """This module as a model with the prior, or the part of it, that is in training."""
         return self.vmm.trained[0] if self.vmm.trained else Adapted(self)
 

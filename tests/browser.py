@@ -1,7 +1,6 @@
 """A headless Chromium that opens pages at a width, and says what does not fit. It needs nothing but the browser."""
 
 import base64
-import fcntl
 import json
 import os
 import shutil
@@ -11,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-#: The browser's path, or None if there is none.
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome") if os.name == "posix" else ()
+#: The browser's path, or None if there is none; on Windows it can't be given pipes in this way.
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 #: A phone's width and a desk's, in pixels.
 WIDTHS = 390, 1280
 #: Seconds until a page has to be there.
@@ -52,6 +52,8 @@ class Browser:
         self._profile = tempfile.TemporaryDirectory()
         pairs = os.pipe(), os.pipe()
         # Numbers that are neither 3 nor 4, where Chromium expects its ends.
+        import fcntl  # Windows has none
+
         theirs = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in (pairs[0][0], pairs[1][1])]
         ours = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in (pairs[0][1], pairs[1][0])]
         for each in (*pairs[0], *pairs[1]):

@@ -9,7 +9,7 @@ import common
 import pytest
 
 FOLDER = Path(__file__).parent
-SHARED = {"common", "scvi_common"}
+SHARED = {"browser", "common", "scvi_common"}
 
 
 def imported(source: str) -> Iterator[str]:

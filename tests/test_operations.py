@@ -15,6 +15,7 @@ from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.inference import Steps
 from pyro_vmm.inference.steps import quiet_pyro, recorder
 from pyro_vmm.likelihoods import CustomLikelihood
+from pyro_vmm.runtime import captured as capturing
 from pyro_vmm.runtime import operations
 from pyro_vmm.runtime.captured import Captured
 from pyro_vmm.runtime.operations import Operations, consists_of_known_code, of_any_size
@@ -23,7 +24,6 @@ from pyro_vmm.runtime.operations import Operations, consists_of_known_code, of_a
 @pytest.fixture
 def at_once(monkeypatch):
     """Record at the second minibatch of a shape."""
-    monkeypatch.setattr(operations, "PATIENCE", 1)
     monkeypatch.setattr(Operations.__init__, "__defaults__", (1,))
 
 
@@ -244,6 +244,22 @@ def test_what_operations_do_not_show_is_refused(step, message):
         assert torch.equal(module.weight, eager_module.weight)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ([1.0, float("nan")], [1.0, float("nan")], True),
+        ([float("inf")], [float("inf")], True),
+        ([float("nan")], [0.0], False),
+        ([float("inf")], [torch.finfo(torch.float32).max], False),
+        ([1.0], [1.0 + 2**-23], False),
+        ([1.0], [1.0, 1.0], False),
+        ([1, 2], [1, 2], True),
+    ],
+)
+def test_a_proof_takes_no_two_numbers_for_one(one, other, expected):
+    assert capturing._same(torch.tensor(one), torch.tensor(other)) == expected
+
+
 def test_sizes_may_differ_where_the_code_promises_to_do_the_same():
     def step(module, x):
         with of_any_size():
@@ -310,9 +326,11 @@ def test_models_of_the_packages_code_are_known():
         with_hook(),
         with_attribute(lambda x: x),
         with_attribute({"f": [partial(lambda x: x)]}),
+        with_attribute(Own(2, 2).forward),
+        with_attribute(torch.no_grad()(lambda x: x)),
         CustomLikelihood((2,), lambda h: dist.Laplace(h, 1.0)),
     ],
-    ids=["a class", "a hook", "a function", "a function inside", "a likelihood"],
+    ids=["a class", "a hook", "a function", "a function inside", "a method", "a wrapped function", "a likelihood"],
 )
 def test_other_code_is_not_known(network):
     assert not consists_of_known_code(nn.Sequential(nn.ReLU(), network))

@@ -115,7 +115,8 @@ class ArrayEstimator(FittedArrays):
         finite.check_finite(X, *names)
         if reset:
             self.event_shape_ = tuple(X.shape[1:])
-            self.scaling_ = choices.choose_scaling(self.scaling, self.likelihood, table or choices.has_units(X))
+            table = table or (self.scaling == "auto" and choices.has_units(X))
+            self.scaling_ = choices.choose_scaling(self.scaling, self.likelihood, table)
         elif tuple(X.shape[1:]) != self.event_shape_:
             raise ValueError(f"X has rows of shape {X.shape[1:]}, the model was fitted to rows of {self.event_shape_}")
         return X

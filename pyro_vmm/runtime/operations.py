@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -88,8 +88,10 @@ def _is_known(value: Any) -> bool:
         return all(map(_is_known, value))
     if isinstance(value, partial):
         return all(map(_is_known, (value.func, value.args, value.keywords)))
+    if isinstance(value, MethodType):
+        return all(map(_is_known, (value.__func__, value.__self__)))
     named = value if isinstance(value, type | FunctionType) else type(value)
-    return named.__module__.partition(".")[0] in _KNOWN
+    return (named.__module__ or "").partition(".")[0] in _KNOWN
 
 
 class _Text(str):

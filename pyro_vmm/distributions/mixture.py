@@ -68,10 +68,12 @@ class Mixture(TorchDistribution):
         """Log-densities of z (..., D) under every component, (..., K)."""
         if self._remembered is not None and z is self._remembered[0]:
             return self._remembered[1]
-        stacked = self.whitener.permute(1, 0, 2).flatten(1)
-        means = (self.loc.unsqueeze(-2) @ self.whitener).flatten()
+        # A coordinate of all components side by side, (D, D K): sums over coordinates then run along the components.
+        stacked = self.whitener.permute(1, 2, 0).flatten(1)
+        means = (self.loc.unsqueeze(-2) @ self.whitener).squeeze(-2).mT.flatten()
         white = torch.addmm(-means, z.reshape(-1, z.shape[-1]), stacked)
-        return self.log_density(white.unflatten(-1, self.loc.shape).square().sum(-1).view(*z.shape[:-1], -1))
+        squares = white.unflatten(-1, self.loc.mT.shape).square().sum(-2)
+        return self.log_density(squares.view(*z.shape[:-1], -1))
 
     def joint_log_prob(self, z: Tensor) -> Tensor:
         """log p(z, c) of z (..., D) for every c, (..., K)."""

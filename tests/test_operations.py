@@ -19,6 +19,7 @@ from pyro_vmm.runtime import captured as capturing
 from pyro_vmm.runtime import operations
 from pyro_vmm.runtime.captured import Captured
 from pyro_vmm.runtime.operations import Operations, consists_of_known_code, of_any_size
+from pyro_vmm.runtime.program import Program
 
 
 @pytest.fixture
@@ -163,8 +164,8 @@ def test_training_sees_what_a_callback_changes(at_once):
 def test_recordings_and_replays_need_no_more_memory_than_a_step(monkeypatch):
     """Of a chain of tensors, one is alive when the next is made of it; a replay deletes each after its last use."""
     alive, programs = [], []
-    program = operations._Tape._program
-    monkeypatch.setattr(operations._Tape, "_program", lambda *given: programs.append(program(*given)) or programs[-1])
+    text = Program.text
+    monkeypatch.setattr(Program, "text", lambda *given: programs.append(text(*given)) or programs[-1])
 
     def step(module, x):
         made = []

@@ -1,17 +1,17 @@
 """Record the operations of a training step on a CPU, to repeat them without Python's models and without autograd.
 
 A step of small networks spends a third of its time on Pyro's messages, on distributions that it makes anew, and on
-autograd's bookkeeping. All of that comes to the same list of torch's operations at every step. The list is noted once
-and repeated: the numbers are those of the step, bit for bit.
+autograd's bookkeeping. All of that comes to the same list of torch's operations at every step. The list is noted once,
+shortened (:mod:`~pyro_vmm.runtime.program`) and repeated: the numbers are those of the step, bit for bit.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_vmm.runtime.graphs import Outputs, Replay, Step
+from pyro_vmm.runtime.program import Call, Name, Program, Text, names_in, variable
 
 aten = torch.ops.aten
-# They return the tensor that they take, cut off from autograd. A replay has no autograd.
-_SAME = (aten.detach.default, aten.alias.default)
 _PLAIN = (bool, int, float, str, type(None))
 _KNOWN = {__name__.partition(".")[0], "torch", "pyro", "numpy", "builtins", "collections"}
 # A recording takes as long as it saves in some fifteen steps, and ends when components leave. What has lasted for that
@@ -94,44 +93,6 @@ def _is_known(value: Any) -> bool:
     return (named.__module__ or "").partition(".")[0] in _KNOWN
 
 
-class _Text(str):
-    """Text of a program."""
-
-    __repr__ = str.__str__
-
-
-class _Name(_Text):
-    """The name of a variable of a program."""
-
-
-class _Call(NamedTuple):
-    """An operation, the arguments it takes, with names in place of tensors, and the names of its results."""
-
-    function: Any
-    args: tuple
-    kwargs: dict
-    results: tuple[_Name, ...]
-    several: bool
-
-    @property
-    def names(self) -> list[_Name]:
-        """The names in the arguments, lists of tensors included."""
-        found: list[_Name] = []
-        map_aggregate((self.args, self.kwargs), lambda value: found.append(value) if isinstance(value, _Name) else None)
-        return found
-
-    @property
-    def acts(self) -> bool:
-        """Whether it does more than to return a result: it changes a tensor, or draws random numbers."""
-        return self.function._schema.is_mutable or torch.Tag.nondeterministic_seeded in self.function.tags
-
-    def line(self, function: _Name) -> str:
-        """The line of a program that calls ``function`` in place of the operation."""
-        given = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())]
-        results = ", ".join(self.results) + ("," if self.several else "")
-        return f"{results} = {function}({', '.join(given)})" if self.results else f"{function}({', '.join(given)})"
-
-
 class _Tape(TorchDispatchMode):
     """Notes the operations below autograd that run in this context.
 
@@ -146,27 +107,30 @@ class _Tape(TorchDispatchMode):
     def __init__(self, groups: Sequence[dict]):
         super().__init__()
         self.groups, self.steps_of_adam = groups, 0
-        self.calls: list[_Call] = []
+        self.calls: list[Call] = []
         # What the program finds: the tensors from before the step, the operations, and what is no plain number.
         self.given: dict[str, Any] = {"inf": math.inf, "nan": math.nan, "groups": groups}
+        self.tensors: list[Name] = []
+        self.objects: list[Name] = []
         # A tensor leaves this dictionary as it leaves memory: a recording needs no more memory than a step.
         self.names = WeakTensorKeyDictionary()
+        # The name of the tensor that owns the memory of each; and of each piece of memory, by its present address.
+        self.owners: dict[Name, Name] = {}
+        self.memory: dict[int, Name] = {}
+        # Each way to look at a piece of memory, as a tensor.
+        self.views: dict[tuple, Name] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func.namespace == "profiler":
+            return func(*args, **kwargs)
         if not _any_size.get() and _sized_by_values(func, args):
             raise RuntimeError(f"the size of what {func.name()} returns depends on values")
         noted, options = map_aggregate(args, self._noted), dict(map_aggregate(kwargs, self._noted))
         result = func(*args, **kwargs)
-        if func.namespace == "profiler":
-            return result
-        if func in _SAME:
-            self.names[result] = noted[0]
-            return result
         if func is aten.lift_fresh.default:  # a number of Python's, which what follows may change in place
-            self.calls.append(
-                _Call(aten.clone.default, (self._given(result.clone()),), {}, (self._result(result),), False)
-            )
+            number = self._given_tensor(result.clone())
+            self.calls.append(Call(aten.clone.default, (number,), {}, (self._result(result, ()),)))
             return result
         if func is aten._fused_adam_.default:
             options["lr"] = self._rate(args[0][0])
@@ -174,63 +138,110 @@ class _Tape(TorchDispatchMode):
         results = tuple(result) if several else () if result is None else (result,)
         if not all(each is None or isinstance(each, Tensor) for each in results):
             raise RuntimeError(f"{func.name()} takes a number out of a tensor")
-        known = all(each is None or each in self.names for each in results)  # an operation in place, or without result
-        names = () if known else tuple(map(self._result, results))
-        self.calls.append(_Call(func, noted, options, names, several))
+        changes = tuple(self.owners[name] for name in _changed(func, noted, options))
+        if all(each is None or each in self.names for each in results):  # an operation in place, or without result
+            self.calls.append(Call(func, noted, options, (), several, changes))
+            return result
+        taken = [name for name in names_in((noted, options)) if name in self.owners]
+        if isinstance(result, Tensor) and not changes and (known := self._known_view(result, taken)):
+            self.names[result] = known
+            return result
+        names = tuple(self._result(each, taken) for each in results)
+        self.calls.append(Call(func, noted, options, names, several, changes, _copies(func, args, result)))
         return result
 
     def _noted(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            if value not in self.names:
-                self.names[value] = self._given(value)
-            return self.names[value]
-        return value if isinstance(value, _PLAIN) else self._given(value)
+            return self.names[value] if value in self.names else self._given_tensor(value)
+        return value if isinstance(value, _PLAIN) else self._given_object(value)
 
-    def _given(self, value: Any) -> _Name:
-        name = _Name(f"given_{len(self.given)}")
+    def _given_tensor(self, value: Tensor) -> Name:
+        name = Name(f"given_{len(self.given)}")
         self.given[name] = value
+        self.tensors.append(name)
+        self._own(name, value, self.memory.get(_address(value), name))
         return name
 
-    def _result(self, value: Tensor | None) -> _Name:
+    def _given_object(self, value: Any) -> Name:
+        for name in self.objects:
+            if self.given[name] is value or (isinstance(value, torch.device) and self.given[name] == value):
+                return name
+        name = Name(f"given_{len(self.given)}")
+        self.given[name] = value
+        self.objects.append(name)
+        return name
+
+    def _result(self, value: Tensor | None, taken: Sequence[Name]) -> Name:
+        """A name for a result of an operation that takes these tensors."""
         if value is None:
-            return _Name("_")
-        name = _Name(f"t{len(self.calls)}_{len(self.names)}")
-        self.names[value] = name
+            return Name("_")
+        name = Name(f"t{len(self.calls)}_{len(self.names)}")
+        self._own(name, value, self._owner(value, taken) or name)
         return name
 
-    def _rate(self, parameter: Tensor) -> _Text:
+    def _own(self, name: Name, value: Tensor, owner: Name) -> None:
+        self.names[value], self.owners[name] = name, owner
+        self.memory[_address(value)] = owner
+        self.views[(owner, *_view(value))] = name
+
+    def _owner(self, value: Tensor, taken: Sequence[Name]) -> Name | None:
+        """The owner of the memory of a result, if it is that of a tensor taken; the address may be of an old tensor."""
+        owner = self.memory.get(_address(value))
+        return owner if owner in {self.owners[name] for name in taken} else None
+
+    def _known_view(self, value: Tensor, taken: Sequence[Name]) -> Name | None:
+        """The name of a tensor that is the same part of the same memory as this result."""
+        owner = self._owner(value, taken)
+        return owner and self.views.get((owner, *_view(value)))
+
+    def _rate(self, parameter: Tensor) -> Text:
         self.steps_of_adam += 1
         found = [i for i, group in enumerate(self.groups) if any(each is parameter for each in group["params"])]
-        return _Text(f"groups[{found[0]}]['lr']")
+        return Text(f"groups[{found[0]}]['lr']")
 
     def replay(self, outputs: Outputs) -> Replay:
         """A function that runs the operations on the present values of the given tensors, and returns the outputs."""
         if self.steps_of_adam != len(self.groups):
             raise RuntimeError("an optimiser is not a fused Adam")
-        returned = [self.names[each] for each in outputs]
-        exec(self._program(returned), self.given)
+        program = Program(self.calls, self.owners, self.tensors, self.objects)
+        program, returned = program.shortened([self.names[each] for each in outputs])
+        # For each operation its entry into torch: a call of the Python object around it takes longer.
+        self.given.update((variable(call.function), call.function._op) for call in program.calls)
+        with torch.no_grad():
+            exec(program.text(returned), self.given)
         return torch.no_grad()(self.given["replay"])
 
-    def _program(self, returned: Sequence[_Name]) -> str:
-        """The operations as the text of a function; one that only makes an unused tensor is left out."""
-        read, kept, lines = set(returned), set(returned), []
-        for call in reversed(self.calls):
-            if not (call.acts or read.intersection(call.results)):
-                continue
-            unread = {*call.names, *call.results} - kept - self.given.keys()
-            if unread:  # for their memory
-                lines.append(f"del {', '.join(sorted(unread))}")
-            kept |= unread
-            read.update(call.names)
-            lines.append(call.line(self._operation(call.function)))
-        body = [*reversed(lines), f"return {', '.join(returned)},"]
-        return "def replay():\n" + "\n".join(f"    {line}" for line in body)
 
-    def _operation(self, function: Any) -> _Name:
-        """The name of an operation, for its entry into torch: a call of the Python object around it takes longer."""
-        name = _Name(function.name().replace("::", "_").replace(".", "_"))
-        self.given.setdefault(name, function._op)
-        return name
+def _address(tensor: Tensor) -> int:
+    """What tells the memory of living tensors apart."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+
+
+def _view(tensor: Tensor) -> tuple:
+    """How a tensor looks at its memory."""
+    if tensor.layout is not torch.strided:
+        return (id(tensor),)
+    return tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
+
+
+def _changed(function: Any, args: Sequence, kwargs: Mapping[str, Any]) -> list[Name]:
+    """The tensors that an operation changes, among the names of its arguments."""
+    if function is aten.native_batch_norm.default:  # its schema does not say so
+        return names_in(args[3:5]) if args[5] else []
+    found = []
+    for i, argument in enumerate(function._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found += names_in(args[i] if i < len(args) else kwargs.get(argument.name))
+    return found
+
+
+def _copies(function: Any, args: Sequence, result: Any) -> bool:
+    """Whether the result has the values and the layout of the first argument."""
+    exact = function in (aten.clone.default, aten.repeat.default)
+    if not exact and not (function is aten.pow.Tensor_Scalar and args[1] == 1.0):
+        return False
+    one = args[0]
+    return (one.shape, one.stride(), one.dtype) == (result.shape, result.stride(), result.dtype)
 
 
 def _sized_by_values(function: Any, args: Sequence) -> bool:

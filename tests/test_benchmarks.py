@@ -70,6 +70,20 @@ def test_the_defaults_find_the_number_of_clusters(name):
     assert battery.measure(X, y, 0)["right"]
 
 
+# --- recorded steps ---
+
+
+def test_recorded_steps_are_timed_beside_steps(monkeypatch):
+    recorded = load("recorded_steps")
+    model = VMM(4, 2, hidden=(8,), epochs=1, settle=False, random_state=0).fit(np.random.default_rng(0).random((80, 5)))
+    monkeypatch.setattr(recorded, "BATCHES", 2)
+    times = recorded.measure((model.vae_, torch.zeros(40, 5, dtype=torch.float32).split(20)), 3, "cpu")
+    assert {way: len(each) for way, each in times.items()} == {"by steps": 3, "recorded": 3}
+    assert recorded.line("few", {"by steps": [2.0, 4.0, 9.0], "recorded": [1.0, 2.0, 3.0]}) == (
+        "| few | 4.00 | 2.00 | 2.00 | 1.00 | 0.50 |"
+    )
+
+
 # --- tables ---
 
 

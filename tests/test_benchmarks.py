@@ -70,6 +70,18 @@ def test_the_defaults_find_the_number_of_clusters(name):
     assert battery.measure(X, y, 0)["right"]
 
 
+# --- loaders ---
+
+
+@pytest.mark.filterwarnings("ignore:The function AnnLoader is deprecated:FutureWarning")
+@pytest.mark.parametrize("way", ["file", "memory"])
+@pytest.mark.parametrize("loader", ["pyro_vmm", "anndata's AnnLoader"])
+def test_loaders_read_every_cell_once(loader, way, tmp_path):
+    load("large_data").simulate(tmp_path / "cells.h5ad", 300, None)
+    found = load("loaders").measure(tmp_path / "cells.h5ad", loader, way, 60.0)
+    assert found["cells"] == 300 - 128  # without the first minibatch
+
+
 # --- recorded steps ---
 
 

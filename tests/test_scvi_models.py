@@ -198,7 +198,7 @@ def test_reused_draws_are_those_of_the_loss(monkeypatch):
     (step,) = model.callbacks()
 
     def on_train_batch_end(trainer, plan, *args):
-        drawn.append(model.module.vmm.last[1])
+        drawn.append(model.module.vmm.watch.last[1])
         map_step = step.steps.map_step
         step.steps.map_step = lambda cells, z: used.append(z) or map_step(cells, z)
         type(step).on_train_batch_end(step, trainer, plan, *args)

@@ -117,6 +117,7 @@ class Steps:
     def continue_with(self, vae: LatentVariableModel, kept: Tensor) -> None:
         """Go on with a model of components ``kept`` (n,) of the present one, and keep Adam's state for them."""
         assert self.prior_optimizer is not None, "components leave a prior that is trained"
+        self.iterate.reset()
         before, state = self.prior, self.prior_optimizer.state
         self.vae, self.prior = vae, vae.prior_parameters()
         self.prior_optimizer = adam(self.prior, self.prior_optimizer.param_groups[0]["lr"])
@@ -127,7 +128,6 @@ class Steps:
                 # Tensors of the parameter's shape have its rows; the count of steps has another shape.
                 moments = {name: v[kept] if v.shape == previous.shape else v for name, v in moments.items()}
             self.prior_optimizer.state[parameter] = moments
-        self.iterate.reset()
         self.iterate = self.captured(self.iteration)
 
     def _mean(self, total: Tensor, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_vmm.runtime.graphs import Graphs, Outputs, Replay, Step
 from pyro_vmm.runtime.randomness import rng_state, set_rng_state
@@ -108,7 +109,8 @@ class Captured:
             self._seen.clear()
             self._replays.clear()
             self._proven.clear()
-            self.module.zero_grad(set_to_none=True)  # gradients lie in the memory of a recording
+            for optimizer in self.optimizers():
+                optimizer.zero_grad(set_to_none=True)  # gradients lie in the memory of a recording
 
     def _record(self, graphs: Graphs, shape: tuple) -> Outputs:
         groups = [group for optimizer in self.optimizers() for group in optimizer.param_groups]
@@ -184,7 +186,7 @@ class Captured:
             numbers += [value for group in optimizer.param_groups for name, value in group.items() if name not in left]
         for module in self.module.modules():
             for value in vars(module).values():
-                if not isinstance(value, Tensor):  # a module may keep its last output
+                if not isinstance(value, Tensor | Distribution):  # a module may keep its last output
                     numbers.append(value if isinstance(value, bool | int | float | str) else id(value))
         return [tensor.data_ptr() for tensor in tensors] + numbers
 

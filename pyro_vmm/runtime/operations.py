@@ -6,7 +6,7 @@ shortened (:mod:`~pyro_vmm.runtime.program`) and repeated: the numbers are those
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx.node import map_aggregate
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -63,34 +64,50 @@ class Operations:
 
     def record(self, step: Step, x: Tensor, groups: Sequence[dict]) -> tuple[Outputs, Replay]:
         tape = _Tape(groups)
-        with tape:
+        with _OneHot(), tape:
             outputs = step(x)
         return outputs, tape.replay(outputs)
 
 
-def consists_of_known_code(module: torch.nn.Module) -> bool:
+def consists_of_known_code(module: torch.nn.Module, also: Collection[str] = ()) -> bool:
     """Whether all code of a module, as far as its attributes tell, is this package's, torch's and Pyro's.
 
     Such a module does the same operations at every step, whatever Python variables outside of it hold.
+
+    Arguments:
+        module: the module.
+        also: the names of further packages whose modules are known to do the same.
     """
+    known = _KNOWN.union(also)
     for each in module.modules():
         hooks = each._forward_hooks, each._forward_pre_hooks, each._backward_hooks, each._backward_pre_hooks
-        if any(hooks) or not _is_known(type(each)) or not _is_known(vars(each)):
+        if any(hooks) or not _is_of(known, type(each)) or not _is_of(known, vars(each)):
             return False
     return True
 
 
-def _is_known(value: Any) -> bool:
+def _is_of(packages: Collection[str], value: Any) -> bool:
+    every = partial(_is_of, packages)
     if isinstance(value, dict):
-        return all(map(_is_known, value.values()))
+        return all(map(every, value.values()))
     if isinstance(value, list | tuple | set):
-        return all(map(_is_known, value))
+        return all(map(every, value))
     if isinstance(value, partial):
-        return all(map(_is_known, (value.func, value.args, value.keywords)))
+        return all(map(every, (value.func, value.args, value.keywords)))
     if isinstance(value, MethodType):
-        return all(map(_is_known, (value.__func__, value.__self__)))
+        return all(map(every, (value.__func__, value.__self__)))
     named = value if isinstance(value, type | FunctionType) else type(value)
-    return (named.__module__ or "").partition(".")[0] in _KNOWN
+    return (named.__module__ or "").partition(".")[0] in packages
+
+
+class _OneHot(TorchFunctionMode):
+    """``one_hot`` without torch's look for the largest code, which no recording can hold."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.one_hot and len(args) == 2 and not kwargs:
+            codes, n_classes = args
+            return codes.new_zeros(*codes.shape, n_classes).scatter_(-1, codes.unsqueeze(-1), 1)
+        return func(*args, **(kwargs or {}))
 
 
 class _Tape(TorchDispatchMode):

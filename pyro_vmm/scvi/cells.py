@@ -134,10 +134,9 @@ class Layout:
         """The batch of cells (N, W) among those of the training data, (N, B); zeros for a new batch."""
         if self.batch_column is None:
             return cells.new_ones(len(cells), 1)
-        batch = cells[:, self.batch_column].long()
-        return nn.functional.one_hot(batch.clamp(max=self.n_batches - 1), self.n_batches) * (
-            (batch < self.n_batches)[:, None]
-        ).to(cells.dtype)
+        # A step with nn.functional.one_hot, which looks for the largest value, can't be recorded.
+        batches = torch.arange(self.n_batches, device=cells.device)
+        return (cells[:, self.batch_column].long()[:, None] == batches).to(cells.dtype)
 
 
 class Encoder(nn.Module):
@@ -199,6 +198,9 @@ class PseudoCells(PseudoInputs):
         initial: cells to start from, (K, W).
         batch: one of ``PSEUDO_BATCHES``.
         latent_dim: D.
+
+    Attributes:
+        frozen: whether q(mu) is frozen.
     """
 
     held: Tensor
@@ -212,7 +214,8 @@ class PseudoCells(PseudoInputs):
         super().__init__(initial[:, : layout.n_measured])
         self.layout, self.batch, self.latent_dim = layout, batch, latent_dim
         self.register_buffer("held", initial[:, layout.n_measured :].clone())
-        self.register_buffer("fixed", torch.zeros(len(initial), dtype=torch.bool))
+        self.frozen = False
+        self.register_buffer("fixed", torch.zeros(len(initial), dtype=torch.bool))  # what files say of it
         self.register_buffer("fixed_loc", initial.new_zeros(len(initial), latent_dim))
         # The Cholesky factor in two parts: its diagonal, which files have had from the start, and what is below.
         self.register_buffer("fixed_scale", initial.new_zeros(len(initial), latent_dim))
@@ -236,7 +239,7 @@ class PseudoCells(PseudoInputs):
         return self.layout.in_batch(cells.repeat(self.n_batches, 1), batches.to(cells.dtype))
 
     def encode(self, encoder: nn.Module) -> Centres:
-        if self.fixed.any():
+        if self.frozen:
             return Centres(self.fixed_loc, self.fixed_tril)
         return averaged(super().encode(encoder), self.n_batches)
 
@@ -254,11 +257,13 @@ class PseudoCells(PseudoInputs):
         self.fixed_scale.copy_(tril.diagonal(dim1=-2, dim2=-1))
         self.fixed_below.copy_(tril.tril(-1))
         self.fixed.fill_(True)
+        self.frozen = True
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if prefix + "fixed_scale" in state_dict:  # a file from before has no "fixed_below"
             state_dict.setdefault(prefix + "fixed_below", torch.zeros_like(self.fixed_below))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.frozen = bool(self.fixed.any())
 
 
 class Cells:

@@ -44,6 +44,27 @@ class Weights(NamedTuple):
     own: Tensor
 
 
+class Watch:
+    """What a loss leaves for the MAP step after it.
+
+    No attributes of a module: a module with new ones is another, and recorded steps on it are void.
+
+    Attributes:
+        on: whether the loss belongs to a training step. ``module.training`` does not say so: surgery, and a second
+            training, run in inference mode.
+        last: the cells (M, W) of the last such loss, their draws of z (M, D), and p(c | z) (M, K).
+        weights: those of the KL divergence in the last loss, or None.
+    """
+
+    def __init__(self):
+        self.on = False
+        self.last: tuple[Tensor, Tensor, Tensor] | None = None
+        self.weights: Weights | None = None
+
+    def stop(self) -> None:
+        self.on, self.last = False, None
+
+
 class HeldPrior(nn.Module):
     """The prior in a module of scvi-tools, as ``module.vmm``; its state is part of the module's.
 
@@ -57,10 +78,7 @@ class HeldPrior(nn.Module):
         cluster_of_component: (K,), numbered from 0.
         trained: the model that is trained instead of the whole prior, see :class:`~pyro_vmm.inference.Elimination`, in
             a tuple; empty outside of training.
-        watched: whether the loss belongs to a training step. ``module.training`` does not say so: surgery, and a second
-            training, run in inference mode.
-        last: the cells (M, W) of the last such loss, their draws of z (M, D), and p(c | z) (M, K).
-        last_weights: those of the KL divergence in the last loss, or None.
+        watch: what a loss leaves for the MAP step.
     """
 
     cluster_of_component: Tensor
@@ -70,9 +88,7 @@ class HeldPrior(nn.Module):
         self.prior, self.balance, self.layout, self.kl_weight = prior, balance, layout, kl_weight
         self.register_buffer("cluster_of_component", torch.arange(prior.n_components))
         self.trained: tuple[Adapted, ...] = ()  # a tuple, so that it is no submodule
-        self.watched = False
-        self.last: tuple[Tensor, Tensor, Tensor] | None = None
-        self.last_weights: Weights | None = None
+        self.watch = Watch()
 
     def rest(self) -> None:
         """Hide the parameters that a MAP step trains from the optimisers of scvi-tools."""
@@ -143,9 +159,9 @@ class WithPrior(Stock):
         q_z, cells = posterior(inference_outputs), self.vmm.layout.pack(tensors)
         z, p_z = inference_outputs["z"], self._model().p_z(cells)
         kl = q_z.log_prob(z).sum(-1) - p_z.log_prob(z)
-        if self.vmm.watched:
+        if self.vmm.watch.on:
             with torch.no_grad():
-                self.vmm.last = cells, z.detach(), p_z.responsibilities(z)
+                self.vmm.watch.last = cells, z.detach(), p_z.responsibilities(z)
         loss = out.loss + self._difference(out, before, kl, tensors, kwargs)
         return LossOutput(
             loss=loss,
@@ -167,11 +183,11 @@ class WithPrior(Stock):
         kl_weight = kwargs.get("kl_weight", 1.0)
         if torch.is_grad_enabled() and before.requires_grad:
             stock, own = self._weights(out, before, kl_weight)
-            self.vmm.last_weights = Weights((len(before), kl_weight), stock.detach().sum(), own.detach().sum())
+            self.vmm.watch.weights = Weights((len(before), kl_weight), stock.detach().sum(), own.detach().sum())
             return (own * kl - stock * before).sum()
-        found = self.vmm.last_weights
+        found = self.vmm.watch.weights
         if found is None or found.key != (before.shape[-1], kl_weight):
-            found = self.vmm.last_weights = self._weights_without_gradients(tensors, kwargs)
+            found = self.vmm.watch.weights = self._weights_without_gradients(tensors, kwargs)
         return found.own * kl.mean() - found.stock * before.mean()
 
     def _weights(self, out: LossOutput, before: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:

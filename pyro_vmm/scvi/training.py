@@ -6,13 +6,16 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from scvi.train import TrainRunner
+from torch import Tensor
 
 from pyro_vmm.inference import Elimination, Steps, TrainingConfig, TrainingDiverged
 from pyro_vmm.inference.elimination import Shares
 from pyro_vmm.inference.steps import quiet_pyro
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.runtime.captured import Captured
 from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.operations import Operations, consists_of_known_code
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.scvi.modules import Adapted
 
@@ -54,32 +57,50 @@ class MapStep(pl.Callback):
         config = TrainingConfig(learning_rate=rate, freeze_after=self.freeze_after, batch_size=batch_size)
         with self.mixture.awake():
             self.elimination = Elimination(model, config)
-            self.steps = Steps(model, config, ranks=self.ranks)
+            self.steps = Steps(model, config, recorder(model, self.ranks), self.ranks)
+        self.map_step = self._captured(self.steps)
         self.mixture.trained = (model,)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        if self.steps is not None:
+            self.map_step.refresh()
         self.shares, self.cells = Shares(self._model(plan).prior, self.ranks), 0
         self.objectives: list[torch.Tensor] = []
 
     def on_train_batch_start(self, *_) -> None:
-        self.mixture.watched = True
+        self.mixture.watch.on = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, plan: Any, *_) -> None:
-        cells, z, responsibilities = self.mixture.last
-        self.mixture.watched, self.mixture.last = False, None
+        cells, z, responsibilities = self.mixture.watch.last
+        self.mixture.watch.stop()
         self.shares.add(responsibilities)
         self.cells += len(cells)
         if self.steps is None:
             return
-        model = self.steps.vae
-        with self.mixture.awake(), exclusive(), quiet_pyro():
-            if not self.reuse_draws:
-                with torch.no_grad(), inference_mode(plan.module):
-                    z = model.encoder(cells).sample()
+        with exclusive():
             # DDP does not handle these parameters, so form the sums over all processes here.
             self.ranks.begin(int(self.ranks.sum_number(len(cells))))
-            self.objectives.append(self.steps.map_step(cells, z))
-            model.observe_clusters(cells, responsibilities, self.ranks)
+            rows = torch.cat([cells, z], -1) if self.reuse_draws else cells
+            self.objectives += self.map_step(rows)
+            self.steps.vae.observe_clusters(cells, responsibilities, self.ranks)
+
+    def _captured(self, steps: Steps) -> Captured:
+        """The MAP step, recorded where it can be."""
+        width = self.mixture.layout.width
+
+        def map_step(rows: Tensor) -> tuple[Tensor]:
+            """A step on packed cells, (M, W), or on these beside their draws of z, (M, W + D)."""
+            cells, z = rows[:, :width], rows[:, width:]
+            with self.mixture.awake(), quiet_pyro():
+                return (steps.map_step(cells, z if self.reuse_draws else self._drawn(steps.vae, cells)),)
+
+        return steps.captured(map_step)
+
+    @torch.no_grad()
+    def _drawn(self, model: LatentVariableModel, cells: Tensor) -> Tensor:
+        """Draws of z (M, D) of cells (M, W), by the encoder as the last step left it."""
+        with inference_mode(model.encoder):
+            return model.encoder(cells).sample()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         if not (self.objectives or self.steps is None):
@@ -98,7 +119,9 @@ class MapStep(pl.Callback):
             share = self.shares.total / self.ranks.sum_number(self.cells)
             remain = self.elimination.end_epoch(share, self.shares.largest)
             if remain is not None:
+                self.map_step.reset()
                 self.steps.continue_with(self.elimination.model, remain)
+                self.map_step = self._captured(self.steps)
                 self.mixture.trained = (self.elimination.model,)
         # The parameters of the remaining subset are new.
         self._rest()
@@ -118,7 +141,8 @@ class MapStep(pl.Callback):
     def _finish(self) -> None:
         if self.steps is not None:
             self.elimination.update_whole()
-        self.mixture.trained, self.mixture.watched, self.mixture.last = (), False, None
+        self.mixture.trained = ()
+        self.mixture.watch.stop()
 
     def _model(self, plan: Any) -> LatentVariableModel:
         return Adapted(plan.module) if self.steps is None else self.steps.vae
@@ -126,6 +150,15 @@ class MapStep(pl.Callback):
     def _rest(self) -> None:
         for model in self.mixture.trained:
             model.prior.requires_grad_(False)
+
+
+def recorder(model: Adapted, ranks: Ranks) -> Operations | None:
+    """The recorder of MAP steps; None on a GPU, for several processes, and for modules of unknown code.
+
+    The modules of the tested versions of scvi-tools encode cells by the same operations at every step.
+    """
+    on_cpu = model.prior.origin.device.type == "cpu"
+    return Operations() if on_cpu and ranks.size == 1 and consists_of_known_code(model, also=("scvi",)) else None
 
 
 def runner_class(cls: type[TrainRunner]) -> type[TrainRunner]:

@@ -1,0 +1,102 @@
+"""Steps on the prior in scvi-tools' models that are recorded: the numbers of eager ones, and whose code is recorded."""
+
+import numpy as np
+import pytest
+import torch
+from scvi_common import TRAIN, adapted, float32, make, scvi  # noqa: F401
+
+from pyro_vmm.runtime import operations
+from pyro_vmm.runtime.operations import Operations
+from pyro_vmm.runtime.ranks import ALONE
+from pyro_vmm.scvi import SCVI, training
+from pyro_vmm.scvi.modules import Adapted
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+EPOCHS = 6
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """The number of steps that were replayed; a step is recorded at the second minibatch of a shape."""
+    monkeypatch.setattr(Operations.__init__, "__defaults__", (1,))
+    counted, replay = [], operations._Tape.replay
+
+    def counting(tape, outputs):
+        run = replay(tape, outputs)
+        return lambda: (counted.append(None), run())[1]
+
+    monkeypatch.setattr(operations._Tape, "replay", counting)
+    return counted
+
+
+def trained(cls, eager=False, epochs=EPOCHS, train=(), **settings):
+    with pytest.MonkeyPatch.context() as patch:
+        if eager:
+            patch.setattr(training, "recorder", lambda model, ranks: None)
+        model = make(cls, **{"n_components": 8, **settings})
+        model.train(max_epochs=epochs, settle=False, **{**TRAIN, **dict(train)})
+    return model
+
+
+def assert_same(one, other):
+    torch.testing.assert_close(dict(one.module.state_dict()), dict(other.module.state_dict()), rtol=0, atol=0)
+    for name in ("elbo_train", "map_objective", "n_active"):
+        np.testing.assert_array_equal(one.history[name].to_numpy(float), other.history[name].to_numpy(float))
+
+
+@pytest.mark.parametrize("name", adapted.STOCK)
+def test_a_model_of_each_class_is_that_of_eager_steps(name, replays):
+    cls = getattr(adapted, name)
+    assert_same(trained(cls), trained(cls, eager=True))
+    assert len(replays) >= 2 * EPOCHS  # of three steps an epoch: a recording of each shape, and no other
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prior": "gmm"},
+        {"prior": "student_t"},
+        {"expectation": "sampled"},
+        {"responsibilities": "differentiated"},
+        {"pseudo_batch": "held"},
+        {"encode_covariates": True},
+    ],
+)
+def test_a_model_of_each_prior_is_that_of_eager_steps(settings, replays):
+    assert_same(trained(SCVI, **settings), trained(SCVI, eager=True, **settings))
+    assert len(replays) >= 2 * EPOCHS
+
+
+def test_components_may_leave_while_gradients_add_up(replays):
+    settings = {"n_components": 20, "m_prior": 16, "epochs": 12}
+    train = {"prior_learning_rate": 0.2, "freeze_after": 2, "reuse_draws": True, "accumulate_grad_batches": 2}
+    one = trained(SCVI, train=train, **settings)
+    assert one.history["n_trained"]["n_trained"].iloc[-1] < 20
+    assert replays
+    assert_same(one, trained(SCVI, eager=True, train=train, **settings))
+
+
+def test_a_recording_that_fails_leaves_the_gradients_of_the_networks(monkeypatch):
+    """It fails at the third minibatch, whose gradients add to those of the two before."""
+
+    def refuse(tape, outputs):
+        raise RuntimeError("not today")
+
+    monkeypatch.setattr(Operations.__init__, "__defaults__", (2,))
+    monkeypatch.setattr(operations._Tape, "replay", refuse)
+    train = {"accumulate_grad_batches": 4, "batch_size": 20}
+    assert_same(*(trained(SCVI, eager=eager, epochs=2, train=train) for eager in (False, True)))
+
+
+def test_modules_of_scvi_tools_are_known_and_those_of_others_are_not():
+    class Mine(scvi.module.VAE):
+        pass
+
+    known = make(SCVI, n_components=4)
+    assert isinstance(training.recorder(Adapted(known.module), ALONE), Operations)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scvi.model.SCVI, "_module_cls", Mine)
+        other = make(SCVI, n_components=4)
+    assert training.recorder(Adapted(other.module), ALONE) is None
+    known.module.register_forward_hook(lambda *_: None)
+    assert training.recorder(Adapted(known.module), ALONE) is None

@@ -258,7 +258,7 @@ def test_what_operations_do_not_show_is_refused(step, message):
     ],
 )
 def test_a_proof_takes_no_two_numbers_for_one(one, other, expected):
-    assert capturing._same(torch.tensor(one), torch.tensor(other)) == expected
+    assert capturing.same(torch.tensor(one), torch.tensor(other)) == expected
 
 
 def test_sizes_may_differ_where_the_code_promises_to_do_the_same():

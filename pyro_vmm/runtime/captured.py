@@ -124,7 +124,7 @@ class Captured:
         repeated = [tensor.clone() for tensor in (*outputs, *self._changed())]
         self._restore(before)
         outputs = self.step(self._inputs[shape])
-        if not all(map(_same, repeated, (*outputs, *self._changed()))):
+        if not all(map(same, repeated, (*outputs, *self._changed()))):
             raise RuntimeError("a recorded step gives other numbers than the step")
         self._proven.add(shape)
         return outputs
@@ -184,14 +184,18 @@ class Captured:
         for optimizer in self.optimizers():
             tensors += [value for state in optimizer.state.values() for value in state.values()]
             numbers += [value for group in optimizer.param_groups for name, value in group.items() if name not in left]
-        for module in self.module.modules():
-            for value in vars(module).values():
-                if not isinstance(value, Tensor | Distribution):  # a module may keep its last output
-                    numbers.append(value if isinstance(value, bool | int | float | str) else id(value))
-        return [tensor.data_ptr() for tensor in tensors] + numbers
+        return [tensor.data_ptr() for tensor in tensors] + numbers + attributes(self.module)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def attributes(module: nn.Module) -> list:
+    """The attributes of a module and its submodules: numbers and texts, and the identities of other objects."""
+    values = [value for each in module.modules() for value in vars(each).values()]
+    # A module may keep its last output.
+    values = [value for value in values if not isinstance(value, Tensor | Distribution)]
+    return [value if isinstance(value, bool | int | float | str) else id(value) for value in values]
+
+
+def same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same, bit for bit; a NaN is like another."""
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 

@@ -6,13 +6,14 @@ shortened (:mod:`~pyro_vmm.runtime.program`) and repeated: the numbers are those
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from torch.fx.node import map_aggregate
@@ -22,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_vmm.runtime.graphs import Outputs, Replay, Step
 from pyro_vmm.runtime.program import Call, Name, Program, Text, names_in, variable
+from pyro_vmm.runtime.repeated import Function, Passes
 
 aten = torch.ops.aten
 _PLAIN = (bool, int, float, str, type(None))
@@ -67,6 +69,31 @@ class Operations:
         with _OneHot(), tape:
             outputs = step(x)
         return outputs, tape.replay(outputs)
+
+    def record_function(self, function: Function, x: Outputs, parameters: Sequence[Tensor]) -> Passes:
+        """Record a function of tensors, and the gradients of the first tensor that it returns.
+
+        Arguments:
+            function: the function. Its only lasting effect is on torch's random numbers.
+            x: arguments for it.
+            parameters: what to differentiate by, besides the first of the arguments.
+        """
+        tape = _Tape(())
+        x = (x[0].detach().requires_grad_(), *x[1:])
+        # Checks of arguments read numbers.
+        with _OneHot(), torch.enable_grad(), pyro.validation_enabled(False):
+            arguments = [tape.argument(each) for each in x]
+            with tape:
+                outputs = function(*x)
+            ahead, weights = len(tape.calls), torch.ones_like(outputs[0])
+            arriving = tape.argument(weights)
+            with tape:
+                found = torch.autograd.grad(outputs[0], [x[0], *parameters], weights, allow_unused=True)
+        # Most parameters of a model of another package have no part in it.
+        used = [i for i, gradient in enumerate(found[1:]) if gradient is not None]
+        gradients = [gradient for gradient in found if gradient is not None]
+        forward, backward = tape.passes(ahead, arguments, arriving, outputs, gradients)
+        return Passes(forward, backward, len(outputs), [parameters[i] for i in used])
 
 
 def consists_of_known_code(module: torch.nn.Module, also: Collection[str] = ()) -> bool:
@@ -220,13 +247,52 @@ class _Tape(TorchDispatchMode):
         """A function that runs the operations on the present values of the given tensors, and returns the outputs."""
         if self.steps_of_adam != len(self.groups):
             raise RuntimeError("an optimiser is not a fused Adam")
-        program = Program(self.calls, self.owners, self.tensors, self.objects)
-        program, returned = program.shortened([self.names[each] for each in outputs])
+        program, returned = self._shortened(self.calls, [self.names[each] for each in outputs])
+        return self._function(program, "replay", (), returned)
+
+    def argument(self, value: Tensor) -> Name:
+        """Make a tensor from before the operations an argument of the functions that repeat them."""
+        name = Name(f"x{len(self.names)}")
+        self._own(name, value, name)
+        return name
+
+    def passes(
+        self, ahead: int, arguments: Sequence[Name], arriving: Name, outputs: Outputs, gradients: Sequence[Tensor]
+    ) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
+        """Two functions: the first ``ahead`` operations, and the others.
+
+        The first takes the arguments, and returns the outputs and then all that the second takes: these tensors, and at
+        last the gradient that arrives. The second returns the gradients.
+        """
+        outs, returned = ([self.names[each] for each in tensors] for tensors in (outputs, gradients))
+        back = self.calls[ahead:]
+        read = {*returned, *(name for call in back for name in call.names)}
+        made = {name for call in back for name in call.results}
+        between = sorted(read - made - self.given.keys() - {arriving})
+        # What is copied may change before the second function runs.
+        front = [call._replace(copies=False) for call in self.calls[:ahead]]
+        forward, kept = self._shortened(front, [*outs, *between])
+        same = dict(zip(between, kept[len(outs) :], strict=True))
+        between = sorted(set(same.values()))
+        backward, returned = self._shortened(
+            [call.renamed(same) for call in back], [same.get(name, name) for name in returned]
+        )
+        return (
+            self._function(forward, "forward", arguments, [*kept[: len(outs)], *between]),
+            self._function(backward, "backward", [*between, arriving], returned),
+        )
+
+    def _shortened(self, calls: Sequence[Call], returned: Sequence[Name]) -> tuple[Program, list[Name]]:
+        return Program(calls, self.owners, self.tensors, self.objects).shortened(returned)
+
+    def _function(
+        self, program: Program, name: str, arguments: Sequence[Name], returned: Sequence[Name]
+    ) -> Callable[..., Outputs]:
         # For each operation its entry into torch: a call of the Python object around it takes longer.
         self.given.update((variable(call.function), call.function._op) for call in program.calls)
         with torch.no_grad():
-            exec(program.text(returned), self.given)
-        return torch.no_grad()(self.given["replay"])
+            exec(program.text(returned, name, arguments), self.given)
+        return torch.no_grad()(self.given[name])
 
 
 def _address(tensor: Tensor) -> int:

@@ -120,13 +120,15 @@ class Program(NamedTuple):
                     calls.append(call)
         return self._replace(calls=calls), [same.get(name, name) for name in returned]
 
-    def text(self, returned: Sequence[Name]) -> str:
-        """The text of a function ``replay``, and before it of what is the same at every run.
+    def text(self, returned: Sequence[Name], name: str = "replay", arguments: Sequence[Name] = ()) -> str:
+        """The text of a function, and before it of what is the same at every run.
 
         It deletes a tensor after its last use, and leaves out an operation whose result is not used.
 
         Arguments:
             returned: the names of the tensors that it returns.
+            name: its name.
+            arguments: the names of the tensors that it takes.
         """
         needed, read = [], set(returned)
         for call in reversed(self.calls):
@@ -145,7 +147,7 @@ class Program(NamedTuple):
             lines.append(call.line())
         body = [*reversed(lines), f"return {', '.join(returned)},"]
         before = [call.line() for call in first]
-        return "\n".join([*before, "def replay():", *(f"    {line}" for line in body)])
+        return "\n".join([*before, f"def {name}({', '.join(arguments)}):", *(f"    {line}" for line in body)])
 
     def _made_before(self, calls: Iterable[Call]) -> tuple[list[Call], set[Name]]:
         """Operations that can run once, before all runs, and the names of all that is there then.

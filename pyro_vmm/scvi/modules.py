@@ -1,7 +1,7 @@
 """The prior inside a module of scvi-tools: where it is stored, and how it enters the loss."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -50,19 +50,19 @@ class Watch:
     No attributes of a module: a module with new ones is another, and recorded steps on it are void.
 
     Attributes:
-        on: whether the loss belongs to a training step. ``module.training`` does not say so: surgery, and a second
-            training, run in inference mode.
+        density: :meth:`Adapted.density`, if the loss belongs to a training step, else None. ``module.training`` does
+            not say so: surgery, and a second training, run in inference mode.
         last: the cells (M, W) of the last such loss, their draws of z (M, D), and p(c | z) (M, K).
         weights: those of the KL divergence in the last loss, or None.
     """
 
     def __init__(self):
-        self.on = False
+        self.density: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None
         self.last: tuple[Tensor, Tensor, Tensor] | None = None
         self.weights: Weights | None = None
 
     def stop(self) -> None:
-        self.on, self.last = False, None
+        self.density, self.last = None, None
 
 
 class HeldPrior(nn.Module):
@@ -132,6 +132,14 @@ class Adapted(LatentVariableModel):
         p_z, log_factors = self.trained_prior(), self.log_factors(cells)
         return p_z if log_factors is None else p_z.reweighted(log_factors)
 
+    def density(self, z: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(z) of the z (M, D) of cells (M, W), (M,), and p(c | z), (M, K), without gradients."""
+        p_z = self.p_z(cells)
+        p_z.remember(z)
+        log_p = p_z.log_prob(z)
+        with torch.no_grad():
+            return log_p, p_z.responsibilities(z)
+
 
 class WithPrior(Stock):
     """A mixin for modules: the loss and its report with the prior that ``self.vmm`` holds.
@@ -156,12 +164,14 @@ class WithPrior(Stock):
         out = self.stock_loss(tensors, inference_outputs, generative_outputs, *args, **kwargs)
         key = kl_key(out)
         before = out.kl_local[key]
-        q_z, cells = posterior(inference_outputs), self.vmm.layout.pack(tensors)
-        z, p_z = inference_outputs["z"], self._model().p_z(cells)
-        kl = q_z.log_prob(z).sum(-1) - p_z.log_prob(z)
-        if self.vmm.watch.on:
-            with torch.no_grad():
-                self.vmm.watch.last = cells, z.detach(), p_z.responsibilities(z)
+        cells, z, watch = self.vmm.layout.pack(tensors), inference_outputs["z"], self.vmm.watch
+        log_q = posterior(inference_outputs).log_prob(z).sum(-1)
+        if watch.density is None:
+            log_p = self._model().p_z(cells).log_prob(z)
+        else:
+            log_p, responsibilities = watch.density(z, cells)
+            watch.last = cells, z.detach(), responsibilities
+        kl = log_q - log_p
         loss = out.loss + self._difference(out, before, kl, tensors, kwargs)
         return LossOutput(
             loss=loss,

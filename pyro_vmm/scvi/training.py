@@ -17,6 +17,7 @@ from pyro_vmm.runtime.captured import Captured
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.operations import Operations, consists_of_known_code
 from pyro_vmm.runtime.ranks import Ranks
+from pyro_vmm.runtime.repeated import Repeated
 from pyro_vmm.scvi.modules import Adapted
 
 # What to say of an epoch without any.
@@ -50,6 +51,8 @@ class MapStep(pl.Callback):
     # Of plans, scvi-tools adds ``module`` and ``lr`` to what Lightning declares.
     def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:
         model, self.ranks = Adapted(plan.module), Ranks.present()
+        self.recorder = recorder(model, self.ranks)
+        self.density = Repeated(model.density, model, self.recorder)
         if not (self.trains and model.prior.trained_by_map):
             return
         rate = self.learning_rate or plan.lr
@@ -57,18 +60,19 @@ class MapStep(pl.Callback):
         config = TrainingConfig(learning_rate=rate, freeze_after=self.freeze_after, batch_size=batch_size)
         with self.mixture.awake():
             self.elimination = Elimination(model, config)
-            self.steps = Steps(model, config, recorder(model, self.ranks), self.ranks)
+            self.steps = Steps(model, config, self.recorder, self.ranks)
         self.map_step = self._captured(self.steps)
         self.mixture.trained = (model,)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        self.density.refresh()
         if self.steps is not None:
             self.map_step.refresh()
         self.shares, self.cells = Shares(self._model(plan).prior, self.ranks), 0
         self.objectives: list[torch.Tensor] = []
 
     def on_train_batch_start(self, *_) -> None:
-        self.mixture.watch.on = True
+        self.mixture.watch.density = self.density
 
     def on_train_batch_end(self, trainer: pl.Trainer, plan: Any, *_) -> None:
         cells, z, responsibilities = self.mixture.watch.last
@@ -122,6 +126,7 @@ class MapStep(pl.Callback):
                 self.map_step.reset()
                 self.steps.continue_with(self.elimination.model, remain)
                 self.map_step = self._captured(self.steps)
+                self.density = Repeated(self.steps.vae.density, self.steps.vae, self.recorder)
                 self.mixture.trained = (self.elimination.model,)
         # The parameters of the remaining subset are new.
         self._rest()

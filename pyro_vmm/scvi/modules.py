@@ -28,18 +28,18 @@ else:
 KL_KEYS = ("kl_divergence_z", "kl_div_z", "kl_local")
 KlWeight = Literal["stock", "elbo"]
 KL_WEIGHTS = get_args(KlWeight)
+# The sizes of minibatches, times the weights of a warm-up, whose weights in the loss are kept.
+MOST_WEIGHTS = 8
 
 
 class Weights(NamedTuple):
     """The weights of the KL divergence of z in the loss of M cells, each summed over the cells.
 
     Arguments:
-        key: what they depend on: M, and scvi-tools' ``kl_weight``.
         stock: that of the stock loss.
         own: that of this prior's KL divergence.
     """
 
-    key: tuple[int, float]
     stock: Tensor
     own: Tensor
 
@@ -53,13 +53,21 @@ class Watch:
         density: :meth:`Adapted.density`, if the loss belongs to a training step, else None. ``module.training`` does
             not say so: surgery, and a second training, run in inference mode.
         last: the cells (M, W) of the last such loss, their draws of z (M, D), and p(c | z) (M, K).
-        weights: those of the KL divergence in the last loss, or None.
+        weights: those of the KL divergence in earlier losses, by what they depend on: M, and scvi-tools'
+            ``kl_weight``.
     """
 
     def __init__(self):
         self.density: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None
         self.last: tuple[Tensor, Tensor, Tensor] | None = None
-        self.weights: Weights | None = None
+        self.weights: dict[tuple[int, float], Weights] = {}
+
+    def keep(self, key: tuple[int, float], weights: Weights) -> Weights:
+        """Keep weights for later losses, and return them."""
+        if len(self.weights) == MOST_WEIGHTS:  # a warm-up has ever new ones
+            self.weights.clear()
+        self.weights[key] = weights
+        return weights
 
     def stop(self) -> None:
         self.density, self.last = None, None
@@ -190,14 +198,13 @@ class WithPrior(Stock):
 
     def _difference(self, out: LossOutput, before: Tensor, kl: Tensor, tensors: Mapping, kwargs: Mapping) -> Tensor:
         """The change of the loss, (), when one KL replaces the other."""
-        kl_weight = kwargs.get("kl_weight", 1.0)
+        kl_weight, watch = kwargs.get("kl_weight", 1.0), self.vmm.watch
+        key = (before.shape[-1], kl_weight)
         if torch.is_grad_enabled() and before.requires_grad:
             stock, own = self._weights(out, before, kl_weight)
-            self.vmm.watch.weights = Weights((len(before), kl_weight), stock.detach().sum(), own.detach().sum())
+            watch.keep(key, Weights(stock.detach().sum(), own.detach().sum()))
             return (own * kl - stock * before).sum()
-        found = self.vmm.watch.weights
-        if found is None or found.key != (before.shape[-1], kl_weight):
-            found = self.vmm.watch.weights = self._weights_without_gradients(tensors, kwargs)
+        found = watch.weights.get(key) or watch.keep(key, self._weights_without_gradients(tensors, kwargs))
         return found.own * kl.mean() - found.stock * before.mean()
 
     def _weights(self, out: LossOutput, before: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
@@ -220,7 +227,7 @@ class WithPrior(Stock):
             out = self.stock_loss(cells, *outputs, **kwargs)
             before, kl_weight = out.kl_local[kl_key(out)], kwargs.get("kl_weight", 1.0)
             stock, own = self._weights(out, before, kl_weight)
-            return Weights((len(before), kl_weight), stock.detach().sum(), own.detach().sum())
+            return Weights(stock.detach().sum(), own.detach().sum())
 
 
 class WithMarginal(WithPrior):

@@ -51,6 +51,7 @@ class MapStep(pl.Callback):
     # Of plans, scvi-tools adds ``module`` and ``lr`` to what Lightning declares.
     def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:
         model, self.ranks = Adapted(plan.module), Ranks.present()
+        self.mixture.watch.weights.clear()  # the plan may weigh the terms of the loss in another way than an earlier one
         self.recorder = recorder(model, self.ranks)
         self.density = Repeated(model.density, model, self.recorder)
         if not (self.trains and model.prior.trained_by_map):

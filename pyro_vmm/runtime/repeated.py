@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pyro_vmm.runtime.captured import attributes, describe, same
+from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.randomness import rng_state, set_rng_state
 
 Outputs = tuple[Tensor, ...]
@@ -96,19 +97,17 @@ class Repeated:
         self._seen[shapes] += 1
         if self._seen[shapes] <= self.recorder.patience:
             return self.function(*x)
-        before, outputs = rng_state(x[0].device), None
-        try:
-            if shapes in self._passes:
-                outputs = self._prove(shapes, x)
-            else:
+        with exclusive():
+            before = rng_state(x[0].device)
+            try:
+                if shapes in self._passes:
+                    return self._prove(shapes, x)
                 self._passes[shapes] = self.recorder.record_function(self.function, x, self._parameters())
                 self._known = self._fingerprint()
-        except RuntimeError as error:
-            self.obstacle = describe(error)
-        if outputs is None:
+            except RuntimeError as error:
+                self.obstacle = describe(error)
             set_rng_state(before, x[0].device)
-            outputs = self.function(*x)
-        return outputs
+        return self.function(*x)
 
     def refresh(self) -> None:
         """Forget the recordings if a number or an object has changed since they were made."""

@@ -51,7 +51,7 @@ class MapStep(pl.Callback):
     # Of plans, scvi-tools adds ``module`` and ``lr`` to what Lightning declares.
     def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:
         model, self.ranks = Adapted(plan.module), Ranks.present()
-        self.mixture.watch.weights.clear()  # the plan may weigh the terms of the loss in another way than an earlier one
+        self.mixture.watch.weights.clear()  # another plan may weigh the terms of the loss in another way
         self.recorder = recorder(model, self.ranks)
         self.density = Repeated(model.density, model, self.recorder)
         if not (self.trains and model.prior.trained_by_map):
@@ -62,8 +62,13 @@ class MapStep(pl.Callback):
         with self.mixture.awake():
             self.elimination = Elimination(model, config)
             self.steps = Steps(model, config, self.recorder, self.ranks)
-        self.map_step = self._captured(self.steps)
+        self._go_on_with(model, self.steps)
+
+    def _go_on_with(self, model: Any, steps: Steps) -> None:
+        """Train the components of this model from now on."""
         self.mixture.trained = (model,)
+        self.map_step = self._captured(steps)
+        self.density = Repeated(model.density, model, self.recorder)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         self.density.refresh()
@@ -126,9 +131,7 @@ class MapStep(pl.Callback):
             if remain is not None:
                 self.map_step.reset()
                 self.steps.continue_with(self.elimination.model, remain)
-                self.map_step = self._captured(self.steps)
-                self.density = Repeated(self.steps.vae.density, self.steps.vae, self.recorder)
-                self.mixture.trained = (self.elimination.model,)
+                self._go_on_with(self.elimination.model, self.steps)
         # The parameters of the remaining subset are new.
         self._rest()
 

@@ -3,6 +3,8 @@
 A step of small networks spends a third of its time on Pyro's messages, on distributions that it makes anew, and on
 autograd's bookkeeping. All of that comes to the same list of torch's operations at every step. The list is noted once,
 shortened (:mod:`~pyro_vmm.runtime.program`) and repeated: the numbers are those of the step, bit for bit.
+
+So is a differentiable function in the loss of another package, see :mod:`~pyro_vmm.runtime.repeated`.
 """
 
 import math

@@ -266,7 +266,8 @@ class _Tape(TorchDispatchMode):
         The first takes the arguments, and returns the outputs and then all that the second takes: these tensors, and at
         last the gradient that arrives. The second returns the gradients.
         """
-        outs, returned = ([self.names[each] for each in tensors] for tensors in (outputs, gradients))
+        outs: list[Name] = [self.names[each] for each in outputs]
+        returned: list[Name] = [self.names[each] for each in gradients]
         back = self.calls[ahead:]
         read = {*returned, *(name for call in back for name in call.names)}
         made = {name for call in back for name in call.results}

@@ -8,14 +8,13 @@ import torch
 from common import annotated, planted
 from scipy import sparse
 from scipy.stats import kstest
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from pyro_vmm import SingleCellVMM
 from pyro_vmm.data.cells import CellBatches
-from pyro_vmm.estimators import storing
-from pyro_vmm.estimators.novelty import NONE, Cells, Usual
+from pyro_vmm.estimators.novelty import NONE, Beside, Neighbours, Usual, factors
 from pyro_vmm.networks import WidenedLinear
-from pyro_vmm.runtime.entries import Entries
 
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 3, "settle": False, "random_state": 0}
 #: What ``map_query`` trains with here.
@@ -351,68 +350,130 @@ def test_no_new_cluster_is_a_warning(atlas):
     assert mapped.n_components_ == atlas.n_components_
 
 
+def beside(n: int = 200, off: int = 0, batch_effect: float = 0.0, seed: int = 0, genes: int = 40) -> Beside:
+    """Poisson counts of cells of one profile and what is expected of them; the last ``off`` have twice three genes."""
+    random = np.random.default_rng(seed)
+    expected = 5.0 * random.uniform(0.5, 1.5, (n, genes))
+    rate = expected * np.exp(batch_effect * np.sin(np.arange(genes)))
+    rate[n - off :, :3] *= 4
+    x = torch.as_tensor(random.poisson(rate).astype(float))
+    expected = torch.as_tensor(expected / expected.sum(1, keepdims=True)) * x.sum(1, keepdim=True)
+    surprise, none = torch.as_tensor(random.normal(10, 1, n)), torch.zeros(n, dtype=torch.long)
+    return Beside(x, expected, surprise, none, torch.arange(n) % 2, counts=True)
+
+
+class TestNeighbours:
+    def test_scores_are_those_of_pairs_of_neighbours(self):
+        """Against the formula, over all pairs of two different neighbours."""
+        cells = beside(60)
+        near = Neighbours(cells, seed=0)
+        found, places = near.scores(cells).numpy(), near.places.numpy()
+        x, e = cells.x.numpy(), cells.expected.numpy()
+        for i in (0, 17, 59):
+            own = np.argsort(((places - places[i]) ** 2).sum(1))[:15]
+            assert own[0] == i
+            p, q = x[own].sum(0) / x[own].sum(), e[own].sum(0) / e[own].sum()
+            pairs = [(j, k) for j in own for k in own if j != k]
+            off = sum((x[j] - e[j]) * (x[k] - e[k]) for j, k in pairs) / (p + q + 2e-5)
+            expected = off.sum() / 2 / sum(x[j].sum() * x[k].sum() for j, k in pairs)
+            np.testing.assert_allclose(found[i], [cells.surprise[own].mean(), expected], rtol=1e-6)
+
+    def test_noise_of_single_cells_adds_nothing_and_cells_that_are_off_together_do(self):
+        """The triangular discrimination of two known profiles, of cells whose own counts are noise."""
+        cells = beside(400, off=200)
+        random = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+        near = Neighbours(cells, seed=0)
+        near.places = (torch.arange(400) >= 200).double()[:, None] + 1e-6 * random[:, None]  # each finds its own kind
+        near._place = lambda _: near.places
+        s = near.scores(cells)[:, 1].numpy()
+        p, q = cells.x[200:].sum(0), cells.expected[200:].sum(0)
+        truth = float((((p / p.sum() - q / q.sum()) ** 2) / (p / p.sum() + q / q.sum())).sum() / 2)
+        assert abs(s[:200].mean()) < 0.03 * truth and s[200:].mean() == pytest.approx(truth, rel=0.05)
+
+    def test_neighbours_are_cells_that_are_off_alike(self):
+        cells = beside(400, off=100)
+        near = Neighbours(cells, seed=0)
+        own = torch.cdist(near.places, near.places).topk(15, largest=False).indices
+        assert (own[300:] >= 300).float().mean() > 0.8
+        s = near.scores(cells)[:, 1].numpy()
+        assert roc_auc_score(np.arange(400) >= 300, s) > 0.98
+
+    def test_one_cell_has_no_pairs(self):
+        cells = beside(1)
+        np.testing.assert_allclose(Neighbours(cells, seed=0).scores(cells), [[float(cells.surprise[0]), 0]])
+
+    def test_values_that_are_no_counts_are_off_by_their_standard_deviation(self):
+        random = np.random.default_rng(0)
+        x = random.normal(3, 2, (300, 20))
+        x[150:] += 1.0
+        arrays = [torch.as_tensor(each) for each in (x, np.full((300, 20), 3.0), np.zeros(300))]
+        cells = Beside(*arrays, torch.zeros(300, dtype=torch.long), torch.zeros(300, dtype=torch.long), counts=False)
+        near = Neighbours(cells, seed=0)
+        near.places = (torch.arange(300) >= 150).double()[:, None] + 1e-9 * torch.arange(300)[:, None]
+        near._place = lambda _: near.places
+        s = near.scores(cells)[:, 1].numpy()
+        assert s[:150].mean() == pytest.approx(0, abs=0.05)
+        assert s[150:].mean() == pytest.approx(float((1 / x.var(0)).mean()), rel=0.1)
+
+
+def test_what_a_batch_changes_in_all_clusters():
+    """The median over clusters: that one of three is off in some genes changes nothing."""
+    cells = beside(3000, batch_effect=0.5)
+    cluster = torch.arange(3000) % 3
+    x = torch.where(((cluster == 2)[:, None]) & (torch.arange(40) < 5), 10 * cells.x, cells.x)
+    cells = Beside(x, cells.expected, cells.surprise, torch.ones_like(cluster), cluster, counts=True)
+    found = factors(cells, 3).numpy()
+    np.testing.assert_array_equal(found[[0, 2]], 1.0)
+    effect = np.exp(0.5 * np.sin(np.arange(40)))
+    np.testing.assert_allclose(found[1] / found[1].mean(), effect / effect.mean(), rtol=0.05)
+    adapted = cells.adapted(torch.as_tensor(found))
+    np.testing.assert_allclose(adapted.expected.sum(1), cells.x.sum(1))
+    few = Beside(*(each[:10] for each in (x, cells.expected, cells.surprise, cluster * 0, cluster)), counts=True)
+    ratio = (few.x.sum(0) + 3) / (few.expected.sum(0) + 3)
+    np.testing.assert_allclose(factors(few, 1)[0], ratio, err_msg="too few of each cluster: all together")
+
+
 class TestNovelty:
-    """Cells of two clusters, whose affinity and density follow known laws."""
+    """Scores that follow known laws."""
 
     random = np.random.default_rng(0)
 
-    def draw(self, n: int, offset: float = 0.0, stretch: float = 1.0) -> Cells:
-        random = self.random
-        cluster, size = random.integers(2, size=n), random.normal(7, 0.5, n)
-        counts = 0.1 * size - 0.2 * cluster + random.normal(0, 0.05, n) - offset
-        latent = -10 + 5 * cluster - (1 + cluster) * (20 * offset + stretch * random.normal(size=n))
-        return Cells(cluster, latent, counts, size)
+    def draw(self, n: int, offset: float = 0.0, stretch: float = 1.0) -> np.ndarray:
+        latent, counts = 20 + 3 * self.random.normal(size=n) * stretch, self.random.normal(5, 2, n)
+        return np.stack([latent + 3 * offset, counts + 2 * offset], 1)
 
-    def joined(self, *parts: Cells) -> Cells:
-        return Cells(*(np.concatenate(each) for each in zip(*(vars(part).values() for part in parts), strict=True)))
-
-    def usual(self, held_back: int = 0) -> Usual:
-        return Usual.of(self.draw(4000), 2, np.arange(held_back))
+    def usual(self) -> Usual:
+        return Usual.of(self.draw(4000))
 
     def test_it_is_uniform_over_cells_like_the_reference_and_small_for_others(self):
         usual, none = self.usual(), np.tile(NONE, (1000, 1))
-        np.testing.assert_array_equal(usual.unseen, NONE)
         assert kstest(usual.novelty(self.draw(1000), none), "uniform").pvalue > 1e-3
-        assert np.median(usual.novelty(self.draw(1000, 0.3), none)) < 0.001
+        assert np.median(usual.novelty(self.draw(1000, 5), none)) < 0.001
 
     def test_a_batch_is_brought_to_the_reference(self):
-        usual, batch = self.usual(), self.draw(20_000, 0.1, 1.5)
+        usual, batch = self.usual(), self.draw(20_000, 1.0, 1.5)
         found = usual.adjustment(batch)
-        np.testing.assert_allclose(found, [2.0, 1.5, 2.0], atol=0.15)
+        np.testing.assert_allclose(found, [1.0, 1.5, 1.0], atol=0.1)
         p = usual.novelty(batch, np.tile(found, (len(batch), 1)))
         assert kstest(p, "uniform").statistic < 0.03
 
     def test_false_alarms_are_as_asked_for_beside_novel_cells(self):
         """A fifth of a batch is novel: the known ones are called no more often than asked for, the novel ones are."""
-        usual, known, novel = self.usual(), self.draw(4000, 0.1, 1.5), self.draw(1000, 0.6)
-        batch = self.joined(known, novel)
+        usual, known, novel = self.usual(), self.draw(4000, 1.0, 1.5), self.draw(1000, 7.0)
+        batch = np.concatenate([known, novel])
         p = usual.novelty(batch, np.tile(usual.adjustment(batch), (5000, 1)))
-        assert 0.02 < (p[:4000] < 0.05).mean() < 0.06 and (p[4000:] < 0.01).mean() > 0.95
+        assert 0.01 < (p[:4000] < 0.05).mean() < 0.06 and (p[4000:] < 0.01).mean() > 0.95
 
     def test_a_batch_that_fits_better_is_not_adjusted(self):
-        np.testing.assert_allclose(self.usual().adjustment(self.draw(20_000, -0.1, 0.5)), NONE, atol=1e-12)
+        np.testing.assert_allclose(self.usual().adjustment(self.draw(20_000, -1, 0.5)), NONE, atol=1e-12)
 
-    def test_cells_that_training_has_not_seen_give_the_least(self):
-        cells = self.joined(self.draw(2000, 0.1, 1.5), self.draw(18_000))
-        usual = Usual.of(cells, 2, np.arange(2000))
-        np.testing.assert_allclose(usual.unseen, [2.0, 1.5, 2.0], atol=0.4)
-        np.testing.assert_allclose(usual.adjustment(self.draw(20_000)), usual.unseen, atol=0.1)
-
-    def test_a_file_of_an_earlier_version_shifts_the_affinity_alone(self):
-        usual = self.usual()
-        plain = storing.usual_to_plain(usual, np.array([[0.5, 2.0, 0.25]]))
-        again, adjustments = storing.usual(Entries({"usual": plain}, "the file"), 1)
-        for name, value in vars(usual).items():
-            np.testing.assert_array_equal(getattr(again, name), value, err_msg=name)
-        np.testing.assert_array_equal(adjustments, [[0.5, 2.0, 0.25]])
-        old = {name: plain[name] for name in ("latent", "counts", "quantiles", "n")}
-        old |= {"unseen": 0.25, "shifts": torch.tensor([0.5], dtype=torch.float64)}
-        again, adjustments = storing.usual(Entries({"usual": old}, "the file"), 1)
-        np.testing.assert_array_equal(again.unseen, [0, 1, 0.25])
-        np.testing.assert_array_equal(adjustments, [[0, 1, 0.5]])
-        plain["adjustments"] = torch.tensor([[0.0, 0.5, 0.0]])
+    def test_a_damaged_file(self, reference, tmp_path):
+        reference.save(tmp_path / "model.pt")
+        saved = torch.load(tmp_path / "model.pt", weights_only=True)
+        saved["fitted"]["usual"]["adjustments"][0, 1] = 0.5
+        torch.save(saved, tmp_path / "model.pt")
         with pytest.raises(ValueError, match="adjustments should stretch by at least 1"):
-            storing.usual(Entries({"usual": plain}, "the file"), 1)
+            SingleCellVMM.load(tmp_path / "model.pt")
 
 
 def test_batch_shares_count_the_cells_of_the_query(reference, mapped):

@@ -62,11 +62,12 @@ def test_what_earlier_commits_did_not_keep():
     assert all((model.cluster_of_component_ == np.arange(4)).all() for model in settled)
     shifted, mapped = (SingleCellVMM.load(STORED / f"{name}.pt") for name in ("shifted", "mapped"))
     assert shifted.batches_ == mapped.batches_ and len(mapped.mappings_) == len(shifted.mappings_) == 1
-    # One number by batch before, of the affinity; now a shift and a stretch of the latent space, too.
-    assert (shifted.adjustments_[:, :2] == (0, 1)).all() and shifted.adjustments_[:, 2].any()
-    assert (mapped.adjustments_[:, :2] != (0, 1)).any()
-    with pytest.raises(ValueError, match="a version of pyro_vmm without novelty saved the model"):
-        SingleCellVMM.load(STORED / "first_cells.pt").novelty(cells())
+    # Their novelty was measured otherwise, and their files lack what it takes now.
+    for model in (SingleCellVMM.load(STORED / "first_cells.pt"), shifted, mapped):
+        with pytest.raises(
+            ValueError, match="a version of pyro_vmm without this novelty saved the model; fit it again"
+        ):
+            model.novelty(cells())
 
 
 def test_a_mixture_with_another_covariance_is_another_one():

@@ -16,7 +16,7 @@ from pyro_vmm.data.cells import CellBatches, check_cells, require_cells
 from pyro_vmm.estimators import annotation, building, choices, mapping, sample_weights, storing
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.explained_cells import ExplainedCells
-from pyro_vmm.estimators.novelty import Usual
+from pyro_vmm.estimators.novelty import NONE, Neighbours, Usual, factors
 from pyro_vmm.estimators.settings import DTYPES, CellSettings
 from pyro_vmm.likelihoods import CellLikelihood, of_counts
 from pyro_vmm.models import SingleCellVAE
@@ -168,8 +168,11 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
 
     def _look_at_clusters(self, x: Rows, design: Tensor) -> None:
         """Find the batches of the clusters, and what is usual in them, from the cells of the fit."""
-        self.usual_ = Usual.of(self._looked_at(x), int(self.labels_.max()) + 1, self.validation_rows_)
-        self.adjustments_ = np.tile(self.usual_.unseen, (self.layout_.n_batches, 1))
+        some = self._some_beside(x)
+        self.factors_ = factors(some, self.layout_.n_batches).cpu().numpy()
+        adapted = some.adapted(torch.as_tensor(self.factors_, device=some.x.device))
+        self.usual_ = Usual.of(Neighbours(adapted, self.seed_).scores(adapted).cpu().numpy())
+        self.adjustments_ = np.tile(NONE, (self.layout_.n_batches, 1))
         batch = self.layout_.batch(design).argmax(1).numpy()
         self.batch_shares_ = annotation.batch_shares(self.labels_, batch, self.labels_.max() + 1, self.batches_)
 
@@ -254,12 +257,14 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
     def _judge(self, rows: CellRows, batch: np.ndarray, n_new: int, novel_below: float) -> None:
         """Find what is usual in new batches, add components for novel cells, and count the cells of clusters."""
         if novel_below or (n_new and self.usual_ is not None):
-            usual, cells = self._known_as_usual(), self._looked_at(rows)
-            new = range(self.layout_.n_batches - n_new, self.layout_.n_batches)
-            found = [usual.adjustment(cells[batch == code]) for code in new]
+            usual, some, known = self._known_as_usual(), self._some_beside(rows), self.layout_.n_batches - n_new
+            new = factors(some, self.layout_.n_batches)[known:].cpu().numpy()
+            self.factors_ = np.concatenate([self.factors_, new])
+            scores = self._scored(rows, some)
+            found = [usual.adjustment(scores[batch == known + i]) for i in range(n_new)]
             self.adjustments_ = np.concatenate([self.adjustments_, np.reshape(found, (-1, 3))])
             if novel_below:
-                novel = np.flatnonzero(usual.novelty(cells, self.adjustments_[batch]) < novel_below)
+                novel = np.flatnonzero(usual.novelty(scores, self.adjustments_[batch]) < novel_below)
                 self._add_clusters(rows, novel, novel_below)
         sizes = np.bincount(self.labels_, minlength=len(self.batch_shares_) - 1)
         n_clusters, shares = int(self.cluster_of_component_.max()) + 1, self.batch_shares_
@@ -383,7 +388,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             "batch_shares": torch.as_tensor(self.batch_shares_.to_numpy()),
         }
         if self.usual_ is not None:
-            fitted["usual"] = storing.usual_to_plain(self.usual_, self.adjustments_)
+            fitted["usual"] = storing.usual_to_plain(self.usual_, self.factors_, self.adjustments_)
         if self.mappings_:
             fitted["mapped"] = storing.mappings_to_plain(self.mappings_, self.gene_match_)
         self._save(path, fitted)
@@ -410,7 +415,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         clusters = model.cluster_of_component_ if model.mappings_ else model.labels_
         shares = fitted.floats("batch_shares", (int(clusters.max()) + 2, layout.n_batches))
         model.batch_shares_ = annotation.table(shares.numpy(), model.batches_)
-        model.usual_, model.adjustments_ = storing.usual(fitted, layout.n_batches)
+        model.usual_, model.factors_, model.adjustments_ = storing.usual(fitted, layout)
         model._restore_training(path)
         with storing.restoring(path), building.random_start(model.seed_):
             model.vae_ = model._place(model._build_alike(layout))

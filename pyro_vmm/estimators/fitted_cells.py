@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
-from torch.nn import functional as F
 
 from pyro_vmm.data.cell_rows import CellRows, Covariates
 from pyro_vmm.data.cells import CellBatches, check_cells
@@ -16,12 +15,13 @@ from pyro_vmm.data.genes import GeneMatch
 from pyro_vmm.estimators import annotation
 from pyro_vmm.estimators.base import DTYPES, Estimator, typical
 from pyro_vmm.estimators.mapping import Mapped
-from pyro_vmm.estimators.novelty import Cells, Usual
+from pyro_vmm.estimators.novelty import MOST_CELLS, MOST_NUMBERS, NEIGHBOURS, Beside, Neighbours, Usual
 from pyro_vmm.likelihoods import CellLikelihood
 from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_positive, check_whole
+from pyro_vmm.runtime.device_rows import subset
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.randomness import seeded
 from pyro_vmm.runtime.rows import Rows
@@ -54,12 +54,14 @@ class FittedCells(Estimator):
     mappings_: tuple[Mapped, ...] = ()
     #: What novelty is measured by; None if the model's file lacks it.
     usual_: Usual | None = None
-    #: The adjustment of each batch to the reference, (B, 3), see :mod:`pyro_vmm.estimators.novelty`.
+    #: What each batch changes in all clusters, (B, G), and its adjustment to the reference, (B, 3); see
+    #: :mod:`pyro_vmm.estimators.novelty`.
+    factors_: np.ndarray
     adjustments_: np.ndarray
 
     def _forget(self) -> None:
         super()._forget()
-        for name in ("gene_match_", "mappings_", "usual_", "adjustments_"):
+        for name in ("gene_match_", "mappings_", "usual_", "factors_", "adjustments_"):
             self.__dict__.pop(name, None)
 
     @property
@@ -96,46 +98,58 @@ class FittedCells(Estimator):
         """How well the clusters explain each cell, (N,): a p-value by the reference's own cells.
 
         Near 0 for a cell that no cluster explains, such as one of a type that the reference lacks; about uniform over
-        cells like the reference's that training has not seen. See :mod:`pyro_vmm.estimators.novelty`.
+        cells like the reference's. A cell is judged together with those of ``adata`` that resemble it: give some
+        hundreds, not one by one. See :mod:`pyro_vmm.estimators.novelty`.
 
         Arguments:
             adata: cells of known batches.
 
         Raises:
-            ValueError: a version without novelty saved the model.
+            ValueError: a version without this novelty saved the model.
         """
         return self._novelty(self._rows(adata))
 
     def _novelty(self, rows: CellRows) -> np.ndarray:
         usual, batch = self._known_as_usual(), self.layout_.batch(rows.design).argmax(1).numpy()
-        return usual.novelty(self._looked_at(rows), self.adjustments_[batch])
+        return usual.novelty(self._scored(rows, self._some_beside(rows)), self.adjustments_[batch])
 
     def _known_as_usual(self) -> Usual:
         if self.usual_ is None:
-            raise ValueError("a version of pyro_vmm without novelty saved the model; fit it again")
+            raise ValueError("a version of pyro_vmm without this novelty saved the model; fit it again")
         return self.usual_
 
-    def _looked_at(self, x: Rows) -> Cells:
-        """What novelty looks at."""
+    def _some_beside(self, x: Rows) -> Beside:
+        """Some of these cells, drawn at random, beside what is decoded of them."""
+        most = min(MOST_CELLS, max(MOST_NUMBERS // self.layout_.n_genes, NEIGHBOURS))
+        some = np.random.default_rng(self.seed_).permutation(len(x))[:most]
+        parts, beside = [], self._beside()
+        self._each_block(lambda cells: parts.append(beside(cells)), subset(x, np.sort(some)), self._rows_at_once())
+        return Beside.joined(parts)
+
+    def _scored(self, x: Rows, some: Beside) -> np.ndarray:
+        """The scores of all cells, (N, 2), by their neighbours among some, see :mod:`pyro_vmm.estimators.novelty`."""
+        factors, beside = torch.as_tensor(self.factors_, device=some.x.device), self._beside()
+        near = Neighbours(some.adapted(factors), self.seed_)
+        return self._batched(lambda cells: near.scores(beside(cells).adapted(factors)), x, self._rows_at_once())
+
+    def _beside(self) -> Callable[[Tensor], Beside]:
+        """A function that puts cells (M, G + P + 1) beside what is decoded of them."""
         with torch.no_grad(), exclusive():
             p_z, clustering = self.vae_.prior(self.vae_.encoder), self.vae_.prior.clustering(self.vae_.encoder)
         clusters = torch.as_tensor(self.cluster_of_component_, device=self._own_device())
         there = torch.as_tensor(~np.isin(self.genes_, self.gene_match_.absent), device=self._own_device())
         counts = self.vae_.likelihood.counts
 
-        def look(cells: Tensor) -> Tensor:
-            z, x = self.vae_.encoder(cells).mean, self.layout_.counts(cells)
-            decoded = self.vae_.likelihood.expression(self.vae_.decoder(z, self.layout_.covariates(cells)))
-            x, decoded = x * there, decoded * there
+        def look(cells: Tensor) -> Beside:
+            z, x, covariates = self.vae_.encoder(cells).mean, self.layout_.counts(cells), self.layout_.covariates(cells)
+            x, decoded = x * there, self.vae_.likelihood.expression(self.vae_.decoder(z, covariates)) * there
             if counts:
-                x, decoded = x.sqrt(), decoded.sqrt()
-            size = self.layout_.library(cells)[:, 0].log() if counts else torch.zeros_like(z[:, 0])
+                decoded = decoded * (x.sum(-1, keepdim=True) / decoded.sum(-1, keepdim=True).clamp(min=1e-30))
             q_c = clustering.responsibilities(z)
             cluster = torch.zeros_like(q_c).index_add_(-1, clusters, q_c).argmax(-1)
-            return torch.stack([cluster, p_z.log_prob(z), F.cosine_similarity(x, decoded, dim=-1), size], -1)
+            return Beside(x, decoded, -p_z.log_prob(z), self.layout_.batch(covariates).argmax(-1), cluster, counts)
 
-        cluster, *others = self._batched(look, x, self._rows_at_once()).astype(float).T
-        return Cells(cluster.astype(int), *others)
+        return look
 
     def annotate(self, adata: "AnnData", key_added: str = "vmm") -> "AnnData":
         """Write the embedding and the clusters into ``adata``, and return it.

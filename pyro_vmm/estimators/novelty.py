@@ -1,66 +1,167 @@
 r"""Which cells no cluster of a reference explains, judged without labels.
 
-The encoder is held, and a cell of an unseen type may land inside a reference cluster, where distances in the latent
-space don't show it. The expression decoded there can. So novelty looks at two numbers of a cell: log p(z), and the
-affinity (Bhattacharyya's) of the counts x with the decoded expression e, over the genes that the cells have. For values
-that are no counts it is the cosine of the values and their decoded means.
+One cell has too few counts to say: so a cell is judged together with the cells that resemble it, its 15 nearest among
+some of those given (at most ``MOST_CELLS``), by their residuals, the values beyond what the model decodes at them.
+Novelty looks at two numbers of these neighbours. One is their mean of -log p(z), as an unseen type may lie where the
+reference has few cells. The other tells a type that the encoder, which is held, puts inside a cluster: how far their
+summed counts are from the decoded ones. With counts x, their expectations e and the total L of a neighbour's counts,
 
-.. math:: a(x) = \frac{\sum_g \sqrt{x_g e_g}}{\sqrt{\sum_g x_g \sum_g e_g}}
+.. math:: s = \frac{1}{2} \sum_g \frac{\sum_{i \ne j} (x_{ig} - e_{ig}) (x_{jg} - e_{jg})}{p_g + q_g}
+              \Big/ \sum_{i \ne j} L_i L_j,
 
-It stands in for log p(x | z), which a learned dispersion blunts. Both are compared with those of the reference's cells
-of the same cluster. The affinity rises with the library size, so it is compared at equal sizes:
+where p and q are the shares of each gene in the sums of x and of e. It estimates the triangular discrimination of the
+two profiles, 0 to 1 (Topsøe, IEEE Transactions on Information Theory 46:1602, 2000). Pairs of different cells alone
+count, so that noise of single cells adds nothing on average: it is about 0 for any number of counts, unless the cells
+are off *together*. Values that are no counts are compared in the standard deviation of each gene, over the mean gene.
 
-.. math:: t(x) = \max\left( \frac{1}{\sigma} \left( \frac{-\log p(z) - m_c}{s_c} - \mu \right),\
-                 \frac{-a(x) - i_c - j_c \log \ell}{s'_c} - \delta \right)
-
-with the medians and scales, and the line in the logarithm of the library size :math:`\ell`, of the reference's cells in
-the cell's cluster c. The novelty of a cell is the share of the reference's cells with as large a t: a p-value by the
-reference's own cells.
-
-A new batch fits worse as a whole, as its technology differs in more than its few columns can express. So
-:math:`\mu, \sigma` and :math:`\delta` bring quantiles of the batch to those of the reference: those at 5 % and
-25 % of log p(z), and that at 25 % of the affinity. They are low because a batch's novel cells are beyond them. Cells
-that training has not seen fit worse, too: those held back give the least :math:`\mu, \sigma` and :math:`\delta` of any
-batch. The price: if most cells of a batch are of unseen types, few of them are found.
+A new batch is off as a whole, as its technology or treatment differs in more than its few columns can express. What
+all its clusters share is no novelty: each gene's decoded expression is multiplied by the median over clusters of
+observed over expected counts (see :func:`factors`). What is left differs by cluster; the medians of s and of
+-log p(z) in the batch are brought down to those of the reference, and the spread of -log p(z) below its median, too.
+The novelty of a cell is the share of the reference's cells for which the larger of the two numbers, in the reference's
+scale, is as large: a p-value by the reference's own cells. If most cells of a batch are of unseen types, few are found.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import torch
+from sklearn.utils.extmath import randomized_svd
+from torch import Tensor
+from torch.nn import functional as F
 
-# Clusters of fewer reference cells are compared with all of them.
-LEAST_CELLS = 50
+#: So many cells are compared with each, and neighbours are sought in so many directions.
+NEIGHBOURS, DIRECTIONS = 15, 20
+#: Neighbours are found among at most so many cells, and fewer if these have more than so many numbers.
+MOST_CELLS, MOST_NUMBERS = 2048, 2**24
 #: So many quantiles of the reference's t are kept.
 QUANTILES = 1001
-#: The quantiles of a batch that are brought to those of the reference.
-LOW = (0.05, 0.25)
-#: No adjustment: shift and stretch of -log p(z), shift of minus the affinity, in the scales of clusters.
+#: The quantiles that give the scale of a score. They are low because novel cells are beyond them.
+LOW = (0.16, 0.5)
+#: No adjustment: shift and stretch of -log p(z), shift of s.
 NONE = np.array([0.0, 1.0, 0.0])
-# The standard deviation of a normal over its median absolute deviation.
-NORMAL = 1.4826
+# Clusters of at least so many cells of a batch say what it changes.
+LEAST_CELLS = 20
+# Added to observed and expected counts of a gene: the factor of one that is hardly seen stays near 1.
+PSEUDO_COUNT = 3.0
+# Added to shares of counts, for genes that hardly any cell has.
+LEAST_SHARE = 2e-5
+# The overdispersion of counts and the least variance by which residuals are scaled to find neighbours, and the bound.
+OVERDISPERSION, LEAST_VARIANCE, LARGEST = 0.1, 0.01, 5.0
 
 
 @dataclass(frozen=True)
-class Cells:
-    """What is looked at.
+class Beside:
+    """Cells beside what the model decodes of them.
 
     Arguments:
-        cluster: of each cell, (N,).
-        latent: log p(z), (N,).
-        counts: the affinity of the counts with what is decoded, (N,).
-        size: the logarithm of the library size, (N,).
+        x: their values, (M, G).
+        expected: what is decoded, in their batch; of counts with the same total, (M, G).
+        surprise: -log p(z), (M,).
+        batch, cluster: of each, (M,).
+        counts: whether the values are counts.
     """
 
-    cluster: np.ndarray
-    latent: np.ndarray
-    counts: np.ndarray
-    size: np.ndarray
+    x: Tensor
+    expected: Tensor
+    surprise: Tensor
+    batch: Tensor
+    cluster: Tensor
+    counts: bool
 
     def __len__(self) -> int:
-        return len(self.cluster)
+        return len(self.x)
 
-    def __getitem__(self, cells) -> "Cells":
-        return Cells(self.cluster[cells], self.latent[cells], self.counts[cells], self.size[cells])
+    @classmethod
+    def joined(cls, parts: "list[Beside]") -> "Beside":
+        """All cells of these parts."""
+        names = ("x", "expected", "surprise", "batch", "cluster")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names), parts[0].counts)
+
+    def adapted(self, factors: Tensor) -> "Beside":
+        """With what each batch changes in all clusters, (B, G), see :func:`factors`."""
+        if not self.counts:
+            changed = self.expected + factors[self.batch]
+        else:
+            changed = self.expected * factors[self.batch]
+            changed *= self.total / changed.sum(-1, keepdim=True).clamp(min=1e-30)
+        return Beside(self.x, changed, self.surprise, self.batch, self.cluster, self.counts)
+
+    @cached_property
+    def total(self) -> Tensor:
+        """The total of each cell's counts, (M, 1); 1 for other values."""
+        return self.x.sum(-1, keepdim=True) if self.counts else torch.ones_like(self.x[:, :1])
+
+
+def factors(cells: Beside, n_batches: int) -> Tensor:
+    """What each batch changes in all clusters, (B, G): a factor of expected counts, or what is added to other values.
+
+    The median over clusters with enough cells of the batch of the ratio of observed and expected counts, or of their
+    difference. A batch with no such cluster has that of all its cells, one without cells has none.
+    """
+    neutral = 1.0 if cells.counts else 0.0
+    found = torch.full((n_batches, cells.x.shape[1]), neutral, dtype=cells.x.dtype, device=cells.x.device)
+    for batch in cells.batch.unique():
+        own = torch.nonzero(cells.batch == batch)[:, 0]
+        groups = [own[cells.cluster[own] == k] for k in cells.cluster[own].unique()]
+        groups = [group for group in groups if len(group) >= LEAST_CELLS] or [own]
+        changes = torch.stack([_change(cells.x[group], cells.expected[group], cells.counts) for group in groups])
+        middle = changes.quantile(0.5, dim=0)
+        found[batch] = middle.exp() if cells.counts else middle
+    return found
+
+
+def _change(x: Tensor, expected: Tensor, counts: bool) -> Tensor:
+    """How the values of some cells (M, G) differ from those expected, (G,): the log ratio of counts, or the mean."""
+    if not counts:
+        return (x - expected).mean(0)
+    return (x.sum(0) + PSEUDO_COUNT).log() - (expected.sum(0) + PSEUDO_COUNT).log()
+
+
+class Neighbours:
+    """Cells among which the neighbours of others are found.
+
+    Arguments:
+        cells: some cells, (P, ...), of any batch.
+        seed: of the directions in which they are compared.
+    """
+
+    def __init__(self, cells: Beside, seed: int):
+        self.variance = None if cells.counts else cells.x.var(0, correction=0) + 1e-12
+        residual = cells.x - cells.expected
+        self._tables = residual, residual.square(), cells.x + cells.expected
+        self._sizes = torch.cat([cells.surprise[:, None], cells.total, cells.total.square()], -1).double()
+        scaled = self._scaled(cells)
+        self.middle = scaled.mean(0)
+        rank = min(DIRECTIONS, *scaled.shape)
+        _, _, directions = randomized_svd((scaled - self.middle).cpu().numpy(), rank, random_state=seed)
+        self.directions = torch.as_tensor(directions.T.copy(), dtype=scaled.dtype, device=scaled.device)
+        self.places = self._place(cells)
+
+    def scores(self, cells: Beside) -> Tensor:
+        """The mean of -log p(z) of the neighbours of each of these cells, and their s, (M, 2)."""
+        n = min(NEIGHBOURS, len(self.places))
+        near = torch.cdist(self._place(cells), self.places).topk(n, largest=False).indices
+        surprise, total, squares = F.embedding_bag(near, self._sizes, mode="sum").unbind(-1)
+        residual, square, sum_ = (F.embedding_bag(near, table, mode="sum") for table in self._tables)
+        if self.variance is None:
+            of = 2 * (sum_ / total[:, None].to(sum_.dtype) + LEAST_SHARE)
+        else:
+            of = self.variance * len(self.variance)
+        off = ((residual.square() - square) / of).sum(-1).double()
+        pairs = total.square() - squares  # there are none of one cell
+        return torch.stack([surprise / n, torch.where(pairs > 0, off / pairs.clamp(min=1e-30), 0.0)], -1)
+
+    def _scaled(self, cells: Beside) -> Tensor:
+        """Residuals over their standard deviation, (M, G)."""
+        variance = self.variance
+        if variance is None:
+            variance = cells.expected + OVERDISPERSION * cells.expected.square() + LEAST_VARIANCE
+        return ((cells.x - cells.expected) / variance.sqrt()).clamp(-LARGEST, LARGEST)
+
+    def _place(self, cells: Beside) -> Tensor:
+        return (self._scaled(cells) - self.middle) @ self.directions
 
 
 @dataclass(frozen=True)
@@ -68,67 +169,40 @@ class Usual:
     """What is usual of a reference's cells.
 
     Arguments:
-        latent: median and scale of -log p(z) in each cluster, (C, 2).
-        counts: intercept, slope and scale of minus the affinity in log library size in each, (C, 3).
-        low: the quantiles ``LOW`` of -log p(z), and of minus the affinity, in the scales of clusters, (2, 2).
-        quantiles: of t over all cells, in rising order, (``QUANTILES``,).
-        n: how many cells there are.
-        unseen: the :meth:`adjustment` of cells that training has not seen, (3,).
+        median, scale: of each of the two scores, (2,): the median, and how far below it the lower quantile is.
+        quantiles: of t over its cells, in rising order, (``QUANTILES``,).
+        n: how many cells were looked at.
     """
 
-    latent: np.ndarray
-    counts: np.ndarray
-    low: np.ndarray
+    median: np.ndarray
+    scale: np.ndarray
     quantiles: np.ndarray
     n: int
-    unseen: np.ndarray
 
     @classmethod
-    def of(cls, cells: Cells, n_clusters: int, held_back: np.ndarray) -> "Usual":
-        """What is usual of these cells of the reference; those at some positions (M,) were held back from training."""
-        latent, counts = np.empty((n_clusters, 2)), np.empty((n_clusters, 3))
-        for c in range(n_clusters):
-            own = cells[cells.cluster == c]
-            own = own if len(own) >= LEAST_CELLS else cells
-            latent[c] = np.median(-own.latent), _scale(-own.latent)
-            slope = np.cov(own.size, -own.counts)[0, 1] / max(own.size.var(ddof=1), 1e-12)
-            rest = -own.counts - slope * own.size
-            counts[c] = np.median(rest), slope, _scale(rest)
-        usual = cls(latent, counts, np.zeros((2, 2)), np.zeros(QUANTILES), len(cells), NONE)
-        scaled = usual.scaled(cells)
-        quantiles = np.quantile(np.maximum(*scaled), np.linspace(0, 1, QUANTILES))
-        usual = replace(usual, quantiles=quantiles, low=np.quantile(scaled, LOW, axis=1).T)
-        return replace(usual, unseen=usual.adjustment(cells[held_back])) if len(held_back) else usual
+    def of(cls, scores: np.ndarray) -> "Usual":
+        """What is usual of scores (N, 2)."""
+        low, median = np.quantile(scores, LOW, axis=0)
+        scale = np.maximum(median - low, 1e-6 * (1 + np.abs(scores).max(0)))
+        t = ((scores - median) / scale).max(1)
+        return cls(median, scale, np.quantile(t, np.linspace(0, 1, QUANTILES)), len(scores))
 
-    def scaled(self, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
-        """How far the two are from what is usual in the cell's cluster, in its scale, (N,) each."""
-        cluster = np.where(cells.cluster < len(self.latent), cells.cluster, 0)
-        (median, scale), (intercept, slope, spread) = self.latent[cluster].T, self.counts[cluster].T
-        return (-cells.latent - median) / scale, (-cells.counts - intercept - slope * cells.size) / spread
-
-    def novelty(self, cells: Cells, adjustment: np.ndarray) -> np.ndarray:
+    def novelty(self, scores: np.ndarray, adjustment: np.ndarray) -> np.ndarray:
         """The share of the reference's cells with as large a t, (N,), at least 1 / (n + 1).
 
         Arguments:
-            cells: any.
+            scores: of any cells, (N, 2).
             adjustment: of each cell's batch, (N, 3), see :meth:`adjustment`.
         """
-        (latent, counts), (shift, stretch, counts_shift) = self.scaled(cells), adjustment.T
+        (latent, counts), (shift, stretch, counts_shift) = ((scores - self.median) / self.scale).T, adjustment.T
         t = np.maximum((latent - shift) / stretch, counts - counts_shift)
         below = np.interp(t, self.quantiles, np.linspace(0, 1, len(self.quantiles)), left=0.0, right=1.0)
         return (self.n * (1 - below) + 1) / (self.n + 1)
 
-    def adjustment(self, cells: Cells) -> np.ndarray:
-        r"""What brings cells of a batch to the reference's, :math:`(\mu, \sigma, \delta)`, at least as ``unseen``."""
-        latent, counts = np.quantile(self.scaled(cells), LOW, axis=1).T
-        shift, stretch, counts_shift = self.unseen
-        low = self.low[0]
-        place = max(latent[1], shift + stretch * low[1])
-        stretch = max(stretch, (latent[1] - latent[0]) / max(low[1] - low[0], 1e-6))
-        return np.array([place - stretch * low[1], stretch, max(counts_shift, counts[1] - self.low[1, 1])])
+    def adjustment(self, scores: np.ndarray) -> np.ndarray:
+        """What brings a batch's scores (N, 2) to the reference's: shift and stretch of the first, shift of the second.
 
-
-def _scale(values: np.ndarray) -> float:
-    """A standard deviation that outliers don't move."""
-    spread = NORMAL * np.median(np.abs(values - np.median(values)))
-    return float(max(spread, 1e-6 * (1 + np.abs(values).max())))
+        In the scale of the reference. A batch that is explained better is not adjusted.
+        """
+        low, median = (np.quantile(scores, LOW, axis=0) - self.median) / self.scale
+        return np.array([max(median[0], 0.0), max(median[0] - low[0], 1.0), max(median[1], 0.0)])

@@ -13,14 +13,13 @@ import numpy as np
 import pandas as pd
 import pyro
 import torch
-from scipy.special import ndtri
 from torch import nn
 
 from pyro_vmm.data.cell_rows import Covariates
 from pyro_vmm.data.genes import GeneMatch
 from pyro_vmm.estimators import sample_weights
 from pyro_vmm.estimators.mapping import Mapped
-from pyro_vmm.estimators.novelty import LOW, NONE, QUANTILES, Usual
+from pyro_vmm.estimators.novelty import NONE, QUANTILES, Usual
 from pyro_vmm.inference import Moves
 from pyro_vmm.inference.state import COLUMNS, check_model, check_weights
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
@@ -28,6 +27,7 @@ from pyro_vmm.priors import Covariance, Prior
 from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.tree import COLUMNS as TREE_COLUMNS
 from pyro_vmm.runtime import files
+from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import described, differences, one_line
 from pyro_vmm.runtime.entries import Damaged, Entries
 from pyro_vmm.runtime.ranks import Ranks
@@ -46,6 +46,8 @@ GONE = ("consolidation_steps", "consolidation_learning_rate")
 SINCE = {"component_covariance": "full", "component_df": None, "plateau": None}
 #: The same of the settings of a mixture that was given as an object.
 MIXTURES_SINCE = {"covariance": "full"}
+#: The arrays of what is usual of a reference's cells, in a file, and their shapes.
+USUAL = {"median": (2,), "scale": (2,), "quantiles": (QUANTILES,)}
 
 
 def versions() -> dict[str, str]:
@@ -229,29 +231,24 @@ def mappings(fitted: Entries) -> tuple[tuple[Mapped, ...], GeneMatch]:
     return calls, GeneMatch(key, tuple(found.each("absent", str, "names")))
 
 
-def usual_to_plain(usual: Usual, adjustments: np.ndarray) -> dict:
+def usual_to_plain(usual: Usual, factors: np.ndarray, adjustments: np.ndarray) -> dict:
     """What novelty is measured by, for a file."""
-    names = ("latent", "counts", "low", "quantiles", "unseen")
-    tensors = {name: torch.as_tensor(getattr(usual, name)) for name in names}
-    return {**tensors, "n": usual.n, "adjustments": torch.as_tensor(adjustments)}
+    arrays = {name: getattr(usual, name) for name in USUAL}
+    arrays |= {"factors": factors, "adjustments": adjustments}
+    return {**{name: torch.as_tensor(array) for name, array in arrays.items()}, "n": usual.n}
 
 
-def usual(fitted: Entries, n_batches: int) -> tuple[Usual | None, np.ndarray]:
-    """What :func:`usual_to_plain` wrote; nothing for files of versions without novelty."""
-    if "usual" not in fitted:
-        return None, np.tile(NONE, (n_batches, 1))
+def usual(fitted: Entries, layout: CellLayout) -> tuple[Usual | None, np.ndarray, np.ndarray]:
+    """What :func:`usual_to_plain` wrote; nothing usual for files of versions that measured novelty otherwise."""
+    n_batches, n_genes = layout.n_batches, layout.n_genes
+    if "usual" not in fitted or "factors" not in fitted.part("usual"):
+        return None, np.ones((n_batches, n_genes)), np.tile(NONE, (n_batches, 1))
     found = fitted.part("usual")
-    latent, quantiles = found.floats("latent").numpy(), found.floats("quantiles", (QUANTILES,)).numpy()
-    counts, n = found.floats("counts", (len(latent), 3)).numpy(), found.whole("n", 1)
-    if "adjustments" not in found:  # an earlier version shifted the affinity alone
-        shifts = np.array([found.number("unseen"), *found.floats("shifts", (n_batches,)).tolist()])
-        unseen, *adjustments = NONE + shifts[:, None] * [0, 0, 1]
-        return Usual(latent, counts, np.tile(ndtri(LOW), (2, 1)), quantiles, n, unseen), np.array(adjustments)
-    low, unseen = found.floats("low", (2, 2)).numpy(), found.floats("unseen", (3,)).numpy()
-    adjustments = found.floats("adjustments", (n_batches, 3)).numpy()
+    parts = (found.floats(name, shape).numpy() for name, shape in USUAL.items())
+    factors, adjustments = found.floats("factors", (n_batches, n_genes)), found.floats("adjustments", (n_batches, 3))
     if (adjustments[:, 1] < 1).any():
         raise found.wrong("adjustments should stretch by at least 1")
-    return Usual(latent, counts, low, quantiles, n, unseen), adjustments
+    return Usual(*parts, found.whole("n", 1)), factors.numpy(), adjustments.numpy()
 
 
 def _texts(values) -> bool:

@@ -60,8 +60,6 @@ def answers(name: str, model) -> dict[str, list]:
     else:
         few = cells()[:6] if name == "first_cells" else cells("bc", seed=1)[:6]
     found = {"labels": model.predict(few), "scores": model.score_samples(few, 5)}
-    if name in ("shifted", "mapped"):
-        found["novelty"] = model.novelty(few)
     return {key: np.asarray(value).tolist() for key, value in found.items()}
 
 

@@ -8,6 +8,9 @@ the latent space, with a threshold at its quantile among the reference's cells, 
 
 import argparse
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
@@ -24,8 +27,8 @@ NEIGHBOURS = 15
 LEVEL = 0.01
 
 
-def simulated(seed: int = 0, n: int = 1800, n_genes: int = 300) -> tuple[ad.AnnData, np.ndarray, str]:
-    """Six types in two batches, gamma-Poisson counts; the second batch is the query, and type t5 is left out."""
+def simulated(seed: int, data_dir: str | None = None, n: int = 1800, n_genes: int = 300) -> ad.AnnData:
+    """Six types in two batches that tilt all genes, gamma-Poisson counts."""
     rng = np.random.RandomState(seed)
     kind, batch = rng.randint(6, size=n), rng.randint(2, size=n)
     log_mean = rng.normal(0, 1, n_genes) + rng.normal(0, 0.7, (6, n_genes)) * (rng.rand(6, n_genes) < 0.3)
@@ -34,22 +37,55 @@ def simulated(seed: int = 0, n: int = 1800, n_genes: int = 300) -> tuple[ad.AnnD
     rate *= (rng.lognormal(np.log(800), 0.3, n) / rate.sum(1))[:, None]
     counts = rng.poisson(rate * rng.gamma(5, 1 / 5, rate.shape)).astype(np.float32)
     obs = pd.DataFrame({"batch": np.char.add("b", batch.astype(str)), "cell_type": np.char.add("t", kind.astype(str))})
-    adata = ad.AnnData(sparse.csr_matrix(counts), obs=obs.set_index(np.arange(n).astype(str)))
-    return adata, batch == 1, "t5"
+    return ad.AnnData(sparse.csr_matrix(counts), obs=obs.set_index(np.arange(n).astype(str)))
 
 
-def sets(data_dir: str | None) -> dict:
-    """By name a function that returns the cells, which of them are the query, and the type that the reference lacks."""
+@dataclass(frozen=True)
+class Case:
+    """Cells, which of them are the query, and the type that the reference lacks.
 
-    def kang():
-        adata = data.load("kang_ifnb_2800", data_dir)
-        return adata, (adata.obs["batch"] == "STIM").to_numpy(), "CD14 Mono"
+    Arguments:
+        cells: a function that returns the cells, given the folder of data.
+        query: a function that says which of the cells are the query, (N,).
+        left_out: the type.
+        epochs, query_epochs: of the fit, and of mapping.
+        seed: of the fit.
+    """
 
-    def pbmc():
-        adata = data.load("pbmc_facs_zheng", data_dir)
-        return adata, np.random.RandomState(0).rand(adata.n_obs) < 0.4, "CD14+ Monocyte"
+    cells: Callable[[str | None], ad.AnnData]
+    query: Callable[[ad.AnnData], np.ndarray]
+    left_out: str
+    epochs: int
+    query_epochs: int = 30
+    seed: int = 0
 
-    return {"simulated": simulated, "kang": kang, "sorted PBMC": pbmc}
+
+def batches(*names: str) -> Callable[[ad.AnnData], np.ndarray]:
+    """The cells of these batches."""
+    return lambda adata: adata.obs["batch"].isin(names).to_numpy()
+
+
+def at_random(adata: ad.AnnData) -> np.ndarray:
+    """40 % of the cells."""
+    return np.random.RandomState(0).rand(adata.n_obs) < 0.4
+
+
+def _cases() -> dict[str, Case]:
+    found = {}
+    for seed in range(3):
+        found[f"simulated {seed}"] = Case(partial(simulated, seed), batches("b1"), "t5", 60, 20, seed)
+    for name in ("CD14 Mono", "B", "NK", "DC"):
+        found[f"kang, {name}"] = Case(partial(data.load, "kang_ifnb_2800"), batches("STIM"), name, 40)
+    found["kang from STIM, B"] = Case(partial(data.load, "kang_ifnb_2800"), batches("CTRL"), "B", 40)
+    for name in ("CD14+ Monocyte", "CD19+ B", "CD56+ NK"):
+        found[f"sorted PBMC, {name}"] = Case(partial(data.load, "pbmc_facs_zheng"), at_random, name, 20)
+    lines = batches("sc_dropseq", "sc_celseq2")
+    for name in ("H1975", "HCC827"):
+        found[f"sc_mixology, {name}"] = Case(partial(data.load, "sc_mixology_celllines"), lines, name, 30)
+    return found
+
+
+CASES = _cases()
 
 
 def split(adata: ad.AnnData, in_query: np.ndarray, left_out: str) -> tuple[ad.AnnData, ad.AnnData]:
@@ -74,24 +110,25 @@ def by_cluster(clusters: np.ndarray, types: np.ndarray, wanted: np.ndarray) -> n
     return majority.reindex(wanted).to_numpy()
 
 
-def measure(name: str, adata: ad.AnnData, in_query: np.ndarray, left_out: str, args: argparse.Namespace) -> dict:
+def measure(name: str, case: Case, args: argparse.Namespace) -> dict:
     """One row of the table."""
-    reference, query = split(adata, in_query, left_out)
-    started = time.perf_counter()
-    model = SingleCellVMM("batch", epochs=args.epochs, random_state=args.seed).fit(reference)
-    fitted = time.perf_counter()
-    mapped = model.map_query(query, epochs=args.query_epochs)
-    done = time.perf_counter()
+    adata, left_out = case.cells(args.data_dir), case.left_out
+    reference, query = split(adata, case.query(adata), left_out)
+    epochs, query_epochs = args.epochs or case.epochs, args.query_epochs or case.query_epochs
+    started = time.process_time()
+    model = SingleCellVMM("batch", epochs=epochs, random_state=case.seed).fit(reference)
+    fitted = time.process_time()
+    mapped = model.map_query(query, epochs=query_epochs)
+    done = time.process_time()
     novel = (query.obs["cell_type"] == left_out).to_numpy()
     types, truth = reference.obs["cell_type"].astype(str).to_numpy(), query.obs["cell_type"].astype(str).to_numpy()
     far, nearest = neighbours(model.transform(reference), mapped.transform(query), types)
     labels = by_cluster(model.labels_, types, mapped.predict(query))
     row = {
-        "set": name,
-        "left out": left_out,
+        "set, and the type left out": name,
         "cells": f"{len(reference)} + {len(query)} ({novel.sum()} novel)",
         "clusters": model.n_clusters_,
-        "seconds of fit, mapping": f"{fitted - started:.0f}, {done - fitted:.0f}",
+        "seconds of fit, mapping": f"{fitted - started:.0f}, {done - fitted:.1f}",
     }
     for how, p in (("novelty", mapped.novelty(query)), ("neighbours", far)):
         row[f"{how}: AUC"] = f"{roc_auc_score(novel, -p):.3f}"
@@ -102,7 +139,7 @@ def measure(name: str, adata: ad.AnnData, in_query: np.ndarray, left_out: str, a
     row["accuracy by cluster"] = f"{(labels == truth)[~novel].mean():.3f}"
     row["by neighbours"] = f"{(nearest == truth)[~novel].mean():.3f}"
     if args.new_clusters:
-        grown = model.map_query(query, epochs=args.query_epochs, new_clusters="auto")
+        grown = model.map_query(query, epochs=query_epochs, new_clusters="auto")
         new = grown.predict(query) > model.cluster_of_component_.max()
         row["new clusters: number, recall, false alarms"] = (
             f"{grown.cluster_of_component_.max() - model.cluster_of_component_.max()}, "
@@ -112,26 +149,24 @@ def measure(name: str, adata: ad.AnnData, in_query: np.ndarray, left_out: str, a
 
 
 def markdown(rows: list[dict]) -> str:
-    """A table with a column for each set."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    lines = [[name, *(str(row.get(name, "")) for row in rows)] for name in names]
-    lines.insert(1, ["---"] * (len(rows) + 1))
+    """A table with a row for each set."""
+    names = [*dict.fromkeys(name for row in rows for name in row)]
+    lines = [names, ["---"] * len(names), *([str(row.get(name, "")) for name in names] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", help="the folder that holds cells/; default: $PYRO_VMM_DATA")
-    parser.add_argument("--only", nargs="+", default=["simulated", "kang", "sorted PBMC"])
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--query-epochs", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=[*CASES], metavar="SET", help="some of the sets")
+    parser.add_argument("--epochs", type=int, help="of all fits; default: few, by set")
+    parser.add_argument("--query-epochs", type=int, help="of all mappings; default: few, by set")
     parser.add_argument("--new-clusters", action="store_true", help="map a second time, with new clusters")
     parser.add_argument("--out", type=Path, help="a Markdown file to write; default: the screen")
     args = parser.parse_args(argv)
     rows = []
     for name in args.only:
-        rows.append(measure(name, *sets(args.data_dir)[name](), args))
+        rows.append(measure(name, CASES[name], args))
         table = markdown(rows)
         print(table, flush=True)
         if args.out:

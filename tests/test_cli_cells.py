@@ -216,16 +216,44 @@ def test_counts_of_raw(options, path, adata, tmp_path):
     assert found.var_names.equals(adata.var_names) and (found.X != adata.X).nnz == 0
     assert len(model.genes_) == (30 if "--n-top-genes" in options else G - 1)
     np.testing.assert_array_equal(model.predict(found), found.obs["vmm"].astype(int))
-    with pytest.raises(ValueError, match="--backed can't leave the counts of --layer raw in the file"):
-        CELLS.load({"dataset": path, "layer": "raw", "backed": True})
     # A layer of that name comes first.
     some.layers["raw"] = np.rint(some.X)
     some.write_h5ad(tmp_path / "layer.h5ad")
     assert CELLS.load({"dataset": tmp_path / "layer.h5ad", "layer": "raw"}).adata.n_vars == some.n_vars
 
 
-def test_raw_that_is_not_there(path, tmp_path, capsys):
-    assert run("--dataset", path, "--layer", "raw", "--out", tmp_path / "run", *FAST) == 2
+@pytest.mark.parametrize("form", ["h5ad", "zarr"])
+@pytest.mark.parametrize("with_x", [True, False])
+def test_counts_of_raw_stay_in_the_file(form, with_x, adata, tmp_path):
+    some = adata[:, 20:50].copy()
+    some.raw, some.X = adata, (np.log1p(some.X.toarray()) if with_x else None)
+    stored = write_as(some, tmp_path / f"some.{form}")
+    for options in ([], ["--backed"]):
+        out = tmp_path / f"run{len(options)}"
+        assert run("--dataset", stored, *KEYS, "--layer", "raw", *options, "--out", out, *FAST) == 0
+    memory, file = (anndata.read_h5ad(tmp_path / name / "annotated.h5ad") for name in ("run0", "run1"))
+    assert memory.X is not None and file.X is None and file.var_names.equals(adata.var_names)
+    np.testing.assert_array_equal(file.obsm["X_vmm"], memory.obsm["X_vmm"])
+    pd.testing.assert_frame_equal(file.obs, memory.obs)
+
+
+def write_as(adata: anndata.AnnData, path: Path) -> Path:
+    """Write cells in the form that the name ends in."""
+    if path.suffix == ".h5ad":
+        adata.write_h5ad(path)
+        return path
+    pytest.importorskip("zarr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Zarr's forms
+        adata.write_zarr(path)
+    return path
+
+
+@pytest.mark.parametrize("options", [[], ["--backed"]], ids=str)
+@pytest.mark.parametrize("form", ["h5ad", "zarr"])
+def test_raw_that_is_not_there(form, options, adata, tmp_path, capsys):
+    stored = write_as(adata, tmp_path / f"some.{form}")
+    assert run("--dataset", stored, "--layer", "raw", *options, "--out", tmp_path / "run", *FAST) == 2
     assert "layer='raw' is not in adata.layers" in capsys.readouterr().err
 
 

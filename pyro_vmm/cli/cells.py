@@ -4,6 +4,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from scipy.sparse import issparse
+
 from pyro_vmm.cli.kind import Kind, flag
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, load_cells, select_genes
 from pyro_vmm.data.cell_sets.formats import READERS
@@ -53,15 +56,8 @@ class Cells(Kind):
         _check_columns(config)
         with same_threads():
             adata = load_cells(config["dataset"], config.get("data_dir"), backed, config.get("modality"), make_unique)
-        if (
-            config.get("layer") == "raw"
-            and "raw" not in adata.layers
-            and (
-                adata.raw is not None
-                or (backed and not adata.isbacked)  # a store that is left where it is has no raw here
-            )
-        ):
-            adata = _of_raw(adata, backed)
+        if config.get("layer") == "raw" and "raw" not in adata.layers and adata.raw is not None:
+            adata = _of_raw(adata)
             if make_unique:
                 adata.var_names_make_unique()
         # Check the labels before the selection of genes, which takes longer.
@@ -92,13 +88,20 @@ class Cells(Kind):
         return CellResults(model, data)
 
 
-def _of_raw(adata: "AnnData", backed: bool) -> "AnnData":
-    """The genes and counts of ``adata.raw``; the counts are also in the layer "raw", where a model looks for them."""
-    if backed:
-        raise ValueError("--backed can't leave the counts of --layer raw in the file; leave out one of the two")
-    found = adata.raw.to_adata()
-    found.layers["raw"] = found.X
-    return found
+def _of_raw(adata: "AnnData") -> "AnnData":
+    """The genes and counts of ``adata.raw``; the counts are also in the layer "raw", where a model looks for them.
+
+    Counts that lie in a file stay there.
+    """
+    from anndata import AnnData
+
+    counts = adata.raw.X
+    if isinstance(counts, np.ndarray) or issparse(counts):
+        found = adata.raw.to_adata()
+        found.layers["raw"] = found.X
+        return found
+    parts = {name: dict(getattr(adata, name)) for name in ("obsm", "obsp", "uns")}
+    return AnnData(counts, adata.obs, adata.raw.var, varm=dict(adata.raw.varm), layers={"raw": counts}, **parts)
 
 
 def _check_columns(config: dict) -> None:

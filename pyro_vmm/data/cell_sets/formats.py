@@ -30,7 +30,7 @@ def read_cells(path: Path, modality: str | None = None, backed: bool = False) ->
     Arguments:
         path: a file with one of the endings of ``READERS``, or a folder with ``matrix.mtx`` of 10x.
         modality: the modality of an ``.h5mu``; None for the only one.
-        backed: leave ``X`` and layers in the store; for a ``.zarr`` alone.
+        backed: leave ``X``, layers and ``raw`` in the store; for a ``.zarr`` alone.
 
     Raises:
         FileNotFoundError: there is no such file, or a file is missing in the folder.
@@ -77,7 +77,7 @@ def _read_zarr(path: Path, backed: bool = False) -> "AnnData":
 
 
 def _in_store(store: Any) -> "AnnData":
-    """The cells of a store, whose ``X`` and layers stay there; without ``raw``."""
+    """The cells of a store, whose ``X``, layers and counts of ``raw`` stay there."""
     from anndata import AnnData
     from anndata.io import read_elem, sparse_dataset
 
@@ -87,6 +87,9 @@ def _in_store(store: Any) -> "AnnData":
     tables = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
     parts = {name: read_elem(store[name]) for name in tables if name in store}
     layers = {name: matrix(store["layers"][name]) for name in (store["layers"] if "layers" in store else ())}
+    if hasattr(store.get("raw"), "keys"):  # an AnnData without raw may be stored with an empty array of that name
+        raw = {name: read_elem(store["raw"][name]) for name in ("var", "varm") if name in store["raw"]}
+        parts["raw"] = {"X": matrix(store["raw"]["X"]), **raw}
     return AnnData(matrix(store["X"]) if "X" in store else None, layers=layers, **parts)
 
 

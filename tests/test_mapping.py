@@ -340,6 +340,30 @@ def test_a_type_that_the_reference_lacks_is_novel(atlas):
     assert (new.obs["vmm_novelty"] >= 0).all() and (new.obs["vmm_novelty"] <= 1).all()
 
 
+def test_new_clusters_have_only_so_many_of_the_cells(atlas, monkeypatch):
+    """A multiple of the number that is novel; where they have fewer anyway, their weights stay."""
+    new = simulated(300, 5, 7, 0.8)
+
+    novel = (atlas.map_query(new, **SHORT).novelty(new) < 0.05).sum()
+
+    def grown(most: float) -> tuple[float, SingleCellVMM]:
+        monkeypatch.setattr("pyro_vmm.estimators.mapping.MOST_SHARE", most)
+        mapped = atlas.map_query(new, new_clusters="auto", novel_below=0.05, **SHORT)
+        known = int(atlas.cluster_of_component_.max()) + 1
+        return mapped.predict_proba(new)[:, known:].sum(), mapped
+
+    free, mapped = grown(1e9)
+    held, lower = grown(0.5)
+    assert free > 0.6 * novel and 0.1 * novel < held <= 0.5 * novel * (1 + 1e-3)
+    assert grown(1.25)[0] == free, "they have fewer than are novel"
+    k = atlas.n_components_
+    np.testing.assert_allclose(
+        lower.component_weights_[:k] / lower.component_weights_[:k].sum(),
+        mapped.component_weights_[:k] / mapped.component_weights_[:k].sum(),
+        rtol=1e-5,
+    )
+
+
 def test_no_new_cluster_is_a_warning(atlas):
     """Of cells of known types hardly any is novel, and those that are lie apart."""
     new = simulated(300, 4, 1, 0.3)

@@ -5,11 +5,14 @@ Source: Lotfollahi et al., Mapping single-cell data to reference atlases by tran
 """
 
 import warnings
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.special import expit
 from torch import Tensor
 
 from pyro_vmm.data.categories import FEW_CELLS, Categories
@@ -18,7 +21,7 @@ from pyro_vmm.data.cells import quoted
 from pyro_vmm.data.genes import GeneMatch, positions_by
 from pyro_vmm.estimators import choices
 from pyro_vmm.inference import Trainer, TrainingConfig
-from pyro_vmm.inference.settling import encode, places, sharpened, some_rows
+from pyro_vmm.inference.settling import ROWS_AT_ONCE, encode, places, sharpened, some_rows
 from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.models.growth import with_batches, with_components
 from pyro_vmm.networks import inference_mode
@@ -26,6 +29,7 @@ from pyro_vmm.priors.groups import find_groups
 from pyro_vmm.priors.moves import compact, find_components
 from pyro_vmm.runtime.checks import check_choice, check_positive, check_share, check_whole
 from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.rows import read
 from pyro_vmm.runtime.settings import AUTO, Auto
 
 if TYPE_CHECKING:
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 NEW_CLUSTERS = (None, AUTO)
 # New components there may be.
 MOST_NEW = 50
+# New components may have so many times as many of the query's cells as are novel: novelty misses some.
+MOST_SHARE = 1.25
 # Blocks of a file that are shuffled together: a quarter of those of a fit. Only the columns of new batches are trained,
 # and the memory that mapping takes is that of a pool and of the next one.
 POOL_BLOCKS = 64
@@ -259,4 +265,35 @@ def new_components(
     found = places(vae, rows, some, encoded, labels)
     share = found.count * (len(novel) / max(len(kept), 1) / known)
     with exclusive(), inference_mode(vae):
-        return with_components(vae, found, share), find_groups(sharp, labels)
+        grown = with_components(vae, found, share)
+    _lower_weights(grown, vae.prior.n_components, rows, len(novel) * kept.mean())
+    with exclusive():
+        return grown, find_groups(sharp, labels)
+
+
+@torch.no_grad()
+def _lower_weights(vae: SingleCellVAE, known: int, rows: CellRows, novel: float) -> None:
+    """Lower the weights of new components until they have hardly more of the query's cells than are novel.
+
+    Known cells of a new batch may lie so far out in their own clusters that new components would take them, too.
+
+    Arguments:
+        vae: the model, whose components from ``known`` on are new.
+        rows: all of the query's cells.
+        novel: how many cells the new components stand for.
+    """
+    odds = []
+    with exclusive():
+        clustering = vae.prior.clustering(vae.encoder)
+    with inference_mode(vae), closing(read(rows, torch.arange(len(rows)).split(ROWS_AT_ONCE))) as blocks:
+        for cells in blocks:
+            with exclusive():
+                new = clustering.responsibilities(vae.encoder(cells).mean)[:, known:].sum(-1).double()
+            odds.append(torch.logit(new, eps=1e-12).cpu().numpy())
+    log_odds = np.concatenate(odds)
+
+    def excess(shift: float) -> float:
+        return float(expit(log_odds + shift).sum()) - MOST_SHARE * novel
+
+    if excess(0.0) > 0:
+        vae.prior.get_parameter("pi_logits")[known:] += brentq(excess, -100.0, 0.0)

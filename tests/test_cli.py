@@ -157,7 +157,7 @@ def test_arrays_that_are_no_image(shape, network, tmp_path, capsys):
 @pytest.mark.draws
 def test_columns_of_several_units_are_drawn_on_one_scale(tmp_path, monkeypatch):
     random, seen, real = np.random.RandomState(0), [], plots.component_samples
-    monkeypatch.setattr(plots, "component_samples", lambda *parts: seen.append(parts) or real(*parts))
+    monkeypatch.setattr(plots, "component_samples", lambda *parts, **more: seen.append(parts) or real(*parts, **more))
     x = random.randn(60, 3) * [1e-3, 1.0, 1e6] + [5.0, 0.0, 1e7]
     pd.DataFrame(x, columns=list("abc")).to_csv(tmp_path / "units.csv", index=False)
     assert run("--dataset", tmp_path / "units.csv", "--out", tmp_path / "run", *FAST) == 0

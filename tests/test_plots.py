@@ -157,6 +157,21 @@ def test_the_lowest_image_is_the_exemplar():
     assert np.array_equal(axes.images[1].get_array(), samples[0][0])
 
 
+def test_means_are_between_the_exemplars_and_the_samples():
+    samples, weights, exemplars = components([0.5, 0.5], (4, 4))
+    means = 1 - exemplars
+    (axes,) = drawn(plots.component_samples(samples, weights, exemplars, means=means)).axes
+    for image, expected in zip(axes.images, (exemplars[0], means[0], samples[0][0]), strict=False):
+        assert np.array_equal(image.get_array(), expected)
+    bottoms = [image.get_extent()[2] for image in axes.images[:12]]
+    steps = np.diff(bottoms)
+    assert np.allclose(steps[:2], steps[0]) and np.allclose(steps[2:], steps[2]) and steps[0] > 1.2 * steps[2]
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert names == ["most probable\nmember", "mean", "samples"]
+    with pytest.raises(ValueError, match=r"means must have the shape \(2, 4, 4\) of exemplars, got \(4, 4\)"):
+        plots.component_samples(samples, weights, exemplars, means=means[0])
+
+
 @pytest.mark.parametrize("features", [1, 2, 7, 500])
 def test_rows_of_features_are_drawn_as_lines(features):
     axes = drawn(plots.component_samples(*components([0.5, 0.5], (features,)))).axes[0]

@@ -14,7 +14,8 @@ from pyro_vmm.plots.drawing import BLUE, VERMILLION, check_weights
 MAX_COLUMNS = 30
 # The side of a drawn image and the points of a drawn profile; a tile is about 70 pixels wide.
 MAX_TILE = 96
-GAP = 0.35  # between the most probable member and the samples, in tiles
+GAP = 0.35  # between the most probable member, the mean and the samples, in tiles
+BELOW = ("most probable\nmember", "mean")
 MARGIN = 0.03  # around each tile, in column widths
 
 
@@ -41,6 +42,7 @@ def component_samples(
     exemplars: ArrayLike,  # shape: (K, *event_shape)
     image_shape: tuple[int, ...] | None = None,
     tallest: int = 10,
+    means: ArrayLike | None = None,  # shape: (K, *event_shape)
 ) -> Figure:
     """A column per used component, the largest first: samples in proportion to pi above its most probable member.
 
@@ -55,6 +57,7 @@ def component_samples(
         exemplars: The row of the data that is most probable under each component, shape (K, *event_shape).
         image_shape: (H, W), (H, W, C) or (C, H, W) with C 1 or 3. By default the event's shape if it is one of these.
         tallest: Samples in the tallest column.
+        means: The mean of each component's rows, to draw between the two, shape (K, *event_shape); None for none.
     """
     weights, exemplars = check_weights("weights", weights), np.asarray(exemplars, float)
     samples = _check_samples(samples, weights, exemplars)
@@ -67,9 +70,14 @@ def component_samples(
     for k, height in zip(shown, heights, strict=True):
         if len(samples[k]) < height:
             raise ValueError(f"samples[{k}] must hold {height} rows or more (tallest={tallest}), got {len(samples[k])}")
-    columns = [np.concatenate([exemplars[k][None], samples[k][:n]]) for k, n in zip(shown, heights, strict=True)]
+    below = [exemplars] if means is None else [exemplars, _check_means(means, exemplars)]
+    columns = [
+        np.concatenate([*(rows[k][None] for rows in below), samples[k][:n]])
+        for k, n in zip(shown, heights, strict=True)
+    ]
     shape = _image_shape(exemplars.shape[1:], image_shape)
-    figure = _column_figure(columns, 0.6 if shape is None else _image_aspect(shape), shape)
+    labels = BELOW[: len(below)]
+    figure = _column_figure(columns, labels, 0.6 if shape is None else _image_aspect(shape), shape)
     _label_columns(figure, shown, weights, len(used))
     return figure
 
@@ -92,6 +100,13 @@ def _check_samples(samples: Sequence[ArrayLike], weights: np.ndarray, exemplars:
                 f"of exemplars, got {draws.shape}"
             )
     return arrays
+
+
+def _check_means(means: ArrayLike, exemplars: np.ndarray) -> np.ndarray:
+    means = np.asarray(means, float)
+    if means.shape != exemplars.shape:
+        raise ValueError(f"means must have the shape {exemplars.shape} of exemplars, got {means.shape}")
+    return means
 
 
 def _image_shape(event_shape: tuple[int, ...], image_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -119,23 +134,25 @@ def _channels_last(image: np.ndarray) -> np.ndarray:
     return image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
 
 
-def _column_figure(columns: Sequence[np.ndarray], aspect: float, image_shape: tuple[int, ...] | None) -> Figure:
-    """Tiles on one pair of axes: column j from x = j to j + 1, rows ``aspect`` high, the exemplar lowest."""
-    tallest = max(len(column) - 1 for column in columns)
-    height = aspect * (tallest + 1 + GAP)
+def _column_figure(
+    columns: Sequence[np.ndarray], below: Sequence[str], aspect: float, image_shape: tuple[int, ...] | None
+) -> Figure:
+    """Tiles on one pair of axes: column j from x = j to j + 1, rows ``aspect`` high, those named ``below`` lowest."""
+    tallest = max(len(column) for column in columns)
+    height = aspect * (tallest + len(below) * GAP)
     tile = 0.48 if len(columns) > 12 else 0.6  # inches
     figure = Figure(figsize=(max(tile * len(columns) + 1.3, 5.5), tile * height + 1.0), layout="constrained")
     axes = figure.add_subplot()
-    # Row 0 is the exemplar.
-    corners = [(j, row + GAP * (row > 0)) for j, column in enumerate(columns) for row in range(len(column))]
+    bottoms = [row + GAP * min(row, len(below)) for row in range(tallest)]
+    corners = [(j, bottoms[row]) for j, column in enumerate(columns) for row in range(len(column))]
     tiles, places = np.concatenate(columns), np.array(corners) * (1, aspect)
     if image_shape is None:
         _draw_profiles(axes, tiles.reshape(len(tiles), -1), places, aspect)
     else:
         _draw_images(axes, tiles.reshape(-1, *image_shape), places, aspect)
     axes.set(xlim=(0, len(columns)), ylim=(0, height), aspect="equal")
-    first_sample = aspect * (1 + GAP + 0.5)
-    axes.set_yticks([aspect / 2, first_sample], labels=["most probable\nmember", "samples"], fontsize=8)
+    middles = [aspect * (bottom + 0.5) for bottom in bottoms[: len(below) + 1]]
+    axes.set_yticks(middles, labels=[*below, "samples"], fontsize=8)
     return figure
 
 

@@ -87,7 +87,7 @@ class ArrayResults:
         return plots.latent_map(self.latent_means, self.clusters, self.data.labels, hesitation=hesitation)
 
     def component_figure(self) -> "Figure":
-        """The paper's figure 1: what each used cluster generates, in proportion to its weight, and its exemplar.
+        """The paper's figure 1: what each used cluster generates, in proportion to its weight, its mean and exemplar.
 
         Features that were standardised one by one are drawn standardised.
         """
@@ -98,11 +98,14 @@ class ArrayResults:
             self.model.sample(n, component=k, mean=True, random_state=0)[0] for k, n in zip(used, numbers, strict=True)
         ]
         exemplars = self.data.x[self.probabilities[:, used].argmax(0)]
+        means = None
+        if self.explained is not None:
+            means = self.explained.means[self.explained.clusters.index.get_indexer(used)]
         if self.model.scale_.ndim and not plots.is_image(exemplars.shape[1:]):
             # The scale that the model saw is the only common one of features with different units.
             samples = [self._standardised(draws) for draws in samples]
-            exemplars = self._standardised(exemplars)
-        return plots.component_samples(samples, weights, exemplars)
+            exemplars, means = self._standardised(exemplars), None if means is None else self._standardised(means)
+        return plots.component_samples(samples, weights, exemplars, means=means)
 
     def _standardised(self, x: np.ndarray) -> np.ndarray:
         return (x - self.model.shift_) / self.model.scale_
@@ -117,7 +120,7 @@ class ArrayResults:
         n = len(np.unique(self.clusters))
         beside = {
             "weights": f"Bars of the weights of {n} clusters, beside their shares of rows.",
-            "components": "What the model generates from each cluster, and an exemplar of each.",
+            "components": "What the model generates from each cluster, above the mean and an exemplar of each.",
             "tree": figures.TREE,
             "overlap": figures.OVERLAP.format(unit=self.unit),
         }

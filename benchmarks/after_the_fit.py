@@ -19,13 +19,19 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from sklearn.datasets import load_digits
 
-from pyro_vmm import SingleCellVMM, plots
+import pyro_vmm
+from pyro_vmm import VMM, SingleCellVMM, plots
+from pyro_vmm.data import load_file
 from pyro_vmm.plots.drawing import BLUE, GREY, ORANGE, VERMILLION, palette
+from pyro_vmm.report import ArrayResults
 from pyro_vmm.runtime import files
 from repro.integration import data
 
 EPOCHS = 100
+#: Of each fit of the comparison of priors.
+COMPARED_EPOCHS = 30
 #: The type whose genes are compared between conditions, and the one that the reference of the mapping lacks.
 COMPARED, LEFT_OUT = "CD14 Mono", "CD14 Mono"
 GENES_SHOWN = 15
@@ -90,6 +96,37 @@ def novelty(adata: AnnData) -> Figure:
     return figure
 
 
+def hesitating(model: SingleCellVMM, adata: AnnData) -> Figure:
+    """The UMAP of the latent space by condition, known type, cluster and hesitation."""
+    import scanpy as sc
+
+    found = model.annotate(adata.copy())
+    sc.pp.neighbors(found, use_rep="X_vmm")
+    sc.tl.umap(found, random_state=0)
+    groups = {"batch": found.obs["batch"], "cell type": found.obs["cell_type"], "cluster": found.obs["vmm"]}
+    return plots.umap_panels(found.obsm["X_umap"], groups, hesitation=found.obs["vmm_entropy"])
+
+
+def compared(adata: AnnData) -> Figure:
+    """Three priors on kang, with two seeds."""
+    estimator = SingleCellVMM("batch", epochs=COMPARED_EPOCHS, patience=None, plateau=None)
+    priors = ["vmm", "gmm", "standard_normal"]
+    found = pyro_vmm.compare(adata, priors, seeds=2, y=adata.obs["cell_type"], estimator=estimator)
+    print(found)
+    return found.figure()
+
+
+def digits(path: Path) -> None:
+    """The page's figure of images: what each cluster generates, its mean and its most probable member."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "digits.npy", load_digits().images)
+        data = load_file(Path(folder) / "digits.npy")
+    model = VMM(random_state=0, progress=False).fit(data.x)
+    results = ArrayResults(model, data)
+    results.explained = model.explain(data.x)
+    plots.save(results.component_figure(), path)
+
+
 def looked_at(model: SingleCellVMM, adata: AnnData, path: Path) -> None:
     """A picture of the first screen of the report in a browser."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -123,6 +160,9 @@ def main() -> None:
     life = {"weights": model.weight_history_, "clusters": model.history_clusters_}
     plots.save(plots.component_life(model.history_, model.settled_, "cell", **life), args.out / "life.png")
     plots.save(novelty(adata), args.out / "map_query.png")
+    plots.save(hesitating(model, adata), args.out / "hesitation.png")
+    plots.save(compared(adata), args.out / "compare.png")
+    digits(args.out / "digits.png")
     looked_at(model, adata, args.out / "report.png")
     for path in sorted(args.out.glob("*.png")):
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")

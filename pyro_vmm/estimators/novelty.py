@@ -77,7 +77,8 @@ class Beside:
     def joined(cls, parts: "list[Beside]") -> "Beside":
         """All cells of these parts."""
         names = ("x", "expected", "surprise", "batch", "cluster")
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names), parts[0].counts)
+        whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return cls(**whole, counts=parts[0].counts)
 
     def adapted(self, factors: Tensor) -> "Beside":
         """With what each batch changes in all clusters, (B, G), see :func:`factors`."""

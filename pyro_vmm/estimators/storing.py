@@ -244,11 +244,11 @@ def usual(fitted: Entries, layout: CellLayout) -> tuple[Usual | None, np.ndarray
     if "usual" not in fitted or "factors" not in fitted.part("usual"):
         return None, np.ones((n_batches, n_genes)), np.tile(NONE, (n_batches, 1))
     found = fitted.part("usual")
-    parts = (found.floats(name, shape).numpy() for name, shape in USUAL.items())
+    arrays = {name: found.floats(name, shape).numpy() for name, shape in USUAL.items()}
     factors, adjustments = found.floats("factors", (n_batches, n_genes)), found.floats("adjustments", (n_batches, 3))
     if (adjustments[:, 1] < 1).any():
         raise found.wrong("adjustments should stretch by at least 1")
-    return Usual(*parts, found.whole("n", 1)), factors.numpy(), adjustments.numpy()
+    return Usual(**arrays, n=found.whole("n", 1)), factors.numpy(), adjustments.numpy()
 
 
 def _texts(values) -> bool:

@@ -80,7 +80,8 @@ def novelty(adata: AnnData) -> Figure:
     query = adata[stim].copy()
     mapped = fitted(reference).map_query(query)
     found, types = mapped.novelty(query), query.obs["cell_type"].to_numpy()
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    print(f"below 0.01, by type:\n{pd.Series(found < 0.01).groupby(types).mean()}")
+    figure = Figure(figsize=(8.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     names = [name for name in query.obs["cell_type"].value_counts().index if (types == name).sum() >= 30]
     for name, color in zip(names, palette(len(names)), strict=True):
@@ -92,7 +93,7 @@ def novelty(adata: AnnData) -> Figure:
     axes.set(xscale="log", xlabel="novelty", ylabel="share of the type's cells with at most as much", ylim=(0, 1))
     axes.set_title("STIM mapped onto CTRL", loc="left")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=7)
+    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -140,11 +140,16 @@ def looked_at(model: SingleCellVMM, adata: AnnData, path: Path) -> None:
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         command += [f"--user-data-dir={folder}/profile", "--window-size=1150,1500", f"--screenshot={picture}"]
         subprocess.run([*command, page.as_uri()], check=True, capture_output=True, timeout=120)
-        buffer = io.BytesIO()
-        with Image.open(picture) as image:
-            small = image.convert("RGB").resize((round(0.75 * image.width), round(0.75 * image.height)))
-        small.quantize(64, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
-        files.write(buffer, path)
+        shrink(picture, path, 0.75)
+
+
+def shrink(picture: Path, path: Path, factor: float) -> None:
+    """Write a picture in fewer pixels and in 64 colours."""
+    buffer = io.BytesIO()
+    with Image.open(picture) as image:
+        small = image.convert("RGB").resize((round(factor * image.width), round(factor * image.height)))
+    small.quantize(64, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    files.write(buffer, path)
 
 
 def main() -> None:
@@ -162,6 +167,7 @@ def main() -> None:
     plots.save(plots.component_life(model.history_, model.settled_, "cell", **life), args.out / "life.png")
     plots.save(novelty(adata), args.out / "map_query.png")
     plots.save(hesitating(model, adata), args.out / "hesitation.png")
+    shrink(args.out / "hesitation.png", args.out / "hesitation.png", 0.7)
     plots.save(compared(adata), args.out / "compare.png")
     digits(args.out / "digits.png")
     looked_at(model, adata, args.out / "report.png")

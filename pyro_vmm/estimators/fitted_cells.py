@@ -130,7 +130,8 @@ class FittedCells(Estimator):
         """The scores of all cells, (N, 2), by their neighbours among some, see :mod:`pyro_vmm.estimators.novelty`."""
         factors, beside = torch.as_tensor(self.factors_, device=some.x.device), self._beside()
         near = Neighbours(some.adapted(factors), self.seed_)
-        return self._batched(lambda cells: near.scores(beside(cells).adapted(factors)), x, self._rows_at_once())
+        # A dozen arrays of a block's cells and genes are there at once.
+        return self._batched(lambda cells: near.scores(beside(cells).adapted(factors)), x, self._rows_at_once(12))
 
     def _beside(self) -> Callable[[Tensor], Beside]:
         """A function that puts cells (M, G + P + 1) beside what is decoded of them."""

@@ -136,7 +136,7 @@ class Neighbours:
         scaled = self._scaled(cells)
         self.middle = scaled.mean(0)
         rank = min(DIRECTIONS, *scaled.shape)
-        _, _, directions = randomized_svd((scaled - self.middle).cpu().numpy(), rank, random_state=seed)
+        _, _, directions = randomized_svd(scaled.sub_(self.middle).cpu().numpy(), rank, random_state=seed)
         self.directions = torch.as_tensor(directions.T.copy(), dtype=scaled.dtype, device=scaled.device)
         self.places = self._place(cells)
 
@@ -159,7 +159,7 @@ class Neighbours:
         variance = self.variance
         if variance is None:
             variance = cells.expected + OVERDISPERSION * cells.expected.square() + LEAST_VARIANCE
-        return ((cells.x - cells.expected) / variance.sqrt()).clamp(-LARGEST, LARGEST)
+        return ((cells.x - cells.expected) / variance.sqrt()).clamp_(-LARGEST, LARGEST)
 
     def _place(self, cells: Beside) -> Tensor:
         return (self._scaled(cells) - self.middle) @ self.directions

@@ -31,7 +31,7 @@ from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.priors.pseudo_inputs import CellPseudoInputs
 from pyro_vmm.runtime.cell_layout import CellLayout
-from pyro_vmm.runtime.graphs import CudaGraphs
+from pyro_vmm.runtime.cuda_graphs import CudaGraphs
 from pyro_vmm.runtime.precision import PRECISIONS, network_precision
 from repro import pages
 
@@ -110,12 +110,12 @@ class Bench:
     def __init__(self, device: torch.device, repeats: int):
         self.device, self.repeats = device, repeats
 
-    def graphs(self) -> CudaGraphs | None:
+    def recorder(self) -> CudaGraphs | None:
         return CudaGraphs(self.device) if self.device.type == "cuda" else None
 
     def steps(self, case: Case, recorded: bool) -> Steps:
         vae = case.build().to(self.device).train()
-        return Steps(vae, case.config(), self.graphs() if recorded else None)
+        return Steps(vae, case.config(), self.recorder() if recorded else None)
 
     def seconds(self, function: Callable[[], object]) -> float:
         self._wait()
@@ -178,7 +178,7 @@ class Bench:
             x = case.x.to(self.device)
             for precision, recorded in (("float32", False), *((precision, True) for precision in PRECISIONS)):
                 trainer = Trainer(case.build().to(self.device), case.config())
-                trainer.steps = Steps(trainer.vae, trainer.config, self.graphs() if recorded else None)
+                trainer.steps = Steps(trainer.vae, trainer.config, self.recorder() if recorded else None)
                 with network_precision(precision):
                     epoch = partial(trainer.train_epoch, x, lambda rows: None)
                     times = [self.seconds(epoch) for _ in range(5)]

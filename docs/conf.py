@@ -78,7 +78,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!pyro_vmm\.).*"),
     ("py:class", r"pyro_vmm\.(estimators|inference\.config|rivals\.estimators)\..*"),
     ("py:class", r"pyro_vmm\.evaluation\.(selection|comparison)\.fits\..*"),
-    ("py:class", r"pyro_vmm\.(runtime\.(graphs|rows|ranks|settings)|data\.(watch|blocks))\.[A-Z]\w*"),
+    ("py:class", r"pyro_vmm\.(runtime\.(recorder|rows|ranks|settings)|data\.(watch|blocks))\.[A-Z]\w*"),
     ("py:class", r"pyro_vmm\.(data\.(genes|cell_rows)|priors\.moves|report\.sections)\.[A-Z]\w*"),
     ("py:class", r"pyro_vmm\..*\._\w+"),
 ]

@@ -24,7 +24,8 @@ from pyro_vmm.models import VAE
 from pyro_vmm.networks import Decoder, GaussianEncoder, lower_cholesky, mlp
 from pyro_vmm.priors import PRIORS, Prior, VampMixture
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
-from pyro_vmm.runtime.graphs import Outputs, Replay, Step, as_recorded
+from pyro_vmm.runtime.cuda_graphs import as_recorded
+from pyro_vmm.runtime.recorder import Outputs, Replay, Step
 from repro.runs import Folder, Run
 
 #: Of the model that :func:`build` makes: features, latent dimensions and components.

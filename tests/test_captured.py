@@ -12,12 +12,12 @@ from common import D, G, K, Reruns, data, every_prior, noisy, plain
 from torch import nn
 
 from pyro_vmm.inference import Steps, Trainer, TrainingConfig
-from pyro_vmm.inference.steps import recorder
+from pyro_vmm.inference.steps import choose_recorder
 from pyro_vmm.likelihoods import CustomLikelihood
 from pyro_vmm.models import VAE
 from pyro_vmm.priors import VampMixture
 from pyro_vmm.runtime.captured import MOST_SHAPES, Captured, describe
-from pyro_vmm.runtime.graphs import CudaGraphs
+from pyro_vmm.runtime.cuda_graphs import CudaGraphs
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])
@@ -52,14 +52,14 @@ def config(**changes) -> TrainingConfig:
     return common.config(**{"epochs": 4, **changes})
 
 
-def graphs_on(device: str):
+def recorder_on(device: str):
     return CudaGraphs(torch.device(device)) if device == "cuda" else Counted()
 
 
-def trainer(vae: VAE, graphs=None, **changes) -> Trainer:
-    """One whose steps are recorded, by these graphs; eager without."""
-    found = Trainer(vae, config(capture="auto" if graphs else False, **changes))
-    found.steps = Steps(vae, found.config, graphs)
+def trainer(vae: VAE, recorder=None, **changes) -> Trainer:
+    """One whose steps are recorded, by this recorder; eager without."""
+    found = Trainer(vae, config(capture="auto" if recorder else False, **changes))
+    found.steps = Steps(vae, found.config, recorder)
     return found
 
 
@@ -83,22 +83,22 @@ def assert_alike(left, right) -> None:
 @every_prior
 def test_training_gives_the_numbers_of_eager_steps(prior, networks, device):
     x, runs = data().to(device), []
-    for graphs in (None, graphs_on(device)):
-        found = trainer(build(prior, networks, device), graphs)
+    for recorder in (None, recorder_on(device)):
+        found = trainer(build(prior, networks, device), recorder)
         found.fit(x, x[:20], progress=False)
         runs.append(everything(found))
     assert_alike(*runs)
     if device == "cpu":
         # Full and short minibatches.
-        assert (graphs.rehearsals, graphs.recordings) == (2, 2)
+        assert (recorder.rehearsals, recorder.recordings) == (2, 2)
 
 
 @every_device
 @pytest.mark.parametrize("settings", [{"expectation": "sampled"}, {"responsibilities": "differentiated"}])
 def test_forty_steps_agree(settings, device):
     x, found = data(32).to(device), []
-    for graphs in (None, graphs_on(device)):
-        steps = Steps(build("vmm", noisy, device, **settings).train(), config(capture=False), graphs)
+    for recorder in (None, recorder_on(device)):
+        steps = Steps(build("vmm", noisy, device, **settings).train(), config(capture=False), recorder)
         torch.manual_seed(3)
         terms = [steps.iterate(x)[0].clone() for _ in range(40)]
         assert steps.iterate.obstacle is None
@@ -110,10 +110,10 @@ def test_forty_steps_agree(settings, device):
 @every_device
 def test_pseudo_inputs_that_are_not_trained_stay(device):
     x, runs = data().to(device), []
-    for graphs in (None, graphs_on(device)):
+    for recorder in (None, recorder_on(device)):
         vae = build("vmm", device=device)
         u = vae.prior.pseudo_inputs.requires_grad_(False).u.clone()
-        found = trainer(vae, graphs)
+        found = trainer(vae, recorder)
         found.fit(x, x[:20], progress=False)
         assert torch.equal(vae.prior.pseudo_inputs.u, u)
         runs.append(everything(found))
@@ -123,11 +123,11 @@ def test_pseudo_inputs_that_are_not_trained_stay(device):
 @every_device
 def test_resuming_in_the_middle_is_bit_identical(device):
     x, ends = data().to(device), []
-    whole = trainer(build("vmm", noisy, device), graphs_on(device))
+    whole = trainer(build("vmm", noisy, device), recorder_on(device))
     whole.fit(x, x[:20], checkpoint=ends.append, progress=False)
-    half, checkpoints = trainer(build("vmm", noisy, device), graphs_on(device), epochs=2), []
+    half, checkpoints = trainer(build("vmm", noisy, device), recorder_on(device), epochs=2), []
     half.fit(x, x[:20], checkpoint=checkpoints.append, progress=False)
-    rest = trainer(build("vmm", noisy, device), graphs_on(device))
+    rest = trainer(build("vmm", noisy, device), recorder_on(device))
     rest.load_state_dict(checkpoints[-1])
     rest.fit(x, x[:20], progress=False)
     assert_alike(everything(rest), everything(whole))
@@ -140,8 +140,8 @@ def test_resuming_in_the_middle_is_bit_identical(device):
 @cuda
 def test_cuda_graphs_are_off_unless_asked():
     vae = build(device="cuda")
-    assert recorder(vae, config()) is None and recorder(vae, config(capture=False)) is None
-    assert isinstance(recorder(vae, config(capture="auto")), CudaGraphs)
+    assert choose_recorder(vae, config()) is None and choose_recorder(vae, config(capture=False)) is None
+    assert isinstance(choose_recorder(vae, config(capture="auto")), CudaGraphs)
 
 
 def test_capture_has_four_values():
@@ -152,17 +152,17 @@ def test_capture_has_four_values():
 # Recordings and what they hold
 
 
-def recorded(vae: nn.Module | None = None, graphs: Counted | None = None, **settings) -> tuple[Steps, Counted]:
-    graphs = graphs or Counted()
-    return Steps((vae or build()).train(), config(capture=False, **settings), graphs), graphs
+def recorded(vae: nn.Module | None = None, recorder: Counted | None = None, **settings) -> tuple[Steps, Counted]:
+    recorder = recorder or Counted()
+    return Steps((vae or build()).train(), config(capture=False, **settings), recorder), recorder
 
 
 def test_each_shape_has_a_recording_up_to_a_number():
-    steps, graphs = recorded()
+    steps, recorder = recorded()
     for _ in range(3):
         for rows in range(2, MOST_SHAPES + 5):
             steps.iterate(data(rows))
-    assert (graphs.rehearsals, graphs.recordings) == (MOST_SHAPES, MOST_SHAPES)
+    assert (recorder.rehearsals, recorder.recordings) == (MOST_SHAPES, MOST_SHAPES)
 
 
 def test_outputs_are_the_same_tensors_and_inputs_are_copied():
@@ -203,17 +203,17 @@ def smaller_prior(steps: Steps) -> None:
 
 @pytest.mark.parametrize("change", [learning_rate, granularity, moments, parameters, mode, smaller_prior])
 def test_a_change_is_seen_on_refreshing(change):
-    steps, graphs = recorded()
+    steps, recorder = recorded()
     for _ in range(3):
         steps.iterate(data(16))
     steps.iterate.refresh()
     steps.iterate(data(16))
-    assert graphs.recordings == 1, "nothing had changed"
+    assert recorder.recordings == 1, "nothing had changed"
     change(steps)
     steps.iterate.refresh()
     for _ in range(3):
         steps.iterate(data(16))
-    assert (graphs.rehearsals, graphs.recordings) == (2, 2)
+    assert (recorder.rehearsals, recorder.recordings) == (2, 2)
 
 
 def test_training_sees_what_a_callback_changes():
@@ -221,12 +221,12 @@ def test_training_sees_what_a_callback_changes():
         vae.prior.m_prior = 100.0 / row["epoch"]
 
     runs = []
-    for graphs in (None, Counted()):
-        found = trainer(build(), graphs)
+    for recorder in (None, Counted()):
+        found = trainer(build(), recorder)
         found.fit(data(), callbacks=[anneal], progress=False)
         runs.append(everything(found))
     assert_alike(*runs)
-    assert graphs.recordings > 2
+    assert recorder.recordings > 2
 
 
 def test_a_module_may_keep_its_last_output():
@@ -236,20 +236,20 @@ def test_a_module_may_keep_its_last_output():
             return self.last
 
     vae = build(networks=lambda features: nn.Sequential(Keeps(features, 8), nn.ReLU()))
-    graphs = Counted()
-    trainer(vae, graphs).fit(data(), data(20), progress=False)
-    assert graphs.recordings == 2
+    recorder = Counted()
+    trainer(vae, recorder).fit(data(), data(20), progress=False)
+    assert recorder.recordings == 2
 
 
 def test_reset_frees_recordings_and_gradients():
-    steps, graphs = recorded()
+    steps, recorder = recorded()
     for _ in range(3):
         steps.iterate(data(16))
     assert any(parameter.grad is not None for parameter in steps.vae.parameters())
     steps.iterate.reset()
     assert all(parameter.grad is None for parameter in steps.vae.parameters())
     steps.iterate(data(16))
-    assert graphs.rehearsals == 2
+    assert recorder.rehearsals == 2
 
 
 @cuda
@@ -278,9 +278,9 @@ def test_a_step_that_cannot_be_recorded_runs_eagerly_with_the_same_numbers(fails
 
 def test_who_insists_gets_an_error_and_the_state_before():
     vae = build("vmm", noisy).train()
-    graphs = Counted("rehearsal")
+    recorder = Counted("rehearsal")
     steps = Steps(vae, config(capture=False))
-    captured = Captured(steps.iteration, vae, lambda: [steps.network_optimizer], graphs, "raise")
+    captured = Captured(steps.iteration, vae, lambda: [steps.network_optimizer], recorder, "raise")
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     random_numbers = torch.get_rng_state()
     with pytest.raises(RuntimeError, match=r"can't be recorded: .* capture='auto' trains eagerly"):

@@ -24,7 +24,7 @@ from pyro_vmm.networks import Decoder, cell_mlp, conv_encoder, mlp
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
 from pyro_vmm.runtime.cell_layout import CellLayout
-from pyro_vmm.runtime.graphs import DeviceConstants
+from pyro_vmm.runtime.cuda_graphs import DeviceConstants
 
 D, K, M = 2, 3, 8
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.inference import Steps
-from pyro_vmm.inference.steps import quiet_pyro, recorder
+from pyro_vmm.inference.steps import choose_recorder, quiet_pyro
 from pyro_vmm.likelihoods import CustomLikelihood
 from pyro_vmm.runtime import captured as capturing
 from pyro_vmm.runtime import operations
@@ -69,7 +69,7 @@ def test_forty_steps_agree(prior, settings, replays):
     found = []
     for capture in (False, "auto"):
         steps = Steps(build(prior, noisy, **settings).train(), config(capture=capture))
-        steps.graphs and setattr(steps.graphs, "patience", 1)
+        steps.recorder and setattr(steps.recorder, "patience", 1)
         torch.manual_seed(3)
         with quiet_pyro():
             terms = [[part.clone() for part in steps.iterate(data(48)[i % 3 :][:32])] for i in range(40)]
@@ -316,8 +316,8 @@ def test_models_of_the_packages_code_are_known():
     cells = SingleCellVMM("batch", epochs=1, n_components=3).fit(planted()).vae_
     for model in (vae, cells):
         assert consists_of_known_code(model)
-        assert isinstance(recorder(model, config()), Operations)
-        assert recorder(model, config(capture=False)) is None
+        assert isinstance(choose_recorder(model, config()), Operations)
+        assert choose_recorder(model, config(capture=False)) is None
 
 
 @pytest.mark.parametrize(
@@ -337,8 +337,8 @@ def test_other_code_is_not_known(network):
     assert not consists_of_known_code(nn.Sequential(nn.ReLU(), network))
     vae = build()
     vae.extra = network
-    assert recorder(vae, config()) is None
-    assert isinstance(recorder(vae, config(capture="auto")), Operations)
+    assert choose_recorder(vae, config()) is None
+    assert isinstance(choose_recorder(vae, config(capture="auto")), Operations)
 
 
 def test_layers_of_torch_are_known():

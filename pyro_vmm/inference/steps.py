@@ -16,11 +16,12 @@ from pyro_vmm.inference.state import PLACE, check_optimizer
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.runtime.captured import Captured
+from pyro_vmm.runtime.cuda_graphs import CudaGraphs
 from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.exclusive import Shared
-from pyro_vmm.runtime.graphs import CudaGraphs, Graphs
 from pyro_vmm.runtime.operations import Operations, consists_of_known_code
 from pyro_vmm.runtime.ranks import ALONE, Ranks
+from pyro_vmm.runtime.recorder import Recorder
 from pyro_vmm.runtime.whole_batch import draw, whole_batch
 
 STEP_TERMS = ("elbo", "log_likelihood", "map_objective")
@@ -32,7 +33,7 @@ class Steps:
     Arguments:
         vae: the model; trained in place.
         config: the learning rates, and whether to record the steps.
-        graphs: the recorder of the steps; None for the one that the configuration asks for.
+        recorder: the recorder of the steps; None for the one that the configuration asks for.
         ranks: the processes that train together. With several, the steps take those rows of the current minibatch that
             this process holds, and return its parts of the means over the minibatch.
 
@@ -41,7 +42,7 @@ class Steps:
     """
 
     def __init__(
-        self, vae: LatentVariableModel, config: TrainingConfig, graphs: Graphs | None = None, ranks: Ranks = ALONE
+        self, vae: LatentVariableModel, config: TrainingConfig, recorder: Recorder | None = None, ranks: Ranks = ALONE
     ):
         self.vae, self.config, self.elbo, self.ranks = vae, config, vae.objective(), ranks
         self.networks, self.prior = vae.network_parameters(), vae.prior_parameters()
@@ -49,13 +50,13 @@ class Steps:
         self.network_optimizer = adam(self.networks, rate) if self.networks else None
         self.prior_optimizer = adam(self.prior, prior_rate) if self.prior else None
         # Communication between processes can't be recorded.
-        self.graphs = graphs or (recorder(vae, config) if ranks.size == 1 else None)
+        self.recorder = recorder or (choose_recorder(vae, config) if ranks.size == 1 else None)
         self.iterate = self.captured(self.iteration)
 
     def captured(self, step: Callable[[Tensor], tuple[Tensor, ...]]) -> Captured:
         """A step with these parameters and optimisers, recorded if there is a recorder."""
         otherwise = "raise" if self.config.capture is True else "warn" if self.config.capture == "auto" else "run"
-        return Captured(step, self.vae, self._optimizers, self.graphs, otherwise)
+        return Captured(step, self.vae, self._optimizers, self.recorder, otherwise)
 
     def _optimizers(self) -> list[torch.optim.Adam]:
         """The optimisers of the steps that have parameters to train."""
@@ -161,7 +162,7 @@ class Steps:
                 optimizer.load_state_dict(copy.deepcopy(states[name]))
 
 
-def recorder(vae: LatentVariableModel, config: TrainingConfig) -> Graphs | None:
+def choose_recorder(vae: LatentVariableModel, config: TrainingConfig) -> Recorder | None:
     """The recorder of a model's steps, as ``capture`` asks for it; None for none."""
     if vae.prior.origin.device.type == "cuda":
         return CudaGraphs(vae.prior.origin.device) if config.capture in ("auto", True) else None

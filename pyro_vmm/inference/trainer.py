@@ -330,7 +330,7 @@ class Trainer:
         """:meth:`load_state_dict` of what is known to fit."""
         self.vae.load_state_dict(state["model"])
         self.elimination.load_state_dict(state["elimination"])
-        self.steps = Steps(self.elimination.model, self.config, self.steps.graphs, self.ranks)
+        self.steps = Steps(self.elimination.model, self.config, self.steps.recorder, self.ranks)
         self.steps.load_optimizer_states(state)
         self.order.set_state(state["order"])
         self.numbers.state, self._ended = state["rng"], None

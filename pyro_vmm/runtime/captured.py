@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vmm.runtime.graphs import Graphs, Outputs, Replay, Step
 from pyro_vmm.runtime.randomness import rng_state, set_rng_state
+from pyro_vmm.runtime.recorder import Outputs, Recorder, Replay, Step
 
 # An epoch has two shapes of minibatch: full ones, and the last. Without a limit, ever new shapes would record forever.
 MOST_SHAPES = 4
@@ -53,7 +53,7 @@ class Captured:
             of torch's random numbers.
         module: the module that it trains.
         optimizers: returns the optimisers that it uses at present.
-        graphs: the recorder; None for a step that always runs eagerly.
+        recorder: records the step; None for a step that always runs eagerly.
         otherwise: what to do if the step can't be recorded: run it eagerly ("run"), warn of that ("warn"), or raise
             ``RuntimeError`` ("raise").
 
@@ -66,11 +66,11 @@ class Captured:
         step: Step,
         module: nn.Module,
         optimizers: Callable[[], Sequence[torch.optim.Optimizer]],
-        graphs: Graphs | None,
+        recorder: Recorder | None,
         otherwise: Literal["run", "warn", "raise"] = "warn",
     ):
         self.step, self.module, self.optimizers = step, module, optimizers
-        self.graphs, self.otherwise, self.obstacle = graphs, otherwise, None
+        self.recorder, self.otherwise, self.obstacle = recorder, otherwise, None
         self._inputs: dict[tuple, Tensor] = {}
         self._seen: Counter[tuple] = Counter()
         self._replays: dict[tuple, Replay] = {}
@@ -79,21 +79,21 @@ class Captured:
 
     def __call__(self, x: Tensor) -> Outputs:
         """One step on a minibatch (M, ...); the tensors returned hold until the next call."""
-        graphs = self.graphs
-        if graphs is None or self.obstacle is not None:
+        recorder = self.recorder
+        if recorder is None or self.obstacle is not None:
             return self.step(x)
         shape = (*x.shape, x.dtype)
         if shape not in self._seen and len(self._seen) == MOST_SHAPES:
             return self.step(x)
         self._seen[shape] += 1
-        if self._seen[shape] <= graphs.patience:
-            return self._try(x, lambda _: graphs.rehearse(self.step, x)) if graphs.rehearses else self.step(x)
+        if self._seen[shape] <= recorder.patience:
+            return self._try(x, lambda _: recorder.rehearse(self.step, x)) if recorder.rehearses else self.step(x)
         if shape not in self._inputs:
             self._inputs[shape] = x.clone()
         self._inputs[shape].copy_(x)
         if shape not in self._replays:
-            return self._try(x, lambda _: self._record(graphs, shape))
-        if graphs.to_be_proven and shape not in self._proven:
+            return self._try(x, lambda _: self._record(recorder, shape))
+        if recorder.to_be_proven and shape not in self._proven:
             return self._try(x, lambda before: self._prove(shape, before))
         return self._replays[shape]()
 
@@ -112,9 +112,9 @@ class Captured:
             for optimizer in self.optimizers():
                 optimizer.zero_grad(set_to_none=True)  # gradients lie in the memory of a recording
 
-    def _record(self, graphs: Graphs, shape: tuple) -> Outputs:
+    def _record(self, recorder: Recorder, shape: tuple) -> Outputs:
         groups = [group for optimizer in self.optimizers() for group in optimizer.param_groups]
-        outputs, self._replays[shape] = graphs.record(self.step, self._inputs[shape], groups)
+        outputs, self._replays[shape] = recorder.record(self.step, self._inputs[shape], groups)
         self._known = self._fingerprint()
         return outputs
 
@@ -180,7 +180,7 @@ class Captured:
     def _fingerprint(self) -> list:
         """All that a recording fixes: addresses, numbers, and the objects that are attributes of each module."""
         tensors, numbers = self._tensors(), []
-        left = {"params", "lr"} if self.graphs is not None and self.graphs.follows_rates else {"params"}
+        left = {"params", "lr"} if self.recorder is not None and self.recorder.follows_rates else {"params"}
         for optimizer in self.optimizers():
             tensors += [value for state in optimizer.state.values() for value in state.values()]
             numbers += [value for group in optimizer.param_groups for name, value in group.items() if name not in left]

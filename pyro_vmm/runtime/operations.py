@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pyro_vmm.runtime.graphs import Outputs, Replay, Step
 from pyro_vmm.runtime.program import Call, Name, Program, Text, names_in, variable
+from pyro_vmm.runtime.recorder import Outputs, Replay, Step
 from pyro_vmm.runtime.repeated import Function, Passes
 
 aten = torch.ops.aten
@@ -50,7 +50,7 @@ def of_any_size() -> Iterator[None]:
 
 
 class Operations:
-    """The recorder of steps on a CPU, see :class:`~pyro_vmm.runtime.graphs.Graphs`.
+    """The recorder of steps on a CPU, see :class:`~pyro_vmm.runtime.recorder.Recorder`.
 
     Arguments:
         patience: the number of steps before a recording.

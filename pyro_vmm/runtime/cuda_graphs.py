@@ -1,60 +1,24 @@
-"""Record what a function does on a device, to repeat it without Python: CUDA graphs.
+"""Record a training step on a GPU as a CUDA graph, to repeat it without Python.
 
 Experimental: it has never run on a GPU yet, and is off unless ``capture`` asks for it.
 """
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Number
-from typing import Protocol
 
 import pyro
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-Outputs = tuple[Tensor, ...]
-Step = Callable[[Tensor], Outputs]
-Replay = Callable[[], Outputs]
-
-
-class Graphs(Protocol):
-    """The protocol of a recorder of steps."""
-
-    #: The number of steps on minibatches of a shape before one is recorded; at least 1.
-    patience: int
-    #: Whether these steps are rehearsals, which find out what can't be recorded.
-    rehearses: bool
-    #: Whether a replay reads the learning rates from the optimisers, so that a recording holds when they change.
-    follows_rates: bool
-    #: Whether a recording notes what a step happened to do, so that it has to be compared with another step.
-    to_be_proven: bool
-
-    def rehearse(self, step: Step, x: Tensor) -> Outputs:
-        """Run the step; ``RuntimeError``, perhaps half-way, where it can't be recorded."""
-        ...
-
-    def record(self, step: Step, x: Tensor, groups: Sequence[dict]) -> tuple[Outputs, Replay]:
-        """Run the step and record it.
-
-        Arguments:
-            step: the step.
-            x: a minibatch, (M, ...); a replay takes the values that this tensor has then.
-            groups: the optimisers' groups of parameters.
-
-        Returns:
-            what the step returned, and a function that repeats the step.
-
-        Raises:
-            RuntimeError: it can't be recorded; perhaps half of it has run.
-        """
-        ...
+from pyro_vmm.runtime.recorder import Outputs, Replay, Step
 
 
 class CudaGraphs:
-    """CUDA graphs, on one device.
+    """The recorder of steps on a GPU, see :class:`~pyro_vmm.runtime.recorder.Recorder`.
 
     Arguments:
         device: the device of the step's tensors.

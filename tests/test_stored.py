@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from common import message_of, planted
-from stored.make import MADE_BY, answers, cells
+from stored.make import ARRAYS, MADE_BY, answers, cells
 
 from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.estimators import storing
@@ -26,7 +26,7 @@ SCORES = {
 
 #: The answers of the models that ``stored/make.py`` made, by the commits that it names.
 ANSWERS = json.loads((STORED / "answers.json").read_text())
-CLASSES = {"first": VMM, "unsettled": VMM, "rival": VaDE}
+CLASSES = {**dict.fromkeys(ARRAYS, VMM), "rival": VaDE}
 
 
 def mixture(**settings) -> VampMixture:
@@ -54,6 +54,20 @@ def test_what_earlier_commits_answered(name):
     assert found["labels"] == expected.pop("labels")
     for kind, values in expected.items():
         np.testing.assert_allclose(found[kind], values, rtol=1e-4, err_msg=kind)
+
+
+def test_settings_of_earlier_commits():
+    first, scheduled = (VMM.load(STORED / f"{name}.pt") for name in ("first", "scheduled"))
+    known = torch.load(STORED / "first.pt", weights_only=True)["params"]
+    # They had no such setting, and did what these values say.
+    assert {"covariance_start", "freeze_after", "reuse_draws", "decay_fraction"}.isdisjoint(known)
+    assert (first.covariance_start, first.freeze_after, first.reuse_draws) == ("random", None, False)
+    assert (first.decay_fraction, scheduled.decay_fraction) == (0.0, 0.0)
+    # The default was None: what belongs to the hyper-prior.
+    assert known["hyperprior"] == "paper" and known["responsibilities"] is None and first.responsibilities == "held"
+    authors = storing.filled({"hyperprior": "reference", "responsibilities": None}, ())
+    assert authors["responsibilities"] == "differentiated"
+    assert SingleCellVMM.load(STORED / "first_cells.pt").batch_balance == 0.0
 
 
 def test_what_earlier_commits_did_not_keep():

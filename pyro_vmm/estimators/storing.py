@@ -41,9 +41,22 @@ CUSTOM = ("encoder", "decoder", "likelihood", "prior")
 #: Modules whose settings a file keeps, so that loading with a different one is an error.
 OWN = (Prior, Likelihood, CellLikelihood)
 #: Parameters of earlier versions that the fitted model does not depend on.
-GONE = ("consolidation_steps", "consolidation_learning_rate")
+GONE = ("consolidation_steps", "consolidation_learning_rate", "decay_epochs")
 #: Parameters that files of earlier versions lack, and what they were.
-SINCE = {"component_covariance": "full", "component_df": None, "plateau": None}
+SINCE = {
+    "batch_balance": 0.0,
+    "capture": False,
+    "component_covariance": "full",
+    "component_df": None,
+    "covariance_start": "random",
+    "decay_fraction": 0.0,
+    "freeze_after": None,
+    "init_centres": "normal",
+    "plateau": None,
+    "precision": "float32",
+    "reuse_draws": False,
+    "train_pseudo_inputs": True,
+}
 #: The same of the settings of a mixture that was given as an object.
 MIXTURES_SINCE = {"covariance": "full"}
 #: The arrays of what is usual of a reference's cells, in a file, and their shapes.
@@ -67,13 +80,15 @@ def configuration(params: dict) -> dict:
 
 
 def filled(params: dict, known: Iterable[str]) -> dict:
-    """Plain parameters of a file, with those that earlier versions lack.
+    """Plain parameters of a file, with those that earlier versions lack and the values that they call otherwise.
 
     Arguments:
         params: as the file has them.
         known: the names that the estimator has.
     """
     params = {**{name: value for name, value in SINCE.items() if name in known}, **params}
+    if params.get("responsibilities", "") is None:  # it was the default: those that belong to the hyper-prior
+        params["responsibilities"] = "differentiated" if params.get("hyperprior") == "reference" else "held"
     prior = params.get("prior")
     if isinstance(prior, dict) and isinstance(settings := prior.get("settings"), dict) and "m_prior" in settings:
         params["prior"] = {**prior, "settings": {**MIXTURES_SINCE, **settings}}

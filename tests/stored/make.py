@@ -13,13 +13,16 @@ from pathlib import Path
 import numpy as np
 
 MADE_BY = {
-    "first": "ca4b34a",  # the first whose models still load
-    "first_cells": "ca4b34a",  # the same of cells
+    "first": "1ca2f1b",  # the first that read what it wrote
+    "first_cells": "3fd0e55",  # the first with models of cells
+    "scheduled": "ebb3e4c",  # the last whose learning rates fell by a number of epochs
+    "random_start": "d5aaac3",  # the last whose covariances started as the authors'
     "unsettled": "98038e1",  # the last before components were settled
     "rival": "98038e1",
     "shifted": "417988a",  # the last whose novelty shifted one number by batch
     "mapped": "3c9da1f",
 }
+ARRAYS = ("first", "scheduled", "random_start", "unsettled")
 X = np.random.default_rng(0).normal(size=(60, 4))
 TINY = {"hidden": (4,), "epochs": 2, "batch_size": 32, "random_state": 0}
 
@@ -46,7 +49,7 @@ def fitted(name: str):
         from pyro_vmm.rivals import VaDE
 
         return VaDE(3, 2, pretraining_epochs=1, **TINY).fit(X)
-    if name in ("first", "unsettled"):
+    if name in ARRAYS:
         return pyro_vmm.VMM(4, 2, **TINY).fit(X)
     settings = {**TINY, "batch_key": "batch", "n_components": 4, "latent_dim": 2, "epochs": 20}
     model = pyro_vmm.SingleCellVMM(**settings).fit(cells())
@@ -55,7 +58,7 @@ def fitted(name: str):
 
 def answers(name: str, model) -> dict[str, list]:
     """What a model says of a few rows, old ones and, of a mapped model, new ones."""
-    if name in ("first", "unsettled", "rival"):
+    if name in (*ARRAYS, "rival"):
         few = X[:6]
     else:
         few = cells()[:6] if name == "first_cells" else cells("bc", seed=1)[:6]

@@ -68,6 +68,9 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+# The estimators group their parameters by subject.
+SUBJECTS = ("the data", "the model", "the prior", "training", "the machine")
+napoleon_custom_sections = [(f"Parameters of {subject}", "params_style") for subject in SUBJECTS]
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
@@ -276,6 +279,20 @@ def tidy(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = joined
 
 
+def in_short(app, what, name, obj, options, signature, returned) -> tuple[str, None] | None:
+    """Of an estimator's forty settings show those that most runs use; its page lists all of them, by subject."""
+    from pyro_vmm.estimators.base import Estimator
+    from pyro_vmm.runtime.settings import settings_of
+
+    if what != "class" or not issubclass(obj, Estimator):
+        return None
+    parameters = inspect.signature(obj).parameters
+    common = [name for name, each in settings_of(obj).items() if each.common]
+    shown = [parameters[name].replace(annotation=inspect.Parameter.empty) for name in common]
+    others = inspect.Parameter("further_settings", inspect.Parameter.VAR_KEYWORD)
+    return str(inspect.Signature([*shown, others])), None
+
+
 #: The modules whose ``__all__`` is the public interface; that of ``pyro_vmm.scvi`` is read from its source.
 PUBLIC = [
     "pyro_vmm",
@@ -311,5 +328,6 @@ write_scvi()
 
 def setup(app) -> None:
     app.connect("autodoc-skip-member", skip_others)
+    app.connect("autodoc-process-signature", in_short)
     app.connect("autodoc-process-docstring", tidy, priority=100)  # before napoleon
     app.connect("env-check-consistency", missing_from_reference)

@@ -56,6 +56,15 @@ def test_a_docstring_describes_every_field(estimator):
     assert settings_of(TrainingConfig).keys() <= set(re.findall(r"^ {8}(\w+):", TrainingConfig.__doc__, re.M))
 
 
+@pytest.mark.parametrize("estimator", [VMM, SingleCellVMM])
+def test_a_docstring_has_the_fields_in_their_order_by_subject(estimator):
+    described = estimator.__doc__.split("Attributes:")[0]
+    found = [name for line in re.findall(r"^ {8}(\w[\w, ]*):", described, re.M) for name in line.split(", ")]
+    assert found == list(inspect.signature(estimator).parameters)
+    titles = re.findall(r"^ {4}Parameters of ([\w ]+):$", described, re.M)
+    assert titles == ["the data", "the model", "the prior", "training", "the machine"][estimator is VMM :]
+
+
 @every_estimator
 def test_parameters_go_through_clone_and_set_params(estimator):
     model = estimator(hidden=(7, 5), learning_rate=0.25)

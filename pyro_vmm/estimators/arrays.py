@@ -23,7 +23,7 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
     Starts from ``n_components`` clusters and keeps those that the data need. Rows may be vectors, images or any arrays:
     X has shape (N, G) or (N, ...). Labels are never used, unless ``monitor="val_nmi"`` asks for them.
 
-    Parameters:
+    Parameters of the model:
         n_components: K, the most clusters there can be; at most the number of rows.
         latent_dim: D.
         prior: "vmm" (the VampPrior Mixture Model), "gmm", "student_t" (a "gmm" of heavy tails), "vamp" or
@@ -41,6 +41,11 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
             ``outputs_per_feature`` alone.
         hidden: widths of the encoder's layers, mirrored in the decoder. "auto" is (128, 128) for rows of fewer than 256
             features, and (500, 500, 2000), the paper's for images, for others.
+        scaling: "range" maps all features together to [-1, 1], right for images and features of one unit; "standard"
+            gives each feature mean 0 and variance 1, right for tables; None leaves X alone. With a likelihood of any
+            real values, such as "normal" and "student_t", "auto" is "standard" for a table (a DataFrame), and for an
+            array (N, G) whose columns are in units of their own: two do not overlap, and one spans twenty times as much
+            as the other. It is "range" for other arrays, and None with other likelihoods.
         encoder: "mlp", "conv" for images (N, H, W) or (N, C, H, W), or a module from x (N, ...) to features (N, H); or
             a callable that makes one of the shape of a row, (...); a callable may be called several times. Further
             names are in :data:`~pyro_vmm.networks.ENCODERS` and :data:`~pyro_vmm.networks.DECODERS`.
@@ -49,42 +54,50 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
             better.
         covariance_start: a full one starts "diagonal", or "random" as in the authors' code, which in many dimensions
             merges clusters; see :class:`~pyro_vmm.networks.GaussianEncoder`.
-        scaling: "range" maps all features together to [-1, 1], right for images and features of one unit; "standard"
-            gives each feature mean 0 and variance 1, right for tables; None leaves X alone. With a likelihood of any
-            real values, such as "normal" and "student_t", "auto" is "standard" for a table (a DataFrame), and for an
-            array (N, G) whose columns are in units of their own: two do not overlap, and one spans twenty times as much
-            as the other. It is "range" for other arrays, and None with other likelihoods.
+
+    Parameters of the prior:
+        m_prior: granularity: a cluster survives if it explains more than about one row in ``m_prior``. "batch" for the
+            rows of the minibatch at hand.
+        hyperprior: "paper", "reference" (the authors' code) or a :class:`~pyro_vmm.priors.HyperPrior`.
+        responsibilities: "differentiated" in the MAP step, as in the authors' code, or "held", as in the paper, which
+            merges small or neighbouring clusters more.
+        expectation: over the centres, "analytic" or "sampled".
+        component_covariance: of the components of a mixture, "full", "diagonal", "tied" (one for all components) or
+            "spherical"; see :mod:`pyro_vmm.priors.covariances`. ``covariance`` is that of q(z | x).
+        component_df: degrees of freedom of a "student_t"'s components; None for 5.
         init: pseudo-inputs start from "random" or "k-means++" rows.
         train_pseudo_inputs: whether they are trained; else they stay at these rows, and centres move with the encoder.
         init_centres: a "gmm"'s centres start "normal", drawn from Normal(0, I), or "encoded", at the encoder's means of
             the rows of ``init``, where those of a "vmm" start.
-        hyperprior: "paper", "reference" (the authors' code) or a :class:`~pyro_vmm.priors.HyperPrior`.
-        responsibilities: "differentiated" in the MAP step, as in the authors' code, or "held", as in the paper, which
-            merges small or neighbouring clusters more.
-        m_prior: granularity: a cluster survives if it explains more than about one row in ``m_prior``. "batch" for the
-            rows of the minibatch at hand.
-        expectation: over the centres, "analytic" or "sampled".
-        component_covariance: of the components of a mixture, "full", "diagonal", "tied" (one for all components) or
-            "spherical"; see :mod:`pyro_vmm.priors.covariances`. The covariance of q(z | x) is ``covariance``.
-        component_df: degrees of freedom of a "student_t"'s components; None for 5.
+
+    Parameters of training:
+        monitor: what improvement is measured by: "val_elbo", or "val_nmi", which uses labels.
         epochs: at most so many passes over the data. "auto" makes 5 / ``learning_rate`` steps, and 10 passes at least.
         batch_size: rows in a minibatch. "auto" is a quarter of the rows, from 32 to 256.
         learning_rate: of the networks. "auto" is 2e-3, and less for layers of more than 128 units in the encoder, by
             the root of their width; with layers of other kinds than linear ones it is that of 2000 units.
+        decay_fraction: share of the epochs, the last, over which the learning rates fall to zero.
         patience: stop after so many epochs without a better ``monitor``; None for never, "auto" for a third of them.
-        prior_learning_rate, decay_fraction, plateau, monitor, freeze_after, reuse_draws: see
-            :class:`~pyro_vmm.inference.TrainingConfig`; here the rates fall over the second half of the epochs.
-        training: a :class:`~pyro_vmm.inference.TrainingConfig` with all of these, in place of the single ones.
+        checkpoint_every: epochs between checkpoints, if ``fit`` is given a file for them.
+        prior_learning_rate: of the prior; None for that of the networks.
+        plateau: once 200 steps raise the ELBO by fewer nats, the rates fall and training ends; None for never.
+        reuse_draws: encode rows once an iteration, not twice; see :class:`~pyro_vmm.inference.TrainingConfig`.
+        freeze_after: components without rows leave training after so many epochs; None for never.
+        capture: whether to record training steps and repeat the recording, for the same numbers sooner; see
+            :class:`~pyro_vmm.inference.TrainingConfig`. On a GPU it is experimental.
+        precision: of the networks' products; all but "float32" are experimental, see :mod:`pyro_vmm.runtime.precision`.
         settle: after training, split and merge components until the evidence of the encoded rows rises no more, and
             count those that nothing sets apart as one cluster; see :func:`~pyro_vmm.inference.settle`. False, as in the
             paper, leaves the components as they are, each a cluster.
+        training: a :class:`~pyro_vmm.inference.TrainingConfig` with the settings from ``monitor`` to ``precision``, in
+            place of the single ones.
         validation_fraction: share of the rows held back for early stopping; 0 for none.
-        dtype: "float32" or "float64".
-        device: "auto" (a GPU if there is one) or any torch device.
-        capture, precision: of the training step, experimental, see :class:`~pyro_vmm.inference.TrainingConfig`.
-        checkpoint_every: epochs between checkpoints, if ``fit`` is given a file for them.
-        progress: show a progress bar.
+
+    Parameters of the machine:
         random_state: an int for the same numbers at every fit.
+        device: "auto" (a GPU if there is one) or any torch device.
+        dtype: "float32" or "float64".
+        progress: show a progress bar.
 
     Attributes:
         labels_: the cluster of each row, (N,); clusters are numbered by weight, largest first.

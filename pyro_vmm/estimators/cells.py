@@ -42,16 +42,18 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
     memory: only minibatches are made dense. For what the order of cells in a file means for training see
     :mod:`pyro_vmm.data.blocks`.
 
-    Parameters:
+    Parameters of the data:
         batch_key: the column of ``adata.obs`` that holds the experimental batch; None for a single one.
         layer: the layer that holds the counts; None for ``adata.X``.
         categorical_covariate_keys: further columns of categories to correct for.
         continuous_covariate_keys: columns of numbers to correct for; they are standardised.
         size_factor_key: a column of size factors, to replace the total counts as library sizes; scaled to their mean.
-        n_components: K, the most clusters there can be; at most the number of cells.
-        latent_dim: D.
+
+    Parameters of the model:
         prior: "vmm" (the VampPrior Mixture Model), "gmm", "student_t", "vamp" or "standard_normal" (scVI's own); or a
             class or an object, as of :class:`~pyro_vmm.VMM`.
+        n_components: K, the most clusters there can be; at most the number of cells.
+        latent_dim: D.
         likelihood: "zinb", "nb" or "poisson" for UMI counts; "poisson" (fragments) or "bernoulli" (0 and 1) for peaks;
             "normal" for proteins or normalised data; or a class derived from
             :class:`~pyro_vmm.likelihoods.CellLikelihood`, or an object of one for the layout of these cells, which is
@@ -59,25 +61,35 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             :mod:`pyro_vmm.likelihoods.cells`.
         likelihood_options: arguments of the likelihood, such as ``{"dispersion": "gene-batch"}``; an object has
             its own.
-        library: library sizes "observed" (the total counts) or "inferred" (log-normal, by batch).
         hidden: widths of the encoder's layers, mirrored in the decoder.
+        library: library sizes "observed" (the total counts) or "inferred" (log-normal, by batch).
         dropout: in the encoder.
-        covariance: of q(z | x), "diagonal" or "full".
         encode_covariates: whether the encoder sees the batch and the covariates; the decoder always does.
-        pseudo_batch: the batch of the pseudo-inputs: "uniform", "averaged" or, as in the authors' code, "trained"; see
-            :class:`~pyro_vmm.priors.pseudo_inputs.CellPseudoInputs`.
         batch_balance: how strongly clusters of a single batch are discouraged, see
             :class:`~pyro_vmm.priors.balance.BatchBalance`; 0 for not at all, as in the paper.
+        covariance: of q(z | x), "diagonal" or "full".
+
+    Parameters of the prior:
+        m_prior: granularity, as of :class:`~pyro_vmm.VMM`.
+        hyperprior: as there; the default is that of the authors' code, with which it was measured.
+        responsibilities, expectation, component_covariance, component_df: as of :class:`~pyro_vmm.VMM`.
         init: pseudo-inputs start from "random" or "k-means++" cells, or from cells of these names, then random ones.
-        hyperprior, responsibilities, m_prior, expectation, component_covariance, component_df: as of
-            :class:`~pyro_vmm.VMM`; the default hyper-prior is that of the authors' code, with which it was measured.
+        pseudo_batch: the batch of the pseudo-inputs: "uniform", "averaged" or, as in the authors' code, "trained"; see
+            :class:`~pyro_vmm.priors.pseudo_inputs.CellPseudoInputs`.
+
+    Parameters of training:
         epochs: at most so many passes over the cells. "auto" is scVI's rule, 400 for up to 20,000 cells and fewer for
             more; training is over sooner once the ELBO levels off, see ``plateau``.
-        batch_size, learning_rate, prior_learning_rate, decay_fraction, plateau, patience, freeze_after, reuse_draws:
-            see :class:`~pyro_vmm.inference.TrainingConfig`.
+        batch_size, learning_rate, decay_fraction: see :class:`~pyro_vmm.inference.TrainingConfig`.
+        patience: stop after so many epochs without a better ELBO of the cells held back; None for never.
+        checkpoint_every, prior_learning_rate: see :class:`~pyro_vmm.inference.TrainingConfig`.
+        plateau: once 200 steps raise the ELBO by fewer nats, the rates fall and training ends; None for never.
+        reuse_draws, freeze_after, capture, precision: see :class:`~pyro_vmm.inference.TrainingConfig`.
         settle, training: as of :class:`~pyro_vmm.VMM`; the defaults of a ``TrainingConfig`` are those of arrays.
         validation_fraction: share of the cells held back for early stopping; 0 for none.
-        dtype, device, capture, precision, checkpoint_every, progress, random_state: as of :class:`~pyro_vmm.VMM`.
+
+    Parameters of the machine:
+        random_state, device, dtype, progress: as of :class:`~pyro_vmm.VMM`.
 
     Attributes:
         labels_: the cluster of each cell, (N,); clusters are numbered by their number of cells, largest first.

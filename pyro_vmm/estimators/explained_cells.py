@@ -244,21 +244,13 @@ class ExplainedCells(FittedCells):
     def report(self, path: str | Path, adata: "AnnData", labels: Any = None, *, title: str | None = None) -> list[str]:
         """Write one HTML page on this model and these cells: clusters and what sets them apart, maps, curves, settings.
 
-        It loads nothing else and can be sent to others, see :func:`pyro_vmm.report.write_report`.
+        What it returns and raises is as of :meth:`pyro_vmm.VMM.report`.
 
         Arguments:
             path: the file to write, in a folder that exists.
             adata: cells of known batches, which are not changed.
             labels: known types to compare with: a column of ``adata.obs``, or the type of each cell, (N,).
             title: the heading; None for what the data are and how many clusters they have.
-
-        Returns:
-            a line for each part that could not be made; the page has these lines among its warnings.
-
-        Raises:
-            ValueError: the data or the labels are wrong; raised before anything is computed, as are the others.
-            FileNotFoundError: there is no folder for the file.
-            IsADirectoryError: the path is a folder.
         """
         return report(self, adata, path, labels, title)
 

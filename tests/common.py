@@ -247,6 +247,13 @@ def drawn(figure: Figure) -> Figure:
     return figure
 
 
+def run(*arguments) -> int:
+    """The exit status of the command line with these arguments."""
+    from pyro_vmm.cli import main
+
+    return main([str(argument) for argument in arguments])
+
+
 # Recorded steps
 
 

@@ -70,6 +70,14 @@ def imported() -> frozenset[str]:
     return frozenset(done.stdout.split())
 
 
+@pytest.fixture
+def replaced(monkeypatch) -> set[str]:
+    """The names of the files that were put into their places whole."""
+    names, real = set(), os.replace
+    monkeypatch.setattr(os, "replace", lambda new, old: (real(new, old), names.add(Path(old).name)))
+    return names
+
+
 @pytest.fixture(scope="session")
 def reference() -> dict[str, np.ndarray]:
     """Values computed with the classes of the paper's authors, by key."""

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from common import run
 
 from pyro_vmm import VMM, plots
-from pyro_vmm.cli import build_parser, estimator, kind_of, main, resolve, values
+from pyro_vmm.cli import build_parser, estimator, kind_of, resolve, values
 from pyro_vmm.cli.kinds import KINDS
 from pyro_vmm.cli.options import check
 from pyro_vmm.cli.parser import GROUPS
@@ -51,18 +51,6 @@ def table(tmp_path):
     path = tmp_path / "table.csv"
     frame.to_csv(path, index=False)
     return path
-
-
-@pytest.fixture
-def replaced(monkeypatch) -> set[str]:
-    """The names of the files that were put into their places whole."""
-    names, real = set(), os.replace
-    monkeypatch.setattr(os, "replace", lambda new, old: (real(new, old), names.add(Path(old).name)))
-    return names
-
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.mark.draws

@@ -1,10 +1,8 @@
 """scripts/fit.py on single cells: from an .h5ad file to a run folder, and messages instead of tracebacks."""
 
 import json
-import os
 import warnings
 from functools import partial
-from pathlib import Path
 
 import anndata
 import numpy as np
@@ -12,11 +10,12 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import torch
+from common import run
 from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
 from pyro_vmm import VMM, SingleCellVMM, plots
-from pyro_vmm.cli import build_parser, estimator, kind_of, main, resolve
+from pyro_vmm.cli import build_parser, estimator, kind_of, resolve
 from pyro_vmm.cli.kinds import ARRAYS, CELLS, KINDS
 from pyro_vmm.data import CELL_SETS
 from pyro_vmm.report import cells
@@ -69,18 +68,6 @@ def adata():
 def path(tmp_path, adata):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     return tmp_path / "cells.h5ad"
-
-
-@pytest.fixture
-def replaced(monkeypatch) -> set[str]:
-    """The names of the files that were put into their places whole."""
-    names, real = set(), os.replace
-    monkeypatch.setattr(os, "replace", lambda new, old: (real(new, old), names.add(Path(old).name)))
-    return names
-
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.mark.draws

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from common import run
 
 from pyro_vmm import VMM
-from pyro_vmm.cli import main
 from pyro_vmm.inference import Steps, TrainingDiverged
 from pyro_vmm.rivals import VaDE
 from pyro_vmm.rivals.vade import VariationalDeepEmbedding
@@ -115,10 +115,6 @@ def test_a_diverged_pretraining_goes_on_at_another_rate(tmp_path, monkeypatch):
 def table(tmp_path):
     np.save(tmp_path / "x.npy", X)
     return tmp_path / "x.npy"
-
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 def test_a_diverged_run_resumes_at_another_rate(table, tmp_path, capsys, break_at):

@@ -286,9 +286,8 @@ def in_short(app, what, name, obj, options, signature, returned) -> tuple[str, N
 
     if what != "class" or not issubclass(obj, Estimator):
         return None
-    parameters = inspect.signature(obj).parameters
-    common = [name for name, each in settings_of(obj).items() if each.common]
-    shown = [parameters[name].replace(annotation=inspect.Parameter.empty) for name in common]
+    parameters, settings = inspect.signature(obj).parameters.values(), settings_of(obj)
+    shown = [each.replace(annotation=inspect.Parameter.empty) for each in parameters if settings[each.name].common]
     others = inspect.Parameter("further_settings", inspect.Parameter.VAR_KEYWORD)
     return str(inspect.Signature([*shown, others])), None
 

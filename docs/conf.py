@@ -67,10 +67,11 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True
 # The estimators group their parameters by subject.
 SUBJECTS = ("the data", "the model", "the prior", "training", "the machine")
 napoleon_custom_sections = [(f"Parameters of {subject}", "params_style") for subject in SUBJECTS]
+# As fields of their own, attributes lose the underscore at their end, and several on a line become a name and a type.
+napoleon_custom_sections.append(("Attributes", "params_style"))
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True

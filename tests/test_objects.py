@@ -237,7 +237,7 @@ class Unfinished(Likelihood):
     ],
 )
 def test_what_is_no_likelihood_is_refused_before_training(likelihood, expected, monkeypatch):
-    monkeypatch.setattr(building, "ROWS_CHECKED", 54)
+    monkeypatch.setattr(building, "ROWS_AT_ONCE", 54)
     assert expected in message_of(lambda: VMM(**TINY, likelihood=likelihood).fit(X))
 
 

@@ -49,8 +49,8 @@ from pyro_vmm.runtime.checks import check_choice, described, one_line
 from pyro_vmm.runtime.randomness import seeded
 from pyro_vmm.runtime.rows import Rows, read
 
-# So many rows are checked at once: a check of all would take memory of their size.
-ROWS_CHECKED = 1024
+# So many rows are looked at at once: all of them would take memory of their size.
+ROWS_AT_ONCE = 1024
 # k-means++ looks at no more cells than these: memory must not grow with their number.
 KMEANS_CELLS = 10_000
 NETWORKS = {"encoder": ENCODERS, "decoder": DECODERS}
@@ -194,8 +194,10 @@ def _made(
     likelihood: Given, cls: type[L] | None, custom: type[L], about: Sequence[int] | CellLayout, options: dict
 ) -> L:
     """A likelihood of a name or class, or of the class ``custom`` around a function, for which ``cls`` is None."""
-    factory = partial(custom, function=_own(likelihood)) if cls is None else likelihood
-    factory = cast("Callable[..., L]", cls if isinstance(likelihood, str) else factory)
+    if cls is None:
+        factory = partial(custom, function=_own(likelihood))
+    else:
+        factory = cast("Callable[..., L]", cls if isinstance(likelihood, str) else likelihood)
     try:
         return factory(about, **options)
     except TypeError as error:
@@ -225,7 +227,7 @@ def check_support(
     """
     if type(likelihood).check in (Likelihood.check, CellLikelihood.check):
         return
-    with closing(read(x, torch.arange(len(x)).split(ROWS_CHECKED))) as stream:
+    with closing(read(x, torch.arange(len(x)).split(ROWS_AT_ONCE))) as stream:
         for rows in stream:
             likelihood.check(values(rows))
 
@@ -361,8 +363,8 @@ def build_prior(prior: PriorGiven, latent_dim: int, pseudo_inputs: Tensor | Pseu
             raise ValueError(f"prior={described(prior)}: {problem}") from error
         if not isinstance(built, Prior):
             raise ValueError(f"prior={described(prior)}: {cls.__name__}.build returned {described(built)}, not a prior")
-        found, expected = (built.latent_dim, built.n_components), (latent_dim, len(pseudo_inputs))
-        if found != (latent_dim, len(pseudo_inputs) if cls.has_clusters else 1):
+        expected = (latent_dim, len(pseudo_inputs) if cls.has_clusters else 1)
+        if (found := (built.latent_dim, built.n_components)) != expected:
             raise ValueError(
                 f"prior={described(prior)}: {cls.__name__}.build made a prior of (latent_dim, n_components)={found}, "
                 f"expected {expected}"
@@ -457,23 +459,25 @@ def initial_cells(
         counts: whether the values are counts; k-means++ then compares log-normalised ones.
         weights: of the cells to train on, (M,), none of them 0, by which they are drawn; None for all alike.
     """
-    if isinstance(init, str):
-        check_choice("init", init, INITS)
-    by_spread = isinstance(init, str) and init == "k-means++"  # which weighs them itself
-    order = _random_order(len(train), None if by_spread else weights)
-    random = torch.as_tensor(train)[order]
-    if isinstance(init, str) and init == "random":
-        return random[:n]
-    if isinstance(init, str):
-        some = random[:KMEANS_CELLS]
-        values = [cells.counts.rows(part) for part in some.split(1024)]
-        if counts:
-            values = [(1e4 * part / part.sum(-1, keepdim=True).clamp(min=1)).log1p() for part in values]
-        x = sparse.vstack([sparse.csr_matrix(part.numpy()) for part in values])
-        return some[_spread(x, n, seed, None if weights is None else weights[order[:KMEANS_CELLS]])]
-    positions = cells.counts.cell_names.get_indexer(list(init))
+    if not isinstance(init, str):
+        named, random = _named(cells, init), torch.as_tensor(train)[_random_order(len(train), weights)]
+        return torch.cat([named, random[~torch.isin(random, named)]])[:n]
+    check_choice("init", init, INITS)
+    if init == "random":
+        return torch.as_tensor(train)[_random_order(len(train), weights)[:n]]
+    order = _random_order(len(train), None)[:KMEANS_CELLS]  # k-means++ uses the weights itself
+    some = torch.as_tensor(train)[order]
+    values = [cells.counts.rows(part) for part in some.split(ROWS_AT_ONCE)]
+    if counts:
+        values = [(1e4 * part / part.sum(-1, keepdim=True).clamp(min=1)).log1p() for part in values]
+    x = sparse.vstack([sparse.csr_matrix(part.numpy()) for part in values])
+    return some[_spread(x, n, seed, None if weights is None else weights[order])]
+
+
+def _named(cells: CellRows, names: Sequence[str]) -> Tensor:
+    """The positions of cells of these names; ``ValueError`` if there is none of a name."""
+    positions = cells.counts.cell_names.get_indexer(list(names))
     if (positions < 0).any():
-        missing = [name for name, position in zip(init, positions, strict=True) if position < 0]
+        missing = [name for name, position in zip(names, positions, strict=True) if position < 0]
         raise ValueError(f"init names {len(missing)} cells that adata lacks: {missing[:10]}")
-    named = torch.as_tensor(positions)
-    return torch.cat([named, random[~torch.isin(random, named)]])[:n]
+    return torch.as_tensor(positions)

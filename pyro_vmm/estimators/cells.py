@@ -100,8 +100,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             either a cell type that the others lack, or an effect of the batch.
         genes_: the names of the genes, (G,); ``batches_`` those of the batches, (B,).
         history_, weight_history_, successors_, history_clusters_, n_iter_, best_epoch_, seed_, vae_, validation_rows_,
-            sample_weight_:
-            as of :class:`~pyro_vmm.VMM`.
+            sample_weight_: as of :class:`~pyro_vmm.VMM`.
 
     Examples:
         >>> from pyro_vmm import SingleCellVMM  # doctest: +SKIP

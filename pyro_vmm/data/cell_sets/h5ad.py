@@ -91,13 +91,12 @@ def _length(group: "h5py.Group", name: str) -> int | None:
     """The number of rows of a table; None if the table does not say, and AnnData then raises."""
     import h5py
 
-    table = group.get(name)
-    if isinstance(table, h5py.Group):
-        index = table.get(str(table.attrs.get("_index", "_index")))
-        if isinstance(index, h5py.Group):  # categories, or text with missing values
-            index = index.get("codes", index.get("values"))
-        table = index
-    return table.shape[0] if isinstance(table, h5py.Dataset) and table.shape else None
+    rows = group.get(name)
+    if isinstance(rows, h5py.Group):
+        rows = rows.get(str(rows.attrs.get("_index", "_index")))
+        if isinstance(rows, h5py.Group):  # categories, or text with missing values
+            rows = rows.get("codes", rows.get("values"))
+    return rows.shape[0] if isinstance(rows, h5py.Dataset) and rows.shape else None
 
 
 def _check_columns(file: "h5py.Group", name: str, length: int | None) -> None:
@@ -105,7 +104,9 @@ def _check_columns(file: "h5py.Group", name: str, length: int | None) -> None:
     import h5py
 
     table = file.get(name)
-    for column, node in table.items() if isinstance(table, h5py.Group) and length is not None else ():
+    if not isinstance(table, h5py.Group) or length is None:
+        return
+    for column, node in table.items():
         if isinstance(node, h5py.Dataset) and (node.shape is None or node.shape[:1] != (length,)):
             raise ValueError(f"{name}/{column} has shape {node.shape}, expected a value for each of {length} rows")
 

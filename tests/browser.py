@@ -20,8 +20,8 @@ PATIENCE = 60
 OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--hide-scrollbars"]
 OPTIONS += ["--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe"]
 # A list of what is wider than the window, or broken: the page itself, elements of its main part that reach beyond the
-# right edge and are neither in a box that scrolls or cuts nor in a drawer beside the page, and pictures. What is folded
-# is opened first.
+# right edge and are neither in a box that scrolls or cuts nor in a drawer beside the page, pictures, and equations that
+# MathJax can't read. What is folded is opened first.
 MISFITS = """
 (() => {
   const found = [], width = innerWidth;
@@ -40,6 +40,7 @@ MISFITS = """
       found.push(`${each.tagName} ${each.textContent.replace(/\\s+/g, " ").trim().slice(0, 40)}`.trim());
   for (const image of document.images)
     if (image.loading !== "lazy" && !(image.complete && image.naturalWidth)) found.push(`no picture ${image.alt}`);
+  for (const each of document.querySelectorAll("mjx-merror")) found.push(`no equation ${each.textContent}`);
   return found;
 })()
 """
@@ -80,7 +81,7 @@ class Browser:
         self._profile.cleanup()
 
     def open(self, page: Path, width: int, height: int = 900) -> None:
-        """Open a file in a window of this size, and wait until all that it loads is there."""
+        """Open a file in a window of this size, and wait until all that it loads is there and equations are set."""
         self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self._happened.clear()
         error = self._ask("Page.navigate", url=page.resolve().as_uri()).get("errorText")
@@ -91,6 +92,8 @@ class Browser:
             self._read()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{page} was not loaded in {PATIENCE} s")
+        # Without a network there is no MathJax, but its settings alone.
+        self.evaluate("window.MathJax?.startup?.promise?.then(() => null)")
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression of JavaScript on the page."""

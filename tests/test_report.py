@@ -379,6 +379,16 @@ def looked_at(page: Path) -> list[str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")
+def test_the_browser_waits_for_equations_and_reports_broken_ones(tmp_path):
+    late = "setTimeout(() => { document.body.innerHTML = '<mjx-merror>x^</mjx-merror>'; done(); }, 300)"
+    script = f"window.MathJax = {{startup: {{promise: new Promise(done => {late})}}}}"
+    (tmp_path / "page.html").write_text(f"<body><script>{script}</script></body>")
+    with Browser() as browser:
+        browser.open(tmp_path / "page.html", WIDTHS[0])
+        assert browser.misfits() == ["no equation x^"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")
 @pytest.mark.parametrize("name", ["of_arrays", "of_cells"])
 def test_it_fits_on_a_phone_and_on_a_desk(name, request):
     assert looked_at(request.getfixturevalue(name)) == []

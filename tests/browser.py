@@ -45,6 +45,16 @@ MISFITS = """
 })()
 """
 
+# What moves into its place, such as a drawer, is there at once.
+STILL = """
+document.head.appendChild(document.createElement("style")).textContent =
+  "* { transition: none !important; animation: none !important; }";
+"""
+# Without a network there is no MathJax, but its settings alone. It may wait for a file of its own that never comes.
+TYPESET = """
+Promise.race([window.MathJax?.startup?.promise, new Promise(done => setTimeout(done, 10000))]).then(() => null)
+"""
+
 
 class Browser:
     """One Chromium with one page; close it by leaving the context. Commands go through pipes, by its own protocol."""
@@ -92,8 +102,8 @@ class Browser:
             self._read()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{page} was not loaded in {PATIENCE} s")
-        # Without a network there is no MathJax, but its settings alone.
-        self.evaluate("window.MathJax?.startup?.promise?.then(() => null)")
+        self.evaluate(STILL)
+        self.evaluate(TYPESET)
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression of JavaScript on the page."""

@@ -3,6 +3,7 @@
 import json
 import warnings
 from functools import partial
+from pathlib import Path
 
 import anndata
 import numpy as np

@@ -142,7 +142,7 @@ def test_a_step_works_the_mixture_out_once(prior):
     vae, x = build(prior), torch.randn(M, G)
     with Squares() as squares:
         Steps(vae, TrainingConfig()).iteration(x)
-    assert squares.counts[M, K, D] == 2  # in the SVI step, and in the MAP step
+    assert squares.counts[M, D, K] == 2  # in the SVI step, and in the MAP step
 
 
 def test_a_guide_that_enumerates_is_left_to_pyro():

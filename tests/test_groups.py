@@ -2,9 +2,19 @@
 
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 
 from pyro_vmm.priors.evidence import Encoded, Moments
-from pyro_vmm.priors.groups import DEEP, DIRECTIONS, FLAT, dip_ratio, discriminants, find_groups
+from pyro_vmm.priors.groups import (
+    DEEP,
+    DIRECTIONS,
+    FLAT,
+    TOUCHING,
+    dip_between,
+    dip_ratio,
+    discriminants,
+    find_groups,
+)
 from pyro_vmm.priors.moves import find_components, merge_gain, vague
 
 RANDOM = np.random.default_rng(0)
@@ -94,6 +104,29 @@ def test_a_chain_of_neighbours_does_not_hold_together_what_is_apart():
     labels = np.repeat([0, 1, 2], [1000, 1000, 15])
     groups = find_groups(encoded(mean), labels)
     assert groups[0] != groups[1]
+
+
+def test_a_cluster_in_the_corner_of_a_bent_one_is_apart():
+    """Along any one axis the rows of the bent one cover the other, but no component of it is near."""
+    steps = 1.5 * np.arange(11)
+    legs = [np.column_stack([steps, 0 * steps]), np.column_stack([0 * steps, steps])[1:]]
+    labels = np.repeat(np.arange(22), 300)
+    mean = np.concatenate([*legs, [[8, 8]]])[labels] + np.random.default_rng(0).normal(size=(22 * 300, 2))
+    rows, inside = encoded(mean), labels == 21
+    whole = Moments.of(rows, inside.astype(int), 2)
+    assert dip_between(rows, whole, [np.flatnonzero(~inside), np.flatnonzero(inside)], 0, 1) > FLAT
+    assert find_groups(rows, labels).tolist() == [0] * 21 + [1]
+
+
+def test_components_of_few_rows_join_what_the_whole_shows_to_be_one():
+    """In ten dimensions the best axis finds a gap between pieces of one small cloud; the whole has none."""
+    random = np.random.default_rng(0)
+    mean = random.normal(size=(240, 10))
+    labels = KMeans(8, n_init=1, random_state=0).fit_predict(mean)
+    rows, members = encoded(mean), [np.flatnonzero(labels == k) for k in range(8)]
+    moments = Moments.of(rows, labels, 8)
+    assert min(dip_between(rows, moments, members, a, a + 1) for a in range(7)) < TOUCHING
+    assert set(find_groups(rows, labels)) == {0}
 
 
 def test_many_dimensions_are_compared_in_those_that_matter():

@@ -5,6 +5,9 @@ Components are a density estimate, and a long or curved cloud takes several. Two
 - if there is hardly a dip in the density of the rows between them, or
 - if there is a shallow one, and the evidence prefers one normal to two by more than the price of a normal.
 
+Groups of several components are compared as a whole, and they also have to touch: some component of the one and some of
+the other have no deep dip between them. Along one axis, a group of many shapes covers a small one that lies beside it.
+
 The evidence is that of a vague prior, which charges a second normal for its D (D + 3) / 2 parameters. A preference by
 less than this price (Schwarz, Annals of Statistics 6:2, 1978) is due to the price alone, and the dip decides.
 
@@ -25,6 +28,9 @@ from pyro_vmm.priors.moves import compact, merge_gain, vague
 FLAT = 0.75
 # Below this ratio two components stay apart whatever the evidence says.
 DEEP = 0.4
+# Groups touch if a pair of their components has a ratio above this one. Components of fewer rows than ten for each
+# direction can't say: the best axis finds a gap between any two clouds of so few.
+TOUCHING, ROWS_OF_A_DIRECTION = 0.55, 10
 # Components more than so many standard deviations apart, along the axis that separates them best, have a dip.
 FAR = 8.0
 # Components are compared in at most so many directions. A normal in all D pays for D (D + 3) / 2 parameters: in twenty
@@ -94,34 +100,38 @@ def find_groups(encoded: Encoded, labels: np.ndarray) -> np.ndarray:
     prior = vague(encoded)
     members = [np.flatnonzero(labels == k) for k in range(len(moments))]
     group = np.arange(len(moments))
+    # Whether a group has a component of enough rows, and whether such components of two groups touch.
+    sure = moments.count >= ROWS_OF_A_DIRECTION * encoded.mean.shape[1]
+    touching = np.zeros((len(moments), len(moments)), bool)
     pairs: dict[tuple[int, int], tuple[bool, float]] = {}
 
-    def look(a: int, b: int) -> None:
-        if wanted := _wish_to_join(encoded, moments, members, prior, min(a, b), max(a, b)):
-            pairs[min(a, b), max(a, b)] = wanted
+    def look(a: int, b: int) -> float:
+        """Note the pair if it should join; returns how flat the density between the two is, 0 if they are far apart."""
+        ratio = dip_between(encoded, moments, members, a, b)
+        if ratio is not None and (wanted := _wish_to_join(moments[[a, b]], prior, ratio)):
+            pairs[a, b] = wanted
+        return ratio or 0.0
 
     for b in range(len(moments)):
         for a in range(b):
-            look(a, b)
+            touching[a, b] = touching[b, a] = (look(a, b) > TOUCHING) and sure[a] and sure[b]
     while pairs:
         a, b = max(pairs, key=pairs.__getitem__)
         moments.join(a, b)
         members[a] = np.concatenate([members[a], members[b]])
         group[group == b] = a
+        sure[a] |= sure[b]
+        touching[a] |= touching[b]
+        touching[:, a] = touching[a]
         pairs = {pair: wanted for pair, wanted in pairs.items() if not {a, b} & set(pair)}
-        for c in np.unique(group):
-            if c != a:
-                look(a, int(c))
+        for c in map(int, np.unique(group)):
+            if c != a and (touching[a, c] or not (sure[a] and sure[c])):
+                look(min(a, c), max(a, c))
     return compact(group)
 
 
-def _wish_to_join(
-    encoded: Encoded, moments: Moments, members: list[np.ndarray], prior: NormalWishart, a: int, b: int
-) -> tuple[bool, float] | None:
+def _wish_to_join(pair: Moments, prior: NormalWishart, ratio: float) -> tuple[bool, float] | None:
     """True and the gain of evidence by one normal, or False and how flat the density is; None if they stay apart."""
-    ratio, pair = dip_between(encoded, moments, members, a, b), moments[[a, b]]
-    if ratio is None:
-        return None
     own = prior.log_evidence(pair)
     gain = float(merge_gain(pair[[0]], pair[[1]], own[:1], own[1:], prior)[0])
     if gain > _price(pair) and ratio > DEEP:

@@ -67,8 +67,13 @@ def test_doubts(doubtful, text):
 
 
 def test_the_rise_of_the_elbo():
-    assert _rise(pd.DataFrame({"elbo": np.arange(100.0)})) == 10.0
-    assert _rise(pd.DataFrame({"elbo": [1.0]})) == 0.0
+    assert _rise(pd.DataFrame({"elbo": np.arange(100.0), "val_elbo": np.nan})) == 10.0
+    assert _rise(pd.DataFrame({"elbo": [1.0], "val_elbo": [np.nan]})) == 0.0
+
+
+def test_the_rise_is_that_of_rows_held_back():
+    """The others are learned by heart: their ELBO rises on."""
+    assert _rise(pd.DataFrame({"elbo": np.arange(100.0), "val_elbo": -np.arange(100.0) / 10})) == -1.0
 
 
 def test_a_fit_knows_how_sure_it_is():

@@ -27,7 +27,8 @@ class Confidence:
         hesitating: the share of rows whose most probable cluster has less than 90 %.
         largest: the share of rows in the largest cluster.
         used: the share of components that have rows.
-        rise: the rise of the ELBO, in nats, from the second-last tenth of the training to the last one.
+        rise: the rise of the ELBO, in nats, from the second-last tenth of the training to the last one; that of
+            held-back rows if there are any, as that of the others also rises while they are learned by heart.
     """
 
     closest: float
@@ -90,5 +91,5 @@ def measure(
 def _rise(history: pd.DataFrame) -> float:
     """By how much the mean ELBO of the last tenth of the epochs exceeds that of the tenth before."""
     tenth = max(len(history) // 10, 1)
-    elbo = history["elbo"].to_numpy()
+    elbo = history["elbo" if history["val_elbo"].isna().all() else "val_elbo"].to_numpy()
     return float(elbo[-tenth:].mean() - elbo[-2 * tenth : -tenth].mean()) if len(elbo) >= 2 * tenth else 0.0

@@ -19,13 +19,10 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.datasets import load_digits
 
 import pyro_vmm
-from pyro_vmm import VMM, SingleCellVMM, plots
-from pyro_vmm.data import load_file
+from pyro_vmm import SingleCellVMM, plots
 from pyro_vmm.plots.drawing import BLUE, GREY, ORANGE, VERMILLION, palette
-from pyro_vmm.report import ArrayResults
 from pyro_vmm.runtime import files
 from repro.integration import data
 
@@ -117,17 +114,6 @@ def compared(adata: AnnData) -> Figure:
     return found.figure()
 
 
-def digits(path: Path) -> None:
-    """The page's figure of images: what each cluster generates, its mean and its most probable member."""
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder) / "digits.npy", load_digits().images)
-        data = load_file(Path(folder) / "digits.npy")
-    model = VMM(random_state=0, progress=False).fit(data.x)
-    results = ArrayResults(model, data)
-    results.explained = model.explain(data.x)
-    plots.save(results.component_figure(), path)
-
-
 def looked_at(model: SingleCellVMM, adata: AnnData, path: Path) -> None:
     """A picture of the first screen of the report in a browser."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -169,7 +155,6 @@ def main() -> None:
     plots.save(hesitating(model, adata), args.out / "hesitation.png")
     shrink(args.out / "hesitation.png", args.out / "hesitation.png", 0.7)
     plots.save(compared(adata), args.out / "compare.png")
-    digits(args.out / "digits.png")
     looked_at(model, adata, args.out / "report.png")
     for path in sorted(args.out.glob("*.png")):
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")

@@ -64,6 +64,16 @@ def test_says_how_sure_its_clusters_are(model):
     assert model.settled_.kept + model.settled_.born == len(np.unique(model.components_))
 
 
+@pytest.mark.parametrize(
+    ("asked", "reported"), [({"check_val_every_n_epoch": 2}, "elbo_validation"), ({"train_size": 1.0}, "elbo_train")]
+)
+def test_rise_is_that_of_held_back_cells_if_there_are_any(asked, reported):
+    model = fit(make(SCVI), 6, **asked)
+    elbo = -model.history[reported][reported].to_numpy(float)
+    assert len(elbo) == (3 if reported == "elbo_validation" else 6)
+    assert model.confidence_.rise == pytest.approx(elbo[-1] - elbo[-2])
+
+
 def test_tree_is_that_of_the_cells_by_hand(model):
     mean, variance = model.get_latent_representation(return_dist=True)
     encoded = Encoded(mean.astype(float), 0.1 * variance)

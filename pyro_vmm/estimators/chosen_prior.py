@@ -14,6 +14,7 @@ from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.numbering import regrouped
 from pyro_vmm.inference import Moves, TrainingConfig, settle
 from pyro_vmm.inference.confidence import measure
+from pyro_vmm.inference.schedule import judged
 from pyro_vmm.inference.settling import look
 from pyro_vmm.priors import Prior, prior_class
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
@@ -109,7 +110,8 @@ class ChosenPrior(Estimator):
     def _number_clusters(self, x: Rows) -> None:
         super()._number_clusters(x)
         sharp, q = look(self.vae_, self._weighted(x), self.seed_)
-        self.confidence_ = measure(sharp, q, self.cluster_of_component_, self.history_)
+        elbos = judged(self.history_["elbo"], self.history_["val_elbo"])
+        self.confidence_ = measure(sharp, q, self.cluster_of_component_, elbos)
         self.tree_ = join_all(sharp, q.argmax(1), self.cluster_of_component_)
 
     def _merged(self, n_clusters: int, x: Rows) -> Self:

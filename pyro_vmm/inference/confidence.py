@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from pyro_vmm.priors.evidence import Encoded
 from pyro_vmm.priors.groups import closest
@@ -63,7 +62,7 @@ def measure(
     sharp: Encoded,
     q: np.ndarray,  # (n, K)
     cluster_of_component: np.ndarray,  # (K,)
-    history: pd.DataFrame,
+    elbos: np.ndarray,  # (epochs,)
 ) -> Confidence:
     """The confidence in the clusters of a trained model.
 
@@ -71,7 +70,7 @@ def measure(
         sharp: the rows, with the part of their uncertainty that counts, see ``pyro_vmm.inference.settling.look``.
         q: q(c | x) of these rows.
         cluster_of_component: the cluster of each component.
-        history: the history of the training, a row for each epoch.
+        elbos: the ELBO that judges the training, see :func:`~pyro_vmm.inference.schedule.judged`.
     """
     by_cluster = np.zeros((len(q), cluster_of_component.max() + 1))
     np.add.at(by_cluster.T, cluster_of_component, q.T)
@@ -84,12 +83,11 @@ def measure(
         hesitating=float((by_cluster.max(1) < SURE).mean()),
         largest=float(np.bincount(labels).max() / len(labels)),
         used=float(len(np.unique(q.argmax(1))) / q.shape[1]),
-        rise=_rise(history),
+        rise=_rise(elbos),
     )
 
 
-def _rise(history: pd.DataFrame) -> float:
-    """By how much the mean ELBO of the last tenth of the epochs exceeds that of the tenth before."""
-    tenth = max(len(history) // 10, 1)
-    elbo = history["elbo" if history["val_elbo"].isna().all() else "val_elbo"].to_numpy()
-    return float(elbo[-tenth:].mean() - elbo[-2 * tenth : -tenth].mean()) if len(elbo) >= 2 * tenth else 0.0
+def _rise(elbos: np.ndarray) -> float:
+    """By how much the mean of the last tenth of the epochs exceeds that of the tenth before."""
+    tenth = max(len(elbos) // 10, 1)
+    return float(elbos[-tenth:].mean() - elbos[-2 * tenth : -tenth].mean()) if len(elbos) >= 2 * tenth else 0.0

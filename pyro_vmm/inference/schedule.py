@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pyro_vmm.inference.config import TrainingConfig
 
@@ -17,7 +18,19 @@ def window(rows: int, batch_size: int) -> int:
     return max(math.ceil(STEPS / math.ceil(rows / batch_size)), LEAST_EPOCHS)
 
 
-def levelled_off(elbos: Sequence[float], window: int, nats: float) -> int | None:
+def judged(elbo: ArrayLike, val_elbo: ArrayLike) -> np.ndarray:
+    """The ELBO of each epoch that judges a training, in nats: that of held-back rows if there are any.
+
+    The ELBO of the other rows also rises while they are learned by heart.
+
+    Arguments:
+        elbo: of the rows trained on, by epoch.
+        val_elbo: of those held back, by epoch; NaN without any.
+    """
+    return np.where(np.isnan(np.asarray(val_elbo, float)), elbo, val_elbo)
+
+
+def levelled_off(elbos: Sequence[float] | np.ndarray, window: int, nats: float) -> int | None:
     """The first epoch, counted from 1, by which the ELBO gained fewer nats than asked for; None if there is none.
 
     The gain is the mean of the last epochs, ``window`` of them, less the mean of as many epochs before.
@@ -34,7 +47,7 @@ def levelled_off(elbos: Sequence[float], window: int, nats: float) -> int | None
     return int(below[0]) + 2 * window if len(below) else None
 
 
-def shortened(config: TrainingConfig, elbos: Sequence[float], rows: int) -> TrainingConfig:
+def shortened(config: TrainingConfig, elbos: Sequence[float] | np.ndarray, rows: int) -> TrainingConfig:
     """The same with fewer epochs once the ELBO has levelled off, such that the learning rates begin to fall there.
 
     Arguments:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from pyro_vmm.inference.config import RATES, RESUMABLE, TrainingConfig
 from pyro_vmm.inference.elimination import Elimination, Shares
-from pyro_vmm.inference.schedule import shortened
+from pyro_vmm.inference.schedule import judged, shortened
 from pyro_vmm.inference.state import PLACE, check_state
 from pyro_vmm.inference.steps import STEP_TERMS, Steps, quiet_pyro, without_warnings_of_nan
 from pyro_vmm.models import LatentVariableModel
@@ -248,7 +248,7 @@ class Trainer:
 
     def _look_at_length(self, x: Rows) -> None:
         """Shorten the schedule if the ELBO has levelled off."""
-        elbos = [row["elbo"] if math.isnan(row["val_elbo"]) else row["val_elbo"] for row in self.history]
+        elbos = judged(*([row[name] for row in self.history] for name in ("elbo", "val_elbo")))
         self.schedule = shortened(self.config, elbos, len(x))
 
     @torch.no_grad()

@@ -103,7 +103,7 @@ class Clusters(Stock):
     def _look_at_clusters(self, z: np.ndarray, variance: np.ndarray) -> None:
         """Measure the confidence and make the tree, from q(z | x) of the model's own cells, (N, D)."""
         sharp, q = self._look(z, variance)
-        self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbo_by_epoch())
+        self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbos())
         self.tree_ = join_all(sharp, q.argmax(1), self.cluster_of_component_)
         if doubts := self.confidence_.doubts:
             warnings.warn(f"the clusters are doubtful: {'; '.join(doubts)}", stacklevel=2)
@@ -113,10 +113,15 @@ class Clusters(Stock):
         rows = some_rows(len(z), _seed() or 0).numpy()
         return sharpened(Encoded(z[rows].astype(float), variance[rows])), self._of_components(z[rows], lambda q_c: q_c)
 
-    def _elbo_by_epoch(self) -> pd.DataFrame:
-        """The ELBO that training reported, by epoch, in nats per cell and rising; without rows if there is none."""
-        reported = (self.history or {}).get("elbo_train", pd.DataFrame({"elbo_train": []}))
-        return pd.DataFrame({"elbo": -reported["elbo_train"].astype(float)})
+    def _elbos(self) -> np.ndarray:
+        """The ELBO of held-back cells that training reported, or of all without any, in nats per cell; it may be empty.
+
+        Held-back cells are looked at every so many epochs.
+        """
+        for name in ("elbo_validation", "elbo_train"):
+            if name in (self.history or {}):
+                return -self.history[name][name].to_numpy(float)
+        return np.empty(0)
 
     def _count_clusters(self, z: np.ndarray) -> None:
         """Set the attributes of the model's own cells z, (N, D): those in ``COUNTED``."""
@@ -193,7 +198,7 @@ class Clusters(Stock):
         self.tree_ = renumbered(self.tree_, order, n_clusters)
         self._count_clusters(z)
         sharp, q = self._look(z, variance)
-        self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbo_by_epoch())
+        self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbos())
 
     def annotate(
         self, adata: "AnnData | MuData | None" = None, key_added: str = "vmm", batch_size: int | None = None

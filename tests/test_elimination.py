@@ -163,6 +163,24 @@ def test_an_unneeded_component_fades_after_so_many_epochs_and_goes_when_it_expla
     assert elimination.model.prior.n_components == 2 and vae.prior.n_components == 3
 
 
+def test_components_leave_together():
+    """As soon as a tenth of them can, or when the first has faded for as long again as it was given."""
+    vae = build("gmm")
+    vae.prior = GaussianMixture(torch.randn(30, D))
+    elimination, none, shares = Elimination(vae, config(freeze_after=3)), torch.zeros(30), torch.full((30,), 1 / 30)
+    shares[:2] = 0.0
+    assert elimination.end_epoch(shares, none) is None
+    shares[2] = 0.0
+    assert elimination.end_epoch(shares, none) is None
+    assert elimination.end_epoch(shares, none) is None, "two can leave, of 30"
+    assert elimination.end_epoch(shares, none).tolist() == list(range(3, 30))
+    shares, none = shares[3:], none[3:]
+    shares[0] = 0.0
+    found = [elimination.end_epoch(shares, none) for _ in range(6)]
+    assert found[:5] == [None] * 5 and found[5].tolist() == list(range(1, 27))
+    assert elimination.kept.tolist() == list(range(4, 30))
+
+
 def test_a_component_that_is_needed_again_stays():
     vae = unneeded()
     elimination = Elimination(vae, config(freeze_after=2))

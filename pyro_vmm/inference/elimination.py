@@ -17,6 +17,9 @@ LEAST_SHARE = 0.1
 FADE = 3.0
 # The most that a frozen component explains of any row: all of them together change p(z) by less than 1e-6.
 NEGLIGIBLE = 1e-8
+# Components leave together, once they are this part of those in training: each time, the training step changes its
+# shape and has to be recorded anew.
+LEAVING = 0.1
 
 
 class Shares:
@@ -57,10 +60,11 @@ class Elimination:
     """Decides which components take part in training, and makes a model of these alone.
 
     A component that explains less than a tenth of 1 / m_prior of the rows for ``freeze_after`` epochs in a row fades
-    out: its weight shrinks twentyfold an epoch. When it explains no row by more than 1e-8 it is frozen: it leaves the
-    encoder's pass over the pseudo-inputs, the mixture and the optimiser, and its absence does not change p(z). It stays
-    in the whole model, with its last values. (The paper says that the VMM saves the computation for eliminated
-    components, but not how.)
+    out: its weight shrinks twentyfold an epoch. When it explains no row by more than 1e-8 it can be frozen: it leaves
+    the encoder's pass over the pseudo-inputs, the mixture and the optimiser, and its absence does not change p(z). It
+    stays in the whole model, with its last values. Components are frozen once those that can be are a tenth of all in
+    training, or once the first of them has faded for ``freeze_after`` epochs. (The paper says that the VMM saves the
+    computation for eliminated components, but not how.)
 
     Arguments:
         vae: the whole model, of K components.
@@ -100,7 +104,8 @@ class Elimination:
         self.model.prior.get_parameter("pi_logits").sub_(FADE * fading)
         frozen = fading & (largest < NEGLIGIBLE)
         self.update_whole()
-        if not frozen.any():
+        enough = frozen.sum() >= LEAVING * len(frozen) or (self.below[frozen] >= 2 * self.after).any()
+        if not (frozen.any() and enough):
             return None
         remain = (~frozen).nonzero().squeeze(1)
         self._keep(self.kept[remain], self.below[remain])

@@ -555,6 +555,21 @@ def test_kl_divergence_has_its_full_weight_from_the_start():
     assert model.history["kl_weight"]["kl_weight"].iloc[0] < 0.5
 
 
+def test_learning_rate_of_chromatin_is_that_of_cells():
+    """That of scvi-tools' classes is a tenth of it."""
+
+    def rate(model, **given) -> float:
+        return fit(model, 1, **given).trainer.optimizers[0].param_groups[0]["lr"]
+
+    for cls in (adapted.PEAKVI, adapted.POISSONVI, adapted.MULTIVI):
+        assert rate(make(cls, n_components=K)) == 1e-3, cls.__name__
+    assert rate(make(TOTALVI, n_components=K)) == 4e-3
+    assert rate(make(adapted.PEAKVI, prior="standard_normal")) == 1e-4
+    assert rate(make(adapted.PEAKVI, n_components=K), lr=2e-4) == 2e-4
+    # scvi-tools' own argument wins over its plan's, here too.
+    assert rate(make(adapted.PEAKVI, n_components=K), plan_kwargs={"lr": 2e-4}) == 1e-4
+
+
 def test_arguments_of_train_may_come_by_position():
     model = make(adapted.PEAKVI, n_components=K)
     names = list(inspect.signature(adapted.STOCK["PEAKVI"].train).parameters)[1:]

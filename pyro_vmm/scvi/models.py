@@ -11,6 +11,7 @@ import torch
 from scvi.model.base import BaseModelClass
 
 from pyro_vmm.estimators import building, prior_settings
+from pyro_vmm.estimators.settings import CellSettings
 from pyro_vmm.priors import Prior, prior_class
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.runtime.checks import described
@@ -37,6 +38,9 @@ STOCK = {
 LAYOUT = "vmm_layout"
 # Stock arguments of `train` that raise the weight of the KL divergence by and by, and the values that switch this off.
 NO_WARM_UP = {"n_epochs_kl_warmup": None, "n_steps_kl_warmup": 0}
+# The lowest learning rate of a class by default, that of SingleCellVMM. Classes for chromatin have a tenth of it, at
+# which the mixture stays with z's that say nothing of the cells for hundreds of epochs.
+LEAST_RATE = defaults(CellSettings)["learning_rate"]
 
 
 class WithVMM(Clusters):
@@ -128,6 +132,8 @@ class WithVMM(Clusters):
             raise ValueError(f"strategy={others['strategy']!r} is not supported, expected 'ddp' for several devices")
         if self._has_mixture():
             others = self._without_warm_up(stock_train, others)
+            if self.train_prior_:
+                others = self._at_usual_rate(stock_train, others)
         return stock_train(*args, **others)
 
     def _without_warm_up(self, stock_train, kwargs: dict) -> dict:
@@ -141,6 +147,13 @@ class WithVMM(Clusters):
         # TOTALVI, PEAKVI, MULTIVI and CYTOVI put their own arguments into the plan's.
         own = {name: given.get(name, off) for name, off in NO_WARM_UP.items() if name in accepted}
         return {**own, **kwargs}
+
+    def _at_usual_rate(self, stock_train, kwargs: dict) -> dict:
+        """The stock method's arguments, with a learning rate of ``LEAST_RATE`` for a lower one that is the default."""
+        rate = inspect.signature(stock_train).parameters.get("lr")
+        given = any(_states(kwargs[name], "lr") for name in ("plan_kwargs", "plan_config") if kwargs.get(name))
+        low = rate is not None and rate.default < LEAST_RATE and not given
+        return {"lr": LEAST_RATE, **kwargs} if low else kwargs
 
     def callbacks(self) -> list[MapStep]:
         """The callback that trains the prior and counts the cells of its components; none without a mixture."""

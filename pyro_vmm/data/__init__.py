@@ -1,5 +1,6 @@
 """Where do data come from? Data sets and files, as arrays for images and tables, as AnnData for single cells."""
 
+from pyro_vmm.data.augmentations import AUGMENTATIONS, RandomAffine
 from pyro_vmm.data.cell_sets import (
     CELL_PRESETS,
     CELL_SETS,
@@ -16,9 +17,11 @@ from pyro_vmm.data.images import load, load_digits, load_fashion_mnist, load_mni
 from pyro_vmm.data.user_files import load_file
 
 __all__ = [
+    "AUGMENTATIONS",
     "CELL_PRESETS",
     "CELL_SETS",
     "Dataset",
+    "RandomAffine",
     "load",
     "load_cells",
     "load_cortex",

@@ -4,6 +4,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from pyro_vmm.data.augmentations import Augmentation, as_augmentation
 from pyro_vmm.estimators import building
 from pyro_vmm.estimators.array_estimator import ArrayEstimator
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
@@ -91,6 +92,11 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
             paper, leaves the components as they are, each a cluster.
         training: a :class:`~pyro_vmm.inference.TrainingConfig` with the settings from ``monitor`` to ``precision``, in
             place of the single ones.
+        augment: changes of rows that leave their cluster the same: "affine" for images (N, H, W) or (N, C, H, W), a
+            :class:`~pyro_vmm.data.RandomAffine`, or any callable from rows (M, ...) as the model sees them, in torch,
+            to changed copies. The model then has a copy of each row, with a z and an x of its own, in the same
+            component; training takes half as long again and more. None for none. A file does not keep a callable,
+            which a fitted model does not need.
         validation_fraction: share of the rows held back for early stopping; 0 for none.
 
     Parameters of the machine:
@@ -147,6 +153,9 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         """
         check_is_fitted(self)
         return self._merged(n_clusters, self._rows(X))
+
+    def _augmentation(self) -> Augmentation | None:
+        return as_augmentation(self.augment)
 
     def _initial_rows(self, x: Tensor, weights: np.ndarray | None) -> Tensor:
         return building.initial_rows(x, self.n_components_, self.init, self.seed_, weights)

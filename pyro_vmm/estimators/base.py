@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from typing_extensions import Self
 
+from pyro_vmm.data.augmentations import Augmentation
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.estimators.numbering import Size, by_cluster, found_and_strays, numbering
@@ -206,7 +207,7 @@ class Estimator(BaseEstimator):
     ) -> None:
         """Train ``vae_`` on rows that may be weighted, from a checkpoint's state on if there is one."""
         self.training_ = self._training_config(len(x))
-        trainer = Trainer(self.vae_, self.training_)
+        trainer = Trainer(self.vae_, self.training_, self._augmentation())
         if state is not None:
             with storing.resuming(state, ValueError):
                 trainer.load_state_dict(state["trainer"])
@@ -223,6 +224,10 @@ class Estimator(BaseEstimator):
         self.history_ = pd.DataFrame(trainer.history)
         self.n_iter_, self.best_epoch_ = len(trainer.history), trainer.best["epoch"]
         self.learning_rates_ = trainer.rates
+
+    def _augmentation(self) -> Augmentation | None:
+        """How rows are changed in training."""
+        return None
 
     def _settle(self, x: Rows) -> None:
         """After training: say which cluster each component is of. Here each is one."""

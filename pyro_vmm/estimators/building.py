@@ -12,6 +12,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from pyro_vmm.data.augmentations import Augmentation
 from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import quoted
 from pyro_vmm.data.numbers import standard
@@ -135,6 +136,31 @@ def _middle_and_half_range(low: np.floating, high: np.floating) -> tuple[np.floa
     if not (np.isfinite(middle) and np.isfinite(half)):
         middle, half = low / 2 + high / 2, high / 2 - low / 2
     return middle, half if half > 0 else type(low)(1.0)
+
+
+def check_augmentation(augment: Augmentation, given: object, likelihood: Likelihood, rows: Tensor) -> None:
+    """Raise ``ValueError`` where changed copies of rows (M, ...) have another shape, or no density.
+
+    Arguments:
+        augment: makes the copies.
+        given: what the user gave for it.
+        likelihood: of the rows.
+        rows: as the model sees them.
+    """
+    named = f"augment={described(given)}"
+    try:
+        changed = augment(rows)
+    except Exception as error:  # whatever a callable of the user's own may raise
+        raise ValueError(f"{named} can't change rows of X: {one_line(error)}") from error
+    if not isinstance(changed, Tensor) or changed.shape != rows.shape:
+        found = f"shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else described(changed)
+        raise ValueError(f"{named} makes {found} of rows of shape {tuple(rows.shape)}")
+    if not changed.isfinite().all():
+        raise ValueError(f"{named} makes values that are not finite")
+    try:
+        check_support(likelihood, changed.to(rows))
+    except ValueError as error:
+        raise ValueError(f"{error}; x is a row changed by {named}") from error
 
 
 def check_range(x: Tensor, X: np.ndarray, names: Sequence, scaling: str | None) -> None:

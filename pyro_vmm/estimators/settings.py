@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pyro_vmm.data.augmentations import AUGMENTATIONS, Augmentation, as_augmentation
 from pyro_vmm.estimators import building, choices
 from pyro_vmm.inference.config import Alternation, Monitored, Optimisation, TrainingConfig
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, LIKELIHOODS, Given, cell_likelihood_class, likelihood_class
@@ -336,7 +337,24 @@ class Arrays(Model):
 
 
 @settings
-class ArraySettings(Machine, Data, Training, Monitored, NamedArrayPrior, ArrayPosterior, Arrays, PriorChoice):
+class Augmented:
+    """How rows are changed in training."""
+
+    title: ClassVar[str] = "training"
+
+    augment: str | Augmentation | None = setting(
+        default=None,
+        help="train on changed copies of rows, too, which share their clusters",
+        values=Values(_of_value(as_augmentation), names=AUGMENTATIONS, or_none=True),
+        metavar="NAME",
+        unset="none",
+    )
+
+
+@settings
+class ArraySettings(
+    Machine, Data, Augmented, Training, Monitored, NamedArrayPrior, ArrayPosterior, Arrays, PriorChoice
+):
     """The settings of :class:`~pyro_vmm.VMM`."""
 
     epochs: int | Auto = changed(Optimisation, "epochs", default="auto", values=or_auto(WHOLE))

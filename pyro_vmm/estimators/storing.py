@@ -15,6 +15,7 @@ import pyro
 import torch
 from torch import nn
 
+from pyro_vmm.data.augmentations import RandomAffine
 from pyro_vmm.data.cell_rows import Covariates
 from pyro_vmm.data.genes import GeneMatch
 from pyro_vmm.estimators import sample_weights
@@ -44,6 +45,7 @@ OWN = (Prior, Likelihood, CellLikelihood)
 GONE = ("consolidation_steps", "consolidation_learning_rate", "decay_epochs")
 #: Parameters that files of earlier versions lack, and what they were.
 SINCE = {
+    "augment": None,
     "batch_balance": 0.0,
     "capture": False,
     "component_covariance": "full",
@@ -104,6 +106,8 @@ def parameters(config: dict, custom: dict, path: str | Path) -> dict:
         path: the file, for messages.
     """
     params = dict(config)
+    if isinstance(params.get("augment"), dict):
+        params["augment"] = None  # a fitted model does not need it
     for name, given in custom.items():
         if isinstance(params.get(name), dict):
             _check_custom(name, params[name], given, path)
@@ -381,6 +385,8 @@ def _plain(value) -> Any:
         return None  # the seed that it gave is stored beside
     named = value if hasattr(value, "__qualname__") else type(value)
     custom = {"custom": f"{named.__module__}.{named.__qualname__}"}
+    if isinstance(value, RandomAffine):
+        return {**custom, "settings": asdict(value)}
     return {**custom, "settings": _settings(value)} if isinstance(value, OWN) else custom
 
 

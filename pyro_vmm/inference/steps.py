@@ -36,15 +36,21 @@ class Steps:
         recorder: the recorder of the steps; None for the one that the configuration asks for.
         ranks: the processes that train together. With several, the steps take those rows of the current minibatch that
             this process holds, and return its parts of the means over the minibatch.
+        pairs: whether minibatches hold each row and a changed copy of it.
 
     Attributes:
         iterate: :meth:`iteration`, recorded if the steps are; see :class:`~pyro_vmm.runtime.captured.Captured`.
     """
 
     def __init__(
-        self, vae: LatentVariableModel, config: TrainingConfig, recorder: Recorder | None = None, ranks: Ranks = ALONE
+        self,
+        vae: LatentVariableModel,
+        config: TrainingConfig,
+        recorder: Recorder | None = None,
+        ranks: Ranks = ALONE,
+        pairs: bool = False,
     ):
-        self.vae, self.config, self.elbo, self.ranks = vae, config, vae.objective(), ranks
+        self.vae, self.config, self.elbo, self.ranks, self.pairs = vae, config, vae.objective(), ranks, pairs
         self.networks, self.prior = vae.network_parameters(), vae.prior_parameters()
         rate, prior_rate = config.learning_rates(0)
         self.network_optimizer = adam(self.networks, rate) if self.networks else None
@@ -78,10 +84,13 @@ class Steps:
     def iteration(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both steps on a minibatch (M, ...): the means of ``STEP_TERMS``, (3,), and p(c | z) of its rows, (M, K).
 
+        With ``pairs`` the minibatch is (2 M, ...), all rows and then the changed copies.
+
         Neither step copies a number from the host to the device or waits for one from there: such a step can't be
         recorded.
         """
-        elbo, log_likelihood, p_z = self.svi_step(x)
+        x, *changed = x.chunk(2) if self.pairs else (x,)
+        elbo, log_likelihood, p_z = self.svi_step(x, *changed)
         with torch.no_grad():
             responsibilities = self.elbo.responsibilities(p_z)
         z = self.elbo.z if self.config.reuse_draws else None
@@ -89,13 +98,17 @@ class Steps:
         self.vae.observe_clusters(x, responsibilities, self.ranks)
         return torch.stack([elbo, log_likelihood, map_objective]), responsibilities
 
-    def svi_step(self, x: Tensor) -> tuple[Tensor, Tensor, Mixture]:
-        """Ascend the ELBO of a minibatch (M, ...) by the networks; returns its mean, that of log p(x | z), and p(z)."""
-        p_z = self.vae.trained_prior()
+    def svi_step(self, x: Tensor, changed: Tensor | None = None) -> tuple[Tensor, Tensor, Mixture]:
+        """Ascend the ELBO of a minibatch (M, ...) by the networks; returns its mean, that of log p(x | z), and p(z).
+
+        With changed copies, (M, ...), it is the ELBO of the pairs, and each pair counts as two rows in the means.
+        """
+        p_z, pair = self.vae.trained_prior(), (self.vae.model, self.vae.guide)
+        copies, each = ({}, 1) if changed is None else ({"changed": changed}, 2)
         with whole_batch(self.ranks, self.vae):
-            loss = self._mean(self.elbo.differentiable_loss(self.vae.model, self.vae.guide, x, p_z), x)
+            loss = self._mean(self.elbo.differentiable_loss(*pair, x, p_z, **copies), x) / each
         self._step(self.network_optimizer, loss, self.networks)
-        return -loss.detach(), self._mean(self.elbo.log_likelihood, x), p_z
+        return -loss.detach(), self._mean(self.elbo.log_likelihood, x) / each, p_z
 
     def map_step(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         """Ascend the MAP objective of a minibatch (M, ...) by the prior's parameters; returns it.

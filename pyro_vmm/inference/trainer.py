@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vmm.data.augmentations import Augmentation
 from pyro_vmm.inference.config import RATES, RESUMABLE, TrainingConfig
 from pyro_vmm.inference.elimination import Elimination, Shares
 from pyro_vmm.inference.schedule import judged, shortened
@@ -46,16 +47,23 @@ class Trainer:
     Arguments:
         vae: the model; trained in place, on its own device and in its own dtype.
         config: how to train.
+        augment: rows (M, ...) -> changed copies of the same shape, which share their rows' clusters; None for none. The
+            model has to take the argument ``changed``, as :class:`~pyro_vmm.models.VAE` does.
+
+    Raises:
+        ValueError: the settings don't suit the model, or several processes have changed copies.
     """
 
-    def __init__(self, vae: LatentVariableModel, config: TrainingConfig):
-        self.vae, self.config = vae, config
+    def __init__(self, vae: LatentVariableModel, config: TrainingConfig, augment: Augmentation | None = None):
+        self.vae, self.config, self.augment = vae, config, augment
         self.ranks = Ranks.present()
+        if augment is not None and self.ranks.size > 1:
+            raise ValueError("augment is for training in one process: each of several would change rows in its own way")
         self.device, self.dtype = vae.prior.origin.device, vae.prior.origin.dtype
         if config.precision != "float32" and self.dtype != torch.float32:
             raise ValueError(f"precision={config.precision!r} is for models of float32, this one is of {self.dtype}")
         self.elimination = Elimination(vae, config)
-        self.steps = Steps(vae, config, ranks=self.ranks)
+        self.steps = Steps(vae, config, ranks=self.ranks, pairs=augment is not None)
         self.order = torch.Generator().manual_seed(config.seed)
         self.history: list[dict] = []
         #: The weights of all K components at the end of each epoch, in float32, (epochs, K).
@@ -85,7 +93,7 @@ class Trainer:
         with closing(self._read(x, batches)) as stream:
             for i, batch in enumerate(stream):
                 with self._turn(self.numbers):
-                    terms[i], responsibilities = self.steps.iterate(batch)
+                    terms[i], responsibilities = self.steps.iterate(self._with_copies(batch))
                 shares.add(responsibilities)
                 progress(len(batches[i]))
         self.ranks.check_same(LAYERS_DRAW, random_numbers=self.numbers.fingerprint())
@@ -105,6 +113,18 @@ class Trainer:
             "n_active": int(shares.used.sum()),
             "n_trained": len(shares.used),
         }
+
+    @torch.no_grad()
+    def _with_copies(self, batch: Tensor) -> Tensor:
+        """The rows (M, ...), followed by their changed copies if there are any: (2 M, ...)."""
+        if self.augment is None:
+            return batch
+        changed = self.augment(batch)
+        if changed.shape != batch.shape:
+            raise ValueError(
+                f"augment made {tuple(changed.shape)} of rows {tuple(batch.shape)}, expected the same shape"
+            )
+        return torch.cat([batch, changed.to(batch)])
 
     def _read(self, x: Rows, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:
         """This process's rows of each of these minibatches, which are the current one in turn; close it."""
@@ -330,7 +350,7 @@ class Trainer:
         """:meth:`load_state_dict` of what is known to fit."""
         self.vae.load_state_dict(state["model"])
         self.elimination.load_state_dict(state["elimination"])
-        self.steps = Steps(self.elimination.model, self.config, self.steps.recorder, self.ranks)
+        self.steps = Steps(self.elimination.model, self.config, self.steps.recorder, self.ranks, self.steps.pairs)
         self.steps.load_optimizer_states(state)
         self.order.set_state(state["order"])
         self.numbers.state, self._ended = state["rng"], None

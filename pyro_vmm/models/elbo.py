@@ -29,7 +29,7 @@ class Elbo(TraceEnum_ELBO):
     the tensor contractions of the general case; it leaves any other pair to Pyro.
 
     Attributes:
-        log_likelihood: the sum of log p(x | z) over rows, ().
+        log_likelihood: the sum of log p(x | z) over rows, and over their changed copies if there are any, ().
         z: the guide's draws, (M, D).
         log_components: the log-densities of z under the components of its prior, (K, M); None if the model did not
             enumerate them.
@@ -72,8 +72,10 @@ class Elbo(TraceEnum_ELBO):
 
     def _keep(self, model_trace: Trace, guide_trace: Trace) -> None:
         if "x" in model_trace and "z" in guide_trace:
-            x, z = sites(model_trace)["x"], sites(model_trace)["z"]
-            self.log_likelihood = scale_and_mask(x["unscaled_log_prob"], x["scale"], x["mask"]).sum().detach()
+            z = sites(model_trace)["z"]
+            observed = [sites(model_trace)[name] for name in ("x", "x_changed") if name in model_trace]
+            terms = [scale_and_mask(x["unscaled_log_prob"], x["scale"], x["mask"]).sum() for x in observed]
+            self.log_likelihood = reduce(add, terms).detach()
             self.z = z["value"].detach()
             enumerated = isinstance(z["fn"], MixtureComponent) and z["fn"].enumerated
             self.log_components = z["unscaled_log_prob"].detach() if enumerated else None

@@ -14,7 +14,7 @@ The sites are ``alpha``, ``log_pi`` (and ``pi``), ``mu``, ``precision_tril`` (an
 :class:`Prior` says what your own prior has to define.
 """
 
-from pyro_vmm.priors.base import EXPECTATIONS, Expectation, Places, Prior, latent
+from pyro_vmm.priors.base import EXPECTATIONS, Expectation, Places, Prior, component, latent
 from pyro_vmm.priors.covariances import COVARIANCES, Covariance
 from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.mixtures import RESPONSIBILITIES, GaussianMixture, Responsibilities, StudentMixture, VampMixture
@@ -39,6 +39,7 @@ __all__ = [
     "StudentMixture",
     "VampMixture",
     "VampPrior",
+    "component",
     "latent",
     "prior_class",
 ]

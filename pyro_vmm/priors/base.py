@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -40,12 +41,17 @@ def check_m_prior(name: str, value: object) -> None:
         raise ValueError(f"{name}={value!r} should be a positive number or 'batch'")
 
 
-def latent(p_z: Mixture, obs: Tensor | None = None) -> Tensor:
-    """The sites ``c`` (enumerated in parallel) and ``z``; a mixture of one component has no ``c``."""
+def component(p_z: Mixture) -> TorchDistribution:
+    """p(z | c), after the site ``c`` (enumerated in parallel); a mixture of one component has no ``c``."""
     if p_z.n_components == 1:
-        return pyro.sample("z", p_z, obs=obs)
+        return p_z
     c = pyro.sample("c", dist.Categorical(logits=p_z.log_weights), infer={"enumerate": "parallel"})
-    return pyro.sample("z", p_z.component(c), obs=obs)
+    return p_z.component(c)
+
+
+def latent(p_z: Mixture, obs: Tensor | None = None) -> Tensor:
+    """The sites ``c`` and ``z``, see :func:`component`."""
+    return pyro.sample("z", component(p_z), obs=obs)
 
 
 class Places(NamedTuple):

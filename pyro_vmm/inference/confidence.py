@@ -70,7 +70,7 @@ def measure(
         sharp: the rows, with the part of their uncertainty that counts, see ``pyro_vmm.inference.settling.look``.
         q: q(c | x) of these rows.
         cluster_of_component: the cluster of each component.
-        elbos: the ELBO that judges the training, see :func:`~pyro_vmm.inference.schedule.judged`.
+        elbos: the ELBO that judges the training, see ``pyro_vmm.inference.schedule.judged``.
     """
     by_cluster = np.zeros((len(q), cluster_of_component.max() + 1))
     np.add.at(by_cluster.T, cluster_of_component, q.T)

@@ -176,8 +176,10 @@ def test_components_leave_together():
     assert elimination.end_epoch(shares, none).tolist() == list(range(3, 30))
     shares, none = shares[3:], none[3:]
     shares[0] = 0.0
+    weights = elimination.model.prior.pi_logits.clone()
     found = [elimination.end_epoch(shares, none) for _ in range(6)]
     assert found[:5] == [None] * 5 and found[5].tolist() == list(range(1, 27))
+    assert torch.equal(vae.prior.pi_logits[3:], weights), "one that explains nothing keeps its weight"
     assert elimination.kept.tolist() == list(range(4, 30))
 
 

@@ -6,7 +6,8 @@ Networks, likelihood and minibatches are the same: 128 units, 10 latent dimensio
 three take turns in one process. SCVI's epochs are timed from start to start, by a callback, and ours from end to end,
 by the history: set-up and the first epoch do not count. Without ``--validation`` all cells are training cells.
 
-``--fit`` adds a fit by the defaults to its own end. It loses components on its way, and the mean of its epochs counts.
+``--fit`` adds a fit by the defaults to its own end. It loses components on its way, and the mean of its epochs
+counts. It holds cells back, so that ``--validation`` belongs to it.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 
 from pyro_vmm import VMM
 from pyro_vmm.data import AUGMENTATIONS, RandomAffine
+from pyro_vmm.data.augmentations import as_augmentation
 from pyro_vmm.inference import Steps, Trainer
 from pyro_vmm.models.elbo import Elbo
 from pyro_vmm.runtime.ranks import Ranks
@@ -246,4 +247,5 @@ def test_several_processes_have_no_copies(monkeypatch):
 
 def test_names_of_other_packages_count(monkeypatch):
     monkeypatch.setitem(AUGMENTATIONS.data, "jitter", jitter)
-    assert VMM(augment="jitter")._augmentation() is jitter
+    assert as_augmentation("jitter") is jitter
+    assert VMM(12, 3, hidden=(16,), epochs=1, augment="jitter", random_state=0).fit(data(40).numpy()).n_iter_ == 1

@@ -1,4 +1,4 @@
-"""Where do data come from? Data sets and files, as arrays for images and tables, as AnnData for single cells."""
+"""Where do data come from? Data sets and files, as arrays or AnnData; and how may images change in training?"""
 
 from pyro_vmm.data.augmentations import AUGMENTATIONS, RandomAffine
 from pyro_vmm.data.cell_sets import (

@@ -57,8 +57,8 @@ class RandomAffine:
     def _maps(self, planes: Tensor) -> Tensor:
         """The maps from places in the changed images to those in the given ones, (M, 2, 3); a side has length 2."""
         n = len(planes)
-        turn, shear, scale, *shift = (planes.new_empty(5, n).uniform_(-1, 1)).unbind(0)
-        turn, shear = (math.radians(self.degrees) * turn, (math.radians(self.shear) * shear).tan())
+        turn, shear, scale, *shift = planes.new_empty(5, n).uniform_(-1, 1).unbind(0)
+        turn, shear = math.radians(self.degrees) * turn, (math.radians(self.shear) * shear).tan()
         scale = 1 + self.scale * scale
         mirror = 1 - 2 * (planes.new_empty(n).uniform_() < 0.5).to(planes) if self.flip else torch.ones_like(turn)
         cos, sin = scale * turn.cos(), scale * turn.sin()
@@ -72,12 +72,10 @@ class RandomAffine:
 AUGMENTATIONS = Registry("pyro_vmm.augmentations", {"affine": RandomAffine()})
 
 
-def as_augmentation(given: str | Augmentation | None, name: str = "augment") -> Augmentation | None:
+def as_augmentation(given: str | Augmentation | None) -> Augmentation | None:
     """The function that a name stands for; ``ValueError`` for what is neither a name nor callable nor None."""
-    if isinstance(given, str):
-        if given not in AUGMENTATIONS:
-            raise ValueError(f"{name}={given!r} should be one of {tuple(AUGMENTATIONS)}, a callable or None")
+    if isinstance(given, str) and given in AUGMENTATIONS:
         return AUGMENTATIONS[given]
-    if not (given is None or callable(given)) or isinstance(given, type):
-        raise ValueError(f"{name}={given!r} should be one of {tuple(AUGMENTATIONS)}, a callable or None")
-    return given
+    if given is None or (callable(given) and not isinstance(given, type)):
+        return given
+    raise ValueError(f"augment={given!r} should be one of {tuple(AUGMENTATIONS)}, a callable or None")

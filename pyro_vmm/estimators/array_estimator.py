@@ -157,8 +157,8 @@ class ArrayEstimator(FittedArrays):
         counted = x if weights is None else all_rows[self._drawn(train)].float()
         self.likelihood_options_ |= likelihood.start(counted) or {}
         self._check_support(likelihood, all_rows.float())
-        if (augment := self._augmentation()) is not None:
-            building.check_augmentation(augment, self.get_params()["augment"], likelihood, x[:2])
+        if self.augment is not None:
+            building.check_augmentation(self.augment, likelihood, x[:2])
         vae = self._build_vae(likelihood, x[:2])
         rows = x[self._initial_rows(x, weights)]
         vae.prior = self._build_prior(rows)

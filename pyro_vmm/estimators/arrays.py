@@ -4,7 +4,6 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_vmm.data.augmentations import Augmentation, as_augmentation
 from pyro_vmm.estimators import building
 from pyro_vmm.estimators.array_estimator import ArrayEstimator
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
@@ -153,9 +152,6 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         """
         check_is_fitted(self)
         return self._merged(n_clusters, self._rows(X))
-
-    def _augmentation(self) -> Augmentation | None:
-        return as_augmentation(self.augment)
 
     def _initial_rows(self, x: Tensor, weights: np.ndarray | None) -> Tensor:
         return building.initial_rows(x, self.n_components_, self.init, self.seed_, weights)

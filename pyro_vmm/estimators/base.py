@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from typing_extensions import Self
 
-from pyro_vmm.data.augmentations import Augmentation
+from pyro_vmm.data.augmentations import Augmentation, as_augmentation
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.estimators.numbering import Size, by_cluster, found_and_strays, numbering
@@ -60,6 +60,8 @@ class Estimator(BaseEstimator):
     vae_: LatentVariableModel
     seed_: int
     n_components_: int
+    #: How rows are changed in training, where that is a parameter; None for not at all.
+    augment: str | Augmentation | None = None
     #: None for files of earlier versions.
     weight_history_: np.ndarray | None = None
     #: The weights of the rows of the fit, scaled to mean 1, (N,); None where all count the same.
@@ -207,7 +209,7 @@ class Estimator(BaseEstimator):
     ) -> None:
         """Train ``vae_`` on rows that may be weighted, from a checkpoint's state on if there is one."""
         self.training_ = self._training_config(len(x))
-        trainer = Trainer(self.vae_, self.training_, self._augmentation())
+        trainer = Trainer(self.vae_, self.training_, as_augmentation(self.augment))
         if state is not None:
             with storing.resuming(state, ValueError):
                 trainer.load_state_dict(state["trainer"])
@@ -224,10 +226,6 @@ class Estimator(BaseEstimator):
         self.history_ = pd.DataFrame(trainer.history)
         self.n_iter_, self.best_epoch_ = len(trainer.history), trainer.best["epoch"]
         self.learning_rates_ = trainer.rates
-
-    def _augmentation(self) -> Augmentation | None:
-        """How rows are changed in training."""
-        return None
 
     def _settle(self, x: Rows) -> None:
         """After training: say which cluster each component is of. Here each is one."""

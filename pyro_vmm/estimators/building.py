@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from pyro_vmm.data.augmentations import Augmentation
+from pyro_vmm.data.augmentations import Augmentation, as_augmentation
 from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import quoted
 from pyro_vmm.data.numbers import standard
@@ -138,16 +138,16 @@ def _middle_and_half_range(low: np.floating, high: np.floating) -> tuple[np.floa
     return middle, half if half > 0 else type(low)(1.0)
 
 
-def check_augmentation(augment: Augmentation, given: object, likelihood: Likelihood, rows: Tensor) -> None:
-    """Raise ``ValueError`` where changed copies of rows (M, ...) have another shape, or no density.
+def check_augmentation(given: str | Augmentation, likelihood: Likelihood, rows: Tensor) -> None:
+    """Raise ``ValueError`` where changed copies of rows have another shape, or no density.
 
     Arguments:
-        augment: makes the copies.
-        given: what the user gave for it.
+        given: the name of what makes the copies, or a callable.
         likelihood: of the rows.
-        rows: as the model sees them.
+        rows: as the model sees them, (M, ...).
     """
-    named = f"augment={described(given)}"
+    augment, named = as_augmentation(given), f"augment={described(given)}"
+    assert augment is not None, "None makes no copies"
     try:
         changed = augment(rows)
     except Exception as error:  # whatever a callable of the user's own may raise

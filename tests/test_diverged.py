@@ -21,20 +21,20 @@ FAST = "--hidden 8 --components 4 --latent-dim 2 --epochs 4 --quiet".split()
 
 @pytest.fixture
 def break_at(monkeypatch):
-    """A function that has the n-th SVI step from now on meet a NaN, once; it returns the rates of all steps."""
-    original = Steps.svi_step
+    """A function that has the n-th iteration from now on meet a NaN, once; it returns the rates of all steps."""
+    original = Steps.iteration
 
     def install(n: int) -> list[tuple[float, float]]:
         rates = []
 
-        def svi_step(self, x):
+        def iteration(self, x):
             optimizers = self.network_optimizer, self.prior_optimizer
             rates.append(tuple(optimizer.param_groups[0]["lr"] for optimizer in optimizers))
             if len(rates) == n:
                 self.vae.likelihood.scale_raw.data.fill_(math.nan)
             return original(self, x)
 
-        monkeypatch.setattr(Steps, "svi_step", svi_step)
+        monkeypatch.setattr(Steps, "iteration", iteration)
         return rates
 
     return install

@@ -16,6 +16,7 @@ from common import K, assert_same, build, changed, config, data, every_prior, no
 
 from pyro_vmm.inference import Trainer, TrainingConfig, TrainingDiverged
 from pyro_vmm.models.elbo import Elbo
+from pyro_vmm.priors.pseudo_inputs import encoded_once
 from pyro_vmm.runtime import files
 
 # The two steps
@@ -61,15 +62,48 @@ def test_map_step_is_adam_on_the_gradient_at_the_updated_encoders_draw(prior):
 
 
 @pytest.mark.parametrize("reuse", [False, True])
-def test_map_step_takes_the_draws_of_the_svi_step_if_asked_to(reuse):
-    vae, x, given = build("vmm"), data(), []
+@pytest.mark.parametrize("expectation", ["analytic", "sampled"])
+def test_an_iteration_encodes_rows_and_pseudo_inputs_twice_or_once(reuse, expectation):
+    vae, x, given = build("vmm", expectation=expectation), data(), []
     steps = Trainer(vae, config(reuse_draws=reuse)).steps
     prior_model, encodings = vae.prior.model, []
     vae.prior.model = lambda z, *rest: given.append(z) or prior_model(z, *rest)
     vae.encoder.register_forward_hook(lambda encoder, inputs, q: encodings.append(len(inputs[0])))
     steps.iteration(x)
     assert (given[0] is steps.elbo.z) == reuse
-    assert encodings.count(len(x)) == (1 if reuse else 2)
+    assert sorted(encodings) == sorted([len(x), K] * (1 if reuse else 2))
+
+
+@pytest.mark.parametrize("prior", ["gmm", "vmm"])
+@pytest.mark.parametrize("networks", [plain, noisy])
+def test_a_joint_step_has_both_gradients_before_either_step(prior, networks):
+    """Each gradient from a pass of its own; Adam's first step is lr * sign of the gradient, up to eps."""
+    vae, x = build(prior, networks), data(16)
+    steps, start = Trainer(vae, config(prior_learning_rate=1e-2, reuse_draws=True)).steps, state(vae)
+    torch.manual_seed(3)
+    elbo = Elbo()
+    svi = elbo.differentiable_loss(vae.model, vae.guide, x, vae.trained_prior()) / 16
+    of_networks = torch.autograd.grad(svi, vae.network_parameters(), allow_unused=True)
+    vae.load_state_dict(start)  # the statistics of the noisy networks
+    pair, encoder = (vae.prior.model, vae.prior.guide), vae.encoder
+    map_ = elbo.differentiable_loss(*pair, elbo.z, encoder, vae.prior.centres(encoder)) / 16
+    of_prior = torch.autograd.grad(map_, vae.prior_parameters())
+    rates = [(vae.network_parameters(), of_networks, config().learning_rate), (vae.prior_parameters(), of_prior, 1e-2)]
+    expected = [p - (0 if g is None else rate * g / (g.abs() + 1e-7)) for ps, gs, rate in rates for p, g in zip(ps, gs)]
+    torch.manual_seed(3)
+    terms, _ = steps.iteration(x)
+    torch.testing.assert_close(terms[[0, 2]], -torch.stack([svi, map_]).detach())
+    trained = [p.detach() for parameters, *_ in rates for p in parameters]
+    torch.testing.assert_close(trained, [p.detach() for p in expected], atol=2e-5, rtol=1e-4)
+
+
+def test_pseudo_inputs_are_encoded_again_after_an_error():
+    vae = build("vmm")
+    with pytest.raises(KeyError), encoded_once(vae):
+        first = vae.prior.centres(vae.encoder)
+        assert vae.prior.centres(vae.encoder).loc is first.loc
+        raise KeyError
+    assert vae.prior.centres(vae.encoder).loc is not first.loc
 
 
 def test_svi_step_lets_the_gradient_flow_through_the_encoder_into_the_centres():

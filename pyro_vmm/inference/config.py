@@ -98,7 +98,7 @@ class Alternation(Optimisation):
         metavar="NATS",
         resume="always",
     )
-    reuse_draws: bool = setting(default=False, help="encode rows once an iteration, not twice", values=TRUTH)
+    reuse_draws: bool = setting(default=False, help="encode rows and pseudo-inputs once an iteration, not twice", values=TRUTH)
     freeze_after: int | None = setting(
         default=10,
         help="components without rows leave training after N epochs; 0 for never",
@@ -138,8 +138,9 @@ class TrainingConfig(Alternation, Monitored):
             fall, and training ends when they reach zero: over the share ``decay_fraction`` of all epochs trained.
             The ELBO is that of the validation rows if there are any. None for never.
         monitor: "val_elbo", or "val_nmi", which uses the validation rows' labels.
-        reuse_draws: give the MAP step the draws of z of the SVI step before it, for one pass over the rows instead of
-            two; they are an update older than those of Algorithm 1, and have the noise of dropout.
+        reuse_draws: take the gradients of both steps from one encoding of the rows and of the pseudo-inputs, instead of
+            encoding both again for the MAP step. Its draws of z and its q(mu) are then an update older than those of
+            Algorithm 1, and the draws have the noise of dropout.
         freeze_after: a component that explains next to nothing for so many epochs leaves training, see
             :class:`~pyro_vmm.inference.Elimination`; None for never.
         checkpoint_every: epochs between checkpoints, where a file is given.

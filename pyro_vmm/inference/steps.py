@@ -15,6 +15,7 @@ from pyro_vmm.inference.config import TrainingConfig
 from pyro_vmm.inference.state import PLACE, check_optimizer
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.priors.pseudo_inputs import encoded_once
 from pyro_vmm.runtime.captured import Captured
 from pyro_vmm.runtime.cuda_graphs import CudaGraphs
 from pyro_vmm.runtime.entries import Entries
@@ -90,25 +91,52 @@ class Steps:
         recorded.
         """
         x, *changed = x.chunk(2) if self.pairs else (x,)
+        together = self.config.reuse_draws and self.prior
+        terms, responsibilities = self.joint_step(x, *changed) if together else self.steps_in_turn(x, *changed)
+        self.vae.observe_clusters(x, responsibilities, self.ranks)
+        return torch.stack(terms), responsibilities
+
+    def steps_in_turn(self, x: Tensor, *changed: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The SVI step, and then the MAP step with the encoder that it leaves: ``STEP_TERMS`` and p(c | z), (M, K)."""
         elbo, log_likelihood, p_z = self.svi_step(x, *changed)
         with torch.no_grad():
             responsibilities = self.elbo.responsibilities(p_z)
-        z = self.elbo.z if self.config.reuse_draws else None
-        map_objective = self.map_step(x, z=z) if self.prior else torch.zeros_like(elbo)
-        self.vae.observe_clusters(x, responsibilities, self.ranks)
-        return torch.stack([elbo, log_likelihood, map_objective]), responsibilities
+        map_objective = self.map_step(x) if self.prior else torch.zeros_like(elbo)
+        return [elbo, log_likelihood, map_objective], responsibilities
+
+    def joint_step(self, x: Tensor, changed: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """Both steps, with both gradients before either: ``STEP_TERMS`` and p(c | z), (M, K).
+
+        They share the draws of z and q(mu), and so the encoder passes over the rows and over the pseudo-inputs once.
+        """
+        with encoded_once(self.vae.prior):
+            loss, log_likelihood, p_z = self._svi_loss(x, changed)
+            map_loss = self._map_loss(x, self.elbo.z)
+        with torch.no_grad():
+            responsibilities = self.elbo.responsibilities(p_z)
+        steps = (self.prior_optimizer, map_loss, self.prior), (self.network_optimizer, loss, self.networks)
+        for i, (optimizer, each, parameters) in enumerate(steps):
+            self._differentiate(optimizer, each, parameters, retain_graph=i == 0)  # of the shared pass
+        for optimizer, _, parameters in steps:
+            self._advance(optimizer, parameters)
+        return [-loss.detach(), log_likelihood, -map_loss.detach()], responsibilities
 
     def svi_step(self, x: Tensor, changed: Tensor | None = None) -> tuple[Tensor, Tensor, Mixture]:
         """Ascend the ELBO of a minibatch (M, ...) by the networks; returns its mean, that of log p(x | z), and p(z).
 
         With changed copies, (M, ...), it is the ELBO of the pairs, and each pair counts as two rows in the means.
         """
+        loss, log_likelihood, p_z = self._svi_loss(x, changed)
+        self._step(self.network_optimizer, loss, self.networks)
+        return -loss.detach(), log_likelihood, p_z
+
+    def _svi_loss(self, x: Tensor, changed: Tensor | None) -> tuple[Tensor, Tensor, Mixture]:
+        """Minus the mean ELBO of a minibatch (M, ...), the mean of log p(x | z), and p(z)."""
         p_z, pair = self.vae.trained_prior(), (self.vae.model, self.vae.guide)
         copies, each = ({}, 1) if changed is None else ({"changed": changed}, 2)
         with whole_batch(self.ranks, self.vae):
             loss = self._mean(self.elbo.differentiable_loss(*pair, x, p_z, **copies), x) / each
-        self._step(self.network_optimizer, loss, self.networks)
-        return -loss.detach(), self._mean(self.elbo.log_likelihood, x) / each, p_z
+        return loss, self._mean(self.elbo.log_likelihood, x) / each, p_z
 
     def map_step(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         """Ascend the MAP objective of a minibatch (M, ...) by the prior's parameters; returns it.
@@ -117,16 +145,21 @@ class Steps:
             x: the minibatch.
             z: draws from q(z; x), (M, D); None for new ones from the present encoder.
         """
-        prior, encoder = self.vae.prior, self.vae.encoder
+        encoder = self.vae.encoder
         if z is None:
             with torch.no_grad(), inference_mode(encoder):
                 z = draw(encoder(x), self.ranks)  # sample() of a diagonal normal makes the host wait for the device
+        loss = self._map_loss(x, z)
+        self._step(self.prior_optimizer, loss, self.prior)
+        return -loss.detach()
+
+    def _map_loss(self, x: Tensor, z: Tensor) -> Tensor:
+        """Minus the MAP objective of a minibatch (M, ...) and its draws of z (M, D)."""
+        prior, encoder = self.vae.prior, self.vae.encoder
         centres = prior.centres(encoder) if prior.expectation == "analytic" else None
         pair, log_factors = (prior.model, prior.guide), self.vae.log_factors(x)
         rows = self.ranks.total(x)
-        loss = self._mean(self.elbo.differentiable_loss(*pair, z, encoder, centres, rows, log_factors), x)
-        self._step(self.prior_optimizer, loss, self.prior)
-        return -loss.detach()
+        return self._mean(self.elbo.differentiable_loss(*pair, z, encoder, centres, rows, log_factors), x)
 
     def continue_with(self, vae: LatentVariableModel, kept: Tensor) -> None:
         """Go on with a model of components ``kept`` (n,) of the present one, and keep Adam's state for them."""
@@ -149,14 +182,23 @@ class Steps:
         return self.ranks.own(total) / self.ranks.total(x)
 
     def _step(self, optimizer: torch.optim.Optimizer | None, loss: Tensor, parameters: list) -> None:
-        """One step on just these parameters: the gradient must not reach, or be computed for, the other step's."""
-        if optimizer is None:
-            return
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=parameters)
-        self.ranks.sum_gradients(parameters)
-        self.config.adjust_gradients(parameters)
-        optimizer.step()
+        """One step on just these parameters."""
+        self._differentiate(optimizer, loss, parameters)
+        self._advance(optimizer, parameters)
+
+    def _differentiate(
+        self, optimizer: torch.optim.Optimizer | None, loss: Tensor, parameters: list, retain_graph: bool = False
+    ) -> None:
+        """The gradient by just these parameters: it must not reach, or be computed for, the other step's."""
+        if optimizer is not None:
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward(inputs=parameters, retain_graph=retain_graph)
+            self.ranks.sum_gradients(parameters)
+
+    def _advance(self, optimizer: torch.optim.Optimizer | None, parameters: list) -> None:
+        if optimizer is not None:
+            self.config.adjust_gradients(parameters)
+            optimizer.step()
 
     def optimizer_states(self) -> dict:
         """A copy of the optimisers' states; None for a step without parameters."""

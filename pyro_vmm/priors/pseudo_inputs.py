@@ -1,5 +1,7 @@
 """Trainable inputs of the encoder, and their q(mu)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -39,6 +41,7 @@ class PseudoInputs(nn.Module):
     def __init__(self, initial: Tensor):
         super().__init__()
         self.u = nn.Parameter(initial.detach().clone())
+        self._kept: list[Centres] | None = None  # what `encoded_once` keeps
 
     def __len__(self) -> int:
         return len(self.u)
@@ -52,11 +55,34 @@ class PseudoInputs(nn.Module):
 
     def encode(self, encoder: nn.Module) -> Centres:
         """q(.; u), always in inference mode: no dropout, running statistics only."""
+        if self._kept is None:
+            return self._encode(encoder)
+        if not self._kept:
+            self._kept.append(self._encode(encoder))
+        return self._kept[0]
+
+    def _encode(self, encoder: nn.Module) -> Centres:
         # The statistics are copied: a training pass of the encoder would change them before the backward pass.
         statistics = {name: b.clone() for name, b in encoder.named_buffers() if b.is_floating_point()}
         with inference_mode(encoder):
             q = functional_call(encoder, statistics, (self(),)) if statistics else encoder(self())
         return Centres(q.mean, scale_tril(q))
+
+
+@contextmanager
+def encoded_once(module: nn.Module) -> Iterator[None]:
+    """Within the context, the pseudo-inputs in a module are encoded once: later calls return the same tensors.
+
+    Neither the encoder nor the pseudo-inputs may change in between.
+    """
+    found = [each for each in module.modules() if isinstance(each, PseudoInputs)]
+    for each in found:
+        each._kept = []
+    try:
+        yield
+    finally:
+        for each in found:
+            each._kept = None
 
 
 def as_pseudo_inputs(value: Tensor | PseudoInputs) -> PseudoInputs:

@@ -12,14 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pyro.infer import TraceEnum_ELBO
 from scvi_common import KINDS, TRAIN, adapted, cells, data, float32, make, scaled, scvi, set_up  # noqa: F401  a fixture
 from sklearn.metrics import normalized_mutual_info_score
 from torch import distributions as dist
 
+from pyro_vmm.inference import Steps
 from pyro_vmm.priors.evidence import Encoded
 from pyro_vmm.priors.tree import join_all
 from pyro_vmm.scvi import SCANVI, SCVI, TOTALVI, versions, with_vmm
 from pyro_vmm.scvi.cells import Encoder
+from pyro_vmm.scvi.modules import Adapted
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of lightning
 K = 6
@@ -201,22 +204,37 @@ def test_vamp_prior_is_trained_by_the_training_plan():
     assert not torch.equal(model.module.vmm.prior.pseudo_inputs.u, before)
 
 
-def test_reused_draws_are_those_of_the_loss(monkeypatch):
-    model = make(SCVI, n_components=K)
-    drawn, used = [], []
-    (step,) = model.callbacks()
+@pytest.mark.parametrize("settings", [{}, {"encode_covariates": True}, {"prior": "gmm"}])
+def test_where_draws_are_reused_the_loss_brings_the_gradients_of_the_map_step(settings, monkeypatch):
+    """They are those of a pass of its own, at the same networks and with the same draws."""
+    kept, found, encoded = [], [], []
+    model, other = (make(SCVI, n_components=K, **settings) for _ in range(2))
+    density, map_step_by, encode = Adapted.density, Steps.map_step_by, Encoder.forward
 
-    def on_train_batch_end(trainer, plan, *args):
-        drawn.append(model.module.vmm.watch.last[1])
-        map_step = step.steps.map_step
-        step.steps.map_step = lambda cells, z: used.append(z) or map_step(cells, z)
-        type(step).on_train_batch_end(step, trainer, plan, *args)
-        step.steps.map_step = map_step
+    def keeping(self, z, cells):
+        kept.append((copy.deepcopy(model.module.state_dict()), z.detach().clone(), cells.clone()))
+        encoded.clear()
+        return density(self, z, cells)
 
-    step.on_train_batch_end, step.reuse_draws = on_train_batch_end, True
-    model.callbacks = lambda: [step]
-    fit(model, 1)
-    assert used and all(torch.equal(*pair) for pair in zip(drawn, used, strict=True))
+    def stepping(self, gradients):
+        assert len(encoded) == (settings.get("prior") != "gmm")  # the pseudo-cells, once
+        found.append(gradients)
+        map_step_by(self, gradients)
+
+    monkeypatch.setattr(Adapted, "density", keeping)
+    monkeypatch.setattr(Steps, "map_step_by", stepping)
+    monkeypatch.setattr(Encoder, "forward", lambda self, cells: (encoded.append(len(cells)), encode(self, cells))[1])
+    fit(model, 1, limit_train_batches=2, limit_val_batches=0, reuse_draws=True, settle=False)
+    assert len(found) == 2
+    adaptation, mixture = Adapted(other.module), other.module.vmm
+    for (state, z, packed), gradients in zip(kept, found, strict=True):
+        other.module.load_state_dict(state)
+        with mixture.awake():
+            prior, encoder = mixture.prior, adaptation.encoder
+            given = z, encoder, prior.centres(encoder), len(z), adaptation.log_factors(packed)
+            loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(prior.model, prior.guide, *given) / len(z)
+            expected = torch.autograd.grad(loss, list(prior.parameters()))
+        torch.testing.assert_close(list(gradients), list(expected), rtol=1e-3, atol=1e-6)
 
 
 def test_freezing_leaves_components_out_of_training():

@@ -89,7 +89,8 @@ def test_a_joint_step_has_both_gradients_before_either_step(prior, networks):
     map_ = elbo.differentiable_loss(*pair, elbo.z, encoder, vae.prior.centres(encoder)) / 16
     of_prior = torch.autograd.grad(map_, vae.prior_parameters())
     rates = [(vae.network_parameters(), of_networks, config().learning_rate), (vae.prior_parameters(), of_prior, 1e-2)]
-    expected = [p - (0 if g is None else rate * g / (g.abs() + 1e-7)) for ps, gs, rate in rates for p, g in zip(ps, gs)]
+    pairs = [(p, rate, g) for ps, gs, rate in rates for p, g in zip(ps, gs, strict=True)]
+    expected = [p - (0 if g is None else rate * g / (g.abs() + 1e-7)) for p, rate, g in pairs]
     torch.manual_seed(3)
     terms, _ = steps.iteration(x)
     torch.testing.assert_close(terms[[0, 2]], -torch.stack([svi, map_]).detach())

@@ -81,7 +81,8 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         checkpoint_every: epochs between checkpoints, if ``fit`` is given a file for them.
         prior_learning_rate: of the prior; None for that of the networks.
         plateau: once 200 steps raise the ELBO by fewer nats, the rates fall and training ends; None for never.
-        reuse_draws: encode rows once an iteration, not twice; see :class:`~pyro_vmm.inference.TrainingConfig`.
+        reuse_draws: encode rows and pseudo-inputs once an iteration, not twice; see
+            :class:`~pyro_vmm.inference.TrainingConfig`.
         freeze_after: components without rows leave training after so many epochs; None for never.
         capture: whether to record training steps and repeat the recording, for the same numbers sooner; see
             :class:`~pyro_vmm.inference.TrainingConfig`. On a GPU it is experimental.

@@ -98,7 +98,9 @@ class Alternation(Optimisation):
         metavar="NATS",
         resume="always",
     )
-    reuse_draws: bool = setting(default=False, help="encode rows and pseudo-inputs once an iteration, not twice", values=TRUTH)
+    reuse_draws: bool = setting(
+        default=False, help="encode rows and pseudo-inputs once an iteration, not twice", values=TRUTH
+    )
     freeze_after: int | None = setting(
         default=10,
         help="components without rows leave training after N epochs; 0 for never",

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pyro
@@ -152,6 +152,19 @@ class Steps:
         loss = self._map_loss(x, z)
         self._step(self.prior_optimizer, loss, self.prior)
         return -loss.detach()
+
+    def map_gradients(self, x: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        """The MAP objective of a minibatch (M, ...) and draws of z (M, D), and what :meth:`map_step_by` takes of it."""
+        loss = self._map_loss(x, z)
+        gradients = torch.autograd.grad(loss, self.prior, retain_graph=True, materialize_grads=True)
+        return -loss.detach(), *gradients
+
+    def map_step_by(self, gradients: Sequence[Tensor]) -> None:
+        """The MAP step by gradients of minus its objective, one for each of the prior's parameters."""
+        for parameter, gradient in zip(self.prior, gradients, strict=True):
+            parameter.grad = gradient
+        self.ranks.sum_gradients(self.prior)
+        self._advance(self.prior_optimizer, self.prior)
 
     def _map_loss(self, x: Tensor, z: Tensor) -> Tensor:
         """Minus the MAP objective of a minibatch (M, ...) and its draws of z (M, D)."""

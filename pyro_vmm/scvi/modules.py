@@ -51,15 +51,15 @@ class Watch:
 
     Attributes:
         density: :meth:`Adapted.density`, if the loss belongs to a training step, else None. ``module.training`` does
-            not say so: surgery, and a second training, run in inference mode.
-        last: the cells (M, W) of the last such loss, their draws of z (M, D), and p(c | z) (M, K).
+            not say so: surgery, and a second training, run in inference mode. It may return more, for the MAP step.
+        last: the cells (M, W) of the last such loss, their p(c | z) (M, K), and what else ``density`` returned.
         weights: those of the KL divergence in earlier losses, by what they depend on: M, and scvi-tools'
             ``kl_weight``.
     """
 
     def __init__(self):
         self.density: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None
-        self.last: tuple[Tensor, Tensor, Tensor] | None = None
+        self.last: tuple[Tensor, Tensor, list[Tensor]] | None = None
         self.weights: dict[tuple[int, float], Weights] = {}
 
     def keep(self, key: tuple[int, float], weights: Weights) -> Weights:
@@ -177,8 +177,8 @@ class WithPrior(Stock):
         if watch.density is None:
             log_p = self._model().p_z(cells).log_prob(z)
         else:
-            log_p, responsibilities = watch.density(z, cells)
-            watch.last = cells, z.detach(), responsibilities
+            log_p, responsibilities, *of_map_step = watch.density(z, cells)
+            watch.last = cells, responsibilities, of_map_step
         kl = log_q - log_p
         loss = out.loss + self._difference(out, before, kl, tensors, kwargs)
         return LossOutput(

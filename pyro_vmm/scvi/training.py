@@ -1,6 +1,7 @@
 """The MAP step on the prior, between the steps of scvi-tools' own training plans."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +14,7 @@ from pyro_vmm.inference.elimination import Shares
 from pyro_vmm.inference.steps import quiet_pyro
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.priors.pseudo_inputs import encoded_once
 from pyro_vmm.runtime.captured import Captured
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.operations import Operations, consists_of_known_code
@@ -37,7 +39,7 @@ class MapStep(pl.Callback):
         mixture: the module's :class:`~pyro_vmm.scvi.modules.HeldPrior`.
         learning_rate: of Adam in the MAP step; None for that of the training plan.
         freeze_after: as in :class:`~pyro_vmm.inference.TrainingConfig`.
-        reuse_draws: as there; if False, the MAP step encodes the cells again.
+        reuse_draws: as there. If True, the loss of a minibatch also gives the gradients of its MAP step.
         trains: whether the prior is trained or fixed.
     """
 
@@ -54,6 +56,7 @@ class MapStep(pl.Callback):
         self.mixture.watch.weights.clear()  # another plan may weigh the terms of the loss in another way
         self.recorder = recorder(model, self.ranks)
         self.density = Repeated(model.density, model, self.recorder)
+        self.map_step: Captured | None = None
         if not (self.trains and model.prior.trained_by_map):
             return
         rate = self.learning_rate or plan.lr
@@ -67,12 +70,15 @@ class MapStep(pl.Callback):
     def _go_on_with(self, model: Any, steps: Steps) -> None:
         """Train the components of this model from now on."""
         self.mixture.trained = (model,)
-        self.map_step = self._captured(steps)
-        self.density = Repeated(model.density, model, self.recorder)
+        if self.reuse_draws:
+            self.density = Repeated(self._with_gradients(steps), model, self.recorder)
+        else:
+            self.density = Repeated(model.density, model, self.recorder)
+            self.map_step = self._captured(steps)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         self.density.refresh()
-        if self.steps is not None:
+        if self.map_step is not None:
             self.map_step.refresh()
         self.shares, self.cells = Shares(self._model(plan).prior, self.ranks), 0
         self.objectives: list[torch.Tensor] = []
@@ -81,28 +87,43 @@ class MapStep(pl.Callback):
         self.mixture.watch.density = self.density
 
     def on_train_batch_end(self, trainer: pl.Trainer, plan: Any, *_) -> None:
-        cells, z, responsibilities = self.mixture.watch.last
+        cells, responsibilities, of_map_step = self.mixture.watch.last
         self.mixture.watch.stop()
         self.shares.add(responsibilities)
         self.cells += len(cells)
         if self.steps is None:
             return
         with exclusive():
-            # DDP does not handle these parameters, so form the sums over all processes here.
-            self.ranks.begin(int(self.ranks.sum_number(len(cells))))
-            rows = torch.cat([cells, z], -1) if self.reuse_draws else cells
-            self.objectives += self.map_step(rows)
+            if self.map_step is None:
+                objective, *gradients = of_map_step
+                self.steps.map_step_by(gradients)
+            else:
+                self._begin(cells)
+                (objective,) = self.map_step(cells)
+            self.objectives.append(objective)
             self.steps.vae.observe_clusters(cells, responsibilities, self.ranks)
 
-    def _captured(self, steps: Steps) -> Captured:
-        """The MAP step, recorded where it can be."""
-        width = self.mixture.layout.width
+    def _begin(self, cells: Tensor) -> None:
+        # DDP does not handle the prior's parameters, so form the sums over all processes here.
+        self.ranks.begin(int(self.ranks.sum_number(len(cells))))
 
-        def map_step(rows: Tensor) -> tuple[Tensor]:
-            """A step on packed cells, (M, W), or on these beside their draws of z, (M, W + D)."""
-            cells, z = rows[:, :width], rows[:, width:]
+    def _with_gradients(self, steps: Steps) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+        """:meth:`Adapted.density`, followed by the MAP objective and its gradients, from one pass of pseudo-cells."""
+        model = steps.vae
+
+        def density(z: Tensor, cells: Tensor) -> tuple[Tensor, ...]:
+            with exclusive(), self.mixture.awake(), quiet_pyro(), encoded_once(model.prior):
+                self._begin(cells)
+                return *model.density(z, cells), *steps.map_gradients(cells, z.detach())
+
+        return density
+
+    def _captured(self, steps: Steps) -> Captured:
+        """The MAP step that encodes the cells again, recorded where it can be."""
+
+        def map_step(cells: Tensor) -> tuple[Tensor]:
             with self.mixture.awake(), quiet_pyro():
-                return (steps.map_step(cells, z if self.reuse_draws else self._drawn(steps.vae, cells)),)
+                return (steps.map_step(cells, self._drawn(steps.vae, cells)),)
 
         return steps.captured(map_step)
 
@@ -129,7 +150,8 @@ class MapStep(pl.Callback):
             share = self.shares.total / self.ranks.sum_number(self.cells)
             remain = self.elimination.end_epoch(share, self.shares.largest)
             if remain is not None:
-                self.map_step.reset()
+                if self.map_step is not None:
+                    self.map_step.reset()
                 self.steps.continue_with(self.elimination.model, remain)
                 self._go_on_with(self.elimination.model, self.steps)
         # The parameters of the remaining subset are new.

@@ -30,7 +30,6 @@ def tabular(
         "learning_rate": 2e-3,
         "decay_fraction": 0.0,
         "patience": None,
-        "reuse_draws": False,
         "freeze_after": None,
         "validation_fraction": 0.1,
     }
@@ -116,7 +115,7 @@ SCALES = {
         ours={
             "n_components": 100,
             "m_prior": 256,
-            **_paper("hyperprior", "covariance_start", "settle", "reuse_draws"),
+            **_paper("hyperprior", "covariance_start", "settle"),
         },
         vade={
             "covariance": "full",
@@ -145,7 +144,7 @@ SCALES = {
             "validation_fraction": 0.1,
             "likelihood_options": {"initial_scale": 1.0},
         },
-        ours={"n_components": 100, "m_prior": 256, "hyperprior": "reference", "settle": False, "reuse_draws": False},
+        ours={"n_components": 100, "m_prior": 256, "hyperprior": "reference", "settle": False},
         # The pre-training has as many iterations as at full scale, some 3,000.
         vade={"covariance": "full", "pretraining_epochs": 85, "pretraining_learning_rate": 2e-3},
         configurations={"label-free": LABEL_FREE},
@@ -166,7 +165,7 @@ SCALES = {
             "validation_fraction": 0.2,
             "checkpoint_every": 1,
         },
-        ours={"n_components": 12, "m_prior": 100, "settle": False, "reuse_draws": False},
+        ours={"n_components": 12, "m_prior": 100, "settle": False},
         vade={"covariance": "full", "pretraining_epochs": 1},
         configurations={"labels": LABELS, "label-free": LABEL_FREE},
         surgery=LABEL_FREE,

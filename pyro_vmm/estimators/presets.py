@@ -14,7 +14,6 @@ PAPER: dict[str, Any] = {
     "decay_fraction": 0.0,
     "epochs": 1000,
     "patience": 100,
-    "reuse_draws": False,
     "settle": False,
 }
 #: Of cells there (section 4.2); the networks of each data set are :data:`pyro_vmm.data.CELL_PRESETS`.

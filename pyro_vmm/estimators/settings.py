@@ -361,7 +361,6 @@ class ArraySettings(
     batch_size: int | Auto = changed(Optimisation, "batch_size", default="auto", values=or_auto(WHOLE))
     learning_rate: float | Auto = changed(Optimisation, "learning_rate", default="auto", values=or_auto(POSITIVE))
     patience: int | Auto | None = changed(Optimisation, "patience", default="auto", values=or_auto(or_never(WHOLE)))
-    reuse_draws: bool = True
     decay_fraction: float = 0.5
 
 

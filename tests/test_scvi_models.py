@@ -841,16 +841,18 @@ sys.path[:0] = [{tests!r}]
 import torch
 from scvi_common import TRAIN, make, adapted
 model = make(adapted.SCVI, n_components=6)
-model.train(max_epochs=3, **{{**TRAIN, "batch_size": 25}}, devices=2, strategy="ddp_find_unused_parameters_true")
+settings = {{**TRAIN, "batch_size": 25, "reuse_draws": {reuse}}}
+model.train(max_epochs=3, **settings, devices=2, strategy="ddp_find_unused_parameters_true")
 rank = torch.distributed.get_rank()
 torch.save(model.module.state_dict(), {out!r} + f"/{{rank}}.pt")
 """
 
 
 @pytest.mark.slow
-def test_two_processes_hold_the_same_prior(tmp_path):
+@pytest.mark.parametrize("reuse", [False, True])
+def test_two_processes_hold_the_same_prior(reuse, tmp_path):
     script = tmp_path / "train.py"
-    script.write_text(PROCESSES.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
+    script.write_text(PROCESSES.format(tests=str(Path(__file__).parent), out=str(tmp_path), reuse=reuse))
     subprocess.run([sys.executable, str(script)], check=True, timeout=600)
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name in one:

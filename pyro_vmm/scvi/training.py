@@ -71,7 +71,7 @@ class MapStep(pl.Callback):
         """Train the components of this model from now on."""
         self.mixture.trained = (model,)
         if self.reuse_draws:
-            self.density = Repeated(self._with_gradients(steps), model, self.recorder)
+            self.density = Repeated(self._with_gradients(model, steps), model, self.recorder)
         else:
             self.density = Repeated(model.density, model, self.recorder)
             self.map_step = self._captured(steps)
@@ -107,9 +107,8 @@ class MapStep(pl.Callback):
         # DDP does not handle the prior's parameters, so form the sums over all processes here.
         self.ranks.begin(int(self.ranks.sum_number(len(cells))))
 
-    def _with_gradients(self, steps: Steps) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    def _with_gradients(self, model: Adapted, steps: Steps) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
         """:meth:`Adapted.density`, followed by the MAP objective and its gradients, from one pass of pseudo-cells."""
-        model = steps.vae
 
         def density(z: Tensor, cells: Tensor) -> tuple[Tensor, ...]:
             with exclusive(), self.mixture.awake(), quiet_pyro(), encoded_once(model.prior):

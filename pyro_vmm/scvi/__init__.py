@@ -33,6 +33,8 @@ In all of them
   ``compile=True`` and ``strategy="dp"`` are not supported and raise an error;
 - the KL divergence has its full weight from the start, unless scvi-tools' arguments of ``train`` say otherwise: a prior
   that is switched on late finds clusters that follow the batch;
+- ``train(reuse_draws=True)`` gets the gradients of the MAP step with the loss, and so encodes cells and pseudo-cells
+  once a step instead of twice;
 - the learning rate is 1e-3 at least, as that of SingleCellVMM, unless ``train`` is given one: the 1e-4 of scvi-tools'
   PEAKVI, POISSONVI and MULTIVI leaves types of cells together for hundreds of epochs;
 - ``model.history`` has ``n_active``, the number of components that won a cell in the epoch;

@@ -111,15 +111,12 @@ class Steps:
         """
         with encoded_once(self.vae.prior):
             loss, log_likelihood, p_z = self._svi_loss(x, changed)
-            map_loss = self._map_loss(x, self.elbo.z)
+            map_objective, *gradients = self.map_gradients(x, self.elbo.z)
         with torch.no_grad():
             responsibilities = self.elbo.responsibilities(p_z)
-        steps = (self.prior_optimizer, map_loss, self.prior), (self.network_optimizer, loss, self.networks)
-        for i, (optimizer, each, parameters) in enumerate(steps):
-            self._differentiate(optimizer, each, parameters, retain_graph=i == 0)  # of the shared pass
-        for optimizer, _, parameters in steps:
-            self._advance(optimizer, parameters)
-        return [-loss.detach(), log_likelihood, -map_loss.detach()], responsibilities
+        self._step(self.network_optimizer, loss, self.networks)
+        self.map_step_by(gradients)
+        return [-loss.detach(), log_likelihood, map_objective], responsibilities
 
     def svi_step(self, x: Tensor, changed: Tensor | None = None) -> tuple[Tensor, Tensor, Mixture]:
         """Ascend the ELBO of a minibatch (M, ...) by the networks; returns its mean, that of log p(x | z), and p(z).
@@ -161,9 +158,9 @@ class Steps:
 
     def map_step_by(self, gradients: Sequence[Tensor]) -> None:
         """The MAP step by gradients of minus its objective, one for each of the prior's parameters."""
+        assert self.prior_optimizer is not None, "there is a prior to train"
         for parameter, gradient in zip(self.prior, gradients, strict=True):
             parameter.grad = gradient
-        self.ranks.sum_gradients(self.prior)
         self._advance(self.prior_optimizer, self.prior)
 
     def _map_loss(self, x: Tensor, z: Tensor) -> Tensor:
@@ -195,23 +192,18 @@ class Steps:
         return self.ranks.own(total) / self.ranks.total(x)
 
     def _step(self, optimizer: torch.optim.Optimizer | None, loss: Tensor, parameters: list) -> None:
-        """One step on just these parameters."""
-        self._differentiate(optimizer, loss, parameters)
+        """One step on just these parameters: the gradient must not reach, or be computed for, the other step's."""
+        if optimizer is None:
+            return
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=parameters)
         self._advance(optimizer, parameters)
 
-    def _differentiate(
-        self, optimizer: torch.optim.Optimizer | None, loss: Tensor, parameters: list, retain_graph: bool = False
-    ) -> None:
-        """The gradient by just these parameters: it must not reach, or be computed for, the other step's."""
-        if optimizer is not None:
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward(inputs=parameters, retain_graph=retain_graph)
-            self.ranks.sum_gradients(parameters)
-
-    def _advance(self, optimizer: torch.optim.Optimizer | None, parameters: list) -> None:
-        if optimizer is not None:
-            self.config.adjust_gradients(parameters)
-            optimizer.step()
+    def _advance(self, optimizer: torch.optim.Optimizer, parameters: list) -> None:
+        """One step by the gradients that the parameters have, each a part of the sum over all processes."""
+        self.ranks.sum_gradients(parameters)
+        self.config.adjust_gradients(parameters)
+        optimizer.step()
 
     def optimizer_states(self) -> dict:
         """A copy of the optimisers' states; None for a step without parameters."""

@@ -62,13 +62,14 @@ def plain_function(step, changes=()):
 
 
 @pytest.mark.parametrize("settings", [{}, {"expectation": "sampled"}, {"responsibilities": "differentiated"}])
+@pytest.mark.parametrize("reuse", [False, True])
 @every_prior
-def test_forty_steps_agree(prior, settings, replays):
+def test_forty_steps_agree(prior, reuse, settings, replays):
     if settings and prior not in ("vmm", "gmm"):
         settings = {}
     found = []
     for capture in (False, "auto"):
-        steps = Steps(build(prior, noisy, **settings).train(), config(capture=capture))
+        steps = Steps(build(prior, noisy, **settings).train(), config(capture=capture, reuse_draws=reuse))
         steps.recorder and setattr(steps.recorder, "patience", 1)
         torch.manual_seed(3)
         with quiet_pyro():
@@ -79,13 +80,11 @@ def test_forty_steps_agree(prior, settings, replays):
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
-def test_a_fit_to_cells_is_that_of_eager_steps(likelihood, at_once, replays):
-    cells = planted(200)
+@pytest.mark.parametrize(("likelihood", "reuse"), [("zinb", False), ("nb", True), ("poisson", False)])
+def test_a_fit_to_cells_is_that_of_eager_steps(likelihood, reuse, at_once, replays):
+    cells, settings = planted(200), {"epochs": 12, "n_components": 5, "batch_size": 64, "reuse_draws": reuse}
     fits = [
-        SingleCellVMM(
-            "batch", likelihood=likelihood, epochs=12, n_components=5, batch_size=64, capture=capture, random_state=0
-        ).fit(cells)
+        SingleCellVMM("batch", likelihood=likelihood, capture=capture, random_state=0, **settings).fit(cells)
         for capture in (False, "cpu")
     ]
     assert_same_fits(*fits)

@@ -149,6 +149,12 @@ def test_settings_of_the_mixture(settings, two):
     assert_trains_alike(two, "vmm", "mlp", settings)
 
 
+@pytest.mark.parametrize("networks", ["mlp", "noisy"])
+def test_reused_draws(networks, two):
+    tolerance = 1e-8 if networks == "mlp" else 1e-6
+    assert_trains_alike(two, "vmm", networks, None, {"reuse_draws": True}, tolerance=tolerance)
+
+
 @pytest.mark.parametrize("m_prior", [256, "batch"])
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_minibatches_that_do_not_divide_evenly(batch_size, m_prior, two):

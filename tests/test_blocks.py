@@ -322,7 +322,7 @@ def test_memory_is_flat_in_the_number_of_cells(in_file, small_pools, monkeypatch
     assert (peak(3000) - peak(1000)) / 2000 < 300
 
 
-@pytest.mark.parametrize("task", ["explain", "map_query"])
+@pytest.mark.parametrize("task", ["explain", pytest.param("map_query", marks=pytest.mark.slow)])
 def test_after_the_fit_memory_is_flat_in_the_number_of_cells(task, in_file, small_pools, monkeypatch):
     """As above: labels, novelty, covariates and names of a cell take some 100 bytes, its counts 1600."""
     monkeypatch.setattr("pyro_vmm.data.cells.CHUNK_NUMBERS", 2**13)

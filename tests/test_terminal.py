@@ -144,6 +144,7 @@ def test_reproduce(terminal, tmp_path):
     assert terminal.shows(f"--only {CHINESE}") in terminal.err.read_all()
 
 
+@pytest.mark.slow
 def test_the_script_itself(tmp_path):
     """Without a locale, in a process of its own, which nobody has prepared."""
     np.save(tmp_path / "x.npy", np.random.RandomState(0).rand(40, 3))

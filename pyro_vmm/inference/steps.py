@@ -104,13 +104,13 @@ class Steps:
         map_objective = self.map_step(x) if self.prior else torch.zeros_like(elbo)
         return [elbo, log_likelihood, map_objective], responsibilities
 
-    def joint_step(self, x: Tensor, changed: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+    def joint_step(self, x: Tensor, *changed: Tensor) -> tuple[list[Tensor], Tensor]:
         """Both steps, with both gradients before either: ``STEP_TERMS`` and p(c | z), (M, K).
 
         They share the draws of z and q(mu), and so the encoder passes over the rows and over the pseudo-inputs once.
         """
         with encoded_once(self.vae.prior):
-            loss, log_likelihood, p_z = self._svi_loss(x, changed)
+            loss, log_likelihood, p_z = self._svi_loss(x, *changed)
             map_objective, *gradients = self.map_gradients(x, self.elbo.z)
         with torch.no_grad():
             responsibilities = self.elbo.responsibilities(p_z)
@@ -127,7 +127,7 @@ class Steps:
         self._step(self.network_optimizer, loss, self.networks)
         return -loss.detach(), log_likelihood, p_z
 
-    def _svi_loss(self, x: Tensor, changed: Tensor | None) -> tuple[Tensor, Tensor, Mixture]:
+    def _svi_loss(self, x: Tensor, changed: Tensor | None = None) -> tuple[Tensor, Tensor, Mixture]:
         """Minus the mean ELBO of a minibatch (M, ...), the mean of log p(x | z), and p(z)."""
         p_z, pair = self.vae.trained_prior(), (self.vae.model, self.vae.guide)
         copies, each = ({}, 1) if changed is None else ({"changed": changed}, 2)

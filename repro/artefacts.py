@@ -1,11 +1,12 @@
 """The tables and figures that can be reproduced: the runs of each, and how it is rendered."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyro_vmm.plots import ornaments
 from pyro_vmm.runtime import files
+from pyro_vmm.runtime.precision import Precision
 from repro import beyond, cells, images, paper, tabular
 from repro.runs import Folder, Run
 from repro.scales import SCALES, Scale
@@ -153,7 +154,7 @@ ARTEFACTS = {
 }
 
 
-def plan(name: str, scale: str, trials: int, only: Sequence[str] = ()) -> list[Run]:
+def plan(name: str, scale: str, trials: int, only: Sequence[str] = (), precision: Precision = "float32") -> list[Run]:
     """The runs of an artefact.
 
     Arguments:
@@ -161,6 +162,7 @@ def plan(name: str, scale: str, trials: int, only: Sequence[str] = ()) -> list[R
         scale: a key of ``SCALES``.
         trials: the number of trials.
         only: names of data sets, methods and configurations. Each kind that is named is limited to these names.
+        precision: of the networks; rivals of the VMM are always in float32.
     """
     runs, unknown = list(ARTEFACTS[name].runs(SCALES[scale], trials)), set(only)
     if not runs:
@@ -174,7 +176,14 @@ def plan(name: str, scale: str, trials: int, only: Sequence[str] = ()) -> list[R
         every = ARTEFACTS[name].runs(SCALES[scale], 1)
         names = dict.fromkeys(word for run in every for word in (run.dataset, run.method, run.configuration))
         raise ValueError(f"--only {' '.join(sorted(unknown))}: {name} at scale {scale} has {', '.join(names)}")
-    return runs
+    return [_in_precision(run, precision) for run in runs]
+
+
+def _in_precision(run: Run, precision: Precision) -> Run:
+    """The run with networks in this precision. In float32 it stays as it is, and so do the folders of older runs."""
+    if precision == "float32" or run.method in images.RIVALS or "estimator" not in run.settings:
+        return run
+    return replace(run, settings={**run.settings, "estimator": {**run.settings["estimator"], "precision": precision}})
 
 
 def command(name: str, scale: str, trials: int, runs: Sequence[Run]) -> str:
@@ -182,6 +191,8 @@ def command(name: str, scale: str, trials: int, runs: Sequence[Run]) -> str:
     words = ["python", "scripts/reproduce.py", name, "--scale", scale]
     if trials != SCALES[scale].trials:
         words += ["--trials", str(trials)]
+    for precision in dict.fromkeys(run.settings.get("estimator", {}).get("precision") for run in runs):
+        words += ["--precision", precision] if precision else []
     every, only = list(ARTEFACTS[name].runs(SCALES[scale], trials)), []
     for key in ("dataset", "method", "configuration"):
         chosen = dict.fromkeys(getattr(run, key) for run in runs)

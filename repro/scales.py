@@ -1,6 +1,6 @@
-"""The scales of the experiments: the paper's, a small one, and one for tests."""
+"""The scales of the experiments: the paper's, the same sooner, a small one, and one for tests."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pyro_vmm.estimators.presets import PAPER
 
@@ -100,35 +100,56 @@ def _paper(*names: str) -> dict:
     return {name: PAPER[name] for name in names}
 
 
+FULL = Scale(
+    trials=10,
+    latent_dims={"mnist": 10, "fashion_mnist": 30},
+    rows=None,
+    # 60,000 images to train on and 10,000 held back.
+    shared={
+        **_paper("batch_size", "learning_rate", "decay_fraction", "epochs", "patience", "likelihood_options"),
+        "hidden": list(PAPER["hidden"]),
+        "validation_fraction": 1 / 7,
+    },
+    # The hyper-prior and the start are those of the authors' code, which made the published numbers.
+    ours={
+        "n_components": 100,
+        "m_prior": 256,
+        **_paper("hyperprior", "covariance_start", "settle"),
+    },
+    vade={
+        "covariance": "full",
+        "covariance_start": "random",
+        "pretraining_epochs": 13,
+        "pretraining_learning_rate": 2e-3,
+    },
+    configurations={"labels": LABELS, "label-free": LABEL_FREE},
+    surgery={"epochs": 500, "patience": 20, **LABEL_FREE},
+    cell_sets=("cortex", "pbmc", "split_seq", "lung_atlas", *Scale.cell_sets),
+    varied_sets=("mnist", "fashion_mnist"),
+    tabular=tabular(n_components=100, hidden=128, steps=10_000),
+)
+
+# The paper's images, networks and noise at the start. Five times its rate, falling to nothing over the second half, for
+# a hundred epochs come to as much training as its five hundred of table 2.
+FAST = replace(
+    FULL,
+    trials=1,
+    shared={
+        **FULL.shared,
+        "learning_rate": 5 * PAPER["learning_rate"],
+        "decay_fraction": 0.5,
+        "epochs": 100,
+        "patience": None,
+    },
+    ours={**FULL.ours, "covariance_start": "diagonal"},
+    vade={**FULL.vade, "covariance_start": "diagonal"},
+    configurations={"label-free": LABEL_FREE},
+    surgery=LABEL_FREE,
+)
+
 SCALES = {
-    "full": Scale(
-        trials=10,
-        latent_dims={"mnist": 10, "fashion_mnist": 30},
-        rows=None,
-        # 60,000 images to train on and 10,000 held back.
-        shared={
-            **_paper("batch_size", "learning_rate", "decay_fraction", "epochs", "patience", "likelihood_options"),
-            "hidden": list(PAPER["hidden"]),
-            "validation_fraction": 1 / 7,
-        },
-        # The hyper-prior and the start are those of the authors' code, which made the published numbers.
-        ours={
-            "n_components": 100,
-            "m_prior": 256,
-            **_paper("hyperprior", "covariance_start", "settle"),
-        },
-        vade={
-            "covariance": "full",
-            "covariance_start": "random",
-            "pretraining_epochs": 13,
-            "pretraining_learning_rate": 2e-3,
-        },
-        configurations={"labels": LABELS, "label-free": LABEL_FREE},
-        surgery={"epochs": 500, "patience": 20, **LABEL_FREE},
-        cell_sets=("cortex", "pbmc", "split_seq", "lung_atlas", *Scale.cell_sets),
-        varied_sets=("mnist", "fashion_mnist"),
-        tabular=tabular(n_components=100, hidden=128, steps=10_000),
-    ),
+    "full": FULL,
+    "fast": FAST,
     # Small networks, to take minutes. Iterations are far fewer than at full scale, so the rate is larger and falls.
     "small": Scale(
         trials=3,

@@ -131,6 +131,18 @@ def test_only_chooses_by_name():
     assert {run.dataset for run in runs} == {"mnist", "fashion_mnist"} and len(runs) == 8
 
 
+def test_a_precision_is_that_of_the_vmm_and_its_priors_and_part_of_the_command():
+    only = ["label-free", "mnist"]
+    runs = artefacts.plan("table1", "full", 1, only, "bf16")
+    found = {run.method: run.settings.get("estimator", {}).get("precision") for run in runs}
+    assert {method for method, precision in found.items() if precision == "bf16"} == {"vamp", "gmm", "vmm", "vae"}
+    assert set(found.values()) == {"bf16", None}
+    assert "--trials 1 --precision bf16 --only" in artefacts.command("table1", "full", 1, runs)
+    exact = artefacts.plan("table1", "full", 1, only)
+    assert not any("precision" in run.settings.get("estimator", {}) for run in exact)
+    assert "--precision" not in artefacts.command("table1", "full", 1, exact)
+
+
 def test_folds_and_initial_networks_of_a_trial_are_those_of_every_method():
     x, _ = images.load("digits", 300, None)
     for trial in range(2):
@@ -152,7 +164,9 @@ def test_folds_and_initial_networks_of_a_trial_are_those_of_every_method():
     assert len({tuple(each.flatten().tolist()) for each in decoders}) <= 2
 
 
-@pytest.mark.parametrize(("scale", "expected"), [("full", "random"), ("small", "diagonal"), ("tiny", "diagonal")])
+@pytest.mark.parametrize(
+    ("scale", "expected"), [("full", "random"), ("fast", "diagonal"), ("small", "diagonal"), ("tiny", "diagonal")]
+)
 def test_full_covariances_start_alike_in_every_method(scale, expected):
     """At the paper's scale as its authors'."""
     models = [images.estimator(run) for run in artefacts.plan("table1", scale, 1) if "estimator" in run.settings]

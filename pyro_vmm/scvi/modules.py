@@ -17,6 +17,7 @@ from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import Prior, StandardNormal
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.scvi.cells import Encoder, Layout, posterior
+from pyro_vmm.scvi.counts import quick
 
 if TYPE_CHECKING:
     # A mixin's methods use those of the class of scvi-tools beside it, whose types need not be there.
@@ -152,7 +153,8 @@ class Adapted(LatentVariableModel):
 class WithPrior(Stock):
     """A mixin for modules: the loss and its report with the prior that ``self.vmm`` holds.
 
-    The stock loss is not changed. It reports the KL divergence of q(z | x) from N(0, I). Autograd gives the weight of
+    The stock loss is not changed; in training its log-density of counts is a quicker one, see
+    :mod:`pyro_vmm.scvi.counts`. It reports the KL divergence of q(z | x) from N(0, I). Autograd gives the weight of
     this KL in the loss (warm-up, a mean or a sum over cells) as the derivative of the loss by it. The KL divergence
     from the mixture, estimated by the draw of z that is decoded, replaces it with the same weight.
     """
@@ -169,6 +171,8 @@ class WithPrior(Stock):
         """The loss of cells (M, ...)."""
         if isinstance(self.vmm.prior, StandardNormal):
             return super().loss(tensors, inference_outputs, generative_outputs, *args, **kwargs)
+        if self.training and torch.is_grad_enabled():
+            generative_outputs = {name: quick(value) for name, value in generative_outputs.items()}
         out = self.stock_loss(tensors, inference_outputs, generative_outputs, *args, **kwargs)
         key = kl_key(out)
         before = out.kl_local[key]

@@ -7,7 +7,8 @@ three take turns in one process. SCVI's epochs are timed from start to start, by
 by the history: set-up and the first epoch do not count. Without ``--validation`` all cells are training cells.
 
 ``--fit`` adds a fit by the defaults to its own end. It loses components on its way, and the mean of its epochs
-counts. It holds cells back, so that ``--validation`` belongs to it.
+counts. It holds cells back, so that ``--validation`` belongs to it. ``--precision bf16`` and ``--reuse-draws`` are
+settings of ours; SCVI stays as it is.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 from anndata import AnnData
 
+from pyro_vmm.runtime.precision import PRECISIONS
 from repro import pages
 from repro.integration.data import TITLES, load
 from repro.integration.methods import quieten_lightning
@@ -52,7 +54,7 @@ def scvi_epochs(adata: AnnData, epochs: int, validation: bool) -> tuple[list[flo
     return differences(ends)[1:], len(model.train_indices)
 
 
-def our_epochs(adata: AnnData, epochs: int, validation: bool, prior: str) -> tuple[list[float], int]:
+def our_epochs(adata: AnnData, epochs: int, validation: bool, prior: str, settings: dict) -> tuple[list[float], int]:
     """Seconds of each epoch after the first, and the number of training cells."""
     from pyro_vmm import SingleCellVMM
 
@@ -67,16 +69,17 @@ def our_epochs(adata: AnnData, epochs: int, validation: bool, prior: str) -> tup
         settle=False,  # settling follows the epochs and is not timed
         device="cpu",
         random_state=0,
+        **settings,
     )
     seconds = model.fit(adata).history_["seconds"].tolist()
     return differences(seconds), adata.n_obs - int(held_back * adata.n_obs)
 
 
-def whole_fit(adata: AnnData, epochs: int, validation: bool) -> tuple[list[float], int]:
+def whole_fit(adata: AnnData, epochs: int, validation: bool, settings: dict) -> tuple[list[float], int]:
     """Seconds of each epoch after the first of a fit by the defaults, and the number of training cells."""
     from pyro_vmm import SingleCellVMM
 
-    model = SingleCellVMM("batch", settle=False, device="cpu", random_state=0).fit(adata)
+    model = SingleCellVMM("batch", settle=False, device="cpu", random_state=0, **settings).fit(adata)
     return differences(model.history_["seconds"].tolist()), adata.n_obs - len(model.validation_rows_)
 
 
@@ -84,15 +87,22 @@ def differences(times: list[float]) -> list[float]:
     return [after - before for before, after in pairwise(times)]
 
 
-METHODS: dict[str, Callable[..., tuple[list[float], int]]] = {
-    "scVI (scvi-tools)": scvi_epochs,
-    "standard normal (ours)": lambda *args: our_epochs(*args, "standard_normal"),
-    "VMM, K = 100 (ours)": lambda *args: our_epochs(*args, "vmm"),
-}
+Method = Callable[[AnnData, int, bool], tuple[list[float], int]]
+
+
+def all_methods(settings: dict, fit: bool) -> dict[str, Method]:
+    """What is timed, with these settings of ours."""
+    ours = {name: value for name, value in settings.items() if name != "reuse_draws"}
+    found: dict[str, Method] = {
+        "scVI (scvi-tools)": scvi_epochs,
+        "standard normal (ours)": lambda *args: our_epochs(*args, "standard_normal", ours),
+        "VMM, K = 100 (ours)": lambda *args: our_epochs(*args, "vmm", settings),
+    }
+    return {**found, **({"VMM, a whole fit (ours)": lambda *args: whole_fit(*args, settings)} if fit else {})}
 
 
 def measure(
-    adata: AnnData, rounds: int, epochs: int, validation: bool, methods: dict[str, Callable] = METHODS
+    adata: AnnData, rounds: int, epochs: int, validation: bool, methods: dict[str, Method]
 ) -> dict[str, tuple[list[float], int]]:
     """Seconds of all rounds' epochs, and the cells in one epoch; the order changes at every round."""
     found = {name: ([], 0) for name in methods}
@@ -122,13 +132,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--validation", action="store_true", help="hold back a tenth, and look at it in every epoch")
     parser.add_argument("--fit", action="store_true", help="add a fit by the defaults to its own end")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of our networks")
+    parser.add_argument("--reuse-draws", action="store_true")
     parser.add_argument("--data-dir", help="the folder that holds cells/ (default: $PYRO_VMM_DATA)")
     parser.add_argument("--out", type=Path, help="a Markdown file")
     args = parser.parse_args()
     quieten_lightning()
     adata = load(args.file, args.data_dir)
     torch.set_num_threads(args.threads)  # after scanpy is imported: its numba sets it, too
-    methods = {**METHODS, **({"VMM, a whole fit (ours)": whole_fit} if args.fit else {})}
+    methods = all_methods({"precision": args.precision, "reuse_draws": args.reuse_draws}, args.fit)
     lines = table(measure(adata, args.rounds, args.epochs, args.validation, methods))
     print(*lines, sep="\n")
     if args.out:

@@ -91,6 +91,14 @@ def test_a_fit_to_cells_is_that_of_eager_steps(likelihood, reuse, at_once, repla
     assert len(replays) > 20
 
 
+def test_a_fit_in_bfloat16_is_that_of_eager_steps(at_once, replays):
+    settings = {"epochs": 12, "n_components": 6, "batch_size": 64, "precision": "bf16", "dtype": "float32"}
+    x = data(200).numpy()
+    fits = [VMM(**settings, capture=capture, random_state=0).fit(x) for capture in (False, "cpu")]
+    assert_same_fits(*fits)
+    assert len(replays) > 20
+
+
 def test_a_fit_with_falling_rates_is_that_of_eager_steps(at_once, replays):
     """The learning rate changes at every epoch, and components leave: the first needs no recording anew."""
     x = data(200).numpy()

@@ -134,7 +134,38 @@ def test_wrong_precisions_are_told():
         VMM(precision="tf32", dtype="float64").fit(np.eye(5))
 
 
-@pytest.mark.slow  # and experimental
+NEW = {"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision", "warns"),
+    [
+        (NEW, "bf16", False),
+        ({**NEW, "avx512_bf16": False}, "bf16", True),
+        ({**NEW, "avx512_bf16": False, "amx_bf16": True}, "bf16", False),
+        ({**NEW, "avx512_bf16": False}, "float32", False),
+        ({"architecture": "arm64"}, "bf16", False),
+        (None, "bf16", False),  # torch does not say
+    ],
+)
+def test_a_cpu_without_bfloat16_is_warned_of(capabilities, precision, warns, monkeypatch, recwarn):
+    if capabilities is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    Trainer(build(), TrainingConfig(precision=precision))
+    assert [str(each.message)[:35] for each in recwarn] == ["precision='bf16' is likely to be sl"] * warns
+
+
+def test_answers_are_exact():
+    """Training alone is rounded: a fitted model computes in float32."""
+    X = load_digits(return_X_y=True)[0][:200]
+    model = VMM(epochs=2, n_components=4, hidden=(16,), precision="bf16", settle=False, random_state=0).fit(X)
+    exact = model.vae_.encoder(model.to_tensor(X)).mean.detach().numpy()
+    np.testing.assert_array_equal(model.transform(X), exact)
+
+
+@pytest.mark.slow
 def test_bfloat16_fits_the_digits_as_well():
     """Its ELBO is that of float32 with the same seed, up to what rounding makes of it; epochs still bring 10 nats."""
     X, _ = load_digits(return_X_y=True)

@@ -86,7 +86,8 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         freeze_after: components without rows leave training after so many epochs; None for never.
         capture: whether to record training steps and repeat the recording, for the same numbers sooner; see
             :class:`~pyro_vmm.inference.TrainingConfig`. On a GPU it is experimental.
-        precision: of the networks' products; all but "float32" are experimental, see :mod:`pyro_vmm.runtime.precision`.
+        precision: of the networks' products in training: "float32", "bf16" or "tf32", see
+            :mod:`pyro_vmm.runtime.precision`.
         settle: after training, split and merge components until the evidence of the encoded rows rises no more, and
             count those that nothing sets apart as one cluster; see :func:`~pyro_vmm.inference.settle`. False, as in the
             paper, leaves the components as they are, each a cluster.

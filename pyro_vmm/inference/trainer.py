@@ -24,7 +24,7 @@ from pyro_vmm.networks import inference_mode
 from pyro_vmm.runtime.checks import differences
 from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.exclusive import exclusive
-from pyro_vmm.runtime.precision import network_precision
+from pyro_vmm.runtime.precision import network_precision, warn_if_slow
 from pyro_vmm.runtime.randomness import RandomNumbers
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.rows import Rows, read, shuffled
@@ -62,6 +62,7 @@ class Trainer:
         self.device, self.dtype = vae.prior.origin.device, vae.prior.origin.dtype
         if config.precision != "float32" and self.dtype != torch.float32:
             raise ValueError(f"precision={config.precision!r} is for models of float32, this one is of {self.dtype}")
+        warn_if_slow(config.precision, self.device)
         self.elimination = Elimination(vae, config)
         self.steps = Steps(vae, config, ranks=self.ranks, pairs=augment is not None)
         self.order = torch.Generator().manual_seed(config.seed)

@@ -1,15 +1,16 @@
-"""The precision of the networks; densities and mixtures always have that of the parameters.
-
-"tf32" and "bf16" are experimental: they have never run on a GPU yet.
+"""The precision of the networks in training; densities, mixtures and answers always have that of the parameters.
 
 - "float32": full float32, whatever is set in ``torch.backends``;
+- "bf16": automatic mixed precision with bfloat16, which has 8 bits of mantissa. Products of matrices take half the time
+  on CPUs with instructions for it: x86 with AVX512-BF16 (AMD from Zen 4, Intel from Cooper Lake on) or AMX;
 - "tf32": linear layers round their inputs to 10 bits of mantissa, on GPUs that do so fast (NVIDIA, from Ampere on), in
-  both directions;
-- "bf16": automatic mixed precision with bfloat16.
+  both directions.
 
-These are for models of float32; the outputs of the networks are float32 again.
+"tf32", and "bf16" on a GPU, are experimental: they have never run there yet. Both are for models of float32; the
+outputs of the networks are float32 again.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -42,6 +43,26 @@ def network_precision(precision: Precision) -> Iterator[None]:
             yield
     finally:
         _precision.reset(token)
+
+
+def warn_if_slow(precision: Precision, device: torch.device) -> None:
+    """Warn of bfloat16 on a CPU that has to emulate it."""
+    if precision == "bf16" and device.type == "cpu" and multiplies_bfloat16() is False:
+        warnings.warn(
+            "precision='bf16' is likely to be slower than 'float32' on this CPU, which has no instructions for it "
+            "(AVX512-BF16 or AMX)",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def multiplies_bfloat16() -> bool | None:
+    """Whether this CPU has instructions for products of bfloat16; None if torch does not say."""
+    # Older torch lacks the function. Of other processors than x86 it knows other things.
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    if found.get("architecture") != "x86_64":
+        return None
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def in_precision(x: Tensor, *layers: Callable[[Tensor], Tensor]) -> Tensor:

@@ -63,8 +63,7 @@ def test_other_distributions_stay():
         """With another density, perhaps."""
 
     mean, theta = torch.rand(4), torch.rand(4)
-    on_gpu = distribution(mean.to("meta"), theta.to("meta"))
-    for p_x in (Own(mu=mean, theta=theta), distributions.Poisson(mean), on_gpu, None):
+    for p_x in (Own(mu=mean, theta=theta), distributions.Poisson(mean), None):
         assert quick(p_x) is p_x
 
 
@@ -79,26 +78,75 @@ def test_values_that_are_no_counts_are_warned_of(gate):
         p_x.log_prob(torch.tensor([0.0, 1.0]))
 
 
-@pytest.mark.parametrize(("prior", "expected"), [("vmm", True), ("standard_normal", False)])
-def test_they_are_those_of_training_alone(prior, expected, monkeypatch):
-    """Answers come from scvi-tools' own code, and so does all with its prior."""
-    calls = []
-    monkeypatch.setattr(modules, "quick", lambda value: (calls.append(1), quick(value))[1])
-    model = make(adapted.SCVI, **({"prior": prior} if prior == "standard_normal" else {"n_components": 4}))
+@pytest.fixture
+def seen(monkeypatch) -> set:
+    """The classes of the quick distributions whose log-densities were computed."""
+    found = set()
+    for cls in counts.QUICK.values():
+        real = cls.log_prob
+        monkeypatch.setattr(
+            cls, "log_prob", lambda self, value, real=real: (found.add(type(self)), real(self, value))[1]
+        )
+    return found
+
+
+NB, ZINB = counts.QUICK.values()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("SCVI", {}, {ZINB}),
+        ("SCVI", {"gene_likelihood": "nb"}, {NB}),
+        ("SCVI", {"gene_likelihood": "poisson"}, set()),
+        ("LinearSCVI", {}, {NB}),
+        ("SCANVI", {}, {ZINB}),
+        ("TOTALVI", {}, {NB}),
+        ("MULTIVI", {}, {ZINB}),
+        ("PEAKVI", {}, set()),
+    ],
+)
+def test_they_are_those_of_training_alone(name, settings, expected, seen):
+    """Answers come from scvi-tools' own code."""
+    model = make(getattr(adapted, name), n_components=4, **settings)
     model.train(max_epochs=1, **TRAIN)
-    assert bool(calls) == expected
-    calls.clear()
-    model.get_elbo(), model.get_reconstruction_error(), model.get_marginal_ll(n_mc_samples=2)
-    assert not calls
+    assert seen == expected
+    seen.clear()
+    model.get_elbo(), model.get_reconstruction_error()
+    assert not seen
+    # In a second training modules are as if they did not train.
+    model.train(max_epochs=1, **TRAIN)
+    assert seen == expected
 
 
-def test_a_fit_is_that_of_scvi_tools_densities(monkeypatch):
+def test_all_is_stock_with_its_prior(seen):
+    make(adapted.SCVI, prior="standard_normal").train(max_epochs=1, **TRAIN)
+    assert not seen
+
+
+NegativeBinomial = distributions.NegativeBinomial
+
+
+def test_methods_of_other_code_stay():
+    class Own(adapted.STOCK["TOTALVI"]._module_cls):
+        def get_reconstruction_loss(self, *args):
+            return NegativeBinomial(*args)
+
+    assert counts.quick_method(Own, "get_reconstruction_loss") is None
+    assert counts.quick_method(Own, "loss") is None, "it makes no distribution of counts"
+    assert counts.quick_method(Own, "missing") is None
+    stock = adapted.STOCK["TOTALVI"]._module_cls.get_reconstruction_loss
+    assert counts.quick_method(adapted.STOCK["TOTALVI"]._module_cls, "get_reconstruction_loss") is not stock
+    assert stock.__globals__["NegativeBinomial"] is distributions.NegativeBinomial
+
+
+@pytest.mark.parametrize("name", ["SCVI", "TOTALVI", "MULTIVI"])
+def test_a_fit_is_that_of_scvi_tools_densities(name, monkeypatch):
     losses = []
-    for name in ("quick", "stock"):
-        if name == "stock":
-            monkeypatch.setattr(counts, "QUICK", {})
-        scvi.settings.seed = 0
-        model = make(adapted.SCVI, n_components=4)
+    for stock in (False, True):
+        if stock:
+            monkeypatch.setattr(modules.WithPrior, "_is_quick", lambda self: False)
+        model = make(getattr(adapted, name), n_components=4)
         model.train(max_epochs=3, **TRAIN)
         losses.append(torch.tensor(model.history["elbo_train"].to_numpy(float)))
     torch.testing.assert_close(*losses, rtol=1e-4, atol=0)

@@ -1,7 +1,9 @@
 """scvi-tools' distributions of counts, with log-densities by this package's, which take a third of the time."""
 
 import copy
+import inspect
 import warnings
+from types import FunctionType
 from typing import Any
 
 from scvi import distributions
@@ -38,12 +40,28 @@ QUICK = {
 
 
 def quick(p_x: Any) -> Any:
-    """A copy of a distribution with a quicker log-density; itself on a GPU, and if it is none of these of counts."""
-    if type(p_x) not in QUICK or p_x.mu.device.type != "cpu":
+    """A copy of a distribution with a quicker log-density; itself if it is none of these of counts."""
+    if type(p_x) not in QUICK:
         return p_x
     found = copy.copy(p_x)
     found.__class__ = QUICK[type(p_x)]
     return found
+
+
+def quick_method(cls: type, name: str) -> FunctionType | None:
+    """A method of one of scvi-tools' classes, in which its distributions of counts are the quick ones.
+
+    None if the class has no such method, or one that is not scvi-tools', or makes none of them by name.
+    """
+    method = inspect.getattr_static(cls, name, None)
+    if not isinstance(method, FunctionType) or method.__module__.partition(".")[0] != "scvi":
+        return None
+    names = {known.__name__: other for known, other in QUICK.items() if method.__globals__.get(known.__name__) is known}
+    if not names.keys() & set(method.__code__.co_names):
+        return None
+    copied = FunctionType(method.__code__, {**method.__globals__, **names}, closure=method.__closure__)
+    copied.__defaults__, copied.__kwdefaults__ = method.__defaults__, method.__kwdefaults__
+    return copied
 
 
 def _warn_outside(p_x: distributions.NegativeBinomial, value: Tensor) -> None:

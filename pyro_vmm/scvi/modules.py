@@ -17,7 +17,7 @@ from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors import Prior, StandardNormal
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.scvi.cells import Encoder, Layout, posterior
-from pyro_vmm.scvi.counts import quick
+from pyro_vmm.scvi.counts import quick, quick_method
 
 if TYPE_CHECKING:
     # A mixin's methods use those of the class of scvi-tools beside it, whose types need not be there.
@@ -29,6 +29,8 @@ else:
 KL_KEYS = ("kl_divergence_z", "kl_div_z", "kl_local")
 KlWeight = Literal["stock", "elbo"]
 KL_WEIGHTS = get_args(KlWeight)
+# Methods of scvi-tools' modules that make distributions of counts for the loss.
+RECONSTRUCTIONS = ("get_reconstruction_loss", "get_reconstruction_loss_expression")
 # The sizes of minibatches, times the weights of a warm-up, whose weights in the loss are kept.
 MOST_WEIGHTS = 8
 
@@ -171,7 +173,7 @@ class WithPrior(Stock):
         """The loss of cells (M, ...)."""
         if isinstance(self.vmm.prior, StandardNormal):
             return super().loss(tensors, inference_outputs, generative_outputs, *args, **kwargs)
-        if self.training and torch.is_grad_enabled():
+        if self._is_quick():
             generative_outputs = {name: quick(value) for name, value in generative_outputs.items()}
         out = self.stock_loss(tensors, inference_outputs, generative_outputs, *args, **kwargs)
         key = kl_key(out)
@@ -195,6 +197,11 @@ class WithPrior(Stock):
             true_labels=out.true_labels,
             extra_metrics=out.extra_metrics,
         )
+
+    def _is_quick(self) -> bool:
+        """Whether scvi-tools' distributions of counts have quick log-densities now: in a training step, on a CPU."""
+        mixture = getattr(self, "vmm", None)  # the contract tries modules that have none yet
+        return mixture is not None and mixture.watch.density is not None and self.device.type == "cpu"
 
     def _model(self) -> Adapted:
         """This module as a model with the prior, or the part of it, that is in training."""
@@ -322,6 +329,19 @@ def kl_key(out: LossOutput) -> str:
     return key
 
 
+def _quick_in_training(cls: type, name: str) -> Callable | None:
+    """A method that makes scvi-tools' distributions of counts, with quick ones while a module trains; None for none."""
+    stock, quicker = getattr(cls, name, None), quick_method(cls, name)
+    if stock is None or quicker is None:
+        return None
+
+    @functools.wraps(stock)
+    def method(self, *args, **kwargs):
+        return (quicker if self._is_quick() else stock)(self, *args, **kwargs)
+
+    return method
+
+
 @functools.cache
 def module_class(cls: type[BaseModuleClass]) -> type[BaseModuleClass]:
     """A subclass of a class of modules with the same name, whose loss has the prior that ``vmm`` holds."""
@@ -333,4 +353,5 @@ def module_class(cls: type[BaseModuleClass]) -> type[BaseModuleClass]:
         return self.loss_with_prior(*args, **kwargs)
 
     members = {"loss": loss, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    members |= {name: each for name in RECONSTRUCTIONS if (each := _quick_in_training(cls, name))}
     return type(cls.__name__, (*mixins, cls), members)

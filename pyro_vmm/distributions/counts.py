@@ -5,7 +5,7 @@ https://doi.org/10.1038/s41592-018-0229-2). Their log-densities and gradients ar
 the textbook forms overflow or cancel: means of zero, counts of a million, inverse dispersions from 1e-8 to 1e8.
 """
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -50,6 +50,7 @@ class NegativeBinomial(TorchDistribution):
     support: Constraint = constraints.nonnegative_integer
 
     def __init__(self, mean: Tensor, inverse_dispersion: Tensor, validate_args: bool | None = None):
+        self._given = inverse_dispersion
         self._mean, self.inverse_dispersion = broadcast_all(mean, inverse_dispersion)
         super().__init__(self._mean.shape, validate_args=validate_args)
 
@@ -82,8 +83,9 @@ class NegativeBinomial(TorchDistribution):
         """log p(value), (*sample_shape, *batch_shape), with zeros put in by a gate; None is no gate."""
         if self._validate_args:
             self._validate_sample(value)
-        mean, theta = self._mean, self.inverse_dispersion
-        value, mean, theta = broadcast_all(value.to(mean.dtype), mean, theta)
+        value, mean, theta = broadcast_all(value.to(self._mean.dtype), self._mean, self.inverse_dispersion)
+        if self._given.shape == mean.shape[-1:]:  # that of a gene is the same in all cells
+            theta = self._given
         gate = None if gate_logits is None else gate_logits.expand_as(mean).flatten()
         flat = _LogProb.apply(value.flatten(), mean.flatten() + MEAN_FLOOR, theta.flatten(), gate)
         return flat.view(value.shape)
@@ -112,9 +114,9 @@ class ZeroInflatedNegativeBinomial(TorchDistribution):
     def __init__(
         self, mean: Tensor, inverse_dispersion: Tensor, gate_logits: Tensor, validate_args: bool | None = None
     ):
-        mean, theta, self.gate_logits = broadcast_all(mean, inverse_dispersion, gate_logits)
+        mean, _, self.gate_logits = broadcast_all(mean, inverse_dispersion, gate_logits)
         # The base checks m and theta. This class checks the values of x, once.
-        self.base = NegativeBinomial(mean, theta, validate_args=validate_args)
+        self.base = NegativeBinomial(mean, inverse_dispersion, validate_args=validate_args)
         super().__init__(mean.shape, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
@@ -168,59 +170,93 @@ class _LogProb(torch.autograd.Function):
     and nine tenths of an expression matrix are zeros, whose terms are few. On a GPU the terms of positive counts are
     computed for all counts: to find the positive ones, the host would have to wait for the device.
 
-    Shapes: value, mean (positive), theta and gate (or None) are 1-D and of one length.
+    Shapes: value, mean (positive) and gate (or None) are 1-D and of one length; so is theta, or it is that of each gene
+    in turn, (G,). What depends on theta alone is then computed once for each gene.
     """
 
     @staticmethod
     def forward(ctx, value: Tensor, mean: Tensor, theta: Tensor, gate: Tensor | None) -> Tensor:
-        with of_any_size():
-            positive = value.bool().nonzero().squeeze(-1) if _is_quick_to_search(value) else None
-        log_odds = (mean / theta).log1p()
-        ctx.save_for_backward(value, mean, theta, gate, log_odds, positive)
-        log_zero = -theta * log_odds
-        if gate is None:
-            return _at_positive(log_zero, positive, value, _log_prob_positive, mean, theta)
+        each, positive = _in_each_cell(theta, mean), _Positive.of(value, len(theta))
+        log_odds = (mean / each).log1p()
+        ctx.save_for_backward(value, mean, theta, gate, log_odds, *positive)
+        log_zero = -each * log_odds
+        if gate is not None:
+            log_zero = torch.logaddexp(gate, log_zero)
+        x, m = positive.take(value, mean)
+        t, error = positive.take_genes(mean, theta, _stirling_error(theta))
+        total = positive.put(_log_prob_positive(x, m, t, error), log_zero, value)
         # From the default threshold of 20 on, softplus is off by 1e-9.
-        closed = F.softplus(gate, threshold=40)
-        total = torch.logaddexp(gate, log_zero) - closed
-        return _at_positive(total, positive, value, _log_prob_positive, mean, theta, closed)
+        return total if gate is None else total - F.softplus(gate, threshold=40)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
-        value, mean, theta, gate, log_odds, positive = ctx.saved_tensors
+        value, mean, theta, gate, log_odds, *indices = ctx.saved_tensors
+        each, positive = _in_each_cell(theta, mean), _Positive(*indices)
         if torch.is_grad_enabled():
             # The caller wants second derivatives, to which the saved logarithm would be a constant.
-            log_odds = (mean / theta).log1p()
+            log_odds = (mean / each).log1p()
         by_mean = by_theta = by_gate = None
+        x, m, g = positive.take(value, mean, gradient)
+        t, error = positive.take_genes(mean, theta, _digamma_error(theta))
         of_zero = gradient
         if gate is not None:
-            difference, opened = gate + theta * log_odds, gate.sigmoid()
+            difference, opened = gate + each * log_odds, gate.sigmoid()
             of_zero = gradient * (-difference).sigmoid()
             if ctx.needs_input_grad[3]:
                 by_gate = gradient * (difference.sigmoid() - opened)
-                by_gate = _at_positive(by_gate, positive, value, _by_gate_positive, gradient, opened)
-        total = mean + theta
+                by_gate = positive.put(-g * positive.take(opened)[0], by_gate, value)
+        total = mean + each
         if ctx.needs_input_grad[1]:
-            by_mean = -of_zero * (theta / total)
-            by_mean = _at_positive(by_mean, positive, value, _by_mean_positive, gradient, mean, theta)
+            by_mean = positive.put(g * ((x - m) / (m + t)) * (t / m), -of_zero * (each / total), value)
         if ctx.needs_input_grad[2]:
-            by_theta = of_zero * (mean / total - log_odds)
-            by_theta = _at_positive(by_theta, positive, value, _by_theta_positive, gradient, mean, theta)
+            digamma = _digamma_error(x + t) - error
+            of_positive = g * (_log_ratio(x, m, t) - (x - m) / (m + t) + digamma)
+            by_theta = positive.put(of_positive, of_zero * (mean / total - log_odds), value)
+            by_theta = by_theta.view(-1, len(theta)).sum(0)
         return None, by_mean, by_theta, by_gate
+
+
+class _Positive(NamedTuple):
+    """Which counts are positive, among those of all cells, (N G,).
+
+    Arguments:
+        indices: their places; None to compute the terms of positive counts for all, and choose among the results.
+        genes: the gene of each, as the place in what genes have; None likewise.
+    """
+
+    indices: Tensor | None
+    genes: Tensor | None
+
+    @classmethod
+    def of(cls, value: Tensor, n_genes: int) -> "_Positive":
+        if not _is_quick_to_search(value):
+            return cls(None, None)
+        with of_any_size():
+            indices = value.bool().nonzero().squeeze(-1)
+        return cls(indices, indices % n_genes if n_genes < len(value) else indices)
+
+    def take(self, *values: Tensor) -> list[Tensor]:
+        """The part of each that belongs to positive counts."""
+        return [each if self.indices is None else each[self.indices] for each in values]
+
+    def take_genes(self, values: Tensor, *of_genes: Tensor) -> list[Tensor]:
+        """The same of what genes have, (G,); ``values`` are of all cells."""
+        return [_in_each_cell(each, values) if self.genes is None else each[self.genes] for each in of_genes]
+
+    def put(self, of_positive: Tensor, of_zero: Tensor, value: Tensor) -> Tensor:
+        """What is of zeros, with what is of positive counts in their places."""
+        if self.indices is None:
+            return torch.where(value == 0, of_zero, of_positive)
+        return of_zero.index_copy_(0, self.indices, of_positive)
 
 
 def _is_quick_to_search(value: Tensor) -> bool:
     return value.device.type == "cpu"
 
 
-def _at_positive(of_zero: Tensor, positive: Tensor | None, value: Tensor, terms: Callable, *others: Tensor) -> Tensor:
-    """``of_zero`` where counts are zero, ``terms(value, *others)`` where they are positive; all are 1-D of one length.
-
-    ``positive`` holds the indices of positive counts: the terms are computed for these alone, and put into ``of_zero``.
-    """
-    if positive is None:
-        return torch.where(value == 0, of_zero, terms(value, *others))
-    return of_zero.index_copy_(0, positive, terms(*(each[positive] for each in (value, *others))))
+def _in_each_cell(of_genes: Tensor, values: Tensor) -> Tensor:
+    """What genes have, (G,), as often as there are cells in values (N G,)."""
+    return of_genes if len(of_genes) == len(values) else of_genes.repeat(len(values) // len(of_genes))
 
 
 def _log_ratio(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
@@ -230,26 +266,13 @@ def _log_ratio(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
     return sign * (sign * (x - mean) / (theta + torch.minimum(x, mean))).log1p()
 
 
-def _log_prob_positive(x: Tensor, mean: Tensor, theta: Tensor, closed: Tensor | float = 0.0) -> Tensor:
-    """The log-density of positive counts; ``closed`` is minus the log-probability that the gate keeps them."""
+def _log_prob_positive(x: Tensor, mean: Tensor, theta: Tensor, error: Tensor) -> Tensor:
+    """The log-density of positive counts without a gate; ``error`` is that of Stirling's formula at theta."""
     low, high = torch.minimum(x, mean), torch.maximum(x, mean)
     deviance = (x - mean).sign() * x * ((high - low) / low * (theta / (theta + high))).log1p()
-    stirling = _stirling_error(x + theta) - _stirling_error(x) - _stirling_error(theta)
+    stirling = _stirling_error(x + theta) - _stirling_error(x) - error
     beyond = stirling - deviance - 0.5 * ((x / theta).log1p() + x.log() + LOG_TWO_PI)
-    return theta * _log_ratio(x, mean, theta) + beyond - closed
-
-
-def _by_mean_positive(x: Tensor, gradient: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-    return gradient * ((x - mean) / (mean + theta)) * (theta / mean)
-
-
-def _by_theta_positive(x: Tensor, gradient: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-    digamma = _digamma_error(x + theta) - _digamma_error(theta)
-    return gradient * (_log_ratio(x, mean, theta) - (x - mean) / (mean + theta) + digamma)
-
-
-def _by_gate_positive(x: Tensor, gradient: Tensor, opened: Tensor) -> Tensor:
-    return -gradient * opened
+    return theta * _log_ratio(x, mean, theta) + beyond
 
 
 def _stirling_error(a: Tensor) -> Tensor:

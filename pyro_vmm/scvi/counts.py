@@ -20,7 +20,7 @@ class QuickNegativeBinomial(distributions.NegativeBinomial):
 
     def log_prob(self, value: Tensor) -> Tensor:
         _warn_outside(self, value)
-        return NegativeBinomial(self.mu + EPSILON, self.theta, validate_args=False).log_prob(value)
+        return NegativeBinomial(self.mu + EPSILON, _of_genes(self.theta), validate_args=False).log_prob(value)
 
 
 class QuickZeroInflatedNegativeBinomial(distributions.ZeroInflatedNegativeBinomial):
@@ -28,8 +28,8 @@ class QuickZeroInflatedNegativeBinomial(distributions.ZeroInflatedNegativeBinomi
 
     def log_prob(self, value: Tensor) -> Tensor:
         _warn_outside(self, value)
-        mean, gate = self.mu + EPSILON, self.zi_logits
-        return ZeroInflatedNegativeBinomial(mean, self.theta, gate, validate_args=False).log_prob(value)
+        mean, theta, gate = self.mu + EPSILON, _of_genes(self.theta), self.zi_logits
+        return ZeroInflatedNegativeBinomial(mean, theta, gate, validate_args=False).log_prob(value)
 
 
 # By the exact class: a subclass may have another density.
@@ -62,6 +62,11 @@ def quick_method(cls: type, name: str) -> FunctionType | None:
     copied = FunctionType(method.__code__, {**method.__globals__, **names}, closure=method.__closure__)
     copied.__defaults__, copied.__kwdefaults__ = method.__defaults__, method.__kwdefaults__
     return copied
+
+
+def _of_genes(theta: Tensor) -> Tensor:
+    """The inverse dispersions of genes, (G,), if scvi-tools has expanded them to all cells, (M, G)."""
+    return theta[0] if theta.dim() == 2 and len(theta) > 0 and theta.stride(0) == 0 else theta
 
 
 def _warn_outside(p_x: distributions.NegativeBinomial, value: Tensor) -> None:

@@ -92,7 +92,10 @@ def surgery_runs(scale: Scale, trials: int) -> Iterator[Run]:
     for trial in range(trials):
         for method in PRIORS:
             run = planned("surgery", scale, dataset, method, "label-free", trial, scale.surgery)
-            yield replace(run, settings={**run.settings, "n_samples": scale.n_samples})
+            draws = {"n_samples": scale.n_samples}
+            if scale.n_marginal is not None:
+                draws["n_marginal"] = scale.n_marginal
+            yield replace(run, settings={**run.settings, **draws})
 
 
 def planned(kind: str, scale: Scale, dataset: str, method: str, configuration: str, trial: int, changes: dict) -> Run:
@@ -215,7 +218,8 @@ def dissect(run: Run, folder: Folder, data_dir: Path | None, progress: Progress)
     x, labels = load(run.dataset, run.settings["rows"], data_dir)
     model = fit(run, folder, x, labels, progress)
     rows = model.to_tensor(x[model.validation_rows_])
-    terms = elbo_surgery(model.vae_, rows, n_samples=run.settings["n_samples"])
+    draws = {name: run.settings.get(name) for name in ("n_samples", "n_marginal")}
+    terms = elbo_surgery(model.vae_, rows, **draws)
     check_identities(terms)
     scores = {**terms, "negative_distortion": -terms["distortion"]}
     return {"scores": {run.method: scores}, "costs": costs(model)}

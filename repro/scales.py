@@ -61,6 +61,7 @@ class Scale:
         configurations: the settings that are compared, by name; the figures show the first.
         surgery: settings of table 2's fits.
         n_samples: draws for each row in table 2.
+        n_marginal: those of them at which q(z) is evaluated; None for all.
         sweep: the batch sizes, and the values of ``m_prior``, of figure 3.
         cell_sets: data sets of tables 3 and 4.
         cell_epochs: the most epochs on cells; None for the methods' own.
@@ -80,6 +81,7 @@ class Scale:
     configurations: dict[str, dict]
     surgery: dict
     n_samples: int = 100
+    n_marginal: int | None = None
     sweep: tuple[int, ...] = (128, 256, 512, 1024)
     cell_sets: tuple[str, ...] = ("kang_ifnb_2800", "sc_mixology_celllines", "pbmc_facs_zheng")
     cell_epochs: int | None = None
@@ -145,6 +147,7 @@ FAST = replace(
     vade={**FULL.vade, "covariance_start": "diagonal"},
     configurations={"label-free": LABEL_FREE},
     surgery=LABEL_FREE,
+    n_marginal=10,
 )
 
 SCALES = {

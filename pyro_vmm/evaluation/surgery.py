@@ -72,14 +72,24 @@ def elbo_surgery(
     }
 
 
-def _aggregate(posteriors: list, z: Tensor, at_once: int = 1 << 23) -> Tensor:
-    """log q(z), the mean of all rows' posteriors, at z (S, N, D): (S, N)."""
+def _aggregate(
+    posteriors: list[tuple[Tensor, Tensor]], z: Tensor, at_once: int = 1 << 21, components: int = 256
+) -> Tensor:
+    """log q(z), the mean of all rows' posteriors, at z (S, N, D): (S, N).
+
+    Some posteriors at some draws at a time: ``at_once`` numbers fit into a processor's cache, and the results of all
+    blocks have one place, so that memory does not fall into pieces.
+    """
     loc, tril = (torch.cat(part) for part in zip(*posteriors, strict=True))
     log_weights = loc.new_full((len(loc),), -math.log(len(loc)))
-    q_z = MixtureOfGaussians.from_covariance(log_weights, loc, tril)
-    flat = z.flatten(0, 1)
-    rows = max(1, at_once // loc.numel())  # a block of rows against all N posteriors has to fit into memory
-    return torch.cat([q_z.log_prob(block) for block in flat.split(rows)]).view(z.shape[:-1])
+    draws = z.flatten(0, 1)
+    found = draws.new_full((len(draws),), -math.inf)
+    rows = max(1, at_once // (min(components, len(loc)) * loc.shape[-1]))
+    for part in zip(*(each.split(components) for each in (log_weights, loc, tril)), strict=True):
+        q_z = MixtureOfGaussians.from_covariance(*part)
+        for block, log_q in zip(draws.split(rows), found.split(rows), strict=True):
+            torch.logaddexp(log_q, q_z.log_prob(block), out=log_q)
+    return found.view(z.shape[:-1])
 
 
 def _check_draws(n_samples: int, n_marginal: int | None) -> None:

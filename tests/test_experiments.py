@@ -410,6 +410,17 @@ def test_what_is_finished_is_rendered_without_running_anything(tmp_path, capsys,
 # --- what is measured ---
 
 
+def test_table_2_may_evaluate_the_marginal_at_fewer_draws(tmp_path, monkeypatch):
+    seen = []
+    real = images.elbo_surgery
+    monkeypatch.setattr(images, "elbo_surgery", lambda *args, **draws: (seen.append(draws), real(*args, **draws))[1])
+    monkeypatch.setitem(SCALES, "tiny", replace(SCALES["tiny"], n_marginal=2))
+    assert work.work(artefacts.plan("table2", "tiny", 1, ["vae"]), tmp_path, show=False)["failed"] == 0
+    assert seen == [{"n_samples": 5, "n_marginal": 2}]
+    (full,) = artefacts.plan("table2", "full", 1, ["vae"])
+    assert "n_marginal" not in full.settings, "folders of older runs stay valid"
+
+
 def test_table_2_checks_equation_12(tmp_path):
     runs = artefacts.plan("table2", "tiny", 1)
     assert work.work(runs, tmp_path, show=False)["failed"] == 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyro_vmm.evaluation import surgery
 from pyro_vmm.evaluation.surgery import elbo_surgery
 from pyro_vmm.models import VAE
 from pyro_vmm.priors import StandardNormal, VampMixture
@@ -92,3 +93,15 @@ def test_batches_and_the_callers_random_numbers_do_not_matter(vae, x):
 def test_numbers_of_draws_are_checked(vae, x, arguments):
     with pytest.raises(ValueError, match="should be"):
         elbo_surgery(vae, x, **arguments)
+
+
+@pytest.mark.parametrize(("at_once", "components"), [(1, 1), (40, 3), (1 << 21, 256)])
+def test_blocks_do_not_change_the_mean_of_the_posteriors(at_once, components):
+    torch.manual_seed(0)
+    n, d = 7, 2
+    loc, tril = torch.randn(n, d), torch.randn(n, d, d).tril(-1) + torch.diag_embed(torch.rand(n, d) + 0.5)
+    z = torch.randn(3, n, d)
+    each = torch.distributions.MultivariateNormal(loc, scale_tril=tril).log_prob(z.unsqueeze(-2))
+    expected = each.logsumexp(-1) - math.log(n)
+    split = [(loc[:4], tril[:4]), (loc[4:], tril[4:])]
+    torch.testing.assert_close(surgery._aggregate(split, z, at_once, components), expected)

@@ -218,8 +218,8 @@ def dissect(run: Run, folder: Folder, data_dir: Path | None, progress: Progress)
     x, labels = load(run.dataset, run.settings["rows"], data_dir)
     model = fit(run, folder, x, labels, progress)
     rows = model.to_tensor(x[model.validation_rows_])
-    draws = {name: run.settings.get(name) for name in ("n_samples", "n_marginal")}
-    terms = elbo_surgery(model.vae_, rows, **draws)
+    n_samples, n_marginal = run.settings["n_samples"], run.settings.get("n_marginal")
+    terms = elbo_surgery(model.vae_, rows, n_samples=n_samples, n_marginal=n_marginal)
     check_identities(terms)
     scores = {**terms, "negative_distortion": -terms["distortion"]}
     return {"scores": {run.method: scores}, "costs": costs(model)}

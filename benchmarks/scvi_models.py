@@ -65,6 +65,7 @@ RNA = {
     "sc_mixology_celllines": "cell lines, 1,021 cells",
     "pbmc_facs_zheng": "sorted PBMC, 3,874 cells",
 }
+MULTIOME = "simulated genes and peaks, 2,000 cells, 8 types"
 CASES = {
     **{name: Case(title, "SCVI", NO_WARM_UP) for name, title in RNA.items()},
     **{
@@ -75,7 +76,8 @@ CASES = {
     "cite_seq": Case("simulated CITE-seq, 2,000 cells, 8 types", "TOTALVI", OWN_NO_WARM_UP),
     "peaks": Case("simulated peaks, 2,000 cells, 8 types", "PEAKVI", CHROMATIN),
     "peaks_elbo": Case("simulated peaks, 2,000 cells, 8 types", "PEAKVI", CHROMATIN, {"kl_weight": "elbo"}),
-    "multiome": Case("simulated genes and peaks, 2,000 cells, 8 types", "MULTIVI", CHROMATIN),
+    "multiome": Case(MULTIOME, "MULTIVI", CHROMATIN),
+    "multiome_no_penalty": Case(MULTIOME, "MULTIVI", CHROMATIN, {"modality_penalty": "None"}),
     "fragments": Case("simulated peaks, 2,000 cells, 8 types", "POISSONVI", CHROMATIN),
     "peakvi": Case("scATAC of marrow, 600 cells", "PEAKVI", CHROMATIN),
     "peakvi_elbo": Case("scATAC of marrow, 600 cells", "PEAKVI", CHROMATIN, {"kl_weight": "elbo"}),
@@ -96,7 +98,7 @@ def load(name: str) -> AnnData | MuData:
         return simulated_cite_seq()
     if name in ("peaks", "peaks_elbo", "fragments"):
         return simulated_peaks()
-    if name == "multiome":
+    if name.startswith("multiome"):
         return simulated_multiome()
     import anndata
 

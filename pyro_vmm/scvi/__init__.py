@@ -21,7 +21,10 @@ SCANVI              the prior replaces everything above z1; the classifier stays
 TOTALVI             its encoder sees the batch, so each pseudo-cell is encoded in every batch at every step
 PEAKVI              its loss is sum(KL) + M sum(reconstruction) over M cells: the prior has 1 / M of its weight in
                     the ELBO, and hardly shapes z; ``kl_weight="elbo"`` gives it the full weight
-POISSONVI, MULTIVI  the prior is on the joint z
+POISSONVI           the prior is on z
+MULTIVI             the prior is on the joint z. Nothing fixes its scale, and ``modality_penalty`` favours a z with
+                    much noise, which says little of the cells: give ``modality_penalty="None"`` where cells have
+                    both modalities
 CYTOVI              its own mixture, ``prior_mixture``, is off
 ==================  ===============================================================================================
 

@@ -5,6 +5,7 @@ https://doi.org/10.1038/s41592-018-0229-2). Their log-densities and gradients ar
 the textbook forms overflow or cancel: means of zero, counts of a million, inverse dispersions from 1e-8 to 1e8.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -183,7 +184,7 @@ class _LogProb(torch.autograd.Function):
         if gate is not None:
             log_zero = torch.logaddexp(gate, log_zero)
         x, m = positive.take(value, mean)
-        t, error = positive.take_genes(mean, theta, _stirling_error(theta))
+        t, error = positive.take_theta(theta, _stirling_error, mean)
         total = positive.put(_log_prob_positive(x, m, t, error), log_zero, value)
         # From the default threshold of 20 on, softplus is off by 1e-9.
         return total if gate is None else total - F.softplus(gate, threshold=40)
@@ -197,7 +198,7 @@ class _LogProb(torch.autograd.Function):
             log_odds = (mean / each).log1p()
         by_mean = by_theta = by_gate = None
         x, m, g = positive.take(value, mean, gradient)
-        t, error = positive.take_genes(mean, theta, _digamma_error(theta))
+        t, error = positive.take_theta(theta, _digamma_error, mean)
         of_zero = gradient
         if gate is not None:
             difference, opened = gate + each * log_odds, gate.sigmoid()
@@ -221,27 +222,31 @@ class _Positive(NamedTuple):
 
     Arguments:
         indices: their places; None to compute the terms of positive counts for all, and choose among the results.
-        genes: the gene of each, as the place in what genes have; None likewise.
+        genes: the gene of each, if theta is that of genes; else None.
     """
 
     indices: Tensor | None
     genes: Tensor | None
 
     @classmethod
-    def of(cls, value: Tensor, n_genes: int) -> "_Positive":
+    def of(cls, value: Tensor, n_theta: int) -> "_Positive":
         if not _is_quick_to_search(value):
             return cls(None, None)
         with of_any_size():
             indices = value.bool().nonzero().squeeze(-1)
-        return cls(indices, indices % n_genes if n_genes < len(value) else indices)
+        return cls(indices, indices % n_theta if n_theta < len(value) else None)
 
     def take(self, *values: Tensor) -> list[Tensor]:
         """The part of each that belongs to positive counts."""
         return [each if self.indices is None else each[self.indices] for each in values]
 
-    def take_genes(self, values: Tensor, *of_genes: Tensor) -> list[Tensor]:
-        """The same of what genes have, (G,); ``values`` are of all cells."""
-        return [_in_each_cell(each, values) if self.genes is None else each[self.genes] for each in of_genes]
+    def take_theta(self, theta: Tensor, function: Callable, values: Tensor) -> list[Tensor]:
+        """The same of theta and of a function of it; ``values`` are of all cells."""
+        if len(theta) == len(values):
+            (theta,) = self.take(theta)
+            return [theta, function(theta)]
+        found = theta, function(theta)
+        return [_in_each_cell(each, values) if self.genes is None else each[self.genes] for each in found]
 
     def put(self, of_positive: Tensor, of_zero: Tensor, value: Tensor) -> Tensor:
         """What is of zeros, with what is of positive counts in their places."""

@@ -857,3 +857,22 @@ def test_two_processes_hold_the_same_prior(reuse, tmp_path):
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name in one:
         torch.testing.assert_close(one[name], other[name], msg=name, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"),
+    [
+        ({"n_components": 4}, True),
+        ({"n_components": 4, "modality_penalty": "None"}, False),
+        ({"prior": "standard_normal"}, False),
+    ],
+)
+def test_a_penalty_that_hides_clusters_is_warned_of(settings, warns):
+    mdata = data("MULTIVI")
+    set_up(adapted.MULTIVI, mdata)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        sizes = {"n_genes": mdata["rna"].n_vars, "n_regions": mdata["atac"].n_vars}
+        adapted.MULTIVI(mdata, n_latent=4, n_hidden=16, **sizes, **settings)
+    found = [each for each in told if "modality_penalty='Jeffreys' favours" in str(each.message)]
+    assert len(found) == warns and all(each.filename == __file__ for each in found)

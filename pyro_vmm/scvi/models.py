@@ -61,6 +61,8 @@ class WithVMM(Clusters):
             others = self._without_other_mixture(others)
         stock_init(self, *args, **others)
         self._check_model(restored=layout is not None)
+        if layout is None and self._has_mixture():
+            self._warn_of_penalty()
         if self._tried and layout is None and self._has_mixture():
             contract.check_model(self)
         self._training = TrainingSettings()
@@ -88,6 +90,17 @@ class WithVMM(Clusters):
         if getattr(self.module, "latent_distribution", "normal") != "normal":
             found = self.module.latent_distribution
             raise ValueError(f"latent_distribution={found!r} of {name} has no mixture of normals, expected 'normal'")
+
+    def _warn_of_penalty(self) -> None:
+        """Warn of MULTIVI's penalty on different posteriors of the modalities, which noise in z lowers."""
+        penalty = getattr(self.module, "modality_penalty", "None")
+        if penalty != "None":
+            warnings.warn(
+                f"modality_penalty={penalty!r} favours a z that says little of the cells, with a mixture that adapts "
+                "to its scale; give modality_penalty='None' if cells have both modalities",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _attach(self, layout: Layout | None) -> None:
         """Put the prior into the module. Its pseudo-cells start at random cells, or at zero if a layout is given: then

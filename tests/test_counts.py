@@ -359,3 +359,14 @@ def test_values_are_validated(value):
     for distribution in (NegativeBinomial(one, one), ZeroInflatedNegativeBinomial(one, one, one)):
         with pytest.raises(ValueError, match="support"):
             distribution.log_prob(torch.tensor(value))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_one_number_may_be_the_dispersion_of_all(gated):
+    mean, value = torch.rand(3, 4) + 0.1, torch.tensor([0.0, 1.0, 2.0, 7.0])
+    gate = [torch.zeros(4)] if gated else []
+    cls = ZeroInflatedNegativeBinomial if gated else NegativeBinomial
+    found = [cls(mean, theta, *gate).log_prob(value) for theta in (2.0, torch.full((4,), 2.0), torch.full((3, 4), 2.0))]
+    assert found[0].shape == (3, 4)
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])

@@ -51,8 +51,10 @@ class NegativeBinomial(TorchDistribution):
     support: Constraint = constraints.nonnegative_integer
 
     def __init__(self, mean: Tensor, inverse_dispersion: Tensor, validate_args: bool | None = None):
-        self._given = inverse_dispersion
         self._mean, self.inverse_dispersion = broadcast_all(mean, inverse_dispersion)
+        # Where those of genes are the same in all cells, what depends on them alone is computed once for each gene.
+        shared = getattr(inverse_dispersion, "shape", None) == self._mean.shape[-1:]
+        self._theta = inverse_dispersion if shared else self.inverse_dispersion
         super().__init__(self._mean.shape, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
@@ -84,9 +86,8 @@ class NegativeBinomial(TorchDistribution):
         """log p(value), (*sample_shape, *batch_shape), with zeros put in by a gate; None is no gate."""
         if self._validate_args:
             self._validate_sample(value)
-        value, mean, theta = broadcast_all(value.to(self._mean.dtype), self._mean, self.inverse_dispersion)
-        if self._given.shape == mean.shape[-1:]:  # that of a gene is the same in all cells
-            theta = self._given
+        value, mean = broadcast_all(value.to(self._mean.dtype), self._mean)
+        theta = self._theta if self._theta.dim() == 1 else self._theta.expand_as(mean)
         gate = None if gate_logits is None else gate_logits.expand_as(mean).flatten()
         flat = _LogProb.apply(value.flatten(), mean.flatten() + MEAN_FLOOR, theta.flatten(), gate)
         return flat.view(value.shape)

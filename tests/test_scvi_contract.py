@@ -195,7 +195,8 @@ def test_packed_cells_are_encoded_as_the_model_encodes_them(trained, name):
 @every_class
 def test_stock_model_passes_the_contract(name):
     contract.check_class(adapted.STOCK[name])
-    contract.check_model(make(adapted.STOCK[name], **({"prior_mixture": False} if name == "CYTOVI" else {})))
+    model = make(adapted.STOCK[name], **({"prior_mixture": False} if name == "CYTOVI" else {}))
+    contract.check_model(model, some(model, np.arange(contract.FEW)))
 
 
 @every_class

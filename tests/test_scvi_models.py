@@ -796,13 +796,6 @@ def test_progress_shows_the_components_in_use(capsys):
     assert "n_active" in shown.err + shown.out
 
 
-def test_a_data_module_without_adata_is_refused_with_one_line():
-    for given in ({}, {"registry": make(SCVI, n_components=K).registry}):
-        with pytest.raises(ValueError, match="data modules without it are not supported") as error:
-            SCVI(None, **given)
-        assert "\n" not in str(error.value)
-
-
 # The import
 
 

@@ -32,8 +32,10 @@ In all of them
 
 - the constructor takes the settings of :class:`~pyro_vmm.scvi.settings.PriorSettings`, and ``train`` those of
   :class:`~pyro_vmm.scvi.settings.TrainingSettings`; ``prior="standard_normal"`` is the stock model to the last digit;
-- q(z | x) is scvi-tools' diagonal normal; ``latent_distribution="ln"``, data modules without ``adata``,
-  ``compile=True`` and ``strategy="dp"`` are not supported and raise an error;
+- q(z | x) is scvi-tools' diagonal normal; ``latent_distribution="ln"``, ``compile=True`` and ``strategy="dp"`` are not
+  supported and raise an error;
+- cells may come from a data module, in classes that scvi-tools trains so: ``SCVI(registry=datamodule.registry)``, then
+  ``train(datamodule=datamodule)`` and ``predict_clusters(dataloader=datamodule.inference_dataloader())``;
 - the KL divergence has its full weight from the start, unless scvi-tools' arguments of ``train`` say otherwise: a prior
   that is switched on late finds clusters that follow the batch;
 - in training steps on a CPU, the log-densities of negative binomial counts are this package's: scvi-tools' values and

@@ -38,7 +38,14 @@ class Field(NamedTuple):
     dtype: str
 
 
-class _Read(dict):
+class _Tensors(dict):
+    """Tensors of cells by their key; None for another key, as a data module gives of what it does not have."""
+
+    def __missing__(self, key):
+        return None
+
+
+class _Read(_Tensors):
     """A dict that records which of its keys are read."""
 
     def __init__(self, *args):
@@ -46,7 +53,8 @@ class _Read(dict):
         self.keys_read = []
 
     def __getitem__(self, key):
-        self.keys_read.append(key)
+        if key in self:
+            self.keys_read.append(key)
         return super().__getitem__(key)
 
     def get(self, key, default=None):
@@ -112,7 +120,9 @@ class Layout:
     def unpack(self, cells: Tensor) -> dict[str, Tensor]:
         """The dict of tensors (N, width) that cells (N, W) were packed from."""
         parts = cells.split([field.width for field in self.fields], -1)
-        return {field.key: part.to(getattr(torch, field.dtype)) for field, part in zip(self.fields, parts, strict=True)}
+        return _Tensors(
+            (field.key, part.to(getattr(torch, field.dtype))) for field, part in zip(self.fields, parts, strict=True)
+        )
 
     @property
     def batch_column(self) -> int | None:

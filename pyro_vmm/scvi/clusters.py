@@ -1,8 +1,8 @@
 """The clusters of cells in a model of scvi-tools with the prior, and how sure it is."""
 
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,16 +15,18 @@ from pyro_vmm.estimators import annotation, storing
 from pyro_vmm.estimators.numbering import by_cluster, found_and_strays, numbering, regrouped
 from pyro_vmm.inference import Moves, settle
 from pyro_vmm.inference.confidence import Confidence, measure
-from pyro_vmm.inference.settling import sharpened, some_rows
+from pyro_vmm.inference.settling import MOST_ROWS, sharpened, some_rows
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors.evidence import Encoded
 from pyro_vmm.priors.tree import join_all, renumbered
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.ranks import Ranks
+from pyro_vmm.runtime.rows import Rows
 from pyro_vmm.runtime.settings import defaults
 from pyro_vmm.scvi.cells import Cells, Encoder
 from pyro_vmm.scvi.modules import Adapted, Stock
 from pyro_vmm.scvi.settings import PriorSettings
+from pyro_vmm.scvi.streams import Noted, Sample, batch_names, training_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,7 +53,8 @@ class Clusters(Stock):
 
     Attributes:
         n_clusters_, strays_, weights_, components_, component_weights_, cluster_of_component_, batch_shares_: as in
-            :class:`~pyro_vmm.SingleCellVMM`, for the cells that the model was made with.
+            :class:`~pyro_vmm.SingleCellVMM`, for the cells that the model was made with, or those of an epoch of the
+            data module that trained it, ``components_`` then in the order of that epoch.
         confidence_, tree_, settled_: as in :class:`~pyro_vmm.SingleCellVMM`, from the training of the prior; files keep
             them. They are None without a mixture, for the model of a query (its prior is the reference's), and for
             files of earlier versions. Doubts of ``confidence_`` are a warning at the end of ``train``.
@@ -61,29 +64,60 @@ class Clusters(Stock):
     tree_: pd.DataFrame | None = None
     settled_: Moves | None = None
 
+    def has_adata(self) -> bool:
+        """Whether the model was made with cells. If not, a data module gives them."""
+        return getattr(self, "_adata", None) is not None  # scvi-tools' ``SCVI()`` has no such attribute
+
     def forget_clusters(self) -> None:
         """Remove the attributes in ``COUNTED``."""
         for name in COUNTED:
             self.__dict__.pop(name, None)
 
-    def after_training(self) -> None:
-        """Settle the components and number the clusters, unless the prior is fixed; then count the cells in each."""
+    def after_training(self, datamodule: Any) -> None:
+        """Settle the components and number the clusters, unless the prior is fixed; then count the cells in each.
+
+        A model without ``adata`` gets its cells from an epoch of the data module.
+        """
         # Each process has the BatchNorm statistics of its own last cells.
         Ranks.present().align(each for each in self.module.state_dict().values() if each.dtype != torch.bool)
+        layout = self.module.vmm.layout
+        if self.has_adata():
+            # A data module of the user's own may not say which cells it trains on.
+            indices = np.arange(self.adata.n_obs) if self.train_indices is None else self.train_indices
+            rows, own = Cells(self, indices, layout), self._own_cells()
+        else:
+            rows = Sample(MOST_ROWS, _seed() or 0, self.device)
+            noted = Noted(training_cells(datamodule), layout, rows)
+            own = self._passing(noted, batch_names(vars(self).get("registry_"), datamodule))
         if self.train_prior_ and self._training.settle:
-            self._settle()
-        # q(z | x) of the model's own cells; minified data hold it in place of the cells.
-        z, variance = self.get_latent_representation(return_dist=True)
+            self._settle(rows)
         if self.train_prior_:
-            self._number_clusters(z)
-        self._count_clusters(z)
+            self._number_clusters(own.z)
+        self._count_clusters(own)
         if self.train_prior_ and self._has_mixture():
-            self._look_at_clusters(z, variance)
+            self._look_at_clusters(own)
 
-    def _settle(self) -> None:
-        """Split and merge the components, and group them into clusters."""
+    def _own_cells(self, dataloader: Iterable | None = None) -> "OwnCells":
+        """The cells that the model was made with; those of a model without ``adata`` are given by a loader."""
+        registry = vars(self).get("registry_")
+        if dataloader is not None:
+            before = vars(self).get("batch_shares_")
+            names = batch_names(registry) if before is None else list(before.columns)
+            return self._passing(Noted(dataloader, self.module.vmm.layout), names)
+        # Minified data hold q(z | x) in place of the cells.
+        z, variance = self.get_latent_representation(return_dist=True)
+        batch = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)
+        return OwnCells(z, variance, batch.ravel().astype(int), batch_names(registry))
+
+    def _passing(self, noted: Noted, names: Sequence[str]) -> "OwnCells":
+        """The cells of a loader, from one pass: the next one may have them in another order."""
+        z, variance = self.get_latent_representation(dataloader=noted, return_dist=True)
+        more = range(len(names), self.module.vmm.layout.n_batches)
+        return OwnCells(z, variance, noted.batch, [*names, *map(str, more)])
+
+    def _settle(self, cells: Rows) -> None:
+        """Split and merge the components, and group them into clusters, by some cells (N, W)."""
         mixture = self.module.vmm
-        cells = Cells(self, self.train_indices, mixture.layout)
         with mixture.awake():
             settled = settle(Adapted(self.module), cells, _seed() or 0)
             mixture.cluster_of_component.copy_(settled.clusters)
@@ -100,18 +134,19 @@ class Clusters(Stock):
         mixture.cluster_of_component.copy_(torch.as_tensor(cluster))
         return order
 
-    def _look_at_clusters(self, z: np.ndarray, variance: np.ndarray) -> None:
-        """Measure the confidence and make the tree, from q(z | x) of the model's own cells, (N, D)."""
-        sharp, q = self._look(z, variance)
+    def _look_at_clusters(self, own: "OwnCells") -> None:
+        """Measure the confidence and make the tree."""
+        sharp, q = self._look(own)
         self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbos())
         self.tree_ = join_all(sharp, q.argmax(1), self.cluster_of_component_)
         if doubts := self.confidence_.doubts:
             warnings.warn(f"the clusters are doubtful: {'; '.join(doubts)}", stacklevel=2)
 
-    def _look(self, z: np.ndarray, variance: np.ndarray) -> tuple[Encoded, np.ndarray]:
+    def _look(self, own: "OwnCells") -> tuple[Encoded, np.ndarray]:
         """The result of :func:`~pyro_vmm.inference.settling.look`, but from q(z | x): minified data have no cells."""
-        rows = some_rows(len(z), _seed() or 0).numpy()
-        return sharpened(Encoded(z[rows].astype(float), variance[rows])), self._of_components(z[rows], lambda q_c: q_c)
+        rows = some_rows(len(own.z), _seed() or 0).numpy()
+        z = own.z[rows]
+        return sharpened(Encoded(z.astype(float), own.variance[rows])), self._of_components(z, lambda q_c: q_c)
 
     def _elbos(self) -> np.ndarray:
         """The ELBO of held-back cells that training reported, or of all without any, in nats per cell; it may be empty.
@@ -123,16 +158,16 @@ class Clusters(Stock):
                 return -self.history[name][name].to_numpy(float)
         return np.empty(0)
 
-    def _count_clusters(self, z: np.ndarray) -> None:
-        """Set the attributes of the model's own cells z, (N, D): those in ``COUNTED``."""
+    def _count_clusters(self, own: "OwnCells") -> None:
+        """Set the attributes of the model's own cells: those in ``COUNTED``."""
+        z = own.z
         self.component_weights_ = self._weights()
         self.cluster_of_component_ = self.module.vmm.cluster_of_component.cpu().numpy()
         self.weights_ = by_cluster(self.component_weights_, self.cluster_of_component_)
         self.components_ = self._of_components(z, lambda q_c: q_c.argmax(-1))
         labels = self._of_clusters(z, lambda q_c: q_c.argmax(-1))
         self.n_clusters_, self.strays_ = found_and_strays(labels, z.shape[1] + 2 if self._training.settle else 1)
-        batch = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY).ravel().astype(int)
-        self.batch_shares_ = annotation.batch_shares(labels, batch, labels.max() + 1, self._batch_names())
+        self.batch_shares_ = annotation.batch_shares(labels, own.batch, labels.max() + 1, own.batch_names)
 
     @torch.no_grad()
     def _weights(self) -> np.ndarray:
@@ -146,6 +181,7 @@ class Clusters(Stock):
         adata: "AnnData | MuData | None" = None,
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
+        dataloader: Iterable | None = None,
     ) -> np.ndarray:
         """The most probable cluster of each cell at the mean of q(z | x), (N,); 0 is the largest in the training data.
 
@@ -153,8 +189,10 @@ class Clusters(Stock):
             adata: cells like those that the model was made with; None for the model's own.
             indices: the positions of the cells to use; None for all.
             batch_size: cells in a forward pass.
+            dataloader: cells in the place of ``adata``, as in scvi-tools: gives minibatches, dicts of tensors, such as
+                ``datamodule.inference_dataloader()``. A model that was made without ``adata`` needs it.
         """
-        z = self.get_latent_representation(adata, indices=indices, batch_size=batch_size)
+        z = self._encoded(adata, dataloader, indices=indices, batch_size=batch_size)
         return self._of_clusters(z, lambda q_c: q_c.argmax(-1))
 
     def predict_proba(
@@ -162,15 +200,21 @@ class Clusters(Stock):
         adata: "AnnData | MuData | None" = None,
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
+        dataloader: Iterable | None = None,
     ) -> np.ndarray:
         """q(c | x) at the mean of q(z | x), (N, K); columns from the number of clusters on are zero.
 
         The arguments are those of :meth:`predict_clusters`.
         """
-        z = self.get_latent_representation(adata, indices=indices, batch_size=batch_size)
+        z = self._encoded(adata, dataloader, indices=indices, batch_size=batch_size)
         return self._of_clusters(z, lambda q_c: q_c)
 
-    def merge_clusters(self, n_clusters: int) -> None:
+    def _encoded(self, adata: "AnnData | MuData | None", dataloader: Iterable | None, **settings) -> np.ndarray:
+        """The means of q(z | x), (N, D); not each class of scvi-tools takes a loader."""
+        loader = {} if dataloader is None else {"dataloader": dataloader}
+        return self.get_latent_representation(adata, **settings, **loader)
+
+    def merge_clusters(self, n_clusters: int, dataloader: Iterable | None = None) -> None:
         """Change the number of clusters: merge them, or split them into their components.
 
         It changes the model in place, as ``minify_adata`` does, and its saved file. The clusters join or split in the
@@ -179,6 +223,8 @@ class Clusters(Stock):
 
         Arguments:
             n_clusters: from 1, for all cells in one cluster, to the number of components with cells; strays count.
+            dataloader: the cells of the training, in any order, for a model without ``adata``; see
+                :meth:`predict_clusters`.
 
         Raises:
             RuntimeError: the model is not trained.
@@ -188,20 +234,25 @@ class Clusters(Stock):
         self._check_if_trained(warn=False)
         if not self.train_prior_:
             raise ValueError("the model of a query can't be merged: merge the reference, and load the query again")
-        z, variance = self.get_latent_representation(return_dist=True)
-        now = self._of_components(z, lambda q_c: q_c.argmax(-1))
-        before = vars(self).get("components_", now)  # a file saved in the middle of training has none
+        own = self._own_cells(dataloader)
+        now = self._of_components(own.z, lambda q_c: q_c.argmax(-1))
+        # A file saved in the middle of training has none, and a loader has its own order.
+        before = vars(self).get("components_", now) if dataloader is None else now
         mixture = self.module.vmm
         found = regrouped(self.tree_, mixture.cluster_of_component.cpu().numpy(), n_clusters, before, now)
         mixture.cluster_of_component.copy_(torch.as_tensor(found))
-        order = self._number_clusters(z)  # changes the model
+        order = self._number_clusters(own.z)  # changes the model
         self.tree_ = renumbered(self.tree_, order, n_clusters)
-        self._count_clusters(z)
-        sharp, q = self._look(z, variance)
+        self._count_clusters(own)
+        sharp, q = self._look(own)
         self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbos())
 
     def annotate(
-        self, adata: "AnnData | MuData | None" = None, key_added: str = "vmm", batch_size: int | None = None
+        self,
+        adata: "AnnData | MuData | None" = None,
+        key_added: str = "vmm",
+        batch_size: int | None = None,
+        dataloader: Iterable | None = None,
     ) -> "AnnData | MuData":
         """Write the embedding and the clusters into ``adata``, and return it, as :class:`~pyro_vmm.SingleCellVMM` does.
 
@@ -210,13 +261,19 @@ class Clusters(Stock):
             key_added: replaces "vmm" in ``obsm["X_vmm"]``, ``obs["vmm"]``, ``obs["vmm_probability"]``,
                 ``obs["vmm_entropy"]`` and ``uns["vmm"]``; must not replace a column that the model reads.
             batch_size: cells in a forward pass.
+            dataloader: the cells of ``adata`` in their order, for a model without ``adata``; see
+                :meth:`predict_clusters`.
         """
         annotation.check_key(key_added, self._columns_read())
-        given: AnnData | MuData = self.adata if adata is None else adata
+        given: AnnData | MuData | None = self.adata if adata is None and self.has_adata() else adata
+        if given is None:
+            raise ValueError("adata=None, expected the cells to annotate: the model was made without")
         annotation.check_writable(given)
         if "weights_" not in vars(self):  # a file saved in the middle of training has none
-            self._count_clusters(self.get_latent_representation())
-        z = self.get_latent_representation(given, batch_size=batch_size)
+            self._count_clusters(self._own_cells(dataloader))
+        z = self._encoded(given if dataloader is None else None, dataloader, batch_size=batch_size)
+        if len(z) != given.n_obs:
+            raise ValueError(f"dataloader gives {len(z)} cells, expected the {given.n_obs} of adata in their order")
         annotation.write(given, key_added, z, self._of_clusters(z, annotation.summary), _Fitted(self))
         given.uns[key_added]["versions"]["scvi-tools"] = __version__
         return given
@@ -247,16 +304,26 @@ class Clusters(Stock):
         parts: list[Tensor] = [function(clustering.responsibilities(part)).cpu() for part in rows]
         return torch.cat(parts).numpy()
 
-    def _batch_names(self) -> list[str]:
-        return [
-            str(name) for name in self.adata_manager.get_state_registry(REGISTRY_KEYS.BATCH_KEY).categorical_mapping
-        ]
-
     def _columns_read(self) -> set[str]:
         """The names given to ``setup_anndata``: columns of ``adata.obs``, layers and the like."""
-        given = self.registry["setup_args"].values()
+        given = vars(self).get("registry_", {"setup_args": {}})["setup_args"].values()
         several = [name for value in given if isinstance(value, list | tuple) for name in value]
         return {name for name in (*given, *several) if isinstance(name, str)}
+
+
+class OwnCells(NamedTuple):
+    """The cells that a model was made with, encoded.
+
+    Arguments:
+        z, variance: mean and variance of q(z | x), (N, D).
+        batch: of each cell, (N,), numbered from 0.
+        batch_names: (B,).
+    """
+
+    z: np.ndarray
+    variance: np.ndarray
+    batch: np.ndarray
+    batch_names: Sequence[str]
 
 
 def _seed() -> int | None:

@@ -2,15 +2,16 @@
 
 import copy
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import torch
 from scvi.model.base import BaseModelClass
 from scvi.module import SCANVAE
 from torch.distributions import Normal, kl_divergence
 
 from pyro_vmm.runtime.settings import defaults
-from pyro_vmm.scvi.cells import MEASURED, posterior, read
+from pyro_vmm.scvi.cells import MEASURED, posterior
 from pyro_vmm.scvi.modules import kl_key, module_class
 from pyro_vmm.scvi.settings import PriorSettings, TrainingSettings
 
@@ -37,8 +38,8 @@ def check_class(cls: type) -> None:
             raise TypeError(f"{cls.__name__} can't have the prior: {', '.join(both)} mean something else there")
 
 
-def check_model(model: BaseModelClass) -> None:
-    """Try a new stock model on a few of its cells. Raise ``TypeError`` unless
+def check_model(model: BaseModelClass, tensors: Mapping[str, Any]) -> None:
+    """Try a new stock model on a few cells, a dict of tensors (M, ...). Raise ``TypeError`` unless
 
     - q(z | x) is a diagonal normal (M, D), and the decoder takes z (M, D);
     - the loss reports the KL divergence of q(z | x) from N(0, I) under one of the known names;
@@ -49,7 +50,6 @@ def check_model(model: BaseModelClass) -> None:
     if isinstance(module, SCANVAE) and type(module).loss is not SCANVAE.loss:
         raise TypeError(f"{name} can't have the prior: it has another loss than SCANVI, part of which is replaced")
     module.__class__ = module_class(type(module))
-    tensors = read(model, np.arange(min(FEW, model.adata.n_obs)))
     n = len(next(tensors[key] for key in MEASURED if key in tensors))
     with torch.random.fork_rng():  # the check must not change the random numbers of the fit
         inference_outputs, generative_outputs = module(tensors, compute_loss=False)

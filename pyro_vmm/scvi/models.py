@@ -3,8 +3,12 @@
 import functools
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from itertools import chain
+from typing import Any
 
+import numpy as np
 import scvi.external
 import scvi.model
 import torch
@@ -21,7 +25,8 @@ from pyro_vmm.scvi.cells import MEASURED, Encoder, Layout, PseudoCells, all_coun
 from pyro_vmm.scvi.clusters import Clusters
 from pyro_vmm.scvi.modules import HeldPrior, module_class
 from pyro_vmm.scvi.settings import PriorSettings, TrainingSettings, split
-from pyro_vmm.scvi.training import MapStep, runner_class
+from pyro_vmm.scvi.streams import Sample, training_cells
+from pyro_vmm.scvi.training import NO_MINIBATCH, MapStep, runner_class
 
 #: The classes of scvi-tools whose contract is tested; its other classes are refused.
 STOCK = {
@@ -34,6 +39,8 @@ STOCK = {
     "MULTIVI": scvi.model.MULTIVI,
     "CYTOVI": scvi.external.CYTOVI,
 }
+#: Without ``adata``, pseudo-cells start at random ones of the first so many cells for each of them.
+AMONG = 10
 # The name of the layout among the constructor's arguments in a model file.
 LAYOUT = "vmm_layout"
 # Stock arguments of `train` that raise the weight of the KL divergence by and by, and the values that switch this off.
@@ -60,18 +67,18 @@ class WithVMM(Clusters):
         if "prior_mixture" in inspect.signature(stock_init).parameters and self._has_mixture():
             others = self._without_other_mixture(others)
         stock_init(self, *args, **others)
-        self._check_model(restored=layout is not None)
-        if layout is None and self._has_mixture():
-            self._warn_of_penalty()
-        if self._tried and layout is None and self._has_mixture():
-            contract.check_model(self)
         self._training = TrainingSettings()
         self.train_prior_ = True
-        with torch.random.fork_rng(devices=[]):  # the prior must not change the stock model's draws
-            self._attach(None if layout is None else Layout(**layout))
-        # `load`, `load_query_data` and `SCANVI.from_scvi_model` call the constructor with these arguments.
-        saved = {name: getattr(self.prior_settings, name) for name in defaults(PriorSettings)}
-        self.init_params_["non_kwargs"].update(saved, **{LAYOUT: self.module.vmm.layout.to_dict()})
+        if self.module is not None:
+            self._check_latent_distribution()
+        self._remember()
+        if layout is not None:
+            self._restore(Layout(**layout))
+        elif self.has_adata():
+            if self._has_mixture():
+                self._warn_of_penalty()
+            with torch.random.fork_rng(devices=[]):  # the prior must not change the stock model's draws
+                self._attach_from_adata()
 
     def _has_mixture(self) -> bool:
         return prior_class(self.prior_settings.prior).has_clusters
@@ -82,13 +89,10 @@ class WithVMM(Clusters):
             raise ValueError(f"prior_mixture=True is another prior in {name}, expected False with prior={prior}")
         return {**kwargs, "prior_mixture": False}
 
-    def _check_model(self, restored: bool) -> None:
-        """Raise ``ValueError`` if a stock model can't have the prior; one from a file may lack its cells."""
-        name = type(self).__name__
-        if (getattr(self, "_adata", None) is None and not restored) or self.module is None:
-            raise ValueError(f"{name} needs adata: data modules without it are not supported")
-        if getattr(self.module, "latent_distribution", "normal") != "normal":
-            found = self.module.latent_distribution
+    def _check_latent_distribution(self) -> None:
+        found = getattr(self.module, "latent_distribution", "normal")
+        if found != "normal":
+            name = type(self).__name__
             raise ValueError(f"latent_distribution={found!r} of {name} has no mixture of normals, expected 'normal'")
 
     def _warn_of_penalty(self) -> None:
@@ -102,27 +106,74 @@ class WithVMM(Clusters):
                 stacklevel=4,
             )
 
-    def _attach(self, layout: Layout | None) -> None:
-        """Put the prior into the module. Its pseudo-cells start at random cells, or at zero if a layout is given: then
-        their values are loaded.
+    def _attach_from_adata(self) -> None:
+        """Put the prior into the module. Its pseudo-cells start at random cells.
 
         ``scvi.settings.seed`` seeds the draw, which uses torch's random numbers.
         """
-        module, given = self.module, self.prior_settings
-        d = module.n_latent
+        n = self.adata.n_obs
+        if self._tried and self._has_mixture():
+            contract.check_model(self, read(self, np.arange(min(contract.FEW, n))))
+        tensors = read(self, torch.randperm(n)[: self._n_pseudo_cells(n)].numpy())
+        layout = Layout.of(self.module, tensors, self.summary_stats.get("n_batch", 1))
+        layout.counts = all_counts(self, (field.key for field in layout.fields if field.key in MEASURED))
+        self._attach(self.module, layout, layout.pack(tensors))
+        self._remember(layout)
+
+    def attach_from(self, datamodule: Any) -> None:
+        """Put the prior into the module of a model without ``adata``, before its first training.
+
+        Its pseudo-cells start at random ones of the first cells, ``AMONG`` times as many, of an epoch that is not
+        trained on.
+        """
+        if hasattr(self.module, "vmm"):
+            return
+        self._check_latent_distribution()
+        with torch.random.fork_rng(devices=[]), closing(training_cells(datamodule)) as stream:
+            if (first := next(stream, None)) is None:
+                raise ValueError(NO_MINIBATCH)
+            if self._tried and self._has_mixture():
+                contract.check_model(self, first)
+            # A model of scvi-tools that was made from nothing has no statistics of the data.
+            n_batches = vars(self).get("summary_stats", {"n_batch": datamodule.n_batch}).get("n_batch", 1)
+            layout = Layout.of(self.module, first, n_batches)
+            most = self._n_pseudo_cells()
+            sample, seen = Sample(most, int(torch.randint(2**31, ()))), 0
+            for tensors in chain([first], stream):
+                cells = layout.pack(tensors)
+                sample.add(cells)
+                seen += len(cells)
+                if seen >= AMONG * most:
+                    break
+            cells = sample[torch.arange(self._n_pseudo_cells(len(sample)))]
+            self._attach(self.module, layout, cells)
+        self._remember(layout)
+
+    def _n_pseudo_cells(self, n: int | None = None) -> int:
+        """The number of pseudo-cells, for N cells or an unknown number. Without clusters it is one, which is not used."""
+        given = self.prior_settings
+        if not self._has_mixture():
+            return 1
         if isinstance(given.prior, Prior):
             given.n_components = given.prior.n_components
-        if layout is None:
-            n = self.adata.n_obs
-            if self._has_mixture() and given.n_components > n:
-                warnings.warn(f"n_components={given.n_components} is more than the {n} cells; using {n}", stacklevel=4)
-                given.n_components = n
-            tensors = read(self, torch.randperm(n)[: given.n_components if self._has_mixture() else 1].numpy())
-            layout = Layout.of(module, tensors, self.summary_stats.get("n_batch", 1))
-            layout.counts = all_counts(self, (field.key for field in layout.fields if field.key in MEASURED))
-            initial = layout.pack(tensors)
-        else:
-            initial = torch.zeros(given.n_components if self._has_mixture() else 1, layout.width)
+        if n is not None and given.n_components > n:
+            warnings.warn(f"n_components={given.n_components} is more than the {n} cells; using {n}", stacklevel=5)
+            given.n_components = n
+        return given.n_components
+
+    def _restore(self, layout: Layout) -> None:
+        """Put a prior into the module whose values are loaded next."""
+        initial = torch.zeros(self._n_pseudo_cells(), layout.width)
+        with torch.random.fork_rng(devices=[]):
+            self._attach(self.module, layout, initial)
+        if not self.has_adata():
+            # For a data module, scvi-tools' `load` and `load_query_data` make the module a second time.
+            self._module_cls = _finished(self._module_cls, lambda module: self._attach(module, layout, initial))
+        self._remember(layout)
+
+    def _attach(self, module, layout: Layout, initial: torch.Tensor) -> None:
+        """Put the prior into a module, with pseudo-cells that start at these cells (K, W)."""
+        given, d = self.prior_settings, module.n_latent
         pseudo = PseudoCells(layout, initial, given.pseudo_batch, d)
         prior = building.build_prior(given.prior, d, pseudo, prior_settings.for_build(given.prior, given))
         balance = None
@@ -131,6 +182,16 @@ class WithVMM(Clusters):
         module.__class__ = module_class(type(module))
         module.vmm = HeldPrior(prior, layout, balance, given.kl_weight)
         module.vmm.rest()
+
+    def _remember(self, layout: Layout | None = None) -> None:
+        """Keep the settings, and the layout if there is one, as arguments of the constructor.
+
+        ``load``, ``load_query_data`` and ``SCANVI.from_scvi_model`` call it with them.
+        """
+        saved = {name: getattr(self.prior_settings, name) for name in defaults(PriorSettings)}
+        if layout is not None:
+            saved[LAYOUT] = layout.to_dict()
+        self.init_params_["non_kwargs"].update(saved)
 
     def _train(self, stock_train, *args, **kwargs):
         """Train by the stock method, with MAP steps in between, and settle."""
@@ -143,6 +204,8 @@ class WithVMM(Clusters):
             raise ValueError("compile=True is not supported: the prior is trained beside the compiled module")
         if others.get("strategy") in ("dp", "data_parallel"):
             raise ValueError(f"strategy={others['strategy']!r} is not supported, expected 'ddp' for several devices")
+        if not self.has_adata() and "ddp" in str(others.get("strategy")):
+            raise ValueError(f"strategy={others['strategy']!r} needs a model with adata: its processes share the cells")
         if self._has_mixture():
             others = self._without_warm_up(stock_train, others)
             if self.train_prior_:
@@ -268,6 +331,18 @@ def _by_name(function, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     named = dict(bound.arguments)
     others = next((named.pop(each.name, {}) for each in parameters if each.kind is each.VAR_KEYWORD), {})
     return (named.pop(next(iter(named))),), {**named, **others}
+
+
+def _finished(cls: Callable[..., Any], finish: Callable[[Any], None]) -> Callable[..., Any]:
+    """A function that makes an object of a class and finishes it."""
+
+    @functools.wraps(cls)  # who calls it may inspect the names of the arguments
+    def make(*args, **kwargs):
+        made = cls(*args, **kwargs)
+        finish(made)
+        return made
+
+    return make
 
 
 def _value(given, name: str):

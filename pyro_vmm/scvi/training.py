@@ -60,7 +60,7 @@ class MapStep(pl.Callback):
         if not (self.trains and model.prior.trained_by_map):
             return
         rate = self.learning_rate or plan.lr
-        batch_size = getattr(getattr(trainer, "datamodule", None), "data_loader_kwargs", {}).get("batch_size") or 128
+        batch_size = _batch_size(trainer)
         config = TrainingConfig(learning_rate=rate, freeze_after=self.freeze_after, batch_size=batch_size)
         with self.mixture.awake():
             self.elimination = Elimination(model, config)
@@ -182,6 +182,15 @@ class MapStep(pl.Callback):
             model.prior.requires_grad_(False)
 
 
+def _batch_size(trainer: Any) -> int:
+    """The number of cells in a minibatch, as far as the loader says it; 128, scvi-tools' default, if it does not."""
+    loader = getattr(trainer, "train_dataloader", None)
+    of_scvi = getattr(getattr(trainer, "datamodule", None), "data_loader_kwargs", {}).get("batch_size")
+    # The loader of a data module may take whole minibatches from a data set.
+    of_others = (getattr(each, "batch_size", None) for each in (loader, getattr(loader, "dataset", None)))
+    return next((found for found in (of_scvi, *of_others) if isinstance(found, int)), 128)
+
+
 def recorder(model: Adapted, ranks: Ranks) -> Operations | None:
     """The recorder of MAP steps; None on a GPU, for several processes, and for modules of unknown code.
 
@@ -192,11 +201,12 @@ def recorder(model: Adapted, ranks: Ranks) -> Operations | None:
 
 
 def runner_class(cls: type[TrainRunner]) -> type[TrainRunner]:
-    """A subclass of scvi-tools' runner whose training has MAP steps, and ends with ``model.after_training()``."""
+    """A subclass of scvi-tools' runner whose training has MAP steps, and ends with ``model.after_training(cells)``."""
 
     class Runner(cls):
-        def __init__(self, model, *args, **kwargs):
-            super().__init__(model, *args, **kwargs)
+        def __init__(self, model, training_plan, data_splitter, *args, **kwargs):
+            model.attach_from(data_splitter)
+            super().__init__(model, training_plan, data_splitter, *args, **kwargs)
             self.trainer.callbacks[:0] = model.callbacks()
 
         def __call__(self):
@@ -208,7 +218,7 @@ def runner_class(cls: type[TrainRunner]) -> type[TrainRunner]:
             if none and self.model.callbacks():
                 self.model.is_trained_ = trained
                 raise ValueError(NO_MINIBATCH)
-            self.model.after_training()
+            self.model.after_training(self.data_splitter)
             return result
 
     Runner.__name__ = Runner.__qualname__ = cls.__name__

@@ -5,7 +5,6 @@ https://doi.org/10.1038/s41592-018-0229-2). Their log-densities and gradients ar
 the textbook forms overflow or cancel: means of zero, counts of a million, inverse dispersions from 1e-8 to 1e8.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -178,28 +177,26 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, value: Tensor, mean: Tensor, theta: Tensor, gate: Tensor | None) -> Tensor:
-        each, positive = _in_each_cell(theta, mean), _Positive.of(value, len(theta))
+        each, positive = _in_each_cell(theta, mean), _Positive.of(value)
         log_odds = (mean / each).log1p()
-        ctx.save_for_backward(value, mean, theta, gate, log_odds, *positive)
+        ctx.save_for_backward(value, mean, theta, gate, log_odds, positive.indices)
         log_zero = -each * log_odds
         if gate is not None:
             log_zero = torch.logaddexp(gate, log_zero)
-        x, m = positive.take(value, mean)
-        t, error = positive.take_theta(theta, _stirling_error, mean)
+        x, m, t, error = positive.take(value, mean, each, _in_each_cell(_stirling_error(theta), mean))
         total = positive.put(_log_prob_positive(x, m, t, error), log_zero, value)
         # From the default threshold of 20 on, softplus is off by 1e-9.
         return total if gate is None else total - F.softplus(gate, threshold=40)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
-        value, mean, theta, gate, log_odds, *indices = ctx.saved_tensors
-        each, positive = _in_each_cell(theta, mean), _Positive(*indices)
+        value, mean, theta, gate, log_odds, indices = ctx.saved_tensors
+        each, positive = _in_each_cell(theta, mean), _Positive(indices)
         if torch.is_grad_enabled():
             # The caller wants second derivatives, to which the saved logarithm would be a constant.
             log_odds = (mean / each).log1p()
         by_mean = by_theta = by_gate = None
-        x, m, g = positive.take(value, mean, gradient)
-        t, error = positive.take_theta(theta, _digamma_error, mean)
+        x, m, g, t, error = positive.take(value, mean, gradient, each, _in_each_cell(_digamma_error(theta), mean))
         of_zero = gradient
         if gate is not None:
             difference, opened = gate + each * log_odds, gate.sigmoid()
@@ -223,37 +220,27 @@ class _Positive(NamedTuple):
 
     Arguments:
         indices: their places; None to compute the terms of positive counts for all, and choose among the results.
-        genes: the gene of each, if theta is that of genes; else None.
     """
 
     indices: Tensor | None
-    genes: Tensor | None
 
     @classmethod
-    def of(cls, value: Tensor, n_theta: int) -> "_Positive":
+    def of(cls, value: Tensor) -> "_Positive":
         if not _is_quick_to_search(value):
-            return cls(None, None)
+            return cls(None)
         with of_any_size():
-            indices = value.bool().nonzero().squeeze(-1)
-        return cls(indices, indices % n_theta if n_theta < len(value) else None)
+            return cls(value.bool().nonzero().squeeze(-1))
 
     def take(self, *values: Tensor) -> list[Tensor]:
         """The part of each that belongs to positive counts."""
-        return [each if self.indices is None else each[self.indices] for each in values]
-
-    def take_theta(self, theta: Tensor, function: Callable, values: Tensor) -> list[Tensor]:
-        """The same of theta and of a function of it; ``values`` are of all cells."""
-        if len(theta) == len(values):
-            (theta,) = self.take(theta)
-            return [theta, function(theta)]
-        found = theta, function(theta)
-        return [_in_each_cell(each, values) if self.genes is None else each[self.genes] for each in found]
+        # Both this and `scatter_` take a quarter to a half of the time of indexing and `index_copy_`.
+        return [each if self.indices is None else each.index_select(0, self.indices) for each in values]
 
     def put(self, of_positive: Tensor, of_zero: Tensor, value: Tensor) -> Tensor:
         """What is of zeros, with what is of positive counts in their places."""
         if self.indices is None:
             return torch.where(value == 0, of_zero, of_positive)
-        return of_zero.index_copy_(0, self.indices, of_positive)
+        return of_zero.scatter_(0, self.indices, of_positive)
 
 
 def _is_quick_to_search(value: Tensor) -> bool:
@@ -267,9 +254,10 @@ def _in_each_cell(of_genes: Tensor, values: Tensor) -> Tensor:
 
 def _log_ratio(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
     """log((x + theta) / (mean + theta)), accurate also where the ratio is close to one or to zero."""
+    difference = x - mean
     # Not sign(), whose zero at x = mean would remove the gradient there.
-    sign = torch.where(x < mean, -1.0, 1.0).to(mean.dtype)
-    return sign * (sign * (x - mean) / (theta + torch.minimum(x, mean))).log1p()
+    sign = torch.copysign(mean.new_ones(()), difference.detach())
+    return sign * (sign * difference / (theta + torch.minimum(x, mean))).log1p()
 
 
 def _log_prob_positive(x: Tensor, mean: Tensor, theta: Tensor, error: Tensor) -> Tensor:
@@ -283,16 +271,21 @@ def _log_prob_positive(x: Tensor, mean: Tensor, theta: Tensor, error: Tensor) ->
 
 def _stirling_error(a: Tensor) -> Tensor:
     """lgamma(a + 1) - (a + 1/2) log a + a - log(2 pi) / 2, for positive a."""
-    exact = torch.lgamma(a + 1) - (a + 0.5) * a.log() + a - 0.5 * LOG_TWO_PI
-    b = a.clamp(min=SERIES_FROM).reciprocal()
+    small, b = a.clamp(max=SERIES_FROM), a.clamp(min=SERIES_FROM).reciprocal()
+    exact = torch.lgamma(small + 1) - (small + 0.5) * small.log() + small - 0.5 * LOG_TWO_PI
     c = b * b
     series = b * (1 / 12 - c * (1 / 360 - c * (1 / 1260 - c * (1 / 1680 - c / 1188))))
-    return torch.where(a < SERIES_FROM, exact, series)
+    return torch.lerp(series, exact, _is_small(a))
 
 
 def _digamma_error(a: Tensor) -> Tensor:
     """digamma(a) - log a, for positive a."""
-    b = a.clamp(min=SERIES_FROM).reciprocal()
+    small, b = a.clamp(max=SERIES_FROM), a.clamp(min=SERIES_FROM).reciprocal()
     c = b * b
     series = -b / 2 - c * (1 / 12 - c * (1 / 120 - c * (1 / 252 - c * (1 / 240 - c / 132))))
-    return torch.where(a < SERIES_FROM, torch.digamma(a) - a.log(), series)
+    return torch.lerp(series, torch.digamma(small) - small.log(), _is_small(a))
+
+
+def _is_small(a: Tensor) -> Tensor:
+    """One below ``SERIES_FROM``, else zero. ``lerp`` by it chooses as ``where`` does, in a third of the time."""
+    return (SERIES_FROM - a).sign().clamp(min=0.0)

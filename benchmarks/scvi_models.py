@@ -149,8 +149,8 @@ def simulated_multiome() -> MuData:
     return mdata
 
 
-def fit(name: str, ours: bool, seed: int, epochs: int) -> dict:
-    """Train one model; returns its scores."""
+def build(name: str, ours: bool, seed: int):
+    """A model of a case and the AnnData of its genes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import scvi
@@ -174,7 +174,12 @@ def fit(name: str, ours: bool, seed: int, epochs: int) -> dict:
         genes.obs = adata.obs
     else:
         cls.setup_anndata(adata, **keys)
-    model = cls(adata, **sizes, **(case.prior if ours else {}))
+    return cls(adata, **sizes, **(case.prior if ours else {})), genes
+
+
+def fit(name: str, ours: bool, seed: int, epochs: int) -> dict:
+    """Train one model; returns its scores."""
+    case, (model, genes) = CASES[name], build(name, ours, seed)
     start = time.process_time()
     training = {**TRAINING, **case.training, **(case.alternation if ours else {})}
     if case.cls == "MULTIVI":
@@ -182,7 +187,7 @@ def fit(name: str, ours: bool, seed: int, epochs: int) -> dict:
     model.train(max_epochs=epochs, accelerator="cpu", enable_progress_bar=False, **training)
     seconds = time.process_time() - start
     elbo = -model.history["elbo_validation"].to_numpy(float).ravel()
-    types, z = adata.obs["cell_type"].astype(str).to_numpy(), model.get_latent_representation()
+    types, z = genes.obs["cell_type"].astype(str).to_numpy(), model.get_latent_representation()
     found = {
         "data": case.title,
         "class": case.cls,

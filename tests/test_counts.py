@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -370,3 +371,12 @@ def test_one_number_may_be_the_dispersion_of_all(gated):
     assert found[0].shape == (3, 4)
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[0], found[2])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 4e-6)])
+def test_digamma_without_its_logarithm(dtype, tolerance):
+    a = torch.logspace(-9, 9, 2001, dtype=torch.float64).to(dtype)
+    with mpmath.workdps(40):
+        exact = [float(mpmath.digamma(number) - mpmath.log(number)) for number in map(mpmath.mpf, a.tolist())]
+    exact = torch.tensor(exact, dtype=torch.float64)
+    torch.testing.assert_close(counts._digamma_error(a).double(), exact, rtol=tolerance, atol=0)

@@ -68,14 +68,15 @@ def test_other_distributions_stay():
 
 
 @pytest.mark.parametrize("gate", [None, torch.zeros(2)])
-def test_values_that_are_no_counts_are_warned_of(gate):
+@pytest.mark.parametrize("value", [0.5, -1.0, torch.inf, torch.nan])
+def test_values_that_are_no_counts_are_warned_of(gate, value):
     p_x = quick(distribution(torch.ones(2), torch.ones(2), gate))
     with pytest.warns(UserWarning, match="within the support") as warned:
-        p_x.log_prob(torch.tensor([0.5, 1.0]))
+        p_x.log_prob(torch.tensor([value, 1.0]))
     assert warned[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        p_x.log_prob(torch.tensor([0.0, 1.0]))
+        p_x.log_prob(torch.tensor([0.0, 1e6]))
 
 
 @pytest.fixture

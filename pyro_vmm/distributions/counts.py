@@ -279,11 +279,19 @@ def _stirling_error(a: Tensor) -> Tensor:
 
 
 def _digamma_error(a: Tensor) -> Tensor:
-    """digamma(a) - log a, for positive a."""
-    small, b = a.clamp(max=SERIES_FROM), a.clamp(min=SERIES_FROM).reciprocal()
+    """digamma(a) - log a, for positive a.
+
+    Small a are moved up by eight, psi(a) = psi(a + 8) - sum_i 1 / (a + i), where i and 7 - i make one fraction:
+    torch.digamma takes four times as long.
+    """
+    small, is_small = a.clamp(max=SERIES_FROM), _is_small(a)
+    b = (a + 8 * is_small).reciprocal()
     c = b * b
-    series = -b / 2 - c * (1 / 12 - c * (1 / 120 - c * (1 / 252 - c * (1 / 240 - c / 132))))
-    return torch.lerp(series, torch.digamma(small) - small.log(), _is_small(a))
+    by_terms = 1 / 12 - c * (1 / 120 - c * (1 / 252 - c * (1 / 240 - c * (1 / 132 - c * (691 / 32760 - c / 12)))))
+    square = small * (small + 7)
+    fractions = (1 / square + 1 / (square + 6)) + (1 / (square + 10) + 1 / (square + 12))
+    moved = (8 / small).log1p() - (2 * small + 7) * fractions
+    return is_small * moved - b / 2 - c * by_terms
 
 
 def _is_small(a: Tensor) -> Tensor:

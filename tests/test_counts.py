@@ -321,6 +321,21 @@ def test_expand(gated):
 
 
 @pytest.mark.parametrize("gated", [False, True])
+def test_terms_of_genes_are_computed_once_for_all_cells_in_a_plate_too(gated, monkeypatch):
+    sizes = []
+    stirling = counts._stirling_error
+    monkeypatch.setattr(counts, "_stirling_error", lambda a: (sizes.append(tuple(a.shape)), stirling(a))[1])
+    mean, theta, x = torch.rand(7, 3), torch.rand(3) + 0.5, torch.zeros(7, 3)
+    distribution = (
+        ZeroInflatedNegativeBinomial(mean, theta, torch.rand(7, 3)) if gated else NegativeBinomial(mean, theta)
+    )
+    for each in (distribution, distribution.expand((7, 3)), distribution.expand((2, 7, 3))):
+        sizes.clear()
+        each.log_prob(x)
+        assert sizes.count((3,)) == 1
+
+
+@pytest.mark.parametrize("gated", [False, True])
 def test_in_a_plate(gated):
     parameters = (torch.rand(3), torch.tensor(2.0), torch.tensor(0.3))
 

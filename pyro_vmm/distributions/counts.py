@@ -57,8 +57,7 @@ class NegativeBinomial(TorchDistribution):
         super().__init__(self._mean.shape, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
-        mean, theta = self._mean.expand(batch_shape), self.inverse_dispersion.expand(batch_shape)
-        return NegativeBinomial(mean, theta, validate_args=self._validate_args)
+        return NegativeBinomial(self._mean.expand(batch_shape), self._theta, validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:
@@ -86,10 +85,12 @@ class NegativeBinomial(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         value, mean = broadcast_all(value.to(self._mean.dtype), self._mean)
-        theta = self._theta if self._theta.dim() == 1 else self._theta.expand_as(mean)
-        gate = None if gate_logits is None else gate_logits.expand_as(mean).flatten()
-        flat = _LogProb.apply(value.flatten(), mean.flatten() + MEAN_FLOOR, theta.flatten(), gate)
-        return flat.view(value.shape)
+        shape, width = value.shape, value.shape[-1] if value.dim() else 1
+        of_genes = self._theta.dim() == 1 and self._theta.shape == shape[-1:]
+        theta = self._theta if of_genes else self._theta.expand(shape).reshape(-1, width)
+        gate = None if gate_logits is None else gate_logits.expand(shape).reshape(-1, width)
+        rows = (each.reshape(-1, width) for each in (value, mean + MEAN_FLOOR))
+        return _LogProb.apply(*rows, theta, gate).view(shape)
 
 
 class ZeroInflatedNegativeBinomial(TorchDistribution):
@@ -121,9 +122,8 @@ class ZeroInflatedNegativeBinomial(TorchDistribution):
         super().__init__(mean.shape, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
-        mean, theta = self.base.mean.expand(batch_shape), self.inverse_dispersion.expand(batch_shape)
-        gate_logits = self.gate_logits.expand(batch_shape)
-        return ZeroInflatedNegativeBinomial(mean, theta, gate_logits, validate_args=self._validate_args)
+        mean, gate_logits = self.base.mean.expand(batch_shape), self.gate_logits.expand(batch_shape)
+        return ZeroInflatedNegativeBinomial(mean, self.base._theta, gate_logits, validate_args=self._validate_args)
 
     @property
     def inverse_dispersion(self) -> Tensor:
@@ -171,85 +171,87 @@ class _LogProb(torch.autograd.Function):
     and nine tenths of an expression matrix are zeros, whose terms are few. On a GPU the terms of positive counts are
     computed for all counts: to find the positive ones, the host would have to wait for the device.
 
-    Shapes: value, mean (positive) and gate (or None) are 1-D and of one length; so is theta, or it is that of each gene
-    in turn, (G,). What depends on theta alone is then computed once for each gene.
+    Shapes: value, mean (positive) and gate (or None) are (N, G). theta is (N, G), too, or that of each gene, (G,). What
+    depends on theta alone is then computed once for each gene.
     """
 
     @staticmethod
     def forward(ctx, value: Tensor, mean: Tensor, theta: Tensor, gate: Tensor | None) -> Tensor:
-        each, positive = _in_each_cell(theta, mean), _Positive.of(value)
-        log_odds = (mean / each).log1p()
-        ctx.save_for_backward(value, mean, theta, gate, log_odds, positive.indices)
-        log_zero = -each * log_odds
+        positive = _Positive.of(value, theta)
+        log_odds = (mean / theta).log1p()
+        ctx.save_for_backward(value, mean, theta, gate, log_odds, *positive)
+        log_zero = -theta * log_odds
         if gate is not None:
             log_zero = torch.logaddexp(gate, log_zero)
-        x, m, t, error = positive.take(value, mean, each, _in_each_cell(_stirling_error(theta), mean))
+        x, m, t, error = positive.take(value, mean, theta, _stirling_error(theta))
         total = positive.put(_log_prob_positive(x, m, t, error), log_zero, value)
         # From the default threshold of 20 on, softplus is off by 1e-9.
         return total if gate is None else total - F.softplus(gate, threshold=40)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
-        value, mean, theta, gate, log_odds, indices = ctx.saved_tensors
-        each, positive = _in_each_cell(theta, mean), _Positive(indices)
+        value, mean, theta, gate, log_odds, *indices = ctx.saved_tensors
+        positive = _Positive(*indices)
         if torch.is_grad_enabled():
             # The caller wants second derivatives, to which the saved logarithm would be a constant.
-            log_odds = (mean / each).log1p()
+            log_odds = (mean / theta).log1p()
         by_mean = by_theta = by_gate = None
-        x, m, g, t, error = positive.take(value, mean, gradient, each, _in_each_cell(_digamma_error(theta), mean))
+        x, m, g, t = positive.take(value, mean, gradient, theta)
         of_zero = gradient
         if gate is not None:
-            difference, opened = gate + each * log_odds, gate.sigmoid()
+            difference, opened = gate + theta * log_odds, gate.sigmoid()
             of_zero = gradient * (-difference).sigmoid()
             if ctx.needs_input_grad[3]:
                 by_gate = gradient * (difference.sigmoid() - opened)
                 by_gate = positive.put(-g * positive.take(opened)[0], by_gate, value)
-        total = mean + each
+        total = mean + theta
         if ctx.needs_input_grad[1]:
-            by_mean = positive.put(g * ((x - m) / (m + t)) * (t / m), -of_zero * (each / total), value)
+            by_mean = positive.put(g * ((x - m) / (m + t)) * (t / m), -of_zero * (theta / total), value)
         if ctx.needs_input_grad[2]:
-            digamma = _digamma_error(x + t) - error
+            digamma = _digamma_error(x + t) - positive.take(_digamma_error(theta))[0]
             of_positive = g * (_log_ratio(x, m, t) - (x - m) / (m + t) + digamma)
-            by_theta = positive.put(of_positive, of_zero * (mean / total - log_odds), value)
-            by_theta = by_theta.view(-1, len(theta)).sum(0)
+            by_theta = positive.put(of_positive, of_zero * (mean / total - log_odds), value).sum_to_size(theta.shape)
         return None, by_mean, by_theta, by_gate
 
 
 class _Positive(NamedTuple):
-    """Which counts are positive, among those of all cells, (N G,).
+    """Which counts are positive, among those of all cells, (N, G).
 
     Arguments:
-        indices: their places; None to compute the terms of positive counts for all, and choose among the results.
+        indices: their places among the N G; None to compute the terms of positive counts for all, and choose among the
+            results.
+        genes: the gene of each, if theta is that of genes; else None.
     """
 
     indices: Tensor | None
+    genes: Tensor | None
 
     @classmethod
-    def of(cls, value: Tensor) -> "_Positive":
+    def of(cls, value: Tensor, theta: Tensor) -> "_Positive":
         if not _is_quick_to_search(value):
-            return cls(None)
+            return cls(None, None)
         with of_any_size():
-            return cls(value.bool().nonzero().squeeze(-1))
+            indices = value.flatten().bool().nonzero().squeeze(-1)
+        return cls(indices, indices % len(theta) if theta.dim() == 1 else None)
 
     def take(self, *values: Tensor) -> list[Tensor]:
-        """The part of each that belongs to positive counts."""
-        # Both this and `scatter_` take a quarter to a half of the time of indexing and `index_copy_`.
-        return [each if self.indices is None else each.index_select(0, self.indices) for each in values]
+        """The part of each, (N, G) or (G,), that belongs to positive counts."""
+        return [each if self.indices is None else self._taken(each) for each in values]
+
+    def _taken(self, each: Tensor) -> Tensor:
+        index = self.genes if each.dim() == 1 else self.indices
+        # This and `scatter_` take a quarter to a half of the time of indexing and `index_copy_`.
+        return each.flatten().index_select(0, index)
 
     def put(self, of_positive: Tensor, of_zero: Tensor, value: Tensor) -> Tensor:
-        """What is of zeros, with what is of positive counts in their places."""
+        """What is of zeros, (N, G), with what is of positive counts in their places."""
         if self.indices is None:
             return torch.where(value == 0, of_zero, of_positive)
-        return of_zero.scatter_(0, self.indices, of_positive)
+        return of_zero.flatten().scatter_(0, self.indices, of_positive).view_as(value)
 
 
 def _is_quick_to_search(value: Tensor) -> bool:
     return value.device.type == "cpu"
-
-
-def _in_each_cell(of_genes: Tensor, values: Tensor) -> Tensor:
-    """What genes have, (G,), as often as there are cells in values (N G,)."""
-    return of_genes if len(of_genes) == len(values) else of_genes.repeat(len(values) // len(of_genes))
 
 
 def _log_ratio(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:

@@ -333,6 +333,10 @@ def test_terms_of_genes_are_computed_once_for_all_cells_in_a_plate_too(gated, mo
         sizes.clear()
         each.log_prob(x)
         assert sizes.count((3,)) == 1
+    if counts._is_quick_to_search(x):
+        sizes.clear()
+        NegativeBinomial(mean, theta.expand(7, 3)).log_prob(x)
+        assert set(sizes) == {(0,)}  # those of cells only where counts are positive
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -5,6 +5,7 @@ https://doi.org/10.1038/s41592-018-0229-2). Their log-densities and gradients ar
 the textbook forms overflow or cancel: means of zero, counts of a million, inverse dispersions from 1e-8 to 1e8.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -183,7 +184,8 @@ class _LogProb(torch.autograd.Function):
         log_zero = -theta * log_odds
         if gate is not None:
             log_zero = torch.logaddexp(gate, log_zero)
-        x, m, t, error = positive.take(value, mean, theta, _stirling_error(theta))
+        x, m, t = positive.take(value, mean, theta)
+        error = positive.take_result(_stirling_error, theta, t)
         total = positive.put(_log_prob_positive(x, m, t, error), log_zero, value)
         # From the default threshold of 20 on, softplus is off by 1e-9.
         return total if gate is None else total - F.softplus(gate, threshold=40)
@@ -208,7 +210,7 @@ class _LogProb(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             by_mean = positive.put(g * ((x - m) / (m + t)) * (t / m), -of_zero * (theta / total), value)
         if ctx.needs_input_grad[2]:
-            digamma = _digamma_error(x + t) - positive.take(_digamma_error(theta))[0]
+            digamma = _digamma_error(x + t) - positive.take_result(_digamma_error, theta, t)
             of_positive = g * (_log_ratio(x, m, t) - (x - m) / (m + t) + digamma)
             by_theta = positive.put(of_positive, of_zero * (mean / total - log_odds), value).sum_to_size(theta.shape)
         return None, by_mean, by_theta, by_gate
@@ -237,6 +239,10 @@ class _Positive(NamedTuple):
     def take(self, *values: Tensor) -> list[Tensor]:
         """The part of each, (N, G) or (G,), that belongs to positive counts."""
         return [each if self.indices is None else self._taken(each) for each in values]
+
+    def take_result(self, function: Callable[[Tensor], Tensor], theta: Tensor, taken: Tensor) -> Tensor:
+        """The result of a function for ``taken``, what was taken of theta: computed once for each gene if it can be."""
+        return self.take(function(theta))[0] if theta.dim() == 1 else function(taken)
 
     def _taken(self, each: Tensor) -> Tensor:
         index = self.genes if each.dim() == 1 else self.indices

@@ -66,6 +66,7 @@ RNA = {
     "pbmc_facs_zheng": "sorted PBMC, 3,874 cells",
 }
 MULTIOME = "simulated genes and peaks, 2,000 cells, 8 types"
+MOSAIC = f"{MULTIOME}, a third with genes alone, a third with peaks alone"
 CASES = {
     **{name: Case(title, "SCVI", NO_WARM_UP) for name, title in RNA.items()},
     **{
@@ -78,6 +79,8 @@ CASES = {
     "peaks_elbo": Case("simulated peaks, 2,000 cells, 8 types", "PEAKVI", CHROMATIN, {"kl_weight": "elbo"}),
     "multiome": Case(MULTIOME, "MULTIVI", CHROMATIN),
     "multiome_no_penalty": Case(MULTIOME, "MULTIVI", CHROMATIN, {"modality_penalty": "None"}),
+    "mosaic": Case(MOSAIC, "MULTIVI", CHROMATIN),
+    "mosaic_no_penalty": Case(MOSAIC, "MULTIVI", CHROMATIN, {"modality_penalty": "None"}),
     "fragments": Case("simulated peaks, 2,000 cells, 8 types", "POISSONVI", CHROMATIN),
     "peakvi": Case("scATAC of marrow, 600 cells", "PEAKVI", CHROMATIN),
     "peakvi_elbo": Case("scATAC of marrow, 600 cells", "PEAKVI", CHROMATIN, {"kl_weight": "elbo"}),
@@ -100,6 +103,8 @@ def load(name: str) -> AnnData | MuData:
         return simulated_peaks()
     if name.startswith("multiome"):
         return simulated_multiome()
+    if name.startswith("mosaic"):
+        return simulated_mosaic()
     import anndata
 
     return anndata.read_h5ad(Path(os.environ["PYRO_VMM_DATA"]) / "cells" / "hemato_scatac_epichaos.h5ad")
@@ -146,6 +151,19 @@ def simulated_multiome() -> MuData:
     assert rna.obs.equals(atac.obs)
     mdata = MuData({"rna": AnnData(rna.X, obs=rna.obs[[]]), "atac": AnnData(atac.X, obs=atac.obs[[]], var=atac.var)})
     mdata.obs = rna.obs
+    return mdata
+
+
+def simulated_mosaic() -> MuData:
+    """The same cells, of which a third has both modalities, and each other third one of them, as MULTIVI takes them:
+    all counts of the other are zero, and the modality is the batch.
+    """
+    mdata = simulated_multiome()
+    has = np.random.default_rng(1).choice(["genes and peaks", "genes", "peaks"], mdata.n_obs)
+    for name, other in (("rna", "peaks"), ("atac", "genes")):
+        kept = sparse.diags_array((has != other).astype(np.float32)) @ mdata[name].X
+        mdata[name].X = sparse.csr_matrix(kept)
+    mdata.obs["batch"] = has
     return mdata
 
 

@@ -225,6 +225,8 @@ def test_cells_that_are_missing_are_told(trained):
         with pytest.raises(ValueError, match=r"adata=None|`dataloader` must be provided") as error:
             call()
         assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="datamodule=None, expected one that gives the cells"):
+        fit(model, None, 1)
     with pytest.raises(ValueError, match="strategy='ddp' needs a model with adata"):
         fit(model, datamodule, 1, strategy="ddp")
     with pytest.raises(ValueError, match="latent_distribution='ln'"):

@@ -204,6 +204,8 @@ class WithVMM(Clusters):
             raise ValueError("compile=True is not supported: the prior is trained beside the compiled module")
         if others.get("strategy") in ("dp", "data_parallel"):
             raise ValueError(f"strategy={others['strategy']!r} is not supported, expected 'ddp' for several devices")
+        if not self.has_adata() and others.get("datamodule") is None:
+            raise ValueError("datamodule=None, expected one that gives the cells: the model was made without adata")
         if not self.has_adata() and "ddp" in str(others.get("strategy")):
             raise ValueError(f"strategy={others['strategy']!r} needs a model with adata: its processes share the cells")
         if self._has_mixture():

@@ -2,6 +2,7 @@
 
     python benchmarks/recorded_steps.py
     python benchmarks/recorded_steps.py --data digits --clock wall --repeats 200
+    python benchmarks/recorded_steps.py --data kang --precision bf16
 
 Both take the same minibatches in alternation, in one process and one thread, with all components: digits by ``VMM``'s
 defaults, and the cells of kang (``PYRO_VMM_DATA``) by those of ``SingleCellVMM``. The clock is that of the processor by
@@ -24,6 +25,7 @@ from pyro_vmm.inference import Steps
 from pyro_vmm.inference.steps import quiet_pyro
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.runtime.operations import PATIENCE
+from pyro_vmm.runtime.precision import PRECISIONS, Precision, network_precision
 from repro import pages
 from repro.integration.data import load
 
@@ -49,13 +51,13 @@ def kang() -> Case:
 CASES = {"digits": digits, "kang": kang}
 
 
-def measure(case: Case, repeats: int, clock: str) -> dict[str, list[float]]:
+def measure(case: Case, repeats: int, clock: str, precision: Precision) -> dict[str, list[float]]:
     """Milliseconds of each iteration, by steps and by recordings."""
     vae, batches = case
     read = CLOCKS[clock]
     ways = {capture: Steps(copy.deepcopy(vae).train(), TrainingConfig(capture=capture)) for capture in (False, "cpu")}
     times: dict[str, list[float]] = {"by steps": [], "recorded": []}
-    with quiet_pyro():
+    with quiet_pyro(), network_precision(precision):
         for i in range(PATIENCE + 4 + repeats):
             for steps, kept in zip(ways.values(), times.values(), strict=True):
                 start = read()
@@ -78,15 +80,17 @@ def main() -> None:
     parser.add_argument("--data", choices=[*CASES], nargs="+", default=[*CASES])
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--clock", choices=[*CLOCKS], default="cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the networks")
     parser.add_argument("--out", type=Path, help="a Markdown file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     page = pages.header(["data", "by steps: median ms", "recorded", "by steps: least", "recorded", "of the time"])
     for name in args.data:
-        page.append(line(name, measure(CASES[name](), args.repeats, args.clock)))
+        page.append(line(name, measure(CASES[name](), args.repeats, args.clock, args.precision)))
     print("\n".join(page))
     if args.out:
-        about = f"`python benchmarks/recorded_steps.py`, {args.clock} time of an iteration, {pages.machine()}."
+        command = f"python benchmarks/recorded_steps.py --precision {args.precision}"
+        about = f"`{command}`, {args.clock} time of an iteration, {pages.machine()}."
         pages.write(args.out, "Recorded steps", about, page)
 
 

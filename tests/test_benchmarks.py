@@ -89,10 +89,23 @@ def test_recorded_steps_are_timed_beside_steps(monkeypatch):
     recorded = load("recorded_steps")
     model = VMM(4, 2, hidden=(8,), epochs=1, settle=False, random_state=0).fit(np.random.default_rng(0).random((80, 5)))
     monkeypatch.setattr(recorded, "BATCHES", 2)
-    times = recorded.measure((model.vae_, torch.zeros(40, 5, dtype=torch.float32).split(20)), 3, "cpu")
+    times = recorded.measure((model.vae_, torch.zeros(40, 5, dtype=torch.float32).split(20)), 3, "cpu", "float32")
     assert {way: len(each) for way, each in times.items()} == {"by steps": 3, "recorded": 3}
     assert recorded.line("few", {"by steps": [2.0, 4.0, 9.0], "recorded": [1.0, 2.0, 3.0]}) == (
         "| few | 4.00 | 2.00 | 2.00 | 1.00 | 0.50 |"
+    )
+
+
+def test_epochs_of_scvi_tools_models_are_told_by_their_ratios():
+    pytest.importorskip("mudata", reason="the extra 'bench' brings it")
+    epochs = load("scvi_epochs")
+    rounds = [
+        {"stock": 1.0, "VMM": 1.3, "reused draws": 1.1},
+        {"stock": 2.0, "VMM": 2.2, "reused draws": 2.0},
+        {"stock": 4.0, "VMM": 4.8, "reused draws": 4.8},
+    ]
+    assert epochs.line("sc_mixology_celllines", rounds) == (
+        "| cell lines, 1,021 cells | SCVI | 2.000 | 1.20 (1.10 to 1.30) | 1.10 (1.00 to 1.20) |"
     )
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from scvi_common import TRAIN, adapted, float32, make, scvi  # noqa: F401
+from scvi_common import TRAIN, adapted, cells, float32, make, scvi  # noqa: F401
 
+from pyro_vmm.priors.pseudo_inputs import FEW_BATCHES, InBatches
 from pyro_vmm.runtime import operations, repeated
 from pyro_vmm.runtime.operations import Operations
 from pyro_vmm.runtime.ranks import ALONE
@@ -76,6 +77,34 @@ def test_a_model_of_each_prior_is_that_of_eager_steps(settings, reuse, replays):
     assert_same(trained(SCVI, **settings), trained(SCVI, eager=True, **settings))
     assert replays["density"] >= 2 * EPOCHS
     assert not replays["map"] if reuse else replays["map"] >= 2 * EPOCHS
+
+
+def in_many_batches():
+    adata = cells()
+    adata.obs["batch"] = [f"b{i % 7}" for i in range(adata.n_obs)]
+    return adata
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_random_batches_of_pseudo_cells_are_those_of_eager_steps(reuse, replays):
+    settings = {"encode_covariates": True, "train": {"reuse_draws": reuse}}
+    one, other = (trained(SCVI, eager, adata=in_many_batches(), **settings) for eager in (False, True))
+    assert one.module.vmm.prior.pseudo_inputs.n_batches == 7
+    assert replays["density"] >= 2 * EPOCHS
+    assert_same(one, other)
+
+
+def test_a_validation_encodes_pseudo_cells_once_and_in_all_batches(monkeypatch):
+    found = []
+
+    drawn, start, end = InBatches.drawn, training.MapStep.on_validation_start, training.MapStep.on_validation_end
+    monkeypatch.setattr(InBatches, "drawn", lambda *given: (batches := drawn(*given), found.append(len(batches)))[0])
+    monkeypatch.setattr(training.MapStep, "on_validation_start", lambda *given: (start(*given), found.append("start")))
+    monkeypatch.setattr(training.MapStep, "on_validation_end", lambda *given: (found.append("end"), end(*given)))
+    train = {"train_size": 0.5, "batch_size": 20, "check_val_every_n_epoch": 1}  # four minibatches are held back
+    trained(SCVI, eager=True, epochs=3, encode_covariates=True, adata=in_many_batches(), train=train)
+    steps = [FEW_BATCHES] * 2 * 4  # the loss and the MAP step, of four minibatches
+    assert found[: 3 * 11] == [*steps, "start", 7, "end"] * 3
 
 
 def test_components_may_leave_while_gradients_add_up(replays):

@@ -15,7 +15,7 @@ from pyro_vmm.inference.config import TrainingConfig
 from pyro_vmm.inference.state import PLACE, check_optimizer
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
-from pyro_vmm.priors.pseudo_inputs import encoded_once
+from pyro_vmm.priors.pseudo_inputs import encoded_once, few_batches
 from pyro_vmm.runtime.captured import Captured
 from pyro_vmm.runtime.cuda_graphs import CudaGraphs
 from pyro_vmm.runtime.entries import Entries
@@ -92,7 +92,8 @@ class Steps:
         """
         x, *changed = x.chunk(2) if self.pairs else (x,)
         together = self.config.reuse_draws and self.prior
-        terms, responsibilities = self.joint_step(x, *changed) if together else self.steps_in_turn(x, *changed)
+        with few_batches(self.vae.prior):
+            terms, responsibilities = self.joint_step(x, *changed) if together else self.steps_in_turn(x, *changed)
         self.vae.observe_clusters(x, responsibilities, self.ranks)
         return torch.stack(terms), responsibilities
 

@@ -15,6 +15,8 @@ from pyro_vmm.runtime.checks import check_choice
 
 PseudoBatch = Literal["averaged", "uniform", "trained"]
 PSEUDO_BATCHES = get_args(PseudoBatch)
+#: In a training step, pseudo-cells are encoded in so many random batches, if there are more.
+FEW_BATCHES = 4
 # Below it a pseudo-count would have no logarithm in float32.
 LEAST_COUNT = -1 + 1e-6
 
@@ -69,6 +71,41 @@ class PseudoInputs(nn.Module):
         return Centres(q.mean, scale_tril(q))
 
 
+class InBatches(PseudoInputs):
+    """Pseudo-cells that may be encoded in each of B batches, and whose q(mu) then is an average over the batches.
+
+    Within :func:`few_batches` these are some random batches, anew at each pass: an unbiased estimate of the mean and
+    the covariance of q(mu), whose time does not grow with B.
+    """
+
+    def __init__(self, initial: Tensor):
+        super().__init__(initial)
+        self._few = False  # what `few_batches` sets
+
+    def drawn(self, n_batches: int) -> Tensor:
+        """The batches in which each pseudo-cell is encoded now, (B, K), or (S, K) of S random ones."""
+        if self._few and n_batches > FEW_BATCHES:
+            order = torch.rand(len(self), n_batches, device=self.u.device)
+            return order.topk(FEW_BATCHES).indices.mT
+        return torch.arange(n_batches, device=self.u.device)[:, None].expand(-1, len(self))
+
+
+@contextmanager
+def few_batches(module: nn.Module) -> Iterator[None]:
+    """Within the context, pseudo-cells in a module are encoded in ``FEW_BATCHES`` random batches, if there are more.
+
+    Training steps use it. Answers, settling and validation take all batches.
+    """
+    found = [each for each in module.modules() if isinstance(each, InBatches)]
+    for each in found:
+        each._few = True
+    try:
+        yield
+    finally:
+        for each in found:
+            each._few = False
+
+
 @contextmanager
 def encoded_once(module: nn.Module) -> Iterator[None]:
     """Within the context, the pseudo-inputs in a module are encoded once: later calls return the same tensors.
@@ -90,7 +127,7 @@ def as_pseudo_inputs(value: Tensor | PseudoInputs) -> PseudoInputs:
     return value if isinstance(value, PseudoInputs) else PseudoInputs(value)
 
 
-class CellPseudoInputs(PseudoInputs):
+class CellPseudoInputs(InBatches):
     r"""Pseudo-cells, (K, G + P): pseudo-counts softplus(u) - 1, and covariates.
 
     The shift, as in the authors' code (the paper has softplus alone), lets a pseudo-count be zero, but also fall to -1.
@@ -100,7 +137,7 @@ class CellPseudoInputs(PseudoInputs):
     - "trained": a point of the simplex by softmax, started at its middle, as in the authors' code;
     - "uniform": held in the middle;
     - "averaged": in every batch, and q(mu; u) is the normal with the mean and covariance of
-      :math:`B^{-1} \sum_b q(\mu; u, b)`.
+      :math:`B^{-1} \sum_b q(\mu; u, b)`; in a training step some batches stand for all, see :class:`InBatches`.
 
     Further categorical covariates are in the middle of their simplices; continuous covariates are zero, assuming that
     they are standardised. If the batch is "trained", these covariates are trained too.
@@ -141,7 +178,7 @@ class CellPseudoInputs(PseudoInputs):
 
     @property
     def covariates(self) -> Tensor:
-        """Covariates, (K, P); if the batch is "averaged", (B K, P), batch by batch."""
+        """Covariates, (K, P); if the batch is "averaged", (B K, P), batch by batch, or those of fewer batches."""
         raw = self.covariates_raw
         if raw is None:
             raw = self.u.new_zeros(len(self), self.layout.with_batches(self.n_batches).n_covariates)
@@ -149,32 +186,42 @@ class CellPseudoInputs(PseudoInputs):
         *categorical, continuous = raw.split([self.n_batches, *others, self.layout.n_continuous], -1)
         parts = [*(logits.softmax(-1) for logits in categorical), continuous]
         if self.batch == "averaged":
-            parts = [part.repeat(self.n_batches, 1) for part in parts]
+            batches = self.drawn(self.n_batches)
+            parts = [part.repeat(len(batches), 1) for part in parts]
             identity = torch.eye(self.n_batches, dtype=parts[0].dtype, device=parts[0].device)
-            parts[0] = identity.repeat_interleave(len(self), 0)
+            parts[0] = identity.index_select(0, batches.flatten())
         parts[0] = F.pad(parts[0], (0, self.layout.n_batches - self.n_batches))
         return torch.cat(parts, -1)
 
     def forward(self) -> Tensor:
-        """(K, G + P), or (B K, G + P)."""
+        """(K, G + P); or (B K, G + P), or fewer, batch by batch."""
         values = (F.softplus(self.u) - 1).clamp(min=LEAST_COUNT) if self.counts else self.u
         covariates = self.covariates
         return torch.cat([values.repeat(len(covariates) // len(values), 1), covariates], -1)
 
     def encode(self, encoder: nn.Module) -> Centres:
         centres = super().encode(encoder)
-        return averaged(centres, self.n_batches) if self.batch == "averaged" else centres
+        return averaged(centres, self.n_batches, len(self)) if self.batch == "averaged" else centres
 
 
-def averaged(centres: Centres, n_batches: int) -> Centres:
-    """Normals (K, ...) with the mean and covariance of the average over batches; centres (B K, ...), batch by batch."""
+def averaged(centres: Centres, n_batches: int, n_components: int) -> Centres:
+    """Normals (K, ...) with the mean and covariance of the average over B batches.
+
+    Arguments:
+        centres: (B K, ...), batch by batch; or (S K, ...), of S random batches for each of K, which stand for all.
+        n_batches: B.
+        n_components: K.
+    """
     if n_batches == 1:
         return centres
     assert centres.tril is not None, "an encoder's q(mu) has covariances"
-    loc, tril = (each.unflatten(0, (n_batches, -1)) for each in (centres.loc, centres.tril))
+    n = len(centres.loc) // n_components
+    loc, tril = (each.unflatten(0, (n, -1)) for each in (centres.loc, centres.tril))
     between = (loc - loc.mean(0)).permute(1, 0, 2)  # (K, B, D)
+    if n < n_batches:  # those of a sample lie nearer to their own mean
+        between = between * (n * (n_batches - 1) / ((n - 1) * n_batches)) ** 0.5
     # The stacked roots of all batches are a root of the sum. A covariance, which could be singular, is never computed.
-    roots = torch.cat([tril.mT.permute(1, 0, 2, 3).flatten(1, 2), between], 1) / n_batches**0.5
+    roots = torch.cat([tril.mT.permute(1, 0, 2, 3).flatten(1, 2), between], 1) / n**0.5
     triangle = torch.linalg.qr(roots).R
     signs = triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)
     return Centres(loc.mean(0), (triangle * signs).mT)

@@ -18,7 +18,8 @@ class               notes
 SCVI, LinearSCVI    ``get_elbo``, ``get_marginal_ll`` and early stopping use the trained prior on z
 SCANVI              the prior replaces everything above z1; the classifier stays, and ``predict`` uses it;
                     ``predict_clusters`` gives clusters; ``SCANVI.from_scvi_model`` keeps a trained prior
-TOTALVI             its encoder sees the batch, so each pseudo-cell is encoded in every batch at every step
+TOTALVI             its encoder sees the batch, so each pseudo-cell is encoded in every batch: in four random ones at a
+                    step of training, and in all for answers
 PEAKVI              its loss is sum(KL) + M sum(reconstruction) over M cells: the prior has 1 / M of its weight in
                     the ELBO, and hardly shapes z; ``kl_weight="elbo"`` gives it the full weight
 POISSONVI           the prior is on z

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from pyro_vmm.networks import inference_mode
-from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, averaged
+from pyro_vmm.priors.pseudo_inputs import Centres, InBatches, averaged
 
 #: The measured values, which pseudo-cells train. Everything else that an encoder reads is held.
 MEASURED = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.PROTEIN_EXP_KEY, REGISTRY_KEYS.ATAC_X_KEY)
@@ -193,12 +193,12 @@ def posterior(outputs: Mapping) -> Normal:
     raise TypeError(f"inference returns {sorted(outputs)}, expected a normal 'qz', or 'qz_m' and 'qz_v'")
 
 
-class PseudoCells(PseudoInputs):
+class PseudoCells(InBatches):
     """K pseudo-cells, packed: the measured values are trained, the held ones are those of the cells they start at.
 
     Counts are max(u, 0), with the gradient passed straight through: a zero stays zero in the pass, and stays trainable.
     An encoder that sees the batch gets each pseudo-cell either in all batches of the training data, to average over
-    them ("averaged", see :class:`~pyro_vmm.priors.pseudo_inputs.CellPseudoInputs`), or in the batch of the cell that it
+    them ("averaged", see :class:`~pyro_vmm.priors.pseudo_inputs.InBatches`), or in the batch of the cell that it
     started at ("held").
 
     :meth:`fix` freezes q(mu), so that it no longer depends on the encoder. In older files its covariance is diagonal.
@@ -236,22 +236,22 @@ class PseudoCells(PseudoInputs):
 
     @property
     def n_batches(self) -> int:
-        """The number of batches in which each pseudo-cell is encoded."""
+        """The number of batches that a pseudo-cell is encoded in, or in some of them."""
         return self.layout.n_batches if self.layout.sees_batch and self.batch == "averaged" else 1
 
     def forward(self) -> Tensor:
-        """(K, W), or (B K, W) batch by batch."""
+        """(K, W); or (B K, W), or fewer, batch by batch."""
         values = self.u + (self.u.clamp(min=0) - self.u).detach() if self.layout.counts else self.u
         cells = torch.cat([values, self.held], -1)
         if self.n_batches == 1:
             return cells
-        batches = torch.arange(self.n_batches, device=cells.device).repeat_interleave(len(cells))
-        return self.layout.in_batch(cells.repeat(self.n_batches, 1), batches.to(cells.dtype))
+        batches = self.drawn(self.n_batches)
+        return self.layout.in_batch(cells.repeat(len(batches), 1), batches.flatten().to(cells.dtype))
 
     def encode(self, encoder: nn.Module) -> Centres:
         if self.frozen:
             return Centres(self.fixed_loc, self.fixed_tril)
-        return averaged(super().encode(encoder), self.n_batches)
+        return averaged(super().encode(encoder), self.n_batches, len(self))
 
     @property
     def fixed_tril(self) -> Tensor:

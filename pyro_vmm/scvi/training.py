@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +15,7 @@ from pyro_vmm.inference.elimination import Shares
 from pyro_vmm.inference.steps import quiet_pyro
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.networks import inference_mode
-from pyro_vmm.priors.pseudo_inputs import encoded_once
+from pyro_vmm.priors.pseudo_inputs import encoded_once, few_batches
 from pyro_vmm.runtime.captured import Captured
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.operations import Operations, consists_of_known_code
@@ -49,13 +50,14 @@ class MapStep(pl.Callback):
         self.mixture, self.learning_rate, self.freeze_after = mixture, learning_rate, freeze_after
         self.reuse_draws, self.trains = reuse_draws, trains
         self.steps: Steps | None = None
+        self.validation = ExitStack()
 
     # Of plans, scvi-tools adds ``module`` and ``lr`` to what Lightning declares.
     def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:
         model, self.ranks = Adapted(plan.module), Ranks.present()
         self.mixture.watch.weights.clear()  # another plan may weigh the terms of the loss in another way
         self.recorder = recorder(model, self.ranks)
-        self.density = Repeated(model.density, model, self.recorder)
+        self.density = self._repeated_density(model)
         self.map_step: Captured | None = None
         if not (self.trains and model.prior.trained_by_map):
             return
@@ -73,7 +75,7 @@ class MapStep(pl.Callback):
         if self.reuse_draws:
             self.density = Repeated(self._with_gradients(model, steps), model, self.recorder)
         else:
-            self.density = Repeated(model.density, model, self.recorder)
+            self.density = self._repeated_density(model)
             self.map_step = self._captured(steps)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
@@ -107,11 +109,18 @@ class MapStep(pl.Callback):
         # DDP does not handle the prior's parameters, so form the sums over all processes here.
         self.ranks.begin(int(self.ranks.sum_number(len(cells))))
 
+    def _repeated_density(self, model: Adapted) -> Repeated:
+        def density(z: Tensor, cells: Tensor) -> tuple[Tensor, ...]:
+            with few_batches(model.prior):
+                return model.density(z, cells)
+
+        return Repeated(density, model, self.recorder)
+
     def _with_gradients(self, model: Adapted, steps: Steps) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
         """:meth:`Adapted.density`, followed by the MAP objective and its gradients, from one pass of pseudo-cells."""
 
         def density(z: Tensor, cells: Tensor) -> tuple[Tensor, ...]:
-            with exclusive(), self.mixture.awake(), quiet_pyro(), encoded_once(model.prior):
+            with exclusive(), self.mixture.awake(), quiet_pyro(), few_batches(model.prior), encoded_once(model.prior):
                 self._begin(cells)
                 return *model.density(z, cells), *steps.map_gradients(cells, z.detach())
 
@@ -121,7 +130,7 @@ class MapStep(pl.Callback):
         """The MAP step that encodes the cells again, recorded where it can be."""
 
         def map_step(cells: Tensor) -> tuple[Tensor]:
-            with self.mixture.awake(), quiet_pyro():
+            with self.mixture.awake(), quiet_pyro(), few_batches(steps.vae.prior):
                 return (steps.map_step(cells, self._drawn(steps.vae, cells)),)
 
         return steps.captured(map_step)
@@ -157,9 +166,16 @@ class MapStep(pl.Callback):
         self._rest()
 
     def on_validation_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
-        """Update the whole prior from the trained part, for files saved during training."""
+        """Update the whole prior from the trained part, for files saved during training.
+
+        Each pseudo-cell is encoded once in a validation, in all its batches.
+        """
         if self.steps is not None:
             self.elimination.update_whole()
+        self.validation.enter_context(encoded_once(self._model(plan).prior))
+
+    def on_validation_end(self, *_) -> None:
+        self.validation.close()
 
     def on_train_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         # This callback is the first in the list, so it runs before another one restores a saved state.
@@ -169,6 +185,7 @@ class MapStep(pl.Callback):
         self._finish()
 
     def _finish(self) -> None:
+        self.validation.close()
         if self.steps is not None:
             self.elimination.update_whole()
         self.mixture.trained = ()

@@ -31,7 +31,7 @@ class PriorSettings(PriorChoice):
         m_prior, hyperprior, responsibilities, expectation, batch_balance: as in :class:`~pyro_vmm.SingleCellVMM`;
             those that the prior does not take stay at their defaults.
         pseudo_batch: the batch of the pseudo-cells, if the encoder sees it: "averaged" over all batches, or "held" at
-            that of the cell where each started; see :class:`~pyro_vmm.scvi.cells.PseudoCells`.
+            that of the cell where each started, which is quicker; see :class:`~pyro_vmm.scvi.cells.PseudoCells`.
         kl_weight: the weight of the KL divergence of z: that of scvi-tools ("stock"), or that in the ELBO ("elbo").
             They differ only in PEAKVI, whose loss is sum(KL) + M sum(reconstruction) over M cells: it has 1 / M of the
             weight in the ELBO.

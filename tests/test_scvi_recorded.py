@@ -7,6 +7,7 @@ from scvi_common import TRAIN, adapted, cells, float32, make, scvi  # noqa: F401
 
 from pyro_vmm.priors.pseudo_inputs import FEW_BATCHES, InBatches
 from pyro_vmm.runtime import operations, repeated
+from pyro_vmm.runtime.captured import Captured
 from pyro_vmm.runtime.operations import Operations
 from pyro_vmm.runtime.ranks import ALONE
 from pyro_vmm.scvi import SCVI, training
@@ -140,3 +141,22 @@ def test_modules_of_scvi_tools_are_known_and_those_of_others_are_not():
     assert training.recorder(Adapted(other.module), ALONE) is None
     known.module.register_forward_hook(lambda *_: None)
     assert training.recorder(Adapted(known.module), ALONE) is None
+
+
+def test_large_modules_are_not_recorded(monkeypatch):
+    model = Adapted(make(SCVI, n_components=4).module)
+    size = sum(each.numel() for each in model.parameters())
+    monkeypatch.setattr(training, "LARGE", size + 1)
+    assert training.recorder(model, ALONE) is not None
+    monkeypatch.setattr(training, "LARGE", size)
+    assert training.recorder(model, ALONE) is None
+
+
+def test_a_recorded_map_step_copies_the_prior_alone(monkeypatch):
+    """The networks may be large."""
+    copied, state = [], Captured._state
+    monkeypatch.setattr(Captured, "_state", lambda self: (found := state(self), copied.append(found))[0])
+    monkeypatch.setattr(Operations.__init__, "__defaults__", (1,))
+    model = trained(SCVI)
+    of_prior = sum(each.numel() for each in (*model.module.vmm.prior.parameters(), *model.module.vmm.prior.buffers()))
+    assert copied and {sum(tensor.numel() for tensor, _ in each.tensors) for each in copied} == {of_prior}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.inference.adam import Adam
@@ -60,10 +60,15 @@ class Steps:
         self.recorder = recorder or (choose_recorder(vae, config) if ranks.size == 1 else None)
         self.iterate = self.captured(self.iteration)
 
-    def captured(self, step: Callable[[Tensor], tuple[Tensor, ...]]) -> Captured:
-        """A step with these parameters and optimisers, recorded if there is a recorder."""
+    def captured(self, step: Callable[[Tensor], tuple[Tensor, ...]], changes: nn.Module | None = None) -> Captured:
+        """A step with these parameters and optimisers, recorded if there is a recorder.
+
+        Arguments:
+            step: minibatch (M, ...) -> tensors.
+            changes: the part of the model whose tensors it changes; None for all of it.
+        """
         otherwise = "raise" if self.config.capture is True else "warn" if self.config.capture == "auto" else "run"
-        return Captured(step, self.vae, self._optimizers, self.recorder, otherwise)
+        return Captured(step, self.vae, self._optimizers, self.recorder, otherwise, changes)
 
     def _optimizers(self) -> list[torch.optim.Adam]:
         """The optimisers of the steps that have parameters to train."""

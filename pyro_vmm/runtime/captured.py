@@ -7,7 +7,8 @@ one yet, and is off unless ``capture`` asks for it.
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -56,6 +57,8 @@ class Captured:
         recorder: records the step; None for a step that always runs eagerly.
         otherwise: what to do if the step can't be recorded: run it eagerly ("run"), warn of that ("warn"), or raise
             ``RuntimeError`` ("raise").
+        changes: the part of the module whose tensors the step changes; None for all of it. Its tensors are copied
+            while a recording is made and proven.
 
     Attributes:
         obstacle: why the step runs eagerly although it should be recorded; None if it doesn't.
@@ -68,9 +71,11 @@ class Captured:
         optimizers: Callable[[], Sequence[torch.optim.Optimizer]],
         recorder: Recorder | None,
         otherwise: Literal["run", "warn", "raise"] = "warn",
+        changes: nn.Module | None = None,
     ):
         self.step, self.module, self.optimizers = step, module, optimizers
         self.recorder, self.otherwise, self.obstacle = recorder, otherwise, None
+        self.changes = module if changes is None else changes
         self._inputs: dict[tuple, Tensor] = {}
         self._seen: Counter[tuple] = Counter()
         self._replays: dict[tuple, Replay] = {}
@@ -146,20 +151,17 @@ class Captured:
                 warnings.warn(f"{reason}. It runs eagerly, which is slower; capture=False does not warn", stacklevel=4)
             return outputs
 
-    def _tensors(self) -> list[Tensor]:
-        return [*self.module.parameters(), *self.module.buffers()]
-
     def _device(self) -> torch.device:
-        return self._tensors()[0].device
+        return next(iter(_tensors(self.module))).device
 
     def _changed(self) -> list[Tensor]:
         """All that a step changes."""
         states = [state for optimizer in self.optimizers() for state in optimizer.state.values()]
         moments = [value for state in states for value in state.values()]
-        return [*self._tensors(), *moments, *rng_state(self._device()).values()]
+        return [*_tensors(self.changes), *moments, *rng_state(self._device()).values()]
 
     def _state(self) -> _State:
-        tensors = [(tensor, tensor.detach().clone()) for tensor in self._tensors()]
+        tensors = [(tensor, tensor.detach().clone()) for tensor in _tensors(self.changes)]
         moments = [
             {parameter: {name: (value, value.clone()) for name, value in state.items()} for parameter, state in every}
             for every in (optimizer.state.items() for optimizer in self.optimizers())
@@ -179,12 +181,16 @@ class Captured:
 
     def _fingerprint(self) -> list:
         """All that a recording fixes: addresses, numbers, and the objects that are attributes of each module."""
-        tensors, numbers = self._tensors(), []
+        tensors, numbers = list(_tensors(self.module)), []
         left = {"params", "lr"} if self.recorder is not None and self.recorder.follows_rates else {"params"}
         for optimizer in self.optimizers():
             tensors += [value for state in optimizer.state.values() for value in state.values()]
             numbers += [value for group in optimizer.param_groups for name, value in group.items() if name not in left]
         return [tensor.data_ptr() for tensor in tensors] + numbers + attributes(self.module)
+
+
+def _tensors(module: nn.Module) -> Iterable[Tensor]:
+    return chain(module.parameters(), module.buffers())
 
 
 def attributes(module: nn.Module) -> list:

@@ -28,6 +28,8 @@ NO_MINIBATCH = (
     "an epoch has no minibatch, expected one at least: drop_last=True with a batch_size above the training cells, "
     "or limit_train_batches=0"
 )
+# From so many parameters on, a recording gains no time, and to prove it takes copies of their gradients.
+LARGE = 20_000_000
 
 
 class MapStep(pl.Callback):
@@ -133,7 +135,7 @@ class MapStep(pl.Callback):
             with self.mixture.awake(), quiet_pyro(), few_batches(steps.vae.prior):
                 return (steps.map_step(cells, self._drawn(steps.vae, cells)),)
 
-        return steps.captured(map_step)
+        return steps.captured(map_step, steps.vae.prior)  # no copies of the networks, which may be large
 
     @torch.no_grad()
     def _drawn(self, model: LatentVariableModel, cells: Tensor) -> Tensor:
@@ -209,12 +211,14 @@ def _batch_size(trainer: Any) -> int:
 
 
 def recorder(model: Adapted, ranks: Ranks) -> Operations | None:
-    """The recorder of MAP steps; None on a GPU, for several processes, and for modules of unknown code.
+    """The recorder of MAP steps; None on a GPU, for several processes, modules of unknown code and large ones.
 
     The modules of the tested versions of scvi-tools encode cells by the same operations at every step.
     """
     on_cpu = model.prior.origin.device.type == "cpu"
-    return Operations() if on_cpu and ranks.size == 1 and consists_of_known_code(model, also=("scvi",)) else None
+    small = sum(each.numel() for each in model.parameters()) < LARGE
+    known = on_cpu and ranks.size == 1 and small and consists_of_known_code(model, also=("scvi",))
+    return Operations() if known else None
 
 
 def runner_class(cls: type[TrainRunner]) -> type[TrainRunner]:

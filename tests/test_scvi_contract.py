@@ -193,6 +193,14 @@ def test_packed_cells_are_encoded_as_the_model_encodes_them(trained, name):
 
 
 @every_class
+def test_more_cells_than_a_minibatch_keep_their_order(name, trained):
+    model = trained[name]
+    layout, order = model.module.vmm.layout, torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    expected = layout.pack(some(model, order.numpy()))
+    torch.testing.assert_close(Cells(model, np.arange(150), layout)[order], expected, rtol=0, atol=0)
+
+
+@every_class
 def test_stock_model_passes_the_contract(name):
     contract.check_class(adapted.STOCK[name])
     model = make(adapted.STOCK[name], **({"prior_mixture": False} if name == "CYTOVI" else {}))

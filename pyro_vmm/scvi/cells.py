@@ -22,6 +22,7 @@ MEASURED = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.PROTEIN_EXP_KEY, REGISTRY_KEYS.AT
 PseudoBatch = Literal["averaged", "held"]
 PSEUDO_BATCHES = get_args(PseudoBatch)
 ROWS_AT_ONCE = 4096
+READ_AT_ONCE = 128
 
 
 class Field(NamedTuple):
@@ -292,7 +293,15 @@ class Cells:
         return len(self.indices)
 
     def __getitem__(self, positions: Tensor) -> Tensor:
-        return self.layout.pack(read(self.model, self.indices[positions.cpu().numpy()])).to(self.model.device)
+        indices = self.indices[positions.cpu().numpy()]
+        # Some at a time: with 100,000 peaks, dense tensors of all and their packed copy would take a gigabyte.
+        loader = self.model._make_data_loader(adata=self.model.adata, indices=indices, batch_size=READ_AT_ONCE)
+        rows, start = torch.empty(len(indices), self.layout.width), 0
+        for tensors in loader:
+            packed = self.layout.pack(tensors)
+            rows[start : start + len(packed)] = packed
+            start += len(packed)
+        return rows.to(self.model.device)
 
 
 def all_counts(model, keys: Iterable[str]) -> bool:

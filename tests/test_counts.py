@@ -301,6 +301,18 @@ def test_sample_frequencies(gate_logits):
     torch.testing.assert_close(samples.var(0), distribution.variance, rtol=0.15, atol=0.0)
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (1,), ()])
+@pytest.mark.parametrize("gated", [False, True])
+def test_any_shape_has_densities_of_its_shape(shape, gated):
+    mean, theta, gate = (torch.rand(shape).requires_grad_() for _ in range(3))
+    for each in (theta, theta[0] if len(shape) == 2 and shape[0] else theta):
+        distribution = ZeroInflatedNegativeBinomial(mean, each, gate) if gated else NegativeBinomial(mean, each)
+        log_prob = distribution.log_prob(torch.zeros(shape))
+        assert log_prob.shape == shape
+        (by_theta,) = torch.autograd.grad(log_prob.sum(), [theta])
+        assert by_theta.shape == shape
+
+
 # In Pyro
 
 

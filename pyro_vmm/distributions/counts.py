@@ -86,8 +86,8 @@ class NegativeBinomial(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         value, mean = broadcast_all(value.to(self._mean.dtype), self._mean)
-        shape, width = value.shape, value.shape[-1] if value.dim() else 1
-        of_genes = self._theta.dim() == 1 and self._theta.shape == shape[-1:]
+        shape, width = value.shape, value.shape[-1] if value.dim() and value.numel() else 1
+        of_genes = self._theta.shape == (width,)
         theta = self._theta if of_genes else self._theta.expand(shape).reshape(-1, width)
         gate = None if gate_logits is None else gate_logits.expand(shape).reshape(-1, width)
         rows = (each.reshape(-1, width) for each in (value, mean + MEAN_FLOOR))

@@ -155,7 +155,11 @@ def mixing(model: SingleCellVMM, adata: AnnData) -> float:
 @pytest.mark.filterwarnings("ignore")  # scanpy's own
 def test_clusters_hold_both_batches(real_data):
     adata = select_genes(load_cells(real_data("cells/kang_ifnb_2800.h5ad")), 2000, "batch")
-    settings = {"epochs": 60, "random_state": 0}
-    balanced = mixing(SingleCellVMM("batch", **settings).fit(adata), adata)
-    without = mixing(SingleCellVMM("batch", **settings, batch_balance=0).fit(adata), adata)
+
+    def median(**settings) -> float:
+        """Of three seeds: in one such short fit of six a kind of cells is in two clusters, one for each batch."""
+        fits = (SingleCellVMM("batch", epochs=60, random_state=seed, **settings).fit(adata) for seed in range(3))
+        return float(np.median([mixing(model, adata) for model in fits]))
+
+    balanced, without = median(), median(batch_balance=0)
     assert balanced > 0.95 and without < 0.85

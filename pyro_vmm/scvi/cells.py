@@ -21,6 +21,7 @@ from pyro_vmm.priors.pseudo_inputs import Centres, InBatches, averaged
 MEASURED = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.PROTEIN_EXP_KEY, REGISTRY_KEYS.ATAC_X_KEY)
 PseudoBatch = Literal["averaged", "held"]
 PSEUDO_BATCHES = get_args(PseudoBatch)
+# Rows of a matrix that are looked at together, and cells that are made dense together.
 ROWS_AT_ONCE = 4096
 READ_AT_ONCE = 128
 
@@ -40,7 +41,7 @@ class Field(NamedTuple):
 
 
 class _Tensors(dict):
-    """Tensors of cells by their key; None for another key, as a data module gives of what it does not have."""
+    """Tensors of cells by their key. Other keys give None: an encoder may read what a data module does not have."""
 
     def __missing__(self, key):
         return None
@@ -237,7 +238,7 @@ class PseudoCells(InBatches):
 
     @property
     def n_batches(self) -> int:
-        """The number of batches that a pseudo-cell is encoded in, or in some of them."""
+        """B, the number of batches that each pseudo-cell belongs to."""
         return self.layout.n_batches if self.layout.sees_batch and self.batch == "averaged" else 1
 
     def forward(self) -> Tensor:

@@ -134,8 +134,9 @@ class WithVMM(Clusters):
                 raise ValueError(NO_MINIBATCH)
             if self._tried and self._has_mixture():
                 contract.check_model(self, first)
-            # A model of scvi-tools that was made from nothing has no statistics of the data.
-            n_batches = vars(self).get("summary_stats", {"n_batch": datamodule.n_batch}).get("n_batch", 1)
+            # A model that was made without a registry has no statistics of the data.
+            stats = vars(self).get("summary_stats")
+            n_batches = datamodule.n_batch if stats is None else stats.get("n_batch", 1)
             layout = Layout.of(self.module, first, n_batches)
             most = self._n_pseudo_cells()
             sample, seen = Sample(most, int(torch.randint(2**31, ()))), 0

@@ -62,6 +62,8 @@ class Sample:
         """Rows (M, W) of the stream pass."""
         numbers = self._random.random(len(rows))
         kept = numbers < self._bound
+        if not kept.any():  # as of most minibatches of a long stream
+            return
         self._rows.append(sparse.csr_matrix(rows.cpu().numpy()[kept]))
         self._numbers = np.concatenate([self._numbers, numbers[kept]])
         if len(self._numbers) > 2 * self.most:
@@ -100,11 +102,10 @@ class Noted:
     def __iter__(self) -> Iterator[Minibatch]:
         self._batches = []
         for tensors in self.loader:
-            cells = self.layout.pack(tensors)
             if self.sample is not None:
-                self.sample.add(cells)
-            batch = tensors.get(REGISTRY_KEYS.BATCH_KEY)
-            self._batches.append(np.zeros(len(cells)) if batch is None else batch.cpu().numpy().ravel())
+                self.sample.add(self.layout.pack(tensors))
+            batch, n = tensors.get(REGISTRY_KEYS.BATCH_KEY), len(tensors[self.layout.fields[0].key])
+            self._batches.append(np.zeros(n) if batch is None else batch.cpu().numpy().ravel())
             yield tensors
 
     @property

@@ -222,7 +222,7 @@ def recorder(model: Adapted, ranks: Ranks) -> Operations | None:
 
 
 def runner_class(cls: type[TrainRunner]) -> type[TrainRunner]:
-    """A subclass of scvi-tools' runner whose training has MAP steps, and ends with ``model.after_training(cells)``."""
+    """A subclass of scvi-tools' runner whose training has MAP steps, and ends with ``model.after_training``."""
 
     class Runner(cls):
         def __init__(self, model, training_plan, data_splitter, *args, **kwargs):

@@ -2,14 +2,17 @@
 
 import copy
 
+import pyro
 import pytest
 import torch
 from common import D, K, Reruns, assert_same, build, config, data, noisy, state
+from pyro import poutine
 
 from pyro_vmm.inference import Elimination, Steps, Trainer
 from pyro_vmm.inference.elimination import Shares
 from pyro_vmm.priors import GaussianMixture, VampMixture
 from pyro_vmm.priors.balance import BatchBalance
+from pyro_vmm.priors.base import latent
 from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES, CellPseudoInputs
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.ranks import Ranks
@@ -47,6 +50,23 @@ def test_p_z_is_that_without_the_components_left_out(prior):
     whole, subset = vae.prior(vae.encoder), vae.prior.subset(KEPT)(vae.encoder)
     expected = (whole.log_weights + whole.component_log_prob(z))[:, KEPT].logsumexp(-1)
     torch.testing.assert_close((subset.log_weights + subset.component_log_prob(z)).logsumexp(-1), expected)
+
+
+@mixtures
+def test_what_is_left_out_keeps_its_weight_under_enumeration(prior):
+    """Component 1 is far from all rows and has a share of the weight: it explains nothing, and its weight is lost."""
+    vae = unneeded(prior, logit=0.5).eval()
+    z = torch.randn(20, D).double()
+    mixture = vae.prior.subset(KEPT)(vae.encoder)
+    expected = mixture.log_prob(z)
+    assert mixture.log_weights.exp().sum() < 0.9
+    for p_z in (mixture, mixture.reweighted(torch.zeros(20, 2).double())):
+        torch.testing.assert_close(p_z.log_prob(z), expected)
+        with pyro.plate("data", 20), poutine.trace() as trace:
+            poutine.enum(latent, first_available_dim=-2)(p_z, obs=z)
+        trace.trace.compute_log_prob()
+        sites = [trace.trace.nodes[name]["log_prob"] for name in ("c", "z")]
+        torch.testing.assert_close(sum(sites).logsumexp(0), expected)
 
 
 @mixtures

@@ -19,7 +19,8 @@ class Mixture(TorchDistribution):
     A subclass defines a component's density as a function of the squared distance, and how to draw from it.
 
     Arguments:
-        log_weights: log pi, (K,), normalised; (M, K) where they differ between rows.
+        log_weights: log pi, (K,); (M, K) where they differ between rows. The weights sum to one, or to less if the
+            components are a part of those of p(z).
         loc: component centres m, (K, D).
         whitener: W, (K, D, D), any square root of the components' precisions.
         log_norm: (K,), the component log-densities at their centres.
@@ -47,8 +48,12 @@ class Mixture(TorchDistribution):
         """The same components with other weights, (K,) or (M, K)."""
 
     def reweighted(self, log_factors: Tensor) -> "Mixture":
-        """A mixture for each row, its weights multiplied by exp of ``log_factors`` (M, K): batch shape (M,)."""
-        return self.with_weights((self.log_weights + log_factors).log_softmax(-1), log_factors.shape[:-1])
+        """A mixture for each row, its weights multiplied by exp of ``log_factors`` (M, K): batch shape (M,).
+
+        The sum of the weights stays.
+        """
+        log_weights = (self.log_weights + log_factors).log_softmax(-1) + self.log_weights.logsumexp(-1, keepdim=True)
+        return self.with_weights(log_weights, log_factors.shape[:-1])
 
     @property
     def n_components(self) -> int:

@@ -45,7 +45,9 @@ def component(p_z: Mixture) -> TorchDistribution:
     """p(z | c), after the site ``c`` (enumerated in parallel); a mixture of one component has no ``c``."""
     if p_z.n_components == 1:
         return p_z
-    c = pyro.sample("c", dist.Categorical(logits=p_z.log_weights), infer={"enumerate": "parallel"})
+    q_c = dist.Categorical(logits=p_z.log_weights)
+    q_c.logits = p_z.log_weights  # not normalised: those of a part of the components sum to less than one
+    c = pyro.sample("c", q_c, infer={"enumerate": "parallel"})
     return p_z.component(c)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pyro_vmm.networks import GaussianEncoder, mlp
-from pyro_vmm.priors import GaussianMixture, HyperPrior, StandardNormal, VampMixture
+from pyro_vmm.priors import GaussianMixture, HyperPrior, StandardNormal, VampMixture, VampPrior
 
 M, D, K = 7, 2, 3
 KINDS = ["gmm", "vmm"]
@@ -304,10 +304,25 @@ def test_initial_values(kind):
 
 
 @pytest.mark.parametrize("name", ["alpha_shape", "alpha_rate", "mu_scale", "wishart_excess_df"])
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), True, "1"])
 def test_hyperprior_refuses_what_is_not_positive(name, value):
-    with pytest.raises(ValueError, match=f"{name}={value} should be positive"):
+    with pytest.raises(ValueError, match=f"{name}={value!r} should be a positive number"):
         HyperPrior(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["mu_loc", "wishart_exponent"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, False, None])
+def test_hyperprior_refuses_what_is_not_finite(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r} should be a finite number"):
+        HyperPrior(**{name: value})
+
+
+@pytest.mark.parametrize("prior", [VampMixture, VampPrior])
+def test_pseudo_inputs_give_the_dtype(prior):
+    encoder, u = make_encoder(), torch.randn(3, 4)
+    assert u.dtype == torch.float64
+    assert prior(D, u)(encoder).log_prob(torch.randn(4, D)).dtype == torch.float64
+    assert {each.dtype for each in prior(D, u.float()).parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

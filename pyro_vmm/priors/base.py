@@ -1,7 +1,6 @@
 """The protocol of a prior on z, and what all priors share."""
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple, get_args
@@ -16,11 +15,11 @@ from typing_extensions import Self
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.priors.covariances import COVARIANCES, Covariance
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs
-from pyro_vmm.runtime.checks import check_choice, is_real
+from pyro_vmm.runtime.checks import check_choice, is_finite
 
 Expectation = Literal["analytic", "sampled"]
 EXPECTATIONS = get_args(Expectation)
-#: The settings of estimators that :meth:`Prior.build` gets, and the names under which it gets them.
+#: The settings of estimators that :meth:`Prior.build` gets, each with the name of its argument there.
 HANDED = {
     "hyperprior": "hyperprior",
     "m_prior": "m_prior",
@@ -37,7 +36,7 @@ MPrior = float | Literal["batch"]
 
 def check_m_prior(name: str, value: object) -> None:
     """Raise ``ValueError`` unless the value is a positive, finite number or "batch"."""
-    if not ((isinstance(value, str) and value == "batch") or (is_real(value) and 0 < value < math.inf)):
+    if not ((isinstance(value, str) and value == "batch") or (is_finite(value) and value > 0)):
         raise ValueError(f"{name}={value!r} should be a positive number or 'batch'")
 
 

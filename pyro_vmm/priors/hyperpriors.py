@@ -6,6 +6,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vmm.distributions import ExpectedNormal, LogDirichlet, ReciprocalGamma, WishartTril
+from pyro_vmm.runtime.checks import check_finite, check_positive
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class HyperPrior:
 
     def __post_init__(self):
         for name in ("alpha_shape", "alpha_rate", "mu_scale", "wishart_excess_df"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} should be positive")
+            check_positive(name, getattr(self, name))
+        for name in ("mu_loc", "wishart_exponent"):
+            check_finite(name, getattr(self, name))
 
     def alpha(self, like: Tensor) -> ReciprocalGamma:
         """Equation (5), in the dtype and on the device of ``like``."""

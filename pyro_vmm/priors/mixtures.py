@@ -313,6 +313,7 @@ class VampMixture(_BayesianMixture):
     def __init__(self, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs, **settings):
         super().__init__(latent_dim, len(pseudo_inputs), **settings)
         self.pseudo_inputs = as_pseudo_inputs(pseudo_inputs)
+        self.to(self.pseudo_inputs.u.dtype)
 
     @classmethod
     def build(cls, latent_dim: int, pseudo_inputs: PseudoInputs, settings: Mapping) -> Prior:

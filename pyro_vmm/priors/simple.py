@@ -45,6 +45,7 @@ class VampPrior(Prior):
     def __init__(self, latent_dim: int, pseudo_inputs: Tensor | PseudoInputs):
         super().__init__(latent_dim, len(pseudo_inputs))
         self.pseudo_inputs = as_pseudo_inputs(pseudo_inputs)
+        self.to(self.pseudo_inputs.u.dtype)
 
     @classmethod
     def build(cls, latent_dim: int, pseudo_inputs: PseudoInputs, settings: Mapping) -> Prior:

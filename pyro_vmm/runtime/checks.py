@@ -15,8 +15,16 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Whether the value is a real number of Python or NumPy."""
-    return isinstance(value, Real)
+    """Whether the value is a real number of Python or NumPy, and not a truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether the value is a real number, and neither infinite nor NaN."""
+    try:
+        return is_real(value) and math.isfinite(value)
+    except OverflowError:  # a whole number too large for a float
+        return False
 
 
 def check_whole(name: str, value) -> None:
@@ -29,12 +37,14 @@ def check_whole(name: str, value) -> None:
 
 def check_positive(name: str, value) -> None:
     """Raise ``ValueError`` unless the value is a positive, finite number."""
-    try:
-        positive = is_real(value) and 0 < float(value) < math.inf
-    except OverflowError:  # the whole number is too large for a float
-        positive = False
-    if not positive:
+    if not (is_finite(value) and value > 0):
         raise ValueError(f"{name}={value!r} should be a positive number")
+
+
+def check_finite(name: str, value) -> None:
+    """Raise ``ValueError`` unless the value is a finite number."""
+    if not is_finite(value):
+        raise ValueError(f"{name}={value!r} should be a finite number")
 
 
 def check_share(name: str, value) -> None:

@@ -199,11 +199,13 @@ def test_mixture_of_stacked_z(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mixture_samples_have_the_shape_of_the_batch(kind):
+def test_mixture_samples_have_the_shape_of_the_batch_and_no_gradients(kind):
     mixture, _ = mixture_and_answer(kind)
     by_row = mixture.reweighted(torch.zeros(5, mixture.n_components))
     for each in (by_row, mixture.expand((5,)), by_row.expand((5,))):
         assert each.sample().shape == (5, 3) and each.sample((7,)).shape == (7, 5, 3)
+    mixture.loc.requires_grad_()
+    assert not mixture.sample().requires_grad and not mixture.component(torch.tensor(1)).sample().requires_grad
 
 
 def test_mixture_samples_follow_the_weights_of_their_row():

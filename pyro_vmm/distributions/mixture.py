@@ -5,6 +5,7 @@ from abc import abstractmethod
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
+from scipy.special import betaln
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
@@ -78,7 +79,7 @@ class Mixture(TorchDistribution):
         means = (self.loc.unsqueeze(-2) @ self.whitener).squeeze(-2).mT.flatten()
         white = torch.addmm(-means, z.reshape(-1, z.shape[-1]), stacked)
         squares = white.unflatten(-1, self.loc.mT.shape).square().sum(-2)
-        return self.log_density(squares.view(*z.shape[:-1], -1))
+        return self.log_density(squares.view(*z.shape[:-1], self.n_components))
 
     def joint_log_prob(self, z: Tensor) -> Tensor:
         """log p(z, c) of z (..., D) for every c, (..., K)."""
@@ -99,6 +100,7 @@ class Mixture(TorchDistribution):
     def expand(self, batch_shape, _instance=None):
         return self.with_weights(self.log_weights, batch_shape)
 
+    @torch.no_grad()
     def sample(self, sample_shape=torch.Size()) -> Tensor:
         logits = self.log_weights.expand(self.batch_shape + self.log_weights.shape[-1:])
         c = torch.distributions.Categorical(logits=logits, validate_args=False).sample(torch.Size(sample_shape))
@@ -126,7 +128,8 @@ class MixtureOfGaussians(Mixture):
 
         With ``centre_tril``, T, the centres are normal with covariance :math:`S_k = T_k T_k^\top` and the components
         have covariance :math:`\Lambda_k^{-1} + S_k`: equation (11). It is computed as
-        :math:`L^{-\top} (I + A A^\top) L^{-1}` with :math:`A = L^\top T`, whose middle factor is never near-singular.
+        :math:`L^{-\top} (I + A A^\top) L^{-1}` with :math:`A = L^\top T`. No eigenvalue of the middle factor is below
+        one; in float32 this holds while the products of a precision and a centre's variance stay below some 1e7.
         """
         if centre_tril is None:
             return cls(log_weights, loc, precision_tril, log_density_at_mean(log_determinant(precision_tril), loc))
@@ -201,7 +204,8 @@ class MixtureOfStudents(Mixture):
 
     def __init__(self, log_weights: Tensor, loc: Tensor, precision_tril: Tensor, df: float, batch_shape=()):
         self.df, dim = df, loc.shape[-1]
-        at_centre = math.lgamma((df + dim) / 2) - math.lgamma(df / 2) - dim / 2 * math.log(df * math.pi)
+        # Through the beta function: the logarithms of the two gamma functions cancel for a large df.
+        at_centre = math.lgamma(dim / 2) - betaln(df / 2, dim / 2) - dim / 2 * (math.log(df) + math.log(math.pi))
         log_norm = log_determinant(precision_tril) + at_centre
         super().__init__(log_weights, loc, precision_tril, log_norm, batch_shape)
 
@@ -249,6 +253,7 @@ class MixtureComponent(TorchDistribution):
     def expand(self, batch_shape, _instance=None):
         return MixtureComponent(self.mixture, self.c, batch_shape)
 
+    @torch.no_grad()
     def sample(self, sample_shape=torch.Size()) -> Tensor:
         c = self.c.expand(self.batch_shape)
         loc, whitener = self.mixture.loc[c], self.mixture.whitener[c]

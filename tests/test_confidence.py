@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pyro_vmm import VMM
-from pyro_vmm.inference.confidence import Confidence, _rise
+from pyro_vmm.inference.confidence import Confidence, _rise, measure
 from pyro_vmm.inference.schedule import judged
 from pyro_vmm.inference.settling import MOST_ROWS, sharpened, some_rows
 from pyro_vmm.priors import groups
@@ -64,6 +64,12 @@ def test_doubts(doubtful, text):
     assert Confidence(**SURE).doubts == []
     (doubt,) = Confidence(**{**SURE, **doubtful}).doubts
     assert text in doubt
+
+
+def test_a_prior_of_one_component_is_no_doubt():
+    encoded = Encoded(np.random.default_rng(0).normal(size=(50, 2)), np.full((50, 2), 1e-3))
+    one = measure(encoded, np.ones((50, 1)), np.zeros(1, int), np.arange(100.0))
+    assert one.doubts == ["the ELBO still rose by 10.0 nats: more epochs may help"]
 
 
 def test_the_rise_of_the_elbo():

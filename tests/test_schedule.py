@@ -43,6 +43,8 @@ def test_half_as_many_epochs_follow_where_a_third_is_to_fall():
     assert shortened(settings, [*elbos, 20.0], 1_000).epochs == 12  # 8 and its half
     assert shortened(settings, [*elbos, 20.0, 30.0, 40.0], 1_000).epochs == 12  # what rises later does not count
     assert shortened(TrainingConfig(epochs=100, batch_size=10), [*elbos, 20.0], 1_000).epochs == 100
+    falling = TrainingConfig(epochs=100, batch_size=10, plateau=1.0, decay_fraction=1.0)
+    assert shortened(falling, [*elbos, 20.0], 1_000) is falling
     few = TrainingConfig(epochs=9, batch_size=10, plateau=1.0, decay_fraction=1 / 3)
     assert shortened(few, [*elbos, 20.0], 1_000).epochs == 9
 

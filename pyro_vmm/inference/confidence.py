@@ -24,8 +24,8 @@ class Confidence:
             none. 0 for a single cluster.
         pair: the numbers of these two; None for a single cluster.
         hesitating: the share of rows whose most probable cluster has less than 90 %.
-        largest: the share of rows in the largest cluster.
-        used: the share of components that have rows.
+        largest: the share of rows in the largest cluster; 0 for a prior of one component.
+        used: the share of components that have rows; 0 for a prior of one component.
         rise: the rise of the ELBO, in nats, from the second-last tenth of the training to the last one; that of
             held-back rows if there are any, as that of the others also rises while they are learned by heart.
     """
@@ -77,12 +77,13 @@ def measure(
     labels = by_cluster.argmax(1)
     present = np.unique(labels)
     ratio, pair = closest(sharp, compact(labels))
+    several = q.shape[1] > 1
     return Confidence(
         closest=ratio,
         pair=None if pair is None else (int(present[pair[0]]), int(present[pair[1]])),
         hesitating=float((by_cluster.max(1) < SURE).mean()),
-        largest=float(np.bincount(labels).max() / len(labels)),
-        used=float(len(np.unique(q.argmax(1))) / q.shape[1]),
+        largest=float(np.bincount(labels).max() / len(labels)) if several else 0.0,
+        used=float(len(np.unique(q.argmax(1))) / q.shape[1]) if several else 0.0,
         rise=_rise(elbos),
     )
 

@@ -55,7 +55,7 @@ def shortened(config: TrainingConfig, elbos: Sequence[float] | np.ndarray, rows:
         elbos: of each epoch so far.
         rows: to train on.
     """
-    if config.plateau is None:
+    if config.plateau is None or config.decay_fraction == 1:  # rates that fall from the start need all epochs
         return config
     level = levelled_off(elbos, window(rows, config.batch_size), config.plateau)
     if level is None:

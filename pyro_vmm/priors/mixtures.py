@@ -326,7 +326,8 @@ class VampMixture(_BayesianMixture):
         """Give each component the pseudo-input encoded nearest to its place: its own, or one of the rows there."""
         own = self.centres(encoder).loc[slots]
         candidates = self.pseudo_inputs.like(places.rows.flatten(0, 1))
-        encoded = self._with(candidates).centres(encoder).loc.unflatten(0, places.rows.shape[:2])
+        # Place by place: a pseudo-cell can be encoded in each of many batches.
+        encoded = torch.stack([self._with(self.pseudo_inputs.like(rows)).centres(encoder).loc for rows in places.rows])
         step = torch.cat([own.unsqueeze(1), encoded], 1) - places.loc.unsqueeze(1)  # (n, 1 + c, D)
         distance = torch.einsum("kci,kij,kcj->kc", step, torch.linalg.inv(places.covariance), step)
         nearest = distance.argmin(1) - 1

@@ -57,6 +57,7 @@ def test_a_row_far_from_a_narrow_group_is_apart():
 
 def test_positions_that_are_all_the_same_are_no_error():
     assert dip_ratio(np.repeat([0.0, 1.0], 5), np.repeat([False, True], 5)) < 0.01
+    assert dip_ratio(np.zeros(10), np.repeat([False, True], 5)) == 1
 
 
 def test_clusters_that_are_apart_stay_so():

@@ -9,6 +9,7 @@ from sklearn.metrics import adjusted_rand_score
 from pyro_vmm.priors import moves
 from pyro_vmm.priors.evidence import Encoded, Moments
 from pyro_vmm.priors.moves import (
+    _starts,
     best_split,
     find_components,
     fitted,
@@ -123,6 +124,12 @@ def test_rows_that_started_elsewhere_come_back():
     moved = truth.copy()
     moved[::7] = (moved[::7] + 1) % 4
     assert adjusted_rand_score(truth, reassign(encoded, moved, vague(encoded))) == 1
+
+
+def test_rows_that_are_all_the_same_are_not_split():
+    same = Encoded(np.repeat([[0.0, 0.0], [3.0, 0.0]], 100, 0), np.full((200, 2), 1e-3))
+    assert not _starts(same[:100])
+    assert len(np.unique(find_components(same, np.arange(200) % 5, 10))) == 2
 
 
 def test_the_fitted_prior_knows_how_alike_the_components_are():

@@ -66,17 +66,14 @@ class NormalGamma:
     def mode(self, moments: Moments) -> tuple[np.ndarray, np.ndarray]:
         d, size = len(self.loc), len(self.loc) / len(self.scale)
         variance = self._posterior_scale(moments) / (self._posterior_df(moments) + size + 2)[:, None]
-        return self._posterior_loc(moments), np.broadcast_to(variance, (len(moments), d))[:, :, None] * np.eye(d)
+        covariance = np.broadcast_to(variance, (len(moments), d))[:, :, None] * np.eye(d)
+        return moments.mean_with(self.loc, self.weight), covariance
 
     def _posterior_df(self, moments: Moments) -> np.ndarray:
         return self.df + moments.count * len(self.loc) / len(self.scale)
 
-    def _posterior_loc(self, moments: Moments) -> np.ndarray:
-        return (self.weight * self.loc + moments.total) / (self.weight + moments.count)[:, None]
-
     def _posterior_scale(self, moments: Moments) -> np.ndarray:
-        loc, weight = self._posterior_loc(moments), self.weight + moments.count
-        squares = moments.square.diagonal(axis1=1, axis2=2) + self.weight * self.loc**2 - weight[:, None] * loc**2
+        squares = moments.scatter_with(self.loc, self.weight).diagonal(axis1=1, axis2=2)
         return self.scale + (squares if len(self.scale) > 1 else squares.sum(1, keepdims=True))
 
 
@@ -98,9 +95,7 @@ class KnownCovariance:
 
     def log_evidence(self, moments: Moments) -> np.ndarray:
         d, weight = len(self.loc), self.weight + moments.count
-        loc = self._posterior_loc(moments)
-        squares = moments.square + self.weight * np.outer(self.loc, self.loc)
-        squares = squares - weight[:, None, None] * loc[:, :, None] * loc[:, None, :]
+        squares = moments.scatter_with(self.loc, self.weight)
         return (
             -moments.count / 2 * (d * np.log(2 * np.pi) + np.linalg.slogdet(self.covariance)[1])
             - 0.5 * np.einsum("ij,kji->k", np.linalg.inv(self.covariance), squares)
@@ -108,7 +103,5 @@ class KnownCovariance:
         )
 
     def mode(self, moments: Moments) -> tuple[np.ndarray, np.ndarray]:
-        return self._posterior_loc(moments), np.broadcast_to(self.covariance, (len(moments), *self.covariance.shape))
-
-    def _posterior_loc(self, moments: Moments) -> np.ndarray:
-        return (self.weight * self.loc + moments.total) / (self.weight + moments.count)[:, None]
+        loc = moments.mean_with(self.loc, self.weight)
+        return loc, np.broadcast_to(self.covariance, (len(moments), *self.covariance.shape))

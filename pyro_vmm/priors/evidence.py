@@ -89,6 +89,15 @@ class Moments:
         mean = self.mean
         return self.square / self.count[:, None, None] - mean[:, :, None] * mean[:, None, :]
 
+    def mean_with(self, loc: np.ndarray, weight: float) -> np.ndarray:
+        """The means, (K, D), of the groups with ``weight`` more rows at ``loc`` (D,) in each."""
+        return (weight * loc + self.total) / (weight + self.count)[:, None]
+
+    def scatter_with(self, loc: np.ndarray, weight: float) -> np.ndarray:
+        """The sums of squares around these means, (K, D, D), of the same rows."""
+        mean, rows = self.mean_with(loc, weight), weight + self.count
+        return self.square + weight * np.outer(loc, loc) - rows[:, None, None] * mean[:, :, None] * mean[:, None, :]
+
     @property
     def within(self) -> np.ndarray:
         """The covariance within groups, pooled over all of them, (D, D)."""
@@ -134,12 +143,7 @@ class NormalWishart:
     def mode(self, moments: Moments) -> tuple[np.ndarray, np.ndarray]:
         """The most probable means (K, D) and covariances (K, D, D) of the groups."""
         df = self.df + moments.count + len(self.loc) + 2
-        return self._posterior_loc(moments), self._posterior_scale(moments) / df[:, None, None]
-
-    def _posterior_loc(self, moments: Moments) -> np.ndarray:
-        return (self.weight * self.loc + moments.total) / (self.weight + moments.count)[:, None]
+        return moments.mean_with(self.loc, self.weight), self._posterior_scale(moments) / df[:, None, None]
 
     def _posterior_scale(self, moments: Moments) -> np.ndarray:
-        loc, weight = self._posterior_loc(moments), self.weight + moments.count
-        prior = self.scale + self.weight * np.outer(self.loc, self.loc)
-        return prior + moments.square - weight[:, None, None] * loc[:, :, None] * loc[:, None, :]
+        return self.scale + moments.scatter_with(self.loc, self.weight)

@@ -53,6 +53,8 @@ def dip_ratio(positions: np.ndarray, second: np.ndarray) -> float:
     # Silverman's rule, with the spread of the narrower and the size of the smaller group: a wider kernel fills the dip.
     width = 1.06 * min(group.std() for group in groups) * min(map(len, groups)) ** -0.2
     low, high = sorted(group.mean() for group in groups)
+    if low == high:
+        return 1.0
     margin = (high - low) / 4
     points = np.linspace(low - margin, high + margin, POINTS)
     width = max(width, (high - low) / POINTS)
@@ -157,6 +159,14 @@ def dip_between(encoded: Encoded, moments: Moments, members: list[np.ndarray], a
     return dip_ratio(encoded.mean[rows] @ axis, np.arange(len(rows)) >= len(members[a]))
 
 
+def dip_or_zero(encoded: Encoded, moments: Moments, members: list[np.ndarray], a: int, b: int) -> float:
+    """The dip between two groups; 0 if they are far apart or their covariance has no inverse."""
+    try:
+        return dip_between(encoded, moments, members, a, b) or 0.0
+    except np.linalg.LinAlgError:
+        return 0.0
+
+
 def closest(encoded: Encoded, labels: np.ndarray) -> tuple[float, tuple[int, int] | None]:
     """The two groups with the shallowest dip between them, and its ratio; 0 and None if there are no two.
 
@@ -177,12 +187,6 @@ def closest(encoded: Encoded, labels: np.ndarray) -> tuple[float, tuple[int, int
     nearest = large[np.argsort(distances, axis=1, kind="stable")[:, 1 : 1 + NEIGHBOURS]]
     pairs = sorted({(int(min(a, b)), int(max(a, b))) for a, row in zip(large, nearest, strict=True) for b in row})
 
-    def dip(a: int, b: int) -> float:
-        try:
-            return dip_between(encoded, moments, members, a, b) or 0.0
-        except np.linalg.LinAlgError:
-            return 0.0
-
-    ratios = [dip(*pair) for pair in pairs]
+    ratios = [dip_or_zero(encoded, moments, members, *pair) for pair in pairs]
     best = int(np.argmax(ratios))
     return ratios[best], pairs[best]

@@ -40,8 +40,7 @@ def vague(encoded: Encoded) -> NormalWishart:
 def fitted(moments: Moments, loc: np.ndarray) -> NormalWishart:
     """A prior fitted to components with these moments: their covariance, for as many rows as the evidence favours.
 
-    It finds small clusters by the covariance that they have in common: a vague prior makes each pay for D (D + 3) / 2
-    parameters of its own.
+    Small clusters then share one covariance. Under a vague prior each pays for D (D + 3) / 2 parameters of its own.
     """
     d, within = len(loc), moments.within
     return most_likely([NormalWishart(loc, excess * d * within, d + 1 + excess * d) for excess in EXCESS_DF], moments)
@@ -75,15 +74,14 @@ def find_components(
 
 def _settle_and_fit(encoded: Encoded, labels: np.ndarray, most: int, fitted: Fitted) -> tuple[float, np.ndarray]:
     """The evidence of all rows, and the components that fitted priors find."""
-    labels, before = compact(labels), None
-    for _ in range(REFITS):
-        moments = Moments.of(encoded, labels, labels.max() + 1)
-        if before is not None and np.array_equal(labels, before):
-            break
-        before = labels
-        labels = settle(encoded, labels, fitted(moments, encoded.mean.mean(0)), most)
+    labels, loc = compact(labels), encoded.mean.mean(0)
     moments = Moments.of(encoded, labels, labels.max() + 1)
-    prior = fitted(moments, encoded.mean.mean(0))
+    for _ in range(REFITS):
+        before, labels = labels, settle(encoded, labels, fitted(moments, loc), most)
+        moments = Moments.of(encoded, labels, labels.max() + 1)
+        if np.array_equal(labels, before):
+            break
+    prior = fitted(moments, loc)
     return float(prior.log_evidence(moments).sum() + gammaln(moments.count).sum()), labels
 
 
@@ -207,6 +205,8 @@ def best_split(encoded: Encoded, prior: Conjugate) -> tuple[float, np.ndarray]:
 
 def _starts(encoded: Encoded) -> list[np.ndarray]:
     """Ways to split rows in two: halves along the longest axis, and k-means of the rows, whitened and not."""
+    if not np.ptp(encoded.mean, axis=0).any():
+        return []
     from sklearn.cluster import KMeans  # imported here: it takes long, and prediction does not need it
 
     centred = encoded.mean - encoded.mean.mean(0)

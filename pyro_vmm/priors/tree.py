@@ -7,10 +7,9 @@ cost, so that the clusters are a cut of the tree.
 
 import numpy as np
 import pandas as pd
-from numpy.linalg import LinAlgError
 
-from pyro_vmm.priors.evidence import Encoded, Moments
-from pyro_vmm.priors.groups import dip_between, leading
+from pyro_vmm.priors.evidence import Encoded
+from pyro_vmm.priors.groups import dip_or_zero, leading
 from pyro_vmm.priors.moves import compact, fitted, joins
 
 #: The columns that describe a join, in this order.
@@ -39,18 +38,10 @@ def join_all(encoded: Encoded, labels: np.ndarray, cluster: np.ndarray) -> pd.Da
     for a, b, gain in joins(moments, prior, first=group):
         pair, rows = sorted((node[a], node[b])), len(members[a]) + len(members[b])
         within = bool(group[a] == group[b])
-        found.append((*pair, rows, -gain, _dip(encoded, moments, members, a, b), within))
+        found.append((*pair, rows, -gain, dip_or_zero(encoded, moments, members, a, b), within))
         members[a] = np.concatenate([members[a], members[b]])
         node[a] = len(cluster) + len(found) - 1
     return pd.DataFrame(found, columns=list(COLUMNS)).astype({"first": int, "second": int, "rows": int, "within": bool})
-
-
-def _dip(encoded: Encoded, moments: Moments, members: list[np.ndarray], a: int, b: int) -> float:
-    """The dip between two groups; 0 if they are far apart or have no covariance."""
-    try:
-        return dip_between(encoded, moments, members, a, b) or 0.0
-    except LinAlgError:
-        return 0.0
 
 
 def cut(tree: pd.DataFrame, cluster: np.ndarray, n: int) -> np.ndarray:
@@ -66,10 +57,8 @@ def cut(tree: pd.DataFrame, cluster: np.ndarray, n: int) -> np.ndarray:
     if not 1 <= n <= leaves:
         raise ValueError(f"n_clusters={n} should be from 1 to {leaves}, the components with rows")
     found = np.arange(k + len(tree))
-    for step, (first, second) in enumerate(zip(tree["first"], tree["second"], strict=True)):
-        if step < leaves - n:
-            found[np.isin(found, (found[first], found[second]))] = k + step
-            found[k + step] = k + step
+    for step, pair in enumerate(tree[["first", "second"]].to_numpy()[: leaves - n]):
+        found[np.isin(found, found[pair])] = k + step
     return compact(found[:k])
 
 

@@ -158,7 +158,7 @@ def test_parameters_of_submodules():
     [
         ({"expectation": "closed"}, "expectation='closed' should be one of ('analytic', 'sampled')"),
         ({"free_centres": True}, "lacks mu, which it needs for free_centres=True"),
-        ({"free_centres": True, "can_eliminate": True}, "lacks mu, pi_logits, m_prior, which it needs for free_"),
+        ({"free_centres": True, "can_eliminate": True}, "lacks mu, which it needs for free_centres=True"),
     ],
 )
 def test_attributes_that_are_not_true(attributes, expected):

@@ -102,7 +102,7 @@ class Elimination:
         self.below = torch.where(shares < self.least, self.below + 1, 0)
         fading = self.below >= self.after
         frozen = fading & (largest < NEGLIGIBLE)
-        # One that waits to leave keeps its weight: p(pi | alpha) would take ever smaller ones for a smaller alpha.
+        # A component that waits to leave fades no more: p(pi | alpha) would take smaller weights for a smaller alpha.
         self.model.prior.get_parameter("pi_logits").sub_(FADE * (fading & ~frozen))
         self.update_whole()
         enough = frozen.sum() >= LEAVING * len(frozen) or (self.below[frozen] >= 2 * self.after).any()

@@ -87,8 +87,8 @@ def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Settled:
 
     Arguments:
         vae: a trained model.
-        x: the rows that it was trained on, (N, ...); of :class:`~pyro_vmm.runtime.weighted.Weighted` ones the evidence
-            counts each as often as a draw of them has it.
+        x: the rows that it was trained on, (N, ...). Those of :class:`~pyro_vmm.runtime.weighted.Weighted` are drawn by
+            weight, and the evidence counts each draw once.
         seed: the seed of the choice of rows, if there are more than ``MOST_ROWS``.
     """
     each = torch.arange(vae.prior.n_components)

@@ -10,7 +10,7 @@ from pyro_vmm.runtime.entries import Entries
 COLUMNS = ("epoch", "seconds", "elbo", "val_elbo")
 #: Adam's settings other than its learning rate, in every version of torch.
 ADAM = ("betas", "eps", "weight_decay", "amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused")
-#: The name of a state in messages, whether it comes from a file or not.
+#: What error messages call the state.
 PLACE = "the state to continue from"
 
 

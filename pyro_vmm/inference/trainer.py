@@ -78,7 +78,7 @@ class Trainer:
         self.schedule = config
         # Whether training stopped here because a number was not finite.
         self.diverged = False
-        #: The learning rates of training, and the epoch from which on: another entry where a diverged run goes on.
+        #: The learning rates, each with its first epoch. A diverged run that goes on with other rates adds an entry.
         self.rates: list[dict] = [{"epoch": 1, **self._rates()}]
         # Where the last fit ended, before the best parameters were restored.
         self._ended: dict | None = None

@@ -29,12 +29,15 @@ def with_batches(vae: SingleCellVAE, n: int, library: tuple[Tensor, Tensor] | No
             latent.
 
     Raises:
-        ValueError: the prior's pseudo-inputs have no covariates of their own, and so no batches.
+        ValueError: the prior's pseudo-inputs have no covariates of their own, and so no batches; or library sizes are
+            latent and ``library`` is None.
     """
     grown = copy.deepcopy(vae).requires_grad_(False)
     if any(isinstance(each, PseudoInputs) and not isinstance(each, CellPseudoInputs) for each in grown.modules()):
         raise ValueError("the prior has pseudo-inputs of the reference's columns alone, and takes no new batches")
     grown.held = True
+    if vae.library is not None and library is None:
+        raise ValueError("library=None, expected the moments of each new batch: the library sizes are latent")
     before, layout = vae.layout, vae.layout.with_batches(vae.layout.n_batches + n)
     trained = grown.likelihood.add_batches(layout)
     # The layers of each network, and the number of their inputs before the batch.
@@ -44,7 +47,7 @@ def with_batches(vae: SingleCellVAE, n: int, library: tuple[Tensor, Tensor] | No
         if cast(CellFeatures, parts[0]).covariates:
             networks.append((cast(nn.Sequential, parts[1]), before.n_genes))
     trained += [_widen(layers, start, before.n_batches, n) for layers, start in networks]
-    if grown.library is not None and library is not None:
+    if library is not None and grown.library is not None:
         grown.library.add_batches(*library)
     if grown.balance is not None:
         grown.balance.add_batches(n)

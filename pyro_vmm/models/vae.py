@@ -51,9 +51,9 @@ class VAE(LatentVariableModel):
             p_z_c = component(p_z)
             if changed is not None:
                 z = pyro.sample("z_changed", p_z_c)
-                pyro.sample("x_changed", self.likelihood(self.decoder(z)), obs=changed)
+                pyro.sample("x_changed", self.p_x(z), obs=changed)
             z = pyro.sample("z", p_z_c)
-            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x if observe else None)
+            return pyro.sample("x", self.p_x(z), obs=x if observe else None)
 
     def guide(
         self,

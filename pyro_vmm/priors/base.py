@@ -127,8 +127,8 @@ class Prior(nn.Module, ABC):
     covariance: Covariance = COVARIANCES["full"]
     #: Whether the centres are a parameter ``mu`` (K, D), which may start at encoded rows.
     free_centres = False
-    #: The settings of estimators that have an effect, some of these. Of the others an estimator refuses all values but
-    #: the default, and :meth:`build` does not get them. ``init_centres`` has an effect if ``free_centres``.
+    #: The settings of estimators that this prior uses. Of the others an estimator refuses all values but the default,
+    #: and :meth:`build` does not get them. A prior with ``free_centres`` also uses ``init_centres``.
     takes: tuple[str, ...] = (*HANDED, *OF_PSEUDO_INPUTS)
     #: How the training steps take the expectation over q(mu), one of ``EXPECTATIONS``.
     expectation: Expectation = "analytic"
@@ -155,9 +155,8 @@ class Prior(nn.Module, ABC):
             latent_dim: D.
             pseudo_inputs: a module of :mod:`pyro_vmm.priors.pseudo_inputs` that starts at K rows of data. A prior
                 without pseudo-inputs takes K from it, ``len(pseudo_inputs)``.
-            settings: of an estimator's ``hyperprior``, ``m_prior``, ``expectation`` and ``responsibilities`` those that
-                the class ``takes``; and, if the user sets them, ``covariance`` and ``df`` of the components. Also all
-                arguments of a ``functools.partial`` of the class.
+            settings: the estimator's settings that the class ``takes``, under their names in ``HANDED``; ``covariance``
+                and ``df`` only if the user sets them; and the arguments of a ``functools.partial`` of the class.
         """
         raise NotImplementedError(f"{cls.__name__} does not define build")
 
@@ -217,11 +216,10 @@ class Prior(nn.Module, ABC):
     def check(self) -> None:
         """Raise ``ValueError`` unless the prior has what its class attributes say it has."""
         check_choice("expectation", self.expectation, EXPECTATIONS)
-        needed = {"mu": self.free_centres, "pi_logits": self.can_eliminate, "m_prior": self.can_eliminate}
-        lacks = [name for name, wanted in needed.items() if wanted and not hasattr(self, name)]
-        if lacks:
-            stated = " and ".join(name for name in ("free_centres", "can_eliminate") if getattr(self, name))
-            raise ValueError(f"{type(self).__name__} lacks {', '.join(lacks)}, which it needs for {stated}=True")
+        for stated, needed in {"free_centres": ("mu",), "can_eliminate": ("pi_logits", "m_prior")}.items():
+            lacks = [name for name in needed if getattr(self, stated) and not hasattr(self, name)]
+            if lacks:
+                raise ValueError(f"{type(self).__name__} lacks {', '.join(lacks)}, which it needs for {stated}=True")
         per_component = self.component_tensors()
         if self.can_eliminate and not (self.trained_by_map and "pi_logits" in per_component):
             needs = "trained_by_map=True and 'pi_logits' in per_component"
@@ -301,7 +299,8 @@ class Prior(nn.Module, ABC):
             z: draws from q(z; x), (M, D); None to sample.
             encoder: the encoder that guides the centres.
             centres: q(mu), for expectations over it in closed form; None to sample mu.
-            rows: M when z is None; M of the whole minibatch when z is a part of it.
+            rows: the number of rows to draw if z is None. If z is one process's part of a minibatch, the number of rows
+                of the whole minibatch.
             log_factors: the terms to add to log pi in each row, (M, K); see :mod:`pyro_vmm.priors.balance`.
         """
         held = rows if z is None else len(z)

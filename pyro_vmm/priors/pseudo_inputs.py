@@ -140,15 +140,14 @@ class CellPseudoInputs(InBatches):
       :math:`B^{-1} \sum_b q(\mu; u, b)`; in a training step some batches stand for all, see :class:`InBatches`.
 
     Further categorical covariates are in the middle of their simplices; continuous covariates are zero, assuming that
-    they are standardised. If the batch is "trained", these covariates are trained too.
+    they are standardised. If the batch is "trained", these covariates are trained too. A pseudo-cell belongs to no
+    batch that the layout gets later (:mod:`pyro_vmm.models.growth`).
 
     Arguments:
         layout: the columns of a cell.
         initial: cells to start from, (K, G + P) or wider.
         batch: one of ``PSEUDO_BATCHES``.
         counts: whether the data are counts; otherwise the values are u.
-
-    A pseudo-cell belongs to no batch that the layout gets later (:mod:`pyro_vmm.models.growth`).
 
     Attributes:
         n_batches: the number of batches that a pseudo-cell may belong to, the first ones of the layout.

@@ -1,5 +1,7 @@
 """Draws of groups, changes and their posterior, expected false calls, shares: against closed forms and SciPy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,6 +25,7 @@ from pyro_vmm.analysis import (
     unshrunken,
 )
 from pyro_vmm.analysis.abundance import ClusterCounts, moderated
+from pyro_vmm.analysis.expression import ComparedCells
 
 N, J, V = 400, 2, 3
 
@@ -84,6 +87,28 @@ def test_rows_of_a_large_group_stand_for_those_left_out():
     np.testing.assert_array_equal(population.stands_for, np.r_[np.full(50, 20.0), np.ones(30)])
     weights = summed(population, np.zeros((1030, 1), np.float32)).weights
     np.testing.assert_allclose(weights.mean(1), [1000, 30], rtol=0.03)
+
+
+def test_counts_of_rows_that_stand_for_others_are_no_more_than_were_seen():
+    """The table of rows that stand for 20 each is that of the same rows for themselves: as many counts were seen."""
+    random = np.random.default_rng(0)
+    population = Population.of(one_hot(np.arange(N) % 2), N, 0)
+    expected = random.gamma(1.0, 0.02, 40) * np.ones((N, 40))
+    rows = np.concatenate([expected / 100, random.poisson(expected), expected], 1)
+
+    def table(stands_for: np.ndarray) -> pd.DataFrame:
+        sums = summed(replace(population, stands_for=stands_for), rows)
+        compared = ComparedCells(sums, np.ones((2, 40)) * sums.population.size[:, None], np.arange(40), True)
+        return compared.table(0, 0.5, 0.05, 0.9, 1e-5)
+
+    own, repeated = table(np.ones(N, np.float32)), table(np.full(N, 20, np.float32))
+    pd.testing.assert_frame_equal(repeated, own, rtol=1e-4)
+    # Where rows of one group alone stand for others, the other group's counts are as they were.
+    mixed = np.where(np.arange(N) % 2, 20, 1).astype(np.float32)
+    np.testing.assert_allclose(replace(population, stands_for=mixed).repeats(0), [1, 20])
+    two = Population(np.arange(3), np.eye(3)[[0, 1, 1], :2], np.array([1, 1, 3], np.float32))
+    np.testing.assert_allclose(two.size, [1, 4])
+    np.testing.assert_allclose(two.repeats(0), [1, 10 / 4])  # a row of three counts three times
 
 
 def test_rows_of_no_group_are_not_looked_at():

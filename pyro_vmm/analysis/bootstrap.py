@@ -38,9 +38,9 @@ class Population:
         seed: int,
         sample: np.ndarray | None = None,  # (N,)
     ) -> "Population":
-        """All rows that may belong to a group, but at most ``most`` rows of each group, drawn at random.
+        """The rows that may belong to a group.
 
-        For this a row counts towards its most probable group.
+        If a group is the most probable one of more than ``most`` rows, ``most`` of these are drawn at random.
         """
         stands_for = choose(np.where(q.sum(1) > LEAST_PROBABILITY, q.argmax(1), -1), q.shape[1], most, seed)
         rows = np.flatnonzero(stands_for)
@@ -50,6 +50,20 @@ class Population:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def size(self) -> np.ndarray:
+        """How many rows of the data each group has, (J,)."""
+        return (self.q * self.stands_for[:, None]).sum(0)
+
+    def repeats(self, j: int) -> np.ndarray:
+        """How many rows of the data a row of group j stands for on average, and a row of the other groups, (2,).
+
+        A row that stands for s rows counts s times. A weighted sum over this number has the moments of a sum over
+        rows of weight one (Kish, Survey Sampling, 1965, section 11.2).
+        """
+        square = (self.q * np.square(self.stands_for)[:, None]).sum(0)
+        return one_and_others(square, j) / one_and_others(self.size, j)
+
 
 def choose(
     group: np.ndarray,  # (N,)
@@ -57,7 +71,7 @@ def choose(
     most: int,
     seed: int,
 ) -> np.ndarray:
-    """How many rows each row stands for, float32 (N,); ``most`` rows of a group are drawn at most, the others get 0.
+    """Draw at most ``most`` rows of each group; returns how many rows each stands for, 0 if not drawn, float32 (N,).
 
     Arguments:
         group: of each row; -1 for none.
@@ -72,6 +86,11 @@ def choose(
         chosen = members if len(members) <= most else random.choice(members, most, replace=False)
         stands_for[chosen] = len(members) / max(len(chosen), 1)
     return stands_for
+
+
+def one_and_others(values: np.ndarray, j: int) -> np.ndarray:
+    """Of values of groups, (J, ...), those of group j and the sum of the others', (2, ...)."""
+    return np.stack([values[j], np.delete(values, j, axis=0).sum(0)])
 
 
 class Sums:
@@ -116,13 +135,19 @@ class Sums:
                 self.totals[j] += weighed.T @ values[members]
                 self.weights[j] += weighed.sum(0)
 
-    def compared(self, j: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draws of the mean of group j and of all others, (S', V) each, without draws in which either has no row."""
-        others = np.arange(len(self.totals)) != j
-        weight, other = self.weights[j], self.weights[others].sum(0)
-        kept = (weight > 0) & (other > 0)
-        rest = self.totals[others][:, kept].sum(0)
-        return self.totals[j, kept] / weight[kept, None], rest / other[kept, None]
+    def sides(self, j: int) -> tuple[np.ndarray, np.ndarray]:
+        """The sums (2, S', V) of group j and of all others, and the sums of their weights (2, S').
+
+        Draws in which either has no row are left out.
+        """
+        totals, weights = (one_and_others(each, j) for each in (self.totals, self.weights))
+        kept = (weights > 0).all(0)
+        return totals[:, kept], weights[:, kept]
+
+    def compared(self, j: int) -> np.ndarray:
+        """Draws of the mean of group j and of all others, (2, S', V)."""
+        totals, weights = self.sides(j)
+        return totals / weights[..., None]
 
     def _draw(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """The group of each row in each draw, J for none, and its weight: (m, S) each."""

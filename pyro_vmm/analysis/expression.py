@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from pyro_vmm.analysis.bootstrap import Sums
+from pyro_vmm.analysis.bootstrap import Sums, one_and_others
 from pyro_vmm.analysis.changes import changes, log_fold_changes, model_assisted_means
 
 # The sum of a cell's expression in tables.
@@ -16,22 +16,22 @@ class ComparedCells:
     Arguments:
         sums: of normalised expression, counts and expected counts, V = 3 G.
         detected: how many cells of each group have each gene, (J, G).
-        size: how many cells each group has, (J,).
         genes: names, (G,).
         counts: whether the values are counts.
     """
 
-    def __init__(self, sums: Sums, detected: np.ndarray, size: np.ndarray, genes: np.ndarray, counts: bool):
-        self.sums, self.detected, self.size, self.genes, self.counts = sums, detected, size, genes, counts
+    def __init__(self, sums: Sums, detected: np.ndarray, genes: np.ndarray, counts: bool):
+        self.sums, self.detected, self.genes, self.counts = sums, detected, genes, counts
 
     def table(self, j: int, delta: float, fdr: float, level: float, pseudo_count: float) -> pd.DataFrame:
         """Compare group j with all others, by gene."""
-        others = np.arange(len(self.size)) != j
-        weights = np.stack([self.sums.weights[j], self.sums.weights[others].sum(0)])
-        kept = (weights > 0).all(0)
-        totals = np.stack([self.sums.totals[j, kept], self.sums.totals[others][:, kept].sum(0)])
+        totals, weights = self.sums.sides(j)
+        if self.counts:
+            # Of counts, the error depends on how many were seen, not on how many these stand for.
+            repeats = self.sums.population.repeats(j)[:, None]
+            totals, weights = totals / repeats[..., None], weights / repeats
         expression, observed, expected = np.split(totals, 3, axis=-1)
-        means = model_assisted_means(expression, observed, expected, weights[:, kept], self.counts)
+        means = model_assisted_means(expression, observed, expected, weights, self.counts)
         if self.counts:
             name, scale = "lfc", LIBRARY
             found = log_fold_changes(means[0], means[1], pseudo_count, *observed.mean(1))
@@ -41,8 +41,8 @@ class ComparedCells:
         table = found.table(name, delta, fdr, level)
         table["mean1"], table["mean2"] = scale * means.mean(1)
         if self.counts:
-            table["detected1"] = self.detected[j] / self.size[j]
-            table["detected2"] = self.detected[others].sum(0) / self.size[others].sum()
+            shares = one_and_others(self.detected, j) / one_and_others(self.sums.population.size, j)[:, None]
+            table["detected1"], table["detected2"] = shares
         table.index = pd.Index(self.genes, name="gene")
         order = np.lexsort((-table[name].abs().to_numpy(), -table["probability"].to_numpy()))
         return table.iloc[order]

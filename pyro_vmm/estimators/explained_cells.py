@@ -325,8 +325,7 @@ class ExplainedCells(FittedCells):
             done += len(cells)
 
         self._each_block(add, rows.subset(population.rows), self._rows_at_once(3))
-        size = (population.q * population.stands_for[:, None]).sum(0)
-        return ComparedCells(sums, detected, size, self.genes_, self.vae_.likelihood.counts)
+        return ComparedCells(sums, detected, self.genes_, self.vae_.likelihood.counts)
 
     def _mean(self, z: Tensor, covariates: Tensor, library: Tensor) -> Tensor:
         """The mean of p(x | z), (M, G)."""

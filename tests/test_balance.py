@@ -53,7 +53,9 @@ def test_factors_by_hand():
     table = np.array([[30.0, 0.0, 10.0], [5.0, 20.0, 10.0]])
     overall = table.sum(0) + 1
     overall /= overall.sum()
-    of_batch = (table + SMOOTHING * overall) / (table.sum(1, keepdims=True) + SMOOTHING)
+    share = table.sum(1, keepdims=True) / table.sum()
+    of_batch = table + share + SMOOTHING * overall
+    of_batch /= of_batch.sum(1, keepdims=True)
     expected = 3.0 * np.log(overall / of_batch)
     np.testing.assert_allclose(balance(table, 3.0)(torch.eye(2)).numpy(), expected)
     assert expected[0, 0] < 0 < expected[1, 0], "the batch that has more of a component pays"
@@ -61,6 +63,14 @@ def test_factors_by_hand():
 
 def test_before_anything_is_observed_all_is_as_without():
     torch.testing.assert_close(balance(np.zeros((B, K)))(torch.eye(B)), torch.zeros(B, K))
+
+
+@pytest.mark.parametrize("n_batches", [2, 20])
+def test_a_component_without_cells_has_its_own_weight_in_each_batch(n_batches):
+    table = np.zeros((n_batches, 6))
+    table[:, :4] = 500.0 * (1 + np.arange(n_batches)[:, None])
+    factors = balance(table)(torch.eye(n_batches))
+    torch.testing.assert_close(factors, torch.zeros(n_batches, 6))
 
 
 def test_equal_shares_cost_nothing_whatever_the_sizes_of_batches():

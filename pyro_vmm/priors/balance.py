@@ -43,9 +43,11 @@ class BatchBalance(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         """The terms to add to log pi, (M, K), up to a constant, for one-hot batches (M, B)."""
+        # One more cell in each component, of each batch in its share: the factor of a component without cells is one.
         overall = self.cells.sum(0) + 1.0
         overall = overall / overall.sum()
-        of_batch = self.cells + SMOOTHING * overall
+        share = self.cells.sum(-1, keepdim=True) / self.cells.sum().clamp_min(1.0)
+        of_batch = self.cells + share + SMOOTHING * overall
         of_batch = of_batch / of_batch.sum(-1, keepdim=True)
         return batch @ (self.strength * (overall / of_batch).log())
 

@@ -267,11 +267,10 @@ def test_warnings_of_the_run(model, table, tmp_path):
 
 
 def test_a_loaded_model(model, table, tmp_path):
-    """It has no confidence; what settling did is there."""
     model.save(tmp_path / "model.pt")
     write_report(VMM.load(tmp_path / "model.pt"), table, tmp_path / "page.html")
     words = Page((tmp_path / "page.html").read_text(encoding="utf-8")).texts
-    assert str(model.settled_) in words and "confidence" in words[words.index("cluster") :]
+    assert str(model.settled_) in words and str(model.confidence_) in words
 
 
 def test_what_is_no_model(tmp_path):

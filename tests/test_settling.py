@@ -114,6 +114,7 @@ def test_saved_and_loaded(model, tmp_path):
         np.testing.assert_array_equal(getattr(again, name), getattr(model, name), err_msg=name)
     np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
     assert again.n_clusters_ == 4 and again.settled_ == model.settled_ is not None
+    assert again.confidence_ == model.confidence_ is not None
 
 
 def test_weights_by_epoch():

@@ -114,7 +114,7 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         components_: the component of each row, (N,): the parts that clusters are made up of.
         component_weights_: pi, (K,); ``cluster_of_component_`` is the cluster of each, (K,).
         confidence_: how far the clusters can be trusted, and ``confidence_.doubts`` in words; see
-            :class:`~pyro_vmm.inference.confidence.Confidence`. A loaded model has none.
+            :class:`~pyro_vmm.inference.confidence.Confidence`. None for files of earlier versions.
         tree_: how components join to clusters, and clusters to coarser ones, with the nats that each join costs; see
             :func:`~pyro_vmm.priors.tree.join_all`. None for files of earlier versions.
         settled_: how many components settling kept, made and merged away, see :class:`~pyro_vmm.inference.Moves`; None

@@ -125,7 +125,8 @@ class ChosenPrior(Estimator):
     def _save(self, path: str | Path, fitted: dict) -> None:
         tree = {} if self.tree_ is None else {"tree": self.tree_.astype({"within": int}).to_dict("list")}
         settled = {} if self.settled_ is None else {"settled": asdict(self.settled_)}
-        super()._save(path, {**fitted, **tree, **settled})
+        confidence = {} if self.confidence_ is None else {"confidence": asdict(self.confidence_)}
+        super()._save(path, {**fitted, **tree, **settled, **confidence})
 
     @classmethod
     def _load(cls, path: str | Path, device: str, custom: dict) -> tuple[Self, Entries]:
@@ -133,6 +134,7 @@ class ChosenPrior(Estimator):
         fitted = entries.part("fitted")
         model.tree_ = storing.tree(fitted, model.n_components_) if "tree" in fitted else None
         model.settled_ = storing.moves(fitted)
+        model.confidence_ = storing.confidence(fitted)
         return model, entries
 
     def _least_rows(self) -> int:

@@ -22,6 +22,7 @@ from pyro_vmm.estimators import sample_weights
 from pyro_vmm.estimators.mapping import Mapped
 from pyro_vmm.estimators.novelty import NONE, QUANTILES, Usual
 from pyro_vmm.inference import Moves
+from pyro_vmm.inference.confidence import Confidence
 from pyro_vmm.inference.state import COLUMNS, check_model, check_weights
 from pyro_vmm.likelihoods import CellLikelihood, Likelihood
 from pyro_vmm.priors import Covariance, Prior
@@ -29,7 +30,7 @@ from pyro_vmm.priors.hyperpriors import HyperPrior
 from pyro_vmm.priors.tree import COLUMNS as TREE_COLUMNS
 from pyro_vmm.runtime import files
 from pyro_vmm.runtime.cell_layout import CellLayout
-from pyro_vmm.runtime.checks import described, differences, one_line
+from pyro_vmm.runtime.checks import described, differences, is_whole, one_line
 from pyro_vmm.runtime.entries import Damaged, Entries
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.settings import Setting
@@ -204,6 +205,18 @@ def moves(fitted: Entries) -> Moves | None:
     names = [each.name for each in fields(Moves)]
     found = fitted.names("settled", names)
     return Moves(**{name: found.whole(name) for name in names})
+
+
+def confidence(fitted: Entries) -> Confidence | None:
+    """How far the clusters can be trusted; None for files of earlier versions."""
+    if "confidence" not in fitted:
+        return None
+    names = [each.name for each in fields(Confidence)]
+    found = fitted.names("confidence", names)
+    pair = found.content["pair"]
+    if not (pair is None or (isinstance(pair, tuple) and len(pair) == 2 and all(map(is_whole, pair)))):
+        raise found.wrong("pair should hold the numbers of two clusters, or none")
+    return Confidence(pair=pair, **{name: found.number(name) for name in names if name != "pair"})
 
 
 def covariates(fitted: Entries, keys: Sequence[str | None]) -> Covariates:

@@ -36,7 +36,7 @@ def hesitation(probabilities: np.ndarray) -> np.ndarray:
 def training_lines(model: Estimator, per: str) -> list[tuple[str, str]]:
     """The outcome of training, for :func:`pairs`; ``per`` is the unit of the ELBO, "row" or "cell"."""
     best = model.history_.iloc[model.best_epoch_ - 1]
-    confidence = getattr(model, "confidence_", None)  # a loaded model has none
+    confidence = getattr(model, "confidence_", None)  # rivals have none, nor files of earlier versions
     extra = []
     if confidence is not None:
         extra = [("confidence", str(confidence)), *(("doubtful", doubt) for doubt in confidence.doubts)]

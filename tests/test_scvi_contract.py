@@ -95,7 +95,7 @@ def test_each_step_leaves_what_the_other_trains(name):
     model = make(getattr(adapted, name), n_components=K)
     kept = {}
     before = copy.deepcopy(model.module.state_dict())
-    (step,) = model.callbacks()
+    (step,) = model._map_steps()
     map_step = step.on_train_batch_end
 
     def on_train_batch_end(trainer, plan, *args):
@@ -104,7 +104,7 @@ def test_each_step_leaves_what_the_other_trains(name):
         kept["map"] = copy.deepcopy(plan.module.state_dict())
 
     step.on_train_batch_end = on_train_batch_end
-    model.callbacks = lambda: [step]
+    model._map_steps = lambda: [step]
     model.train(max_epochs=1, limit_train_batches=1, settle=False, **TRAIN)
 
     def changed(one, other):

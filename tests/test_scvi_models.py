@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import pickle
 import subprocess
 import sys
 import warnings
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
-from scvi_common import KINDS, TRAIN, adapted, cells, data, float32, make, scaled, scvi, set_up  # noqa: F401  a fixture
+from scvi_common import GENES, KINDS, PEAKS, PROTEINS, TRAIN, adapted, cells, data, float32, make, scaled, scvi, set_up  # noqa: F401  a fixture
 from sklearn.metrics import normalized_mutual_info_score
 from torch import distributions as dist
 
@@ -26,9 +27,15 @@ from pyro_vmm.scvi.modules import Adapted
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of lightning
 K = 6
-OTHERS = ("TOTALVI", "PEAKVI", "MULTIVI")
+OTHERS = tuple(name for name in adapted.STOCK if name != "SCVI")
 # Methods that a class inherits and that fail in scvi-tools itself.
-STOCK_FAILS = {("PEAKVI", "posterior_predictive_sample"), ("PEAKVI", "get_marginal_ll"), ("MULTIVI", "get_marginal_ll")}
+STOCK_FAILS = {
+    ("PEAKVI", "posterior_predictive_sample"),
+    ("PEAKVI", "get_marginal_ll"),
+    ("MULTIVI", "get_marginal_ll"),
+    ("CYTOVI", "get_marginal_ll"),
+    ("POISSONVI", "differential_expression"),
+}
 
 
 def fit(model, epochs: int = 2, **settings):
@@ -343,7 +350,7 @@ def test_expression_and_its_differences(model):
 
 @pytest.fixture(scope="module")
 def others() -> dict:
-    """A model of each of three other classes after two epochs."""
+    """A model of each of the other classes after two epochs."""
     torch.set_default_dtype(torch.float32)
     return {name: fit(make(getattr(adapted, name), n_components=K), 2) for name in OTHERS}
 
@@ -376,7 +383,7 @@ def test_methods_of_other_classes_answer(others, name, method):
         pytest.skip(f"{name} of scvi-tools has no {method}")
     found = getattr(model, method)(**CALLS[method])
     if isinstance(found, pd.DataFrame) and method.startswith("differential"):
-        assert len(found) >= 24 and np.isfinite(found["bayes_factor"]).all()
+        assert len(found) in (GENES, PEAKS, GENES + PROTEINS, PROTEINS) and np.isfinite(found["bayes_factor"]).all()
         return
     for each in written(found):
         assert np.isfinite(each).all()
@@ -409,6 +416,80 @@ def test_a_second_training_goes_on(tmp_path):
     import rich.pretty  # noqa: F401  which scvi-tools 1.4.2 uses without importing it
 
     model.view_anndata_setup()
+
+
+def test_a_second_training_without_settling_forgets_how_components_were_grouped(model):
+    model = copy.deepcopy(model)
+    model.merge_clusters(1)
+    fit(model, 1, settle=False)
+    assert len(np.unique(model.predict())) == len(np.unique(model.components_)) >= KINDS
+    assert sorted(model.cluster_of_component_) == list(range(20))
+
+
+def test_a_file_knows_whether_components_were_settled(tmp_path):
+    model = fit(make(SCVI, cells(40), n_components=20), 1, settle=False)
+    assert model.strays_.size == 0 and np.bincount(model.predict()).min() < 6  # which settled ones have at least
+    model.save(str(tmp_path / "model"))
+    loaded = SCVI.load(str(tmp_path / "model"), adata=model.adata, accelerator="cpu")
+    for each in (model, loaded):
+        each.merge_clusters(len(each.tree_))
+    assert loaded.n_clusters_ == model.n_clusters_ and loaded.strays_.size == 0
+
+
+def test_a_training_that_fails_before_its_first_step_changes_nothing():
+    model = fit(make(SCVI, n_components=K), 1)
+    before, tree = model.predict(), model.tree_
+    with pytest.raises(ValueError, match="no minibatch"):
+        fit(model, 1, limit_train_batches=0)
+    assert model.is_trained_ and model.tree_ is tree is not None
+    np.testing.assert_array_equal(model.predict(), before)
+    model.merge_clusters(1)
+
+    class Ends(Exception):
+        pass
+
+    def end(*_):
+        raise Ends
+
+    (step,) = model._map_steps()
+    step.on_train_epoch_end, model._map_steps = end, lambda: [step]
+    with pytest.raises(Ends):
+        fit(model, 1)
+    assert model.tree_ is None and "components_" not in vars(model), "the steps have changed the module"
+
+
+@pytest.mark.parametrize("settings", [{}, {"reuse_draws": True}], ids=["two passes", "one pass"])
+def test_models_are_pickled(settings):
+    model = fit(make(SCVI, n_components=20, m_prior=16), 30, freeze_after=2, **settings)
+    for each in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        np.testing.assert_array_equal(each.predict_proba(), model.predict_proba())
+        assert type(each.module) is type(model.module)
+    fit(pickle.loads(pickle.dumps(make(SCVI, n_components=K))), 1)
+
+
+def test_a_file_of_a_stock_model_is_told(tmp_path):
+    adata = cells()
+    fit(make(scvi.model.SCVI, adata), 1).save(str(tmp_path / "stock"))
+    with pytest.raises(ValueError, match=r"^this file was written by scvi-tools' own SCVI .* load it by scvi.model$"):
+        SCVI.load(str(tmp_path / "stock"), adata=adata, accelerator="cpu")
+    with pytest.raises(ValueError, match="scvi-tools' own SCVI"):
+        SCVI.load_query_data(cells(60, seed=1), str(tmp_path / "stock"), accelerator="cpu")
+
+
+@pytest.mark.parametrize("name", ["TOTALVI", "MULTIVI"])
+def test_a_view_is_annotated(name, others):
+    model = others[name]
+    part = model.adata[:40]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.annotate(part)
+    np.testing.assert_array_equal(part.obs["vmm"].astype(int), model.predict_clusters()[:40])
+
+
+def test_a_weight_of_modalities_for_each_cell():
+    """Their weights belong to the cells of the model: scvi-tools refuses others, and takes any AnnData for those."""
+    model = fit(make(adapted.MULTIVI, n_components=K, modality_weights="cell"), 1)
+    np.testing.assert_array_equal(model.annotate().obs["vmm"].astype(int), model.predict_clusters())
 
 
 def test_a_file_is_read_without_cells(model, tmp_path):
@@ -560,13 +641,29 @@ def test_scanvi_from_a_stock_model_has_a_new_prior():
     fit(labelled, 1)
 
 
+def test_scanvi_from_the_model_of_a_query_keeps_the_clusters_of_the_reference(model, tmp_path):
+    model.save(str(tmp_path / "reference"))
+    query = SCVI.load_query_data(cells(90, seed=4), str(tmp_path / "reference"), accelerator="cpu")
+    fit(query, 1)
+    labelled = SCANVI.from_scvi_model(query, unlabeled_category="unknown", labels_key="label")
+    before = copy.deepcopy(labelled.module.vmm.state_dict())
+    fit(labelled, 2)
+    for name, value in labelled.module.vmm.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert normalized_mutual_info_score(labelled.adata.obs["kind"], labelled.predict_clusters()) > 0.8
+
+
 # Settings
 
 
-def test_kl_divergence_has_its_full_weight_from_the_start():
-    for cls in (SCVI, TOTALVI):
-        model = fit(make(cls, n_components=K), 1)
-        assert (model.history["kl_weight"]["kl_weight"] == 1).all(), cls.__name__
+# The history of SCANVI does not have the weight.
+@pytest.mark.parametrize("name", [name for name in adapted.STOCK if name != "SCANVI"])
+def test_kl_divergence_has_its_full_weight_from_the_start(name, others):
+    model = others[name] if name in OTHERS else fit(make(SCVI, n_components=K), 1)
+    assert (model.history["kl_weight"]["kl_weight"] == 1).all()
+
+
+def test_a_warm_up_that_is_asked_for_is_one():
     model = fit(make(SCVI, n_components=K), 2, plan_kwargs={"n_epochs_kl_warmup": 4})
     assert model.history["kl_weight"]["kl_weight"].iloc[0] < 0.5
     model = fit(make(adapted.PEAKVI, n_components=K), 2, n_epochs_kl_warmup=4)
@@ -623,7 +720,7 @@ def test_no_minibatch_is_an_error_of_one_line():
         with pytest.raises(ValueError, match="no minibatch") as error:
             fit(model, 1, **given)
         assert "\n" not in str(error.value) and not model.is_trained_
-    (step,) = model.callbacks()
+    (step,) = model._map_steps()
     plan = SimpleNamespace(module=model.module, lr=1e-3)
     step.on_train_start(None, plan)
     step.on_train_epoch_start(None, plan)
@@ -774,12 +871,36 @@ def test_a_subclass_of_ones_own_is_tried_first():
     with pytest.raises(TypeError, match="Double can't have the prior: its loss reports"):
         make(with_vmm(Double), n_components=K)
 
+    class Inherits(SCVI):
+        _module_cls = OtherKl
+
+    with pytest.raises(TypeError, match="Inherits can't have the prior: its loss reports"):
+        make(Inherits, n_components=K)
+    with pytest.raises(TypeError, match=r"^SCVI has the prior already$"):
+        with_vmm(SCVI)
+
+    class Annotates(scvi.model.SCVI):
+        def annotate(self):
+            pass
+
+    with pytest.raises(TypeError, match="Annotates can't have the prior, which brings annotate of the same name"):
+        with_vmm(Annotates)
+
     class Named(scvi.model.SCVI):
         def __init__(self, adata, n_components=3, **kwargs):
             super().__init__(adata, **kwargs)
 
     with pytest.raises(TypeError, match="n_components"):
         with_vmm(Named)
+
+
+def test_a_standard_normal_may_be_that_of_scvi_tools_logistic_normal():
+    found = []
+    for cls, given in ((scvi.model.SCVI, {}), (SCVI, {"prior": "standard_normal"})):
+        model = fit(make(cls, latent_distribution="ln", **given), 1)
+        scvi.settings.seed = 1  # the means of a logistic normal are those of draws
+        found.append(model.get_latent_representation())
+    np.testing.assert_array_equal(*found)
 
 
 def test_cytovi_has_one_mixture_only():
@@ -855,17 +976,18 @@ def test_two_processes_hold_the_same_prior(reuse, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "warns"),
     [
-        ({"n_components": 4}, True),
-        ({"n_components": 4, "modality_penalty": "None"}, False),
+        ({"n_components": 4}, False),
+        ({"n_components": 4, "modality_penalty": "Jeffreys"}, True),
         ({"prior": "standard_normal"}, False),
     ],
 )
-def test_a_penalty_that_hides_clusters_is_warned_of(settings, warns):
+def test_a_penalty_that_hides_clusters_is_off_unless_it_is_asked_for(settings, warns):
     mdata = data("MULTIVI")
     set_up(adapted.MULTIVI, mdata)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         sizes = {"n_genes": mdata["rna"].n_vars, "n_regions": mdata["atac"].n_vars}
-        adapted.MULTIVI(mdata, n_latent=4, n_hidden=16, **sizes, **settings)
+        model = adapted.MULTIVI(mdata, n_latent=4, n_hidden=16, **sizes, **settings)
+    assert model.module.modality_penalty == ("None" if settings == {"n_components": 4} else "Jeffreys")
     found = [each for each in told if "modality_penalty='Jeffreys' favours" in str(each.message)]
     assert len(found) == warns and all(each.filename == __file__ for each in found)

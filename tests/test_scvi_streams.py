@@ -139,7 +139,7 @@ def test_counts_the_cells_of_each_batch(trained):
 def test_pseudo_cells_start_at_cells_of_the_data():
     model, datamodule = build(n_components=7)
     scvi.settings.seed = 0
-    model.attach_from(datamodule)
+    model._attach_from(datamodule)
     mixture = model.module.vmm
     start, counts = mixture.prior.pseudo_inputs.u, datamodule.adata.X.toarray()
     assert mixture.layout.n_batches == 2 and mixture.layout.counts

@@ -128,7 +128,8 @@ def check_writable(adata: "AnnData") -> None:
     if adata.is_view and adata.isbacked:
         raise ValueError("adata is a view of a file, expected one that can be written to: adata.to_memory()")
     if adata.is_view:
-        check_members(adata)
+        for each in getattr(adata, "mod", {"": adata}).values():
+            check_members(each)
 
 
 def write(

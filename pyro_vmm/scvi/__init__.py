@@ -23,9 +23,8 @@ TOTALVI             its encoder sees the batch, so each pseudo-cell is encoded i
 PEAKVI              its loss is sum(KL) + M sum(reconstruction) over M cells: the prior has 1 / M of its weight in
                     the ELBO, and hardly shapes z; ``kl_weight="elbo"`` gives it the full weight
 POISSONVI           the prior is on z
-MULTIVI             the prior is on the joint z. Nothing fixes its scale, and ``modality_penalty`` favours a z with
-                    much noise, which says little of the cells: give ``modality_penalty="None"`` where cells have
-                    both modalities
+MULTIVI             the prior is on the joint z, and ``modality_penalty`` is "None" unless it is given: a penalty
+                    favours a z with much noise, which says little of the cells, as nothing fixes the scale of z
 CYTOVI              its own mixture, ``prior_mixture``, is off
 ==================  ===============================================================================================
 

@@ -58,22 +58,23 @@ class Clusters(Stock):
         confidence_, tree_, settled_: as in :class:`~pyro_vmm.SingleCellVMM`, from the training of the prior; files keep
             them. They are None without a mixture, for the model of a query (its prior is the reference's), and for
             files of earlier versions. Doubts of ``confidence_`` are a warning at the end of ``train``.
+        settle_: whether the last training of the prior settled it; clusters of fewer cells than D + 2 are strays then.
     """
 
     confidence_: Confidence | None = None
     tree_: pd.DataFrame | None = None
     settled_: Moves | None = None
+    settle_: bool = True
 
-    def has_adata(self) -> bool:
+    def _has_adata(self) -> bool:
         """Whether the model was made with cells. If not, a data module gives them."""
         return getattr(self, "_adata", None) is not None  # scvi-tools' ``SCVI()`` has no such attribute
 
-    def forget_clusters(self) -> None:
-        """Remove the attributes in ``COUNTED``."""
-        for name in COUNTED:
-            self.__dict__.pop(name, None)
+    def _forget_clusters(self) -> dict:
+        """Remove the attributes in ``COUNTED``, and return them."""
+        return {name: self.__dict__.pop(name) for name in COUNTED if name in vars(self)}
 
-    def after_training(self, datamodule: Any) -> None:
+    def _after_training(self, datamodule: Any) -> None:
         """Settle the components and number the clusters, unless the prior is fixed; then count the cells in each.
 
         A model without ``adata`` gets its cells from an epoch of the data module.
@@ -81,7 +82,7 @@ class Clusters(Stock):
         # Each process has the BatchNorm statistics of its own last cells.
         Ranks.present().align(each for each in self.module.state_dict().values() if each.dtype != torch.bool)
         layout = self.module.vmm.layout
-        if self.has_adata():
+        if self._has_adata():
             # A data module of the user's own may not say which cells it trains on.
             indices = np.arange(self.adata.n_obs) if self.train_indices is None else self.train_indices
             rows, own = Cells(self, indices, layout), self._own_cells()
@@ -89,15 +90,21 @@ class Clusters(Stock):
             rows = Sample(MOST_ROWS, _seed() or 0, self.device)
             noted = Noted(training_cells(datamodule), layout, rows)
             own = self._passing(noted, batch_names(vars(self).get("registry_"), datamodule))
-        if self.train_prior_ and self._training.settle:
-            self._settle(rows)
         if self.train_prior_:
+            mixture = self.module.vmm
+            mixture.cluster_of_component.copy_(torch.arange(mixture.prior.n_components))
+            self.settle_ = self._training.settle
+            if self.settle_:
+                self._settle(rows)
             self._number_clusters(own.z)
         self._count_clusters(own)
         if self.train_prior_ and self._has_mixture():
-            self._look_at_clusters(own)
+            sharp, q = self._measure_confidence(own)
+            self.tree_ = join_all(sharp, q.argmax(1), self.cluster_of_component_)
+            if doubts := self.confidence_.doubts:
+                warnings.warn(f"the clusters are doubtful: {'; '.join(doubts)}", stacklevel=2)
 
-    def _own_cells(self, dataloader: Iterable | None = None) -> "OwnCells":
+    def _own_cells(self, dataloader: Iterable | None = None) -> "EncodedCells":
         """The cells that the model was made with; those of a model without ``adata`` are given by a loader."""
         registry = vars(self).get("registry_")
         if dataloader is not None:
@@ -107,13 +114,13 @@ class Clusters(Stock):
         # Minified data hold q(z | x) in place of the cells.
         z, variance = self.get_latent_representation(return_dist=True)
         batch = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)
-        return OwnCells(z, variance, batch.ravel().astype(int), batch_names(registry))
+        return EncodedCells(z, variance, batch.ravel().astype(int), batch_names(registry))
 
-    def _passing(self, noted: Noted, names: Sequence[str]) -> "OwnCells":
+    def _passing(self, noted: Noted, names: Sequence[str]) -> "EncodedCells":
         """The cells of a loader, from one pass: the next one may have them in another order."""
         z, variance = self.get_latent_representation(dataloader=noted, return_dist=True)
         more = range(len(names), self.module.vmm.layout.n_batches)
-        return OwnCells(z, variance, noted.batch, [*names, *map(str, more)])
+        return EncodedCells(z, variance, noted.batch, [*names, *map(str, more)])
 
     def _settle(self, cells: Rows) -> None:
         """Split and merge the components, and group them into clusters, by some cells (N, W)."""
@@ -134,19 +141,16 @@ class Clusters(Stock):
         mixture.cluster_of_component.copy_(torch.as_tensor(cluster))
         return order
 
-    def _look_at_clusters(self, own: "OwnCells") -> None:
-        """Measure the confidence and make the tree."""
-        sharp, q = self._look(own)
-        self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbos())
-        self.tree_ = join_all(sharp, q.argmax(1), self.cluster_of_component_)
-        if doubts := self.confidence_.doubts:
-            warnings.warn(f"the clusters are doubtful: {'; '.join(doubts)}", stacklevel=2)
+    def _measure_confidence(self, own: "EncodedCells") -> tuple[Encoded, np.ndarray]:
+        """Measure the confidence; returns what :func:`~pyro_vmm.inference.settling.look` does.
 
-    def _look(self, own: "OwnCells") -> tuple[Encoded, np.ndarray]:
-        """The result of :func:`~pyro_vmm.inference.settling.look`, but from q(z | x): minified data have no cells."""
+        It starts from q(z | x), as minified data have no cells.
+        """
         rows = some_rows(len(own.z), _seed() or 0).numpy()
         z = own.z[rows]
-        return sharpened(Encoded(z.astype(float), own.variance[rows])), self._of_components(z, lambda q_c: q_c)
+        sharp, q = sharpened(Encoded(z.astype(float), own.variance[rows])), self._of_components(z, lambda q_c: q_c)
+        self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbos())
+        return sharp, q
 
     def _elbos(self) -> np.ndarray:
         """The ELBO of held-back cells that training reported, or of all without any, in nats per cell; it may be empty.
@@ -158,7 +162,7 @@ class Clusters(Stock):
                 return -self.history[name][name].to_numpy(float)
         return np.empty(0)
 
-    def _count_clusters(self, own: "OwnCells") -> None:
+    def _count_clusters(self, own: "EncodedCells") -> None:
         """Set the attributes of the model's own cells: those in ``COUNTED``."""
         z = own.z
         self.component_weights_ = self._weights()
@@ -166,7 +170,7 @@ class Clusters(Stock):
         self.weights_ = by_cluster(self.component_weights_, self.cluster_of_component_)
         self.components_ = self._of_components(z, lambda q_c: q_c.argmax(-1))
         labels = self._of_clusters(z, lambda q_c: q_c.argmax(-1))
-        self.n_clusters_, self.strays_ = found_and_strays(labels, z.shape[1] + 2 if self._training.settle else 1)
+        self.n_clusters_, self.strays_ = found_and_strays(labels, z.shape[1] + 2 if self.settle_ else 1)
         self.batch_shares_ = annotation.batch_shares(labels, own.batch, labels.max() + 1, own.batch_names)
 
     @torch.no_grad()
@@ -244,8 +248,7 @@ class Clusters(Stock):
         order = self._number_clusters(own.z)  # changes the model
         self.tree_ = renumbered(self.tree_, order, n_clusters)
         self._count_clusters(own)
-        sharp, q = self._look(own)
-        self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbos())
+        self._measure_confidence(own)
 
     def annotate(
         self,
@@ -265,13 +268,14 @@ class Clusters(Stock):
                 :meth:`predict_clusters`.
         """
         annotation.check_key(key_added, self._columns_read())
-        given: AnnData | MuData | None = self.adata if adata is None and self.has_adata() else adata
+        given: AnnData | MuData | None = self.adata if adata is None and self._has_adata() else adata
         if given is None:
             raise ValueError("adata=None, expected the cells to annotate: the model was made without")
         annotation.check_writable(given)
         if "weights_" not in vars(self):  # a file saved in the middle of training has none
             self._count_clusters(self._own_cells(dataloader))
-        z = self._encoded(given if dataloader is None else None, dataloader, batch_size=batch_size)
+        # Not ``given``: for some classes cells that are handed over are others than the model's own.
+        z = self._encoded(adata if dataloader is None else None, dataloader, batch_size=batch_size)
         if len(z) != given.n_obs:
             raise ValueError(f"dataloader gives {len(z)} cells, expected the {given.n_obs} of adata in their order")
         annotation.write(given, key_added, z, self._of_clusters(z, annotation.summary), _Fitted(self))
@@ -311,8 +315,8 @@ class Clusters(Stock):
         return {name for name in (*given, *several) if isinstance(name, str)}
 
 
-class OwnCells(NamedTuple):
-    """The cells that a model was made with, encoded.
+class EncodedCells(NamedTuple):
+    """Cells of a model's data or of a loader, encoded.
 
     Arguments:
         z, variance: mean and variance of q(z | x), (N, D).

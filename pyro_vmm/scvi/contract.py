@@ -19,14 +19,14 @@ from pyro_vmm.scvi.settings import PriorSettings, TrainingSettings
 FEW = 16
 # The relative error allowed of the reported KL: rounding in float32.
 TOLERANCE = 1e-3
-TRAINING = ("_train_runner_cls", "get_latent_representation", "train")
+METHODS_USED = ("_train_runner_cls", "get_latent_representation", "train")
 
 
 def check_class(cls: type) -> None:
     """Raise ``TypeError`` if a class is no model, lacks a method that is used, or has an argument with our names."""
     if not (isinstance(cls, type) and issubclass(cls, BaseModelClass)):
         raise TypeError(f"{cls!r} should be a model of scvi-tools, a subclass of BaseModelClass")
-    lacks = [name for name in TRAINING if not hasattr(cls, name)]
+    lacks = [name for name in METHODS_USED if not hasattr(cls, name)]
     if lacks:
         raise TypeError(f"{cls.__name__} can't have the prior: it has no {', '.join(lacks)}")
     accepted = inspect.signature(cls.get_latent_representation).parameters.values()

@@ -41,6 +41,12 @@ STOCK = {
 }
 #: Without ``adata``, pseudo-cells start at random ones of the first so many cells for each of them.
 AMONG = 10
+# The module of the classes whose contract is tested, as they name it.
+OWN = "pyro_vmm.scvi"
+# Arguments of stock constructors, and their values beside a mixture: CYTOVI's own mixture is off, and so is MULTIVI's
+# penalty on different posteriors of the modalities, which noise in z lowers. A mixture adapts to any scale of z, and
+# noise then costs nothing else.
+OFF = {"prior_mixture": False, "modality_penalty": "None"}
 # The name of the layout among the constructor's arguments in a model file.
 LAYOUT = "vmm_layout"
 # Stock arguments of `train` that raise the weight of the KL divergence by and by, and the values that switch this off.
@@ -53,9 +59,6 @@ LEAST_RATE = defaults(CellSettings)["learning_rate"]
 class WithVMM(Clusters):
     """A mixin for models of scvi-tools; abstract."""
 
-    #: Whether each new model is first tried on a few cells.
-    _tried = False
-
     def _start(self, stock_init, *args, **kwargs) -> None:
         """Make the stock model, then the prior in its module."""
         layout = kwargs.pop(LAYOUT, None)
@@ -64,17 +67,17 @@ class WithVMM(Clusters):
         check_settings(self.prior_settings)
         if layout is None:  # a model of a file may have such settings from an earlier version
             prior_settings.check_used(self.prior_settings.prior, self.prior_settings)
-        if "prior_mixture" in inspect.signature(stock_init).parameters and self._has_mixture():
-            others = self._without_other_mixture(others)
+        if self._has_mixture():
+            others = self._for_a_mixture(stock_init, args, others)
         stock_init(self, *args, **others)
         self._training = TrainingSettings()
         self.train_prior_ = True
-        if self.module is not None:
+        if self.module is not None and self._has_mixture():
             self._check_latent_distribution()
         self._remember()
         if layout is not None:
             self._restore(Layout(**layout))
-        elif self.has_adata():
+        elif self._has_adata():
             if self._has_mixture():
                 self._warn_of_penalty()
             with torch.random.fork_rng(devices=[]):  # the prior must not change the stock model's draws
@@ -83,11 +86,20 @@ class WithVMM(Clusters):
     def _has_mixture(self) -> bool:
         return prior_class(self.prior_settings.prior).has_clusters
 
-    def _without_other_mixture(self, kwargs: dict) -> dict:
+    def _for_a_mixture(self, stock_init, args: tuple, kwargs: dict) -> dict:
+        """The stock constructor's arguments, without another mixture, and without a penalty that is not asked for."""
         if kwargs.get("prior_mixture"):
             name, prior = type(self).__name__, described(self.prior_settings.prior)
             raise ValueError(f"prior_mixture=True is another prior in {name}, expected False with prior={prior}")
-        return {**kwargs, "prior_mixture": False}
+        signature = inspect.signature(stock_init)
+        given = signature.bind_partial(self, *args).arguments
+        off = {name: value for name, value in OFF.items() if name in signature.parameters and name not in given}
+        return {**off, **kwargs}
+
+    @property
+    def _tried(self) -> bool:
+        """Whether each new model is first tried on a few cells: not those of a class whose contract is tested."""
+        return type(self).__module__ != OWN
 
     def _check_latent_distribution(self) -> None:
         found = getattr(self.module, "latent_distribution", "normal")
@@ -101,7 +113,7 @@ class WithVMM(Clusters):
         if penalty != "None":
             warnings.warn(
                 f"modality_penalty={penalty!r} favours a z that says little of the cells, with a mixture that adapts "
-                "to its scale; give modality_penalty='None' if cells have both modalities",
+                "to its scale; the default here is 'None'",
                 UserWarning,
                 stacklevel=4,
             )
@@ -120,7 +132,7 @@ class WithVMM(Clusters):
         self._attach(self.module, layout, layout.pack(tensors))
         self._remember(layout)
 
-    def attach_from(self, datamodule: Any) -> None:
+    def _attach_from(self, datamodule: Any) -> None:
         """Put the prior into the module of a model without ``adata``, before its first training.
 
         Its pseudo-cells start at random ones of the first cells, ``AMONG`` times as many, of an epoch that is not
@@ -167,7 +179,7 @@ class WithVMM(Clusters):
         initial = torch.zeros(self._n_pseudo_cells(), layout.width)
         with torch.random.fork_rng(devices=[]):
             self._attach(self.module, layout, initial)
-        if not self.has_adata():
+        if not self._has_adata():
             # For a data module, scvi-tools' `load` and `load_query_data` make the module a second time.
             self._module_cls = _finished(self._module_cls, lambda module: self._attach(module, layout, initial))
         self._remember(layout)
@@ -205,9 +217,9 @@ class WithVMM(Clusters):
             raise ValueError("compile=True is not supported: the prior is trained beside the compiled module")
         if others.get("strategy") in ("dp", "data_parallel"):
             raise ValueError(f"strategy={others['strategy']!r} is not supported, expected 'ddp' for several devices")
-        if not self.has_adata() and others.get("datamodule") is None:
+        if not self._has_adata() and others.get("datamodule") is None:
             raise ValueError("datamodule=None, expected one that gives the cells: the model was made without adata")
-        if not self.has_adata() and "ddp" in str(others.get("strategy")):
+        if not self._has_adata() and "ddp" in str(others.get("strategy")):
             raise ValueError(f"strategy={others['strategy']!r} needs a model with adata: its processes share the cells")
         if self._has_mixture():
             others = self._without_warm_up(stock_train, others)
@@ -234,23 +246,44 @@ class WithVMM(Clusters):
         low = rate is not None and rate.default < LEAST_RATE and not given
         return {"lr": LEAST_RATE, **kwargs} if low else kwargs
 
-    def callbacks(self) -> list[MapStep]:
+    def _map_steps(self) -> list[MapStep]:
         """The callback that trains the prior and counts the cells of its components; none without a mixture."""
         given = self._training
         settings = given.prior_learning_rate, given.freeze_after, given.reuse_draws
         return [MapStep(self.module.vmm, *settings, trains=self.train_prior_)] if self._has_mixture() else []
 
     @classmethod
+    def _load(cls, stock_load, *args, **kwargs):
+        """Load a file by a stock method; ``ValueError`` for a file of a stock model."""
+        try:
+            return stock_load(*args, **kwargs)
+        except RuntimeError as error:
+            if 'key(s) in state_dict: "vmm.' not in str(error):
+                raise
+        name = cls.__name__
+        raise ValueError(f"this file was written by scvi-tools' own {name} and has no prior: load it by scvi.model")
+
+    @classmethod
     def _load_query_data(cls, stock_load, *args, **kwargs):
-        model = stock_load(*args, **kwargs)
+        model = cls._load(stock_load, *args, **kwargs)
         model.train_prior_ = False
         mixture = model.module.vmm
         mixture.requires_grad_(False)
         if hasattr(mixture.prior, "pseudo_inputs"):
             # Keep the pseudo-cells' q(mu) from the reference's encoder: surgery trains the encoder further.
             mixture.prior.pseudo_inputs.fix(Encoder(model.module, mixture.layout))
-        model.forget_clusters()  # those of the reference's cells
+        model._forget_clusters()  # those of the reference's cells
         return model
+
+    @classmethod
+    def _from_scvi_model(cls, stock_from, scvi_model, *args, **kwargs):
+        model = stock_from(scvi_model, *args, **kwargs)
+        model.train_prior_ = getattr(scvi_model, "train_prior_", True)  # that of a query stays the reference's
+        return model
+
+
+# Stock methods that make a model from a file or from another model, and the methods that stand for them.
+LOADING = {"load": "_load", "load_query_data": "_load_query_data", "from_scvi_model": "_from_scvi_model"}
 
 
 def with_vmm(cls: type[BaseModelClass]) -> type[BaseModelClass]:
@@ -268,7 +301,10 @@ def with_vmm(cls: type[BaseModelClass]) -> type[BaseModelClass]:
             contract.
     """
     _check_ancestors(cls)  # first, so that a class of scvi-tools is refused by its name
+    if isinstance(cls, type) and issubclass(cls, WithVMM):
+        raise TypeError(f"{cls.__name__} has the prior already")
     contract.check_class(cls)
+    _check_names(cls)
 
     @functools.wraps(cls.__init__)
     def __init__(self, *args, **kwargs):
@@ -284,24 +320,28 @@ def with_vmm(cls: type[BaseModelClass]) -> type[BaseModelClass]:
     members = {
         "__init__": __init__,
         "train": train,
-        "__module__": "pyro_vmm.scvi" if stock else cls.__module__,
+        "__module__": OWN if stock else cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": f"{cls.__name__} with a prior of :func:`pyro_vmm.scvi.with_vmm` on z.\n\n{cls.__doc__ or ''}",
-        "_tried": not stock,
         "_train_runner_cls": runner_class(cls._train_runner_cls),
     }
-    if hasattr(cls, "load_query_data"):
-
-        @classmethod
-        @functools.wraps(cls.load_query_data)
-        def load_query_data(klass, *args, **kwargs):
-            return klass._load_query_data(super(new, klass).load_query_data, *args, **kwargs)
-
-        members["load_query_data"] = load_query_data
+    for name, method in LOADING.items():
+        if hasattr(cls, name):
+            members[name] = _loading(cls, name, method)
     if not hasattr(cls, "predict"):  # SCANVI's predicts labels
         members["predict"] = Clusters.predict_clusters
-    new = type(cls.__name__, (WithVMM, cls), members)
-    return new
+    return type(cls.__name__, (WithVMM, cls), members)
+
+
+def _loading(cls: type[BaseModelClass], name: str, method: str) -> Any:
+    """A class method in the place of a stock one, which hands that to a method of :class:`WithVMM`."""
+    stock = getattr(cls, name)
+
+    @functools.wraps(stock)
+    def load(new, *args, **kwargs):
+        return getattr(new, method)(functools.partial(stock.__func__, new), *args, **kwargs)
+
+    return classmethod(load)
 
 
 def _check_ancestors(cls: type) -> None:
@@ -311,6 +351,14 @@ def _check_ancestors(cls: type) -> None:
     models = [each for each in models if issubclass(each, BaseModelClass)]
     if models and models[0] not in STOCK.values():
         raise TypeError(f"{models[0].__name__} of scvi-tools can't have the prior, expected one of {', '.join(STOCK)}")
+
+
+def _check_names(cls: type) -> None:
+    """Raise ``TypeError`` for a class with names of its own for what it would get."""
+    names = {*vars(Clusters), *vars(WithVMM)} - {"get_importance_weights"}  # a stock method
+    taken = sorted(name for name in names if not name.startswith("_") and hasattr(cls, name))
+    if taken:
+        raise TypeError(f"{cls.__name__} can't have the prior, which brings {', '.join(taken)} of the same name")
 
 
 def _extended(function, group: type) -> inspect.Signature:

@@ -103,22 +103,21 @@ class HeldPrior(nn.Module):
 
     def rest(self) -> None:
         """Hide the parameters that a MAP step trains from the optimisers of scvi-tools."""
-        if self.prior.trained_by_map:
-            self.prior.requires_grad_(False)
+        self._require_gradients(False)
 
     @contextmanager
     def awake(self) -> Iterator[None]:
         """Within the context, let these parameters have gradients."""
-        models = [self.prior, *(model.prior for model in self.trained)]
-        if self.prior.trained_by_map:
-            for prior in models:
-                prior.requires_grad_(True)
+        self._require_gradients(True)
         try:
             yield
         finally:
-            if self.prior.trained_by_map:
-                for prior in models:
-                    prior.requires_grad_(False)
+            self.rest()
+
+    def _require_gradients(self, required: bool) -> None:
+        if self.prior.trained_by_map:
+            for prior in (self.prior, *(model.prior for model in self.trained)):
+                prior.requires_grad_(required)
 
 
 class Adapted(LatentVariableModel):
@@ -187,10 +186,12 @@ class WithPrior(Stock):
             watch.last = cells, responsibilities, of_map_step
         kl = log_q - log_p
         loss = out.loss + self._difference(out, before, kl, tensors, kwargs)
+        # MULTIVI without a penalty reports the number 0, of which its ``get_elbo`` makes no mean.
+        others = {name: each if torch.is_tensor(each) else torch.zeros_like(kl) for name, each in out.kl_local.items()}
         return LossOutput(
             loss=loss,
             reconstruction_loss=out.reconstruction_loss,
-            kl_local={**out.kl_local, key: kl},
+            kl_local={**others, key: kl},
             kl_global=out.kl_global,
             classification_loss=out.classification_loss,
             logits=out.logits,
@@ -342,6 +343,12 @@ def _quick_in_training(cls: type, name: str) -> Callable | None:
     return method
 
 
+def _blank(cls: type[BaseModuleClass]) -> BaseModuleClass:
+    """A module of :func:`module_class` without state, for pickle, which knows classes by their names."""
+    changed = module_class(cls)
+    return changed.__new__(changed)
+
+
 @functools.cache
 def module_class(cls: type[BaseModuleClass]) -> type[BaseModuleClass]:
     """A subclass of a class of modules with the same name, whose loss has the prior that ``vmm`` holds."""
@@ -352,6 +359,9 @@ def module_class(cls: type[BaseModuleClass]) -> type[BaseModuleClass]:
     def loss(self, *args, **kwargs):
         return self.loss_with_prior(*args, **kwargs)
 
-    members = {"loss": loss, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    def __reduce_ex__(self, protocol):
+        return _blank, (cls,), self.__dict__
+
+    members = {"loss": loss, "__reduce_ex__": __reduce_ex__, "__module__": cls.__module__, "__doc__": cls.__doc__}
     members |= {name: each for name in RECONSTRUCTIONS if (each := _quick_in_training(cls, name))}
     return type(cls.__name__, (*mixins, cls), members)

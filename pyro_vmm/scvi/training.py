@@ -23,7 +23,7 @@ from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.repeated import Repeated
 from pyro_vmm.scvi.modules import Adapted
 
-# What to say of an epoch without any.
+# The error for an epoch without a minibatch.
 NO_MINIBATCH = (
     "an epoch has no minibatch, expected one at least: drop_last=True with a batch_size above the training cells, "
     "or limit_train_batches=0"
@@ -164,8 +164,6 @@ class MapStep(pl.Callback):
                     self.map_step.reset()
                 self.steps.continue_with(self.elimination.model, remain)
                 self._go_on_with(self.elimination.model, self.steps)
-        # The parameters of the remaining subset are new.
-        self._rest()
 
     def on_validation_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         """Update the whole prior from the trained part, for files saved during training.
@@ -192,13 +190,13 @@ class MapStep(pl.Callback):
             self.elimination.update_whole()
         self.mixture.trained = ()
         self.mixture.watch.stop()
+        # The trainer keeps this callback, and a model that is pickled its trainer: recordings have no part in files.
+        self.steps = self.map_step = None
+        for name in ("density", "recorder", "elimination"):
+            vars(self).pop(name, None)
 
     def _model(self, plan: Any) -> LatentVariableModel:
         return Adapted(plan.module) if self.steps is None else self.steps.vae
-
-    def _rest(self) -> None:
-        for model in self.mixture.trained:
-            model.prior.requires_grad_(False)
 
 
 def _batch_size(trainer: Any) -> int:
@@ -222,24 +220,29 @@ def recorder(model: Adapted, ranks: Ranks) -> Operations | None:
 
 
 def runner_class(cls: type[TrainRunner]) -> type[TrainRunner]:
-    """A subclass of scvi-tools' runner whose training has MAP steps, and ends with ``model.after_training``."""
+    """A subclass of scvi-tools' runner whose training has MAP steps, and ends with ``model._after_training``."""
 
     class Runner(cls):
         def __init__(self, model, training_plan, data_splitter, *args, **kwargs):
-            model.attach_from(data_splitter)
+            model._attach_from(data_splitter)
             super().__init__(model, training_plan, data_splitter, *args, **kwargs)
-            self.trainer.callbacks[:0] = model.callbacks()
+            self._map_steps = model._map_steps()
+            self.trainer.callbacks[:0] = self._map_steps
 
         def __call__(self):
-            self.model.forget_clusters()  # else a file saved during training would hold those of an earlier one
             trained = self.model.is_trained_
-            result = super().__call__()
-            # Lightning skips epochs without a minibatch.
-            none = 0 in (self.trainer.limit_train_batches, self.trainer.num_training_batches)
-            if none and self.model.callbacks():
-                self.model.is_trained_ = trained
-                raise ValueError(NO_MINIBATCH)
-            self.model.after_training(self.data_splitter)
+            clusters = self.model._forget_clusters()  # else a file saved during training would hold earlier ones
+            try:
+                result = super().__call__()
+                # Lightning skips epochs without a minibatch.
+                if 0 in (self.trainer.limit_train_batches, self.trainer.num_training_batches) and self._map_steps:
+                    raise ValueError(NO_MINIBATCH)
+            except BaseException:
+                if self.trainer.global_step == 0:  # the model is as before
+                    self.model.is_trained_ = trained
+                    vars(self.model).update(clusters)
+                raise
+            self.model._after_training(self.data_splitter)
             return result
 
     Runner.__name__ = Runner.__qualname__ = cls.__name__

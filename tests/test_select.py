@@ -403,6 +403,34 @@ def test_without_rare_categories_the_fits_are_those_of_the_parts_alone(monkeypat
     same_but_seconds(found.table, pyro_vmm.select(model, adata, (64, 256), seeds=1).table)
 
 
+def test_other_covariates_and_other_counts_are_other_data(tmp_path):
+    """With the same names and totals of cells."""
+    adata = few_cells(age=np.arange(40) % 7, size=np.arange(40) + 1.0)
+    model = SingleCellVMM("batch", **TINY, continuous_covariate_keys=["age"], size_factor_key="size")
+    told = description(model, adata)
+    assert told == description(model, adata.copy())
+    for column in ("batch", "age", "size"):
+        other = adata.copy()
+        other.obs[column] = adata.obs[column].to_numpy()[::-1]
+        found = description(model, other)
+        assert {name for name in told if found[name] != told[name]} == {"covariates"}
+    reversed_genes = ad.AnnData(adata.X[:, ::-1].copy(), obs=adata.obs, var=adata.var)
+    assert description(model, reversed_genes)["gene_totals"] != told["gene_totals"]
+
+
+def test_a_folder_of_cells_of_an_earlier_version_is_refused(tmp_path):
+    adata, model = few_cells(), SingleCellVMM("batch", **TINY)
+    about = {"seed": 1, **description(model, adata)}
+    before = {name: value for name, value in about.items() if name not in ("covariates", "gene_totals")}
+    (tmp_path / "selection.json").write_text(json.dumps(before))
+    message = "a selection of an earlier version, which did not note covariates, gene_totals of the data; give another"
+    with pytest.raises(ValueError, match=message):
+        FitFolder(tmp_path, about)
+    (tmp_path / "selection.json").write_text(json.dumps({**before, "seed": 2}))
+    with pytest.raises(ValueError, match=r"another selection: seed=1 \(was 2\)$"):
+        FitFolder(tmp_path, about)
+
+
 def test_pseudo_inputs_at_cells_of_which_a_part_has_some(monkeypatch):
     adata, seen, real = few_cells(), [], SingleCellVMM.fit
     monkeypatch.setattr(SingleCellVMM, "fit", lambda self, X, **of: seen.append((self.init, X)) or real(self, X, **of))

@@ -69,16 +69,24 @@ def description(estimator: VMM | SingleCellVMM, X: Any, varied: Sequence[str]) -
     """Plain values that identify the fits of this estimator to X; ``varied`` are parameters that fits vary."""
     params = estimator.configuration()
     params = {name: value for name, value in params.items() if name not in (*_OF_NO_MATTER, *varied)}
-    return {**params, "data": _fingerprint(estimator, X)}
+    return {**params, **_fingerprint(estimator, X)}
 
 
-def _fingerprint(estimator: VMM | SingleCellVMM, X: Any) -> list[int]:
+def _fingerprint(estimator: VMM | SingleCellVMM, X: Any) -> dict:
     if not isinstance(estimator, SingleCellVMM):
         values = np.asarray(X)
         # The bytes of objects, as in a table of numbers and booleans, are addresses, which differ between processes.
         X = check_array(X, dtype=[np.float64, np.float32], allow_nd=True) if values.dtype == object else values
-        return [*X.shape, zlib.crc32(np.ascontiguousarray(X).data)]
+        return {"data": [*X.shape, zlib.crc32(np.ascontiguousarray(X).data)]}
     counts = CellBatches(X, estimator.layer)
     names = "\n".join([*counts.cell_names, *counts.gene_names])
-    totals = check_cells(counts, of_counts(estimator.likelihood, estimator.likelihood_options))
-    return [*counts.shape, zlib.crc32(names.encode()), zlib.crc32(totals.data)]
+    of_cells, of_genes = np.empty(counts.shape[0]), np.zeros(counts.shape[1])
+    for start, block in counts.chunks():
+        of_cells[start : start + block.shape[0]] = np.ravel(block.sum(1, dtype=np.float64))
+        of_genes += np.ravel(block.sum(0, dtype=np.float64))
+    return {
+        "data": [*counts.shape, zlib.crc32(names.encode()), zlib.crc32(of_cells.data)],
+        "covariates": zlib.crc32(estimator._covariates(X, of_cells).design(X, of_cells).numpy().data),
+        # As float32, because the last digits of sums of fractions depend on the size of the blocks.
+        "gene_totals": zlib.crc32(of_genes.astype(np.float32).data),
+    }

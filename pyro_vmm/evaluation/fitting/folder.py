@@ -50,9 +50,17 @@ class Folder(Generic[T, F]):
     def _check(self) -> bool:
         """Whether this call has begun to fill the folder; ``ValueError`` if another one has."""
         saved = self._saved(self.path)
-        if saved and (other := differences(unmoved(self.about), unmoved(filled(saved, self.about)))):
+        if not saved:
+            return False
+        now, before = unmoved(self.about), unmoved(filled(saved, self.about))
+        if other := differences({name: value for name, value in now.items() if name in before}, before):
             raise ValueError(f"folder={str(self.path)!r} holds the fits of another {self.kind}: {other}")
-        return bool(saved)
+        if unknown := [name for name in now if name not in before]:
+            raise ValueError(
+                f"folder={str(self.path)!r} holds the fits of a {self.kind} of an earlier version, which did not note "
+                f"{', '.join(unknown)} of the data; give another folder"
+            )
+        return True
 
     @classmethod
     def _saved(cls, path: Path) -> dict:

@@ -21,6 +21,7 @@ from pyro_vmm.evaluation.comparison.result import compared
 from pyro_vmm.evaluation.fitting.parts import Parts
 from pyro_vmm.evaluation.surgery import elbo_surgery
 from pyro_vmm.inference import TrainingDiverged
+from pyro_vmm.plots.priors import PANELS
 from pyro_vmm.priors import GaussianMixture, StandardNormal
 
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 1, "random_state": 0}
@@ -255,6 +256,12 @@ def test_figure(found):
     np.testing.assert_allclose(sorted(dots), sorted(of(found, "vmm", seed).log_px.mean() for seed in (0, 1)))
     with pytest.raises(ValueError, match="by_fit must be a comparison's table; missing: seed, log_px"):
         plots.comparison(pd.DataFrame({"prior": ["vmm"]}))
+
+
+@pytest.mark.parametrize("n_panels", [3, 5, 8])
+def test_the_figure_shows_no_empty_panel(n_panels):
+    by_fit = pd.DataFrame({name: [1.0] for name in list(PANELS)[:n_panels]} | {"prior": ["vmm"], "seed": [0]})
+    assert sum(axes.get_visible() for axes in plots.comparison(by_fit).axes) == n_panels
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,10 @@ def comparison(by_fit: pd.DataFrame) -> Figure:
     columns = min(4, max(len(panels), 1))
     rows = max(-(-len(panels) // columns), 1)
     figure = Figure(figsize=(3.6 * columns, (1.3 + 0.35 * len(priors)) * rows), layout="constrained")
-    all_axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
+    all_axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for name, axes in zip(panels, all_axes, strict=False):
         _draw(axes, by_fit, name, priors)
-    for axes in list(all_axes)[len(panels) :]:
+    for axes in all_axes[len(panels) :]:
         axes.set_visible(False)
     figure.axes[0].set_yticks(range(len(priors)), labels=priors)
     figure.axes[0].set_ylim(len(priors) - 0.5, -0.5)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from dataclasses import replace
 
 import anndata as ad
 import joblib
@@ -23,7 +24,7 @@ from pyro_vmm.evaluation import clustering
 from pyro_vmm.evaluation.fitting.parts import Parts, take, take_to_train
 from pyro_vmm.evaluation.selection import Selection, search
 from pyro_vmm.evaluation.selection.evidence import agreement, evidence
-from pyro_vmm.evaluation.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description
+from pyro_vmm.evaluation.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description, do
 from pyro_vmm.inference import TrainingDiverged
 
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 1, "random_state": 0}
@@ -137,6 +138,32 @@ def test_stability_is_the_agreement_with_the_fits_of_other_seeds():
     assert row["stability"] == pytest.approx((1.0 + row["stability_seeds"]) / 2)
     alone = evidence(made_up({64.0: (steady(3), 0.0)}, seeds=1)).iloc[0]
     assert np.isnan(alone["stability_seeds"]) and alone["stability"] == 1.0
+
+
+def test_strays_are_no_clusters(X):
+    """The number is that of the fitted model, as in a comparison; fits that earlier versions kept lack it."""
+    fits = made_up({64.0: (steady(3), 0.0), 256.0: (steady(3), 0.0)})
+    counted = {task: replace(fit, active=2) if task.m_prior == 256 else fit for task, fit in fits.items()}
+    table = evidence(counted).set_index("m_prior")
+    assert table["clusters"].to_dict() == {64.0: 3, 256.0: 2} and table.loc[256.0, "recommended"]
+    stray = VMM(**TINY).fit(np.vstack([X, [[90.0] * 3]]))
+    stray.n_clusters_ = 17
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_vmm.evaluation.selection.fits.fit_part", lambda model, *_: vars(model).update(vars(stray)))
+        parts = Parts.draw(np.zeros(len(X), int), 0.2, 1, 0)
+        assert do(Task(64.0, 1e-3, 0, "all"), VMM(**TINY), X, parts, 0, 2).active == 17
+
+
+def test_fits_of_earlier_versions_are_read(tmp_path):
+    task, fit = next(iter(made_up({64.0: (steady(3), 0.0)}).items()))
+    folder = FitFolder(tmp_path, {"seed": 1})
+    arrays = {name: value for name, value in vars(fit).items() if name != "active"}
+    np.savez(tmp_path / f"{task.name}.npz", **arrays)
+    assert folder.load(task).active is None
+    folder.save(task, replace(fit, active=2))
+    assert folder.load(task).active == 2
+    folder.save(task, fit)
+    assert folder.load(task).active is None
 
 
 def test_standard_errors():

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from zipfile import BadZipFile
@@ -31,7 +31,7 @@ class Folder(Generic[T, F]):
     """A folder that keeps the finished fits of one call, so that another call can continue from there.
 
     A subclass sets ``kind``, what the fits are for, and ``fit_class``, the results of a fit: a dataclass of arrays and
-    numbers.
+    numbers. Fields with a default are those that fits of earlier versions lack.
 
     Arguments:
         path: the folder; made when the first fit is saved.
@@ -79,7 +79,8 @@ class Folder(Generic[T, F]):
             return None
         try:
             with np.load(io.BytesIO(path.read_bytes())) as arrays:
-                kept = {field.name: arrays[field.name] for field in fields(self.fit_class)}
+                names = [each.name for each in fields(self.fit_class) if each.default is MISSING or each.name in arrays]
+                kept = {name: arrays[name] for name in names}
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             problem = f"{path} is no whole fit of a {self.kind}: {error}"
             raise ValueError(f"{problem}; remove it to repeat the fit") from error
@@ -90,8 +91,8 @@ class Folder(Generic[T, F]):
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._check():
             files.write_json(self.path / f"{self.kind}.json", self.about)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{field.name: getattr(fit, field.name) for field in fields(self.fit_class)})
+        buffer, values = io.BytesIO(), ((each.name, getattr(fit, each.name)) for each in fields(self.fit_class))
+        np.savez_compressed(buffer, **{name: value for name, value in values if value is not None})
         files.write(buffer, self._file(task))
 
     def _file(self, task: T) -> Path:

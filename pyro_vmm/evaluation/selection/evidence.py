@@ -18,7 +18,7 @@ def evidence(fits: Mapping[Task, Fit]) -> pd.DataFrame:
     """One row per candidate, in the order of the fits, with the recommended one marked.
 
     - ``m_prior``, ``learning_rate``: the candidate;
-    - ``clusters``: the number of clusters in use;
+    - ``clusters``: the number of clusters in use, without strays;
     - ``log_px``: log p(x) of the rows held out, nats per row;
     - ``stability``: the mean of ``stability_seeds``, the agreement with the fits of other seeds, and of
       ``stability_halves``, the agreement of two fits to half of the rows each;
@@ -78,12 +78,17 @@ def _seed_error(spread: pd.Series, seeds: int) -> float:
     return float(np.sqrt(2 * spread.fillna(0.0).pow(2).mean() / seeds))
 
 
+def _active(fit: Fit) -> int:
+    """The number of clusters in use; with strays, if an earlier version kept the fit."""
+    return clustering.utilised_clusters(fit.clusters) if fit.active is None else fit.active
+
+
 def _measure(done: Mapping[tuple[int, str], Fit], seeds: Sequence[int]) -> pd.Series:
     """Means and standard deviations of one candidate."""
     whole = [done[seed, ALL] for seed in seeds]
     by_seed = pd.DataFrame(
         {
-            "clusters": [clustering.utilised_clusters(fit.clusters) for fit in whole],
+            "clusters": [_active(fit) for fit in whole],
             "log_px": [fit.log_px.mean() for fit in whole],
             "stability_seeds": clustering.mean_agreements([fit.clusters for fit in whole]),
             "stability_halves": [agreement(*(done[seed, half].clusters for half in HALVES)) for seed in seeds],

@@ -49,12 +49,14 @@ class Fit:
         log_px: importance-weighted log p(x) of the rows held out, (H,); empty for fits on halves.
         confidence: the largest probability q(c | x) of these rows, (H,); empty for fits on halves.
         seconds: the duration of the fit.
+        active: clusters in use, without strays; None for fits that earlier versions kept.
     """
 
     clusters: np.ndarray
     log_px: np.ndarray
     confidence: np.ndarray
     seconds: float
+    active: int | None = None
 
     @property
     def diverged(self) -> bool:
@@ -73,13 +75,14 @@ def do(task: Task, estimator: VMM | SingleCellVMM, X: Any, parts: Parts, seed: i
     try:
         fit_part(model, X, rows)
     except TrainingDiverged:
-        return Fit(nothing.astype(int), nothing, nothing, time.perf_counter() - started)
+        return Fit(nothing.astype(int), nothing, nothing, time.perf_counter() - started, active=0)
     log_px = confidence = nothing
     if half < 0:
         held_out = take(X, parts.held_out)
         log_px = np.asarray(model.score_samples(held_out, n_importance_samples), float)
         confidence = np.asarray(model.predict_proba(held_out).max(1), float)
-    return Fit(np.asarray(model.predict(X)), log_px, confidence, time.perf_counter() - started)
+    clusters = np.asarray(model.predict(X))
+    return Fit(clusters, log_px, confidence, time.perf_counter() - started, active=int(model.n_clusters_))
 
 
 class FitFolder(Folder[Task, Fit]):

@@ -316,6 +316,27 @@ def test_what_tells_a_selection_from_others_is_written_once_and_for_all(tmp_path
     assert FitFolder.seed(tmp_path) == 1
 
 
+def test_a_damaged_file_is_told_by_its_name(tmp_path):
+    task, fit = next(iter(made_up({64.0: (steady(3), 0.0)}).items()))
+    folder = FitFolder(tmp_path, {"seed": 1})
+    folder.save(task, replace(fit, active=3))
+    file, random = tmp_path / f"{task.name}.npz", np.random.default_rng(0)
+    whole, told = file.read_bytes(), 0
+    for place, bit in zip(random.integers(len(whole), size=500), random.integers(8, size=500), strict=True):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << bit
+        file.write_bytes(damaged)
+        try:
+            folder.load(task)
+        except ValueError as error:
+            assert str(error).startswith(f"{file} is no whole fit of a selection: ") and "\n" not in str(error)
+            told += 1
+    assert told > 250, told
+    (tmp_path / "selection.json").write_text("{")
+    with pytest.raises(ValueError, match=r"selection\.json is damaged, or no JSON"):
+        FitFolder(tmp_path, {"seed": 1})
+
+
 @pytest.mark.parametrize(
     ("settings", "arguments", "message"),
     [

@@ -5,7 +5,6 @@ import json
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -65,7 +64,7 @@ class Folder(Generic[T, F]):
     @classmethod
     def _saved(cls, path: Path) -> dict:
         about = path / f"{cls.kind}.json"
-        return json.loads(about.read_text()) if about.is_file() else {}
+        return files.read_json(about) if about.is_file() else {}
 
     @classmethod
     def seed(cls, path: str | Path) -> int | None:
@@ -81,8 +80,8 @@ class Folder(Generic[T, F]):
             with np.load(io.BytesIO(path.read_bytes())) as arrays:
                 names = [each.name for each in fields(self.fit_class) if each.default is MISSING or each.name in arrays]
                 kept = {name: arrays[name] for name in names}
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            problem = f"{path} is no whole fit of a {self.kind}: {error}"
+        except Exception as error:  # libraries raise a dozen types of a damaged file
+            problem = f"{path} is no whole fit of a {self.kind}: {files.reason(error)}"
             raise ValueError(f"{problem}; remove it to repeat the fit") from error
         return self.fit_class(**{name: value if value.ndim else value.item() for name, value in kept.items()})
 

@@ -36,8 +36,7 @@ class Curve:
     def __init__(self, model: VMM, data: Dataset, seed: int):
         shown = np.random.default_rng(seed).permutation(len(data.x))[:SCORED]
         self.model, self.x, self.labels = model, data.x[shown], data.labels[shown]
-        held_back = int(model.validation_fraction * len(data.x))
-        self.iterations = math.ceil((len(data.x) - held_back) / model.batch_size)
+        self.training_rows = len(data.x) - int(model.validation_fraction * len(data.x))
         self.rows, self.scoring = [], np.zeros(2)
         self.start = self._clocks()
 
@@ -52,7 +51,9 @@ class Curve:
         with inference_mode(vae):
             z = torch.cat([vae.encoder(rows).mean for rows in x.split(1000)])
             found = vae.cluster_probabilities(z).numpy()
-        self.add(row["epoch"] * self.iterations, begun, clustering.clustering_scores(self.labels, found))
+        # The model's own batch_size may be "auto".
+        iterations = row["epoch"] * math.ceil(self.training_rows / self.model.training_.batch_size)
+        self.add(iterations, begun, clustering.clustering_scores(self.labels, found))
         self.scoring += self._clocks() - begun
 
     def add(self, iterations: int, now: np.ndarray, scores: dict) -> None:

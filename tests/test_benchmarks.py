@@ -260,7 +260,8 @@ def test_a_level_is_reached_when_it_is_held():
     assert reached(curve, 0.8) is None and reached(curve[:2], 0.5) is None
 
 
-def test_time_to_nmi_counts_iterations_and_leaves_its_scoring_out(monkeypatch):
+@pytest.mark.parametrize("batch_size", [32, "auto"])
+def test_time_to_nmi_counts_iterations_and_leaves_its_scoring_out(batch_size, monkeypatch):
     time_to_nmi = load("time_to_nmi")
     rows, scored = np.random.RandomState(0).rand(100, 5), []
 
@@ -276,11 +277,13 @@ def test_time_to_nmi_counts_iterations_and_leaves_its_scoring_out(monkeypatch):
     clocks = Namespace(clock=0, process_time=clock, perf_counter=clock)
     monkeypatch.setattr(time_to_nmi, "time", clocks)
     monkeypatch.setattr(time_to_nmi.clustering, "clustering_scores", slow_scores)
-    model = VMM(3, 2, hidden=(4,), batch_size=32, epochs=2, validation_fraction=0.1)
+    model = VMM(3, 2, hidden=(4,), batch_size=batch_size, epochs=2, validation_fraction=0.1)
     curve = time_to_nmi.Curve(model, Dataset(rows, np.arange(100) % 3, "rows"), 0)
     model.fit(rows, callbacks=[curve])
     assert scored == [(100, 3)] * 2
-    assert [row["iterations"] for row in curve.rows] == [3, 6]
+    steps = math.ceil(90 / model.training_.batch_size)
+    assert batch_size == "auto" or steps == 3
+    assert [row["iterations"] for row in curve.rows] == [steps, 2 * steps]
     assert max(row["processor_s"] for row in curve.rows) < 50
 
 

@@ -52,7 +52,10 @@ def load(name: str):
 
 
 def scores(selection: pyro_vmm.evaluation.selection.Selection, labels: np.ndarray) -> pd.DataFrame:
-    """Means over seeds of NMI and ARI with the labels, of each candidate's fits to all rows that are not held out."""
+    """Means over seeds of NMI and ARI with the labels, of each candidate's fits to all rows that are not held out.
+
+    Fits that diverged have no clusters and are left out.
+    """
     known = ~pd.isna(labels)
     found = [
         {
@@ -61,7 +64,7 @@ def scores(selection: pyro_vmm.evaluation.selection.Selection, labels: np.ndarra
             "ari": clustering.ari(labels[known], fit.clusters[known]),
         }
         for task, fit in selection.fits.items()
-        if task.part == ALL
+        if task.part == ALL and not fit.diverged
     ]
     return pd.DataFrame(found).groupby("m_prior", sort=False).agg(["mean", "std"])
 
@@ -71,7 +74,7 @@ def choices(table: pd.DataFrame) -> dict[str, float]:
     table = table.set_index("m_prior")
     return {
         "recommended": table.index[table["recommended"]][0],
-        "the default": DEFAULT,
+        **({"the default": DEFAULT} if DEFAULT in table.index else {}),
         "likelihood alone": table["log_px"].idxmax(),
         "stability alone": table["stability"].idxmax(),
         "confidence alone": table["confidence"].idxmax(),
@@ -83,10 +86,9 @@ def section(
     name: str, selection: pyro_vmm.evaluation.selection.Selection, labels: np.ndarray, figure: str
 ) -> list[str]:
     """The page's part on one data set."""
-    scored = scores(selection, labels)
-    table = selection.table.assign(
-        **{key: scored[key, "mean"].to_numpy() for key in ("nmi", "ari")}, nmi_sd=scored["nmi", "std"].to_numpy()
-    )
+    scored, table = scores(selection, labels), selection.table[selection.table["diverged"] == 0]
+    columns = {"nmi": ("nmi", "mean"), "ari": ("ari", "mean"), "nmi_sd": ("nmi", "std")}
+    table = table.assign(**{key: table["m_prior"].map(scored[of]) for key, of in columns.items()})
     lines = ["", f"## {FILES[name]}", "", *pages.header(["choice", "m_prior", "clusters", "NMI", "ARI"])]
     of = table.set_index("m_prior")
     for choice, m_prior in choices(table).items():
@@ -118,8 +120,9 @@ def main() -> None:
             estimator, X, args.m_prior, seeds=args.seeds, folder=args.folder / name, refit=False
         )
         figure = f"select_{name}.png"
-        lines += section(name, selection, labels, figure)
-        print(*lines, sep="\n", flush=True)
+        found = section(name, selection, labels, figure)
+        lines += found
+        print(*found, sep="\n", flush=True)
         if args.out:
             plots.save(selection.plot(), args.out.with_name(figure))
     if args.out:

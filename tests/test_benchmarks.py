@@ -15,6 +15,9 @@ from scipy import sparse
 
 from pyro_vmm import VMM
 from pyro_vmm.data import Dataset
+from pyro_vmm.evaluation.selection import Selection
+from pyro_vmm.evaluation.selection.evidence import evidence
+from pyro_vmm.evaluation.selection.fits import TRAINED_ON, Fit, Task
 from pyro_vmm.runtime import files
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -297,6 +300,29 @@ def test_granularity_of_images_is_that_of_table_1_at_small_scale(real_data, name
     assert X.shape == (10_000, 28, 28) and labels.shape == (10_000,)
     shown = {"prior": "vmm", "latent_dim": latent_dim, "epochs": 100, "monitor": "val_elbo", "hyperprior": "reference"}
     assert shown.items() <= estimator.get_params().items()
+
+
+@pytest.mark.parametrize("m_priors", [(64, 128), (64, 256)])
+def test_granularity_leaves_out_what_diverged_and_a_default_that_was_not_tried(m_priors, monkeypatch, tmp_path, capsys):
+    granularity, labels = load("granularity"), np.arange(60) % 3
+
+    def select(estimator, X, m_prior, **others):
+        fits = {
+            Task(float(m), 1e-3, seed, part): Fit(labels if m in m_priors else labels[:0], np.zeros(9), np.ones(9), 1.0)
+            for seed in range(2)
+            for m in m_prior
+            for part in TRAINED_ON
+        }
+        return Selection(evidence(fits), fits)
+
+    monkeypatch.setattr(granularity, "load", lambda name: (VMM(), np.zeros((60, 2)), labels))
+    monkeypatch.setattr(granularity.pyro_vmm, "select", select)
+    command = ["granularity.py", "--files", "digits", "mnist", "--folder", str(tmp_path), "--m-prior"]
+    monkeypatch.setattr("sys.argv", [*command, "512", *map(str, m_priors)])  # 512 diverges
+    granularity.main()
+    printed = capsys.readouterr().out
+    assert printed.count("| recommended | 64 | 3.0 | 1.000 ± 0.000 | 1.000 |") == 2, "a section for each file, once"
+    assert printed.count("| the default | 256 |") == 2 * (256 in m_priors)
 
 
 # --- gpu ---

@@ -37,7 +37,7 @@ class Parts:
             seed: the seed of the draws.
 
         Raises:
-            ValueError: there are too few rows for parts of two each.
+            ValueError: there are too few rows, less than 2 held out or 4 others.
         """
         random = np.random.RandomState(seed)
         order = _by_group(np.arange(len(groups)), groups, random)
@@ -49,9 +49,10 @@ class Parts:
             order_ = _by_group(rest, groups, random)
             halves.append((np.sort(order_[::2]), np.sort(order_[1::2])))
         if chosen.sum() < 2 or len(rest) < 4:
+            halved = " and two halves of the others" if seeds else ""
             raise ValueError(
-                f"X has {len(groups)} rows, too few for held_out={held_out} of them and two halves of the others: "
-                "expected at least 2 in each part"
+                f"X has {len(groups)} rows, too few for held_out={held_out} of them{halved}: expected at least 2 held "
+                "out and 4 others"
             )
         return cls(np.sort(order[chosen]), rest, tuple(halves))
 

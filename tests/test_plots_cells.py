@@ -120,6 +120,11 @@ def counts():
     return pd.DataFrame({"one": [30, 1, 9], "two": [30, 29, 1]}, index=[0, 1, 4])
 
 
+def test_clusters_with_dollars_in_their_names_are_no_formulas(counts):
+    axes = drawn(plots.cluster_batches(counts.set_index(pd.Index(["a$_$", "$b", "c"])))).axes[0]
+    assert axes.get_xticklabels()[1].get_text() == "a\\$_\\$\n60"
+
+
 def test_bars_add_up_to_one_beside_all_cells(counts):
     axes = drawn(plots.cluster_batches(counts)).axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["all\n100", "0\n60", "1\n30", "4\n10"]

@@ -137,7 +137,8 @@ def _draw_bars(axes: Axes, positions: np.ndarray, shares: np.ndarray, colors: np
 def _label_clusters(axes: Axes, positions: np.ndarray, counts: pd.DataFrame, marked: Collection) -> None:
     crowded, sizes = len(positions) > 45, counts.sum(1)
     separator = " · " if crowded else "\n"
-    labels = [f"{name}{separator}{n}" for name, n in zip(["all", *counts.index], [sizes.sum(), *sizes], strict=True)]
+    names = ["all", *map(short_text, counts.index)]
+    labels = [f"{name}{separator}{n}" for name, n in zip(names, [sizes.sum(), *sizes], strict=True)]
     label_some(axes, positions, labels, crowded)
     axes.tick_params(axis="x", length=0)
     middle, reach = positions[[0, -1]].mean(), max(np.ptp(positions) / 2 + 0.7, 3)

@@ -25,6 +25,7 @@ from pyro_vmm.analysis import (
     unshrunken,
 )
 from pyro_vmm.analysis.abundance import ClusterCounts, moderated
+from pyro_vmm.analysis.explanation import CLUSTERS_SHOWN, Explanation
 from pyro_vmm.analysis.expression import ComparedCells
 
 N, J, V = 400, 2, 3
@@ -241,6 +242,16 @@ def test_the_summary_counts_rows_and_names_where_they_hesitate():
     in_parts = Tally(3)
     assert [in_parts.add(rows).tolist() for rows in (q[:1], q[1:3], q[3:])] == [[0], [0, 1], [1]]
     pd.testing.assert_frame_equal(in_parts.table(weights, cluster_of_component), expected)
+
+
+def test_the_text_says_how_many_clusters_it_leaves_out():
+    """They are in the order of their numbers: those left out may be the larger ones."""
+    tally = Tally(CLUSTERS_SHOWN + 3)
+    tally.add(np.eye(CLUSTERS_SHOWN + 3))
+    table = tally.table(np.ones(CLUSTERS_SHOWN + 3), np.arange(CLUSTERS_SHOWN + 3))
+    none = np.empty(0)
+    found = Explanation(table, [none] * len(table), none, none, None, pd.DataFrame())
+    assert str(found).endswith("\nand 3 more")
 
 
 def test_the_overlap_is_the_mean_probability_of_the_rows_that_each_cluster_wins():

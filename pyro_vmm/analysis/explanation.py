@@ -118,7 +118,7 @@ class Explanation:
             table[column] = table[column].map("{:.3f}".format)
         text = table[:CLUSTERS_SHOWN].reset_index().to_string(index=False)
         more = len(table) - CLUSTERS_SHOWN
-        return text + (f"\nand {more} smaller ones" if more > 0 else "")
+        return text + (f"\nand {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from pyro_vmm.analysis import (
     Population,
     Sums,
     Tally,
+    abundance,
     batch_mixing,
     changes,
     choose,
@@ -363,6 +364,13 @@ def test_expected_false_calls_of_shares_are_real_ones(donors, moved):
     assert np.mean(false) <= 0.05 + 0.05 * bool(moved)
     if moved:
         assert found / true > (0.5 if donors is None else 0.1)
+
+
+def test_logarithms_of_shares_are_computed_once(monkeypatch):
+    calls, real = [], abundance.log_shares
+    monkeypatch.setattr(abundance, "log_shares", lambda counts: calls.append(counts) or real(counts))
+    shares_compared(np.ones((1, 2, 3)), np.array([0, 1]), False, 0.5, 0.05, 0.95)
+    assert len(calls) == 1
 
 
 def test_a_cluster_of_one_cell_is_no_call():

@@ -75,8 +75,8 @@ def shares_compared(
         For each cluster ``share1``, ``share2``, ``log2_ratio`` (the posterior mean), ``log2_ratio_low``,
         ``log2_ratio_high``, ``probability``, ``expected_fdr`` and ``called``.
     """
-    logs, _ = log_shares(counts)
-    found = share_changes(counts, condition, by_sample)
+    logs, counting = log_shares(counts)
+    found = _share_changes(logs, counting, condition, by_sample)
     posterior = shrunken(found.estimate, found.error, mode=0.0, nulls=NULL_CLUSTERS)
     probability = posterior.beyond_on_a_side(delta)
     expected = expected_fdr(probability)
@@ -111,7 +111,16 @@ def share_changes(
     Arguments:
         counts, condition, by_sample: as of :func:`shares_compared`.
     """
-    logs, counting = log_shares(counts)
+    return _share_changes(*log_shares(counts), condition, by_sample)
+
+
+def _share_changes(
+    logs: np.ndarray,  # (U, K)
+    counting: np.ndarray,  # (U, K)
+    condition: np.ndarray,  # (U,)
+    by_sample: bool,
+) -> Changes:
+    """:func:`share_changes` of what :func:`log_shares` gives."""
     one, other = condition == 0, condition == 1
     estimate = logs[one].mean(0) - logs[other].mean(0)
     if not by_sample:

@@ -201,7 +201,7 @@ def fit(name: str, ours: bool, seed: int, epochs: int) -> dict:
     start = time.process_time()
     training = {**TRAINING, **case.training, **(case.alternation if ours else {})}
     if case.cls == "MULTIVI":
-        del training["early_stopping_patience"]  # it has its own, 50
+        del training["early_stopping_patience"]  # it has its own, 50 of the reconstruction loss
     model.train(max_epochs=epochs, accelerator="cpu", enable_progress_bar=False, **training)
     seconds = time.process_time() - start
     elbo = -model.history["elbo_validation"].to_numpy(float).ravel()
@@ -251,7 +251,8 @@ def page(rows: pd.DataFrame, command: str) -> str:
         "",
         f"`{command}`: means over seeds. NMI and ARI are of the model's own clusters, NMI Leiden is of Leiden's at",
         "resolution 1 on the embedding. ELBO is that of held-back cells at the end of training, in nats a cell.",
-        "Training stops after 45 epochs without a better one. Neither has a warm-up of the KL divergence.",
+        "Training stops after 45 epochs without a better one; MULTIVI's after 50 without a better reconstruction loss.",
+        "Neither has a warm-up of the KL divergence.",
         "",
         "| data | class | prior | seeds | " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * (4 + len(COLUMNS)),

@@ -99,7 +99,7 @@ ARTEFACTS = {
             Column("accuracy_by_exemplar", "accuracy (exemplar)"),
             Column("NMI", "NMI"),
             Column("ARI", "ARI"),
-            Column("batch mixing", "batch mixing"),
+            Column("batch mixing", "batch entropy in clusters"),
         ),
         {name: title for name, title in cells.TITLES.items() if name in ("vamp", "gmm", "vmm")},
         note=f"{TABLE_3} Its accuracy is that by exemplar, which the runs of cells do not measure.",

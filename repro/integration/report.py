@@ -7,7 +7,7 @@ import numpy as np
 from anndata import AnnData
 
 from repro import pages
-from repro.integration.scores import CLUSTER_SCORES, EMBEDDING_SCORES, batch_mixing
+from repro.integration.scores import CLUSTER_SCORES, EMBEDDING_SCORES, batch_entropy
 from repro.statistics import best, mean_std
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # The columns without a marked best, and the formats of their numbers.
 PLAIN = {"clusters": (".1f", ".1f")}
+# The columns that have another heading than their name in the records.
+HEADINGS = {"batch mixing": "batch entropy in clusters"}
 COSTS = ("validation ELBO", "at its best", "epochs", "seconds", "cells/s", "MB", "MB before the fit")
 NUMBERS = ("val_elbo", "best_val_elbo", "epochs", "n_train", "seconds", "training_seconds", "peak_mb", "start_mb")
 MARKS = (
@@ -51,7 +53,7 @@ def score_table(records: Mapping[str, Sequence[dict]]) -> list[str]:
     }
     values = {column: samples for column, samples in values.items() if has_numbers(samples)}
     marked = {column: set() if column in PLAIN else best(samples) for column, samples in values.items()}
-    lines = pages.header(["method", "seeds", *values])
+    lines = pages.header(["method", "seeds", *(HEADINGS.get(column, column) for column in values)])
     for title, runs in records.items():
         cells = [mean_std(values[c][title], *PLAIN.get(c, (".3f", ".3f"))) for c in values]
         cells = [f"**{cell}**" if title in marked[c] else cell for c, cell in zip(values, cells, strict=True)]
@@ -85,7 +87,7 @@ def about(adata: AnnData, records: Mapping[str, Sequence[dict]]) -> str:
     types, batches = adata.obs["cell_type"], adata.obs["batch"]
     counts = f"{adata.n_obs:,} cells, {adata.n_vars:,} genes, {batches.nunique()} batches, {types.nunique()} types."
     if batches.nunique() > 1:
-        counts += f" The types themselves have a batch mixing of {batch_mixing(batches, types):.3f}."
+        counts += f" The types themselves have a batch entropy of {batch_entropy(batches, types):.3f}."
     every = [run for runs in records.values() for run in runs]
     machines = {f"{run['machine']}; {_listed(run['versions'])}." for run in every}
     changed = {f"Not the defaults, but {_listed(run['options'])}." for run in every if run["options"]}

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 NAN = float("nan")
 # The names of the scores, in the order of the tables.
-CLUSTER_SCORES = ("clusters", "accuracy", "NMI", "ARI", "batch mixing")
+CLUSTER_SCORES = ("clusters", "accuracy", "NMI", "ARI", "batch mixing")  # the last as records of finished runs have it
 EMBEDDING_SCORES = ("NMI Leiden", "NMI k-means", "scib batch", "scib bio", "scib total")
 
 
@@ -44,11 +44,11 @@ def cluster_scores(types: ArrayLike, batches: ArrayLike, clusters: ArrayLike | N
         "accuracy": clustering.accuracy_by_majority(types, clusters),
         "NMI": clustering.nmi(types, clusters),
         "ARI": clustering.ari(types, clusters),
-        "batch mixing": batch_mixing(batches, clusters),
+        "batch mixing": batch_entropy(batches, clusters),
     }
 
 
-def batch_mixing(batches: ArrayLike, clusters: ArrayLike) -> float:
+def batch_entropy(batches: ArrayLike, clusters: ArrayLike) -> float:
     """H(batch | cluster) / H(batch): the batch's entropy inside clusters, weighted by size, over that in all cells.
 
     It is 1 if every cluster has the proportions of the whole, 0 if each is of one batch; NaN for a single batch.

@@ -13,7 +13,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_vmm import VMM
+from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.data import Dataset
 from pyro_vmm.evaluation.selection import Selection
 from pyro_vmm.evaluation.selection.evidence import evidence
@@ -97,6 +97,18 @@ def test_recorded_steps_are_timed_beside_steps(monkeypatch):
     assert recorded.line("few", {"by steps": [2.0, 4.0, 9.0], "recorded": [1.0, 2.0, 3.0]}) == (
         "| few | 4.00 | 2.00 | 2.00 | 1.00 | 0.50 |"
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_memory_of_explain_is_measured_on_a_file(tmp_path):
+    explain = load("explain")
+    adata, _ = explain.simulate(150, 20)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    model = SingleCellVMM("batch", n_components=3, latent_dim=2, hidden=(8,), epochs=1, random_state=0).fit(adata)
+    model.save(tmp_path / "model.pt")
+    found = explain.measure(tmp_path / "cells.h5ad", tmp_path / "model.pt")
+    assert len(found["seconds"]) == 2 and min(found["seconds"]) > 0
+    assert len(found["peaks"]) == 3 and 0 < found["peaks"][0] <= found["peaks"][1] <= found["peaks"][2]
 
 
 def test_epochs_of_scvi_tools_models_are_told_by_their_ratios():

@@ -1,4 +1,6 @@
-"""The default command's fit of scikit-learn's digits over seeds, beside baselines, some with the number of classes.
+"""The default command on scikit-learn's digits, over seeds, beside baselines.
+
+Some baselines are given the number of classes.
 
     python benchmarks/digits.py --out benchmarks/results/digits.md
 

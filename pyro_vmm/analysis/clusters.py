@@ -37,7 +37,7 @@ class Tally:
     def overlap(self) -> pd.DataFrame:
         """The mean q(c' | x) over the rows that each cluster c wins, (K', K'), of the K' clusters that win a row.
 
-        Rows are c and columns c'. A row adds up to one, less what clusters have that win no row.
+        Rows are c and columns c'. A row adds up to one, minus the probability of clusters that win no row.
         """
         present = np.flatnonzero(self._won)
         mean = self._q[np.ix_(present, present)] / self._won[present, None]

@@ -14,7 +14,7 @@ from pyro_vmm.estimators.prior_settings import listed, unused
 from pyro_vmm.evaluation import clustering
 from pyro_vmm.evaluation.comparison.fits import Fit, FitFolder, Task, do, mark
 from pyro_vmm.evaluation.comparison.result import Comparison, compared
-from pyro_vmm.evaluation.fitting.data import check_judged, checked, description, knowing_categories
+from pyro_vmm.evaluation.fitting.data import check_judged, checked, description, with_categories
 from pyro_vmm.evaluation.fitting.loop import check_jobs, run
 from pyro_vmm.evaluation.fitting.parts import Parts, row_groups
 from pyro_vmm.priors import Prior, prior_class
@@ -73,7 +73,7 @@ def compare(
     X = checked(estimator.with_prior(next(iter(named.values()))), X, whole=False)
     if y is not None:
         y = _labels(y, _rows(estimator, X))
-    estimator = knowing_categories(estimator, X)
+    estimator = with_categories(estimator, X)
     Parts.draw(row_groups(estimator, X), held_out, 0, 0)  # it checks that there are enough rows
     tasks = [Task(name, seed, mark(prior)) for seed in seeds for name, prior in named.items()]
     fits = _run(tasks, named, estimator, X, held_out, n_importance_samples, folder, n_jobs)

@@ -19,7 +19,7 @@ from pyro_vmm.likelihoods import Likelihood, likelihood_class, of_counts
 from pyro_vmm.runtime import finite
 
 # Parameters that do not change a fit, and the seed.
-_OF_NO_MATTER = ("progress", "device", "capture", "checkpoint_every", "random_state")
+_WITHOUT_EFFECT = ("progress", "device", "capture", "checkpoint_every", "random_state")
 
 
 def check_judged(estimator: Estimator, held_out: float, kind: str) -> None:
@@ -43,7 +43,7 @@ def checked(estimator: VMM | SingleCellVMM, X: Any, whole: bool) -> Any:
     return X
 
 
-def knowing_categories(estimator: VMM | SingleCellVMM, X: Any) -> VMM | SingleCellVMM:
+def with_categories(estimator: VMM | SingleCellVMM, X: Any) -> VMM | SingleCellVMM:
     """An estimator with the number of categories of X, as a part of the rows may lack one that others have."""
     options, likelihood = estimator.likelihood_options or {}, estimator.likelihood
     if isinstance(estimator, SingleCellVMM) or not isinstance(options, dict):  # the fit refuses other options
@@ -68,7 +68,7 @@ def fit_part(model: VMM | SingleCellVMM, X: Any, rows: np.ndarray) -> None:
 def description(estimator: VMM | SingleCellVMM, X: Any, varied: Sequence[str]) -> dict:
     """Plain values that identify the fits of this estimator to X; ``varied`` are parameters that fits vary."""
     params = estimator.configuration()
-    params = {name: value for name, value in params.items() if name not in (*_OF_NO_MATTER, *varied)}
+    params = {name: value for name, value in params.items() if name not in (*_WITHOUT_EFFECT, *varied)}
     return {**params, **_fingerprint(estimator, X)}
 
 

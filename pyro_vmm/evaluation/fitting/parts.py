@@ -85,7 +85,10 @@ def take(X: Any, rows: np.ndarray) -> Any:
 
 
 def take_to_train(estimator: VMM | SingleCellVMM, X: Any, rows: np.ndarray) -> Any:
-    """:func:`take`, but for counts of cells without genes that none of them expresses: they teach a model nothing."""
+    """The rows to train on.
+
+    Of counts, genes that none of these rows expresses are left out: they teach a model nothing.
+    """
     part = take(X, rows)
     if not (isinstance(estimator, SingleCellVMM) and of_counts(estimator.likelihood, estimator.likelihood_options)):
         return part

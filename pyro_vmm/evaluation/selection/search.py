@@ -10,7 +10,7 @@ from sklearn.utils import check_random_state
 
 from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.estimators.base import Estimator
-from pyro_vmm.evaluation.fitting.data import check_judged, checked, knowing_categories
+from pyro_vmm.evaluation.fitting.data import check_judged, checked, with_categories
 from pyro_vmm.evaluation.fitting.loop import check_jobs, run
 from pyro_vmm.evaluation.fitting.parts import Parts, row_groups
 from pyro_vmm.evaluation.selection.evidence import evidence
@@ -72,7 +72,7 @@ def select(
     if estimator.training is not None:
         estimator._check_parameters()
         estimator = estimator.with_single_settings()
-    estimator = knowing_categories(estimator, X)
+    estimator = with_categories(estimator, X)
     fits = _run(_tasks(m_prior, rates, seeds), estimator, X, held_out, seeds, n_importance_samples, folder, n_jobs)
     selection = Selection(evidence(fits), fits)
     if refit:

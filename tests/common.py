@@ -1,7 +1,7 @@
 """What several files of tests need besides fixtures: small models of every prior, small data, and comparisons."""
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from pyro_vmm.networks import Decoder, GaussianEncoder, lower_cholesky, mlp
 from pyro_vmm.priors import PRIORS, Prior, VampMixture
 from pyro_vmm.priors.pseudo_inputs import Centres, PseudoInputs, as_pseudo_inputs
 from pyro_vmm.runtime.cuda_graphs import as_recorded
-from pyro_vmm.runtime.recorder import Outputs, Replay, Step
+from pyro_vmm.runtime.recorder import Outputs
 from repro.runs import Folder, Run
 
 #: Of the model that :func:`build` makes: features, latent dimensions and components.
@@ -265,23 +265,23 @@ class Reruns:
     follows_rates = False
     to_be_proven = False
 
-    def rehearse(self, step: Step, x: Tensor) -> Outputs:
+    def rehearse(self, run, x) -> Outputs:
         with as_recorded():
-            return step(x)
+            return run(*x)
 
-    def record(self, step: Step, x: Tensor, groups: Sequence[dict]) -> tuple[Outputs, Replay]:
+    def record(self, run, x, groups, parameters=()):
         outputs: list[Tensor] = []
 
-        def replay() -> Outputs:
+        def replay(*x) -> Outputs:
             with as_recorded():
-                values = step(x)
+                values = run(*x)
             if not outputs:
                 outputs.extend(value.clone() for value in values)
             for output, value in zip(outputs, values, strict=True):
                 output.copy_(value)
             return tuple(outputs)
 
-        return replay(), replay
+        return replay(*x), replay
 
 
 def same_but_seconds(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:

@@ -5,6 +5,7 @@ on the same tensors. The tests marked ``cuda`` are the same ones with CUDA graph
 """
 
 import common
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -36,7 +37,7 @@ class Counted(Reruns):
             raise RuntimeError("called a synchronizing CUDA operation")
         return outputs
 
-    def record(self, step, x, groups):
+    def record(self, step, x, groups, parameters=()):
         self.recordings += 1
         if self.fails == "recording":
             message = "operation not permitted when stream is capturing\nand more"
@@ -201,7 +202,14 @@ def smaller_prior(steps: Steps) -> None:
     steps.prior_optimizer = torch.optim.Adam(steps.prior, 1e-2)
 
 
-@pytest.mark.parametrize("change", [learning_rate, granularity, moments, parameters, mode, smaller_prior])
+def hook(steps: Steps) -> None:
+    steps.vae.decoder.register_forward_hook(lambda module, args, out: 0.5 * out)
+
+
+CHANGES = [learning_rate, granularity, moments, parameters, mode, smaller_prior, hook]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_seen_on_refreshing(change):
     steps, recorder = recorded()
     for _ in range(3):
@@ -216,14 +224,41 @@ def test_a_change_is_seen_on_refreshing(change):
     assert (recorder.rehearsals, recorder.recordings) == (2, 2)
 
 
-def test_training_sees_what_a_callback_changes():
-    def anneal(row, vae):
-        vae.prior.m_prior = 100.0 / row["epoch"]
+def test_what_a_list_holds_and_an_object_at_an_old_address_are_seen_on_refreshing():
+    steps, recorder = recorded()
 
+    def again() -> int:
+        before = recorder.recordings
+        steps.iterate.refresh()
+        for _ in range(3):
+            steps.iterate(data(16))
+        return recorder.recordings - before
+
+    steps.vae.numbers, steps.vae.thing = [1.0, {"two": 2.0}], np.float32(1)
+    assert again() == 1 and again() == 0
+    steps.vae.numbers[1]["two"] = 3.0
+    assert again() == 1
+    for i in range(4):  # Python gives a new object the address of one that is gone
+        steps.vae.thing = None
+        steps.vae.thing = np.float32(i)
+        assert again() == 1
+
+
+def anneal(row, vae):
+    vae.prior.m_prior = 100.0 / row["epoch"]
+
+
+def halve(row, vae):
+    if row["epoch"] == 2:
+        vae.decoder.register_forward_hook(lambda module, args, out: 0.5 * out)
+
+
+@pytest.mark.parametrize("callback", [anneal, halve])
+def test_training_sees_what_a_callback_changes(callback):
     runs = []
     for recorder in (None, Counted()):
         found = trainer(build(), recorder)
-        found.fit(data(), callbacks=[anneal], progress=False)
+        found.fit(data(), callbacks=[callback], progress=False)
         runs.append(everything(found))
     assert_alike(*runs)
     assert recorder.recordings > 2
@@ -280,7 +315,7 @@ def test_who_insists_gets_an_error_and_the_state_before():
     vae = build("vmm", noisy).train()
     recorder = Counted("rehearsal")
     steps = Steps(vae, config(capture=False))
-    captured = Captured(steps.iteration, vae, lambda: [steps.network_optimizer], recorder, "raise")
+    captured = Captured(steps.iteration, vae, recorder, lambda: [steps.network_optimizer], vae, "raise")
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     random_numbers = torch.get_rng_state()
     with pytest.raises(RuntimeError, match=r"can't be recorded: .* capture='auto' trains eagerly"):

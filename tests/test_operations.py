@@ -34,9 +34,9 @@ def replays(monkeypatch):
     counted = []
     replay = operations._Tape.replay
 
-    def counting(tape, outputs):
-        run = replay(tape, outputs)
-        return lambda: (counted.append(None), run())[1]
+    def counting(tape, *given):
+        run = replay(tape, *given)
+        return lambda *x: (counted.append(None), run(*x))[1]
 
     monkeypatch.setattr(operations._Tape, "replay", counting)
     return counted
@@ -55,7 +55,7 @@ def plain_function(step, changes=()):
         optimizer.step()
         return (loss.detach(),)
 
-    return module, optimizer, Captured(iteration, module, lambda: [optimizer], Operations(1), "warn"), iteration
+    return module, optimizer, Captured(iteration, module, Operations(1), lambda: [optimizer], module, "warn"), iteration
 
 
 # The numbers
@@ -234,7 +234,7 @@ def numbered(module, x):
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (counter(), "gives other numbers than the step"),
+        (counter(), "gives other numbers"),
         (masked, r"the size of what aten::(nonzero|index.Tensor)\(?.* returns depends on values"),
         (numbered, "aten::_local_scalar_dense takes a number out of a tensor"),
     ],
@@ -293,7 +293,7 @@ def test_an_optimiser_that_is_not_fused_is_refused():
         optimizer.step()
         return (loss.detach(),)
 
-    captured = Captured(iteration, module, lambda: [optimizer], Operations(1), "raise")
+    captured = Captured(iteration, module, Operations(1), lambda: [optimizer], module, "raise")
     captured(torch.ones(3, 2))
     with pytest.raises(RuntimeError, match="can't be recorded: an optimiser is not a fused Adam"):
         captured(torch.ones(3, 2))
@@ -358,8 +358,8 @@ import sys, torch
 from torch import nn
 from pyro_vmm.runtime.operations import Operations
 module = nn.Linear(2, 1)
-_, replay = Operations().record(lambda x: (module(x).detach(),), torch.ones(3, 2), [])
-assert torch.equal(replay()[0], module(torch.ones(3, 2)))
+_, replay = Operations().record(lambda x: (module(x).detach(),), (torch.ones(3, 2),), [])
+assert torch.equal(replay(torch.ones(3, 2))[0], module(torch.ones(3, 2)))
 assert "torch._dynamo" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -68,7 +68,8 @@ class Steps:
             changes: the part of the model whose tensors it changes; None for all of it.
         """
         otherwise = "raise" if self.config.capture is True else "warn" if self.config.capture == "auto" else "run"
-        return Captured(step, self.vae, self._optimizers, self.recorder, otherwise, changes)
+        changes = self.vae if changes is None else changes
+        return Captured(step, self.vae, self.recorder, self._optimizers, changes, otherwise)
 
     def _optimizers(self) -> list[torch.optim.Adam]:
         """The optimisers of the steps that have parameters to train."""

@@ -1,4 +1,4 @@
-"""A training step that is recorded once and then replayed: Python and Pyro run once, not at every step.
+"""A training step or a function that is recorded once and then replayed: Python and Pyro run once, not at every call.
 
 On a CPU :mod:`~pyro_vmm.runtime.operations` records. On a GPU CUDA graphs do: that is experimental, has never run on
 one yet, and is off unless ``capture`` asks for it.
@@ -10,15 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.randomness import rng_state, set_rng_state
-from pyro_vmm.runtime.recorder import Outputs, Recorder, Replay, Step
+from pyro_vmm.runtime.recorder import Outputs, Recorder, Run
 
 # An epoch has two shapes of minibatch: full ones, and the last. Without a limit, ever new shapes would record forever.
 MOST_SHAPES = 4
@@ -27,7 +28,7 @@ LIBRARIES = tuple(folder for module in (torch, pyro) for folder in module.__path
 
 
 class _State(NamedTuple):
-    """Copies of all that a step changes: of tensors, of the optimisers' moments, and of the random numbers' state."""
+    """Copies of all that a run changes: of tensors, of the optimisers' moments, and of the random numbers' state."""
 
     tensors: list[tuple[Tensor, Tensor]]
     moments: list[dict[Tensor, dict[str, tuple[Tensor, Tensor]]]]
@@ -35,72 +36,68 @@ class _State(NamedTuple):
 
 
 class Captured:
-    """A training step, recorded for each shape of minibatch and replayed from then on.
+    """A training step, or a differentiable function, recorded for each shape of its arguments and then replayed.
 
-    The first minibatches of a shape, as many as the recorder's ``patience``, run eagerly. They are rehearsals: they
-    make what is made lazily (Adam's moments, the workspaces of cuBLAS), and find what can't be recorded while it can
-    still be undone. The step is recorded at the next minibatch. At the one after it a recorder may ask for a proof: the
-    recording is replayed, all is undone, the step runs eagerly, and both must have done the same, bit for bit. From
-    then on the recording is replayed. So the step trains on no minibatch twice, and the numbers, random ones included,
-    are those of the eager step. The short last minibatch has its own recording: on a GPU it would take as long as ten
-    full ones without.
+    The first calls of a shape, as many as the recorder's ``patience``, run eagerly. They are rehearsals: they make what
+    is made lazily (Adam's moments, the workspaces of cuBLAS), and find what can't be recorded while it can still be
+    undone. The next call is recorded. At the one after it a recorder may ask for a proof: the recording is replayed,
+    all is undone, the step runs eagerly, and both must have done the same, bit for bit, gradients included. From then
+    on the recording is replayed. So a step trains on no minibatch twice, and the numbers, random ones included, are
+    those of the eager step. The short last minibatch has its own recording: on a GPU it would take as long as ten full
+    ones without.
 
-    A recording knows tensors by their addresses and numbers by their values: call :meth:`refresh` after a change.
+    A recording knows tensors by their addresses and numbers by their values: call :meth:`refresh` after a change. It
+    does not notice another tensor in a plain attribute, which may be an output: let an input be a buffer.
 
-    A step that can't be recorded runs eagerly.
+    What can't be recorded runs eagerly.
 
     Arguments:
-        step: minibatch (M, ...) -> tensors. It changes only the module's tensors, the optimisers' states, and the state
-            of torch's random numbers.
-        module: the module that it trains.
+        run: tensors -> tensors. A step trains: it changes tensors of ``changes`` and the states of the optimisers. A
+            function changes none; its first result has gradients, by its first argument and the module's parameters.
+            Either may draw random numbers of torch.
+        module: the module that it uses.
+        recorder: records it; None for what always runs eagerly.
         optimizers: returns the optimisers that it uses at present.
-        recorder: records the step; None for a step that always runs eagerly.
-        otherwise: what to do if the step can't be recorded: run it eagerly ("run"), warn of that ("warn"), or raise
+        changes: the part of the module whose tensors it changes; None for no part. Its tensors are copied while a
+            recording is made and proven.
+        otherwise: what to do if it can't be recorded: run it eagerly ("run"), warn of that ("warn"), or raise
             ``RuntimeError`` ("raise").
-        changes: the part of the module whose tensors the step changes; None for all of it. Its tensors are copied
-            while a recording is made and proven.
 
     Attributes:
-        obstacle: why the step runs eagerly although it should be recorded; None if it doesn't.
+        obstacle: why it runs eagerly although it should be recorded; None if it doesn't.
     """
 
     def __init__(
         self,
-        step: Step,
+        run: Run,
         module: nn.Module,
-        optimizers: Callable[[], Sequence[torch.optim.Optimizer]],
         recorder: Recorder | None,
-        otherwise: Literal["run", "warn", "raise"] = "warn",
+        optimizers: Callable[[], Sequence[torch.optim.Optimizer]] = tuple,
         changes: nn.Module | None = None,
+        otherwise: Literal["run", "warn", "raise"] = "run",
     ):
-        self.step, self.module, self.optimizers = step, module, optimizers
-        self.recorder, self.otherwise, self.obstacle = recorder, otherwise, None
-        self.changes = module if changes is None else changes
-        self._inputs: dict[tuple, Tensor] = {}
+        self.run, self.module, self.recorder, self.optimizers = run, module, recorder, optimizers
+        self.changes = nn.Identity() if changes is None else changes
+        self.otherwise = otherwise
+        self.obstacle: str | None = None
         self._seen: Counter[tuple] = Counter()
-        self._replays: dict[tuple, Replay] = {}
+        self._replays: dict[tuple, Run] = {}
         self._proven: set[tuple] = set()
         self._known: list = []
 
-    def __call__(self, x: Tensor) -> Outputs:
-        """One step on a minibatch (M, ...); the tensors returned hold until the next call."""
-        recorder = self.recorder
-        if recorder is None or self.obstacle is not None:
-            return self.step(x)
-        shape = (*x.shape, x.dtype)
-        if shape not in self._seen and len(self._seen) == MOST_SHAPES:
-            return self.step(x)
-        self._seen[shape] += 1
-        if self._seen[shape] <= recorder.patience:
-            return self._try(x, lambda _: recorder.rehearse(self.step, x)) if recorder.rehearses else self.step(x)
-        if shape not in self._inputs:
-            self._inputs[shape] = x.clone()
-        self._inputs[shape].copy_(x)
-        if shape not in self._replays:
-            return self._try(x, lambda _: self._record(recorder, shape))
-        if recorder.to_be_proven and shape not in self._proven:
-            return self._try(x, lambda before: self._prove(shape, before))
-        return self._replays[shape]()
+    def __call__(self, *x: Tensor) -> Outputs:
+        """Run on these arguments; the tensors returned hold until the next call."""
+        if self.recorder is None or self.obstacle is not None:
+            return self.run(*x)
+        form = tuple((each.shape, each.stride(), each.dtype, each.requires_grad) for each in x)
+        if form in self._proven:
+            return self._replays[form](*x)
+        if form not in self._seen and len(self._seen) == MOST_SHAPES:
+            return self.run(*x)
+        self._seen[form] += 1
+        if self._seen[form] > self.recorder.patience:
+            return self._try(self._prove if form in self._replays else self._record, form, x)
+        return self._try(self._rehearse, form, x) if self.recorder.rehearses else self.run(*x)
 
     def refresh(self) -> None:
         """Forget the recordings if a tensor has been replaced, or a number changed, since they were made."""
@@ -110,52 +107,73 @@ class Captured:
     def reset(self) -> None:
         """Forget the recordings, and free their memory."""
         if self._seen:
-            self._inputs.clear()
             self._seen.clear()
             self._replays.clear()
             self._proven.clear()
             for optimizer in self.optimizers():
                 optimizer.zero_grad(set_to_none=True)  # gradients lie in the memory of a recording
 
-    def _record(self, recorder: Recorder, shape: tuple) -> Outputs:
+    def _rehearse(self, recorder: Recorder, form: tuple, x: Outputs, before: _State) -> Outputs:
+        return recorder.rehearse(self.run, x)
+
+    def _record(self, recorder: Recorder, form: tuple, x: Outputs, before: _State) -> Outputs:
         groups = [group for optimizer in self.optimizers() for group in optimizer.param_groups]
-        outputs, self._replays[shape] = recorder.record(self.step, self._inputs[shape], groups)
+        outputs, self._replays[form] = recorder.record(self.run, x, groups, self._parameters())
         self._known = self._fingerprint()
-        return outputs
-
-    def _prove(self, shape: tuple, before: _State) -> Outputs:
-        """Repeat the step by its recording, and run it from the same state; ``RuntimeError`` if they do not agree."""
-        outputs = self._replays[shape]()
-        repeated = [tensor.clone() for tensor in (*outputs, *self._changed())]
-        self._restore(before)
-        outputs = self.step(self._inputs[shape])
-        if not all(map(same, repeated, (*outputs, *self._changed()))):
-            raise RuntimeError("a recorded step gives other numbers than the step")
-        self._proven.add(shape)
-        return outputs
-
-    def _try(self, x: Tensor, what: Callable[[_State], Outputs]) -> Outputs:
-        """Rehearse, record or prove; if that fails, restore the earlier state and run the step eagerly."""
-        before = self._state()
-        try:
-            return what(before)
-        except RuntimeError as error:
-            self._restore(before)
-            self.reset()
-            reason = f"the training step can't be recorded: {describe(error)}"
-            if self.otherwise == "raise":
-                raise RuntimeError(f"{reason}. capture='auto' trains eagerly then") from error
-            outputs = self.step(x)  # its own errors have nothing to do with recording
-            self.obstacle = reason
-            if self.otherwise == "warn":
-                warnings.warn(f"{reason}. It runs eagerly, which is slower; capture=False does not warn", stacklevel=4)
+        if not recorder.to_be_proven:
+            self._proven.add(form)
+        if outputs is not None:
             return outputs
+        self._restore(before)
+        return self.run(*x)
+
+    def _prove(self, recorder: Recorder, form: tuple, x: Outputs, before: _State) -> Outputs:
+        """Replay the recording, and run from the same state; ``RuntimeError`` if they do not agree."""
+        found = []
+        for run in (self._replays[form], self.run):
+            self._restore(before)
+            outputs = run(*x)
+            found.append([each.clone() for each in (*outputs, *self._gradients(outputs, x), *self._changed())])
+        if len(found[0]) != len(found[1]) or not all(map(same, *found)):
+            raise RuntimeError("a recording gives other numbers than what it records")
+        self._proven.add(form)
+        return outputs
+
+    def _try(self, what: Callable[..., Outputs], form: tuple, x: Outputs) -> Outputs:
+        """Rehearse, record or prove; if that fails, restore the earlier state and run eagerly."""
+        with exclusive():
+            before = self._state()
+            try:
+                return what(self.recorder, form, x, before)
+            except RuntimeError as error:
+                self._restore(before)
+                self.reset()
+                reason = f"the training step can't be recorded: {describe(error)}"
+                if self.otherwise == "raise":
+                    raise RuntimeError(f"{reason}. capture='auto' trains eagerly then") from error
+                outputs = self.run(*x)  # its own errors have nothing to do with recording
+                self.obstacle = reason
+                if self.otherwise == "warn":
+                    message = f"{reason}. It runs eagerly, which is slower; capture=False does not warn"
+                    warnings.warn(message, stacklevel=3)
+                return outputs
 
     def _device(self) -> torch.device:
         return next(iter(_tensors(self.module))).device
 
+    def _parameters(self) -> list[Tensor]:
+        return [each for each in self.module.parameters() if each.requires_grad]
+
+    def _gradients(self, outputs: Outputs, x: Outputs) -> list[Tensor]:
+        """The gradients of a function's first result, weighted by any numbers; none of a step."""
+        if not outputs[0].requires_grad:
+            return []
+        inputs, weights = [x[0], *self._parameters()], outputs[0].detach()
+        found = torch.autograd.grad(outputs[0], inputs, weights, retain_graph=True, allow_unused=True)
+        return [each for each in found if each is not None]
+
     def _changed(self) -> list[Tensor]:
-        """All that a step changes."""
+        """All that a run changes."""
         states = [state for optimizer in self.optimizers() for state in optimizer.state.values()]
         moments = [value for state in states for value in state.values()]
         return [*_tensors(self.changes), *moments, *rng_state(self._device()).values()]
@@ -180,25 +198,41 @@ class Captured:
         set_rng_state(state.random_numbers, self._device())
 
     def _fingerprint(self) -> list:
-        """All that a recording fixes: addresses, numbers, and the objects that are attributes of each module."""
+        """All that a recording fixes: addresses, numbers, and the attributes of each module."""
         tensors, numbers = list(_tensors(self.module)), []
         left = {"params", "lr"} if self.recorder is not None and self.recorder.follows_rates else {"params"}
         for optimizer in self.optimizers():
             tensors += [value for state in optimizer.state.values() for value in state.values()]
             numbers += [value for group in optimizer.param_groups for name, value in group.items() if name not in left]
-        return [tensor.data_ptr() for tensor in tensors] + numbers + attributes(self.module)
+        attributes = [_comparable(value) for each in self.module.modules() for value in vars(each).values()]
+        return [(tensor.data_ptr(), tensor.requires_grad) for tensor in tensors] + numbers + attributes
+
+
+class _Same:
+    """An object that equals itself alone; it lives as long as this, so that no other one gets its address."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    __hash__ = None
+
+
+def _comparable(value: Any) -> Any:
+    """An attribute to compare: numbers and texts by value, lists and dicts by what they hold, the rest by identity."""
+    if isinstance(value, Tensor | Distribution):
+        return None  # a module may keep its last output
+    if isinstance(value, dict):
+        return [(name, _comparable(each)) for name, each in value.items()]
+    if isinstance(value, list | tuple):
+        return [_comparable(each) for each in value]
+    return value if isinstance(value, bool | int | float | str) else _Same(value)
 
 
 def _tensors(module: nn.Module) -> Iterable[Tensor]:
     return chain(module.parameters(), module.buffers())
-
-
-def attributes(module: nn.Module) -> list:
-    """The attributes of a module and its submodules: numbers and texts, and the identities of other objects."""
-    values = [value for each in module.modules() for value in vars(each).values()]
-    # A module may keep its last output.
-    values = [value for value in values if not isinstance(value, Tensor | Distribution)]
-    return [value if isinstance(value, bool | int | float | str) else id(value) for value in values]
 
 
 def same(one: Tensor, other: Tensor) -> bool:

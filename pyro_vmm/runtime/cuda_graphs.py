@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyro_vmm.runtime.recorder import Outputs, Replay, Step
+from pyro_vmm.runtime.recorder import Outputs, Run
 
 
 class CudaGraphs:
@@ -35,35 +35,40 @@ class CudaGraphs:
         # belongs to the stream of the rehearsal.
         self.stream = torch.cuda.Stream(device)
 
-    def rehearse(self, step: Step, x: Tensor) -> Outputs:
+    def rehearse(self, run: Run, x: Outputs) -> Outputs:
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         try:
             # A wait for the device has to raise here: in a recording it would break more than the recording.
             with torch.cuda.stream(self.stream), as_recorded(), no_waiting():
-                return step(x)
+                return run(*x)
         finally:
             current.wait_stream(self.stream)
 
-    def record(self, step: Step, x: Tensor, groups: Sequence[dict]) -> tuple[Outputs, Replay]:
+    def record(
+        self, run: Run, x: Outputs, groups: Sequence[dict], parameters: Sequence[Tensor] = ()
+    ) -> tuple[Outputs, Run]:
         gc.collect()  # during a recording it might free memory that another stream still uses
+        held = [each.clone() for each in x]  # a graph reads its arguments from fixed places
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream), as_recorded(), _capturable(groups):
             # Other threads, which may be reading ahead, continue.
             graph.capture_begin(capture_error_mode="thread_local")
             try:
-                outputs = step(x)
+                outputs = run(*held)
                 graph.capture_end()
             except BaseException:
                 self._abandon(graph)
                 raise
 
-        def replay() -> Outputs:
+        def replay(*x: Tensor) -> Outputs:
+            for place, value in zip(held, x, strict=True):
+                place.copy_(value)
             graph.replay()
             return outputs
 
-        return replay(), replay  # recording has computed nothing
+        return replay(*x), replay  # recording has computed nothing
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
         """End a recording that failed, and leave the device's random numbers usable."""

@@ -4,11 +4,11 @@ A step of small networks spends a third of its time on Pyro's messages, on distr
 autograd's bookkeeping. All of that comes to the same list of torch's operations at every step. The list is noted once,
 shortened (:mod:`~pyro_vmm.runtime.program`) and repeated: the numbers are those of the step, bit for bit.
 
-So is a differentiable function in the loss of another package, see :mod:`~pyro_vmm.runtime.repeated`.
+So is a differentiable function in the loss of another package, see :mod:`~pyro_vmm.runtime.passes`.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -23,9 +23,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pyro_vmm.runtime.passes import Passes
 from pyro_vmm.runtime.program import Call, Name, Program, Text, names_in, variable
-from pyro_vmm.runtime.recorder import Outputs, Replay, Step
-from pyro_vmm.runtime.repeated import Function, Passes
+from pyro_vmm.runtime.recorder import Outputs, Run
 
 aten = torch.ops.aten
 _PLAIN = (bool, int, float, str, type(None))
@@ -63,30 +63,22 @@ class Operations:
     def __init__(self, patience: int = PATIENCE):
         self.patience = patience
 
-    def rehearse(self, step: Step, x: Tensor) -> Outputs:
-        return step(x)
+    def rehearse(self, run: Run, x: Outputs) -> Outputs:
+        return run(*x)
 
-    def record(self, step: Step, x: Tensor, groups: Sequence[dict]) -> tuple[Outputs, Replay]:
+    def record(
+        self, run: Run, x: Outputs, groups: Sequence[dict], parameters: Sequence[Tensor] = ()
+    ) -> tuple[Outputs | None, Run]:
         tape = _Tape(groups)
-        with _OneHot(), tape:
-            outputs = step(x)
-        return outputs, tape.replay(outputs)
-
-    def record_function(self, function: Function, x: Outputs, parameters: Sequence[Tensor]) -> Passes:
-        """Record a function of tensors, and the gradients of the first tensor that it returns.
-
-        Arguments:
-            function: the function. Its only lasting effect is on torch's random numbers.
-            x: arguments for it.
-            parameters: what to differentiate by, besides the first of the arguments.
-        """
-        tape = _Tape(())
-        x = (x[0].detach().requires_grad_(), *x[1:])
+        if x[0].requires_grad:
+            x = (x[0].detach().requires_grad_(), *x[1:])
         # Checks of arguments read numbers.
-        with _OneHot(), torch.enable_grad(), pyro.validation_enabled(False):
+        with _OneHot(), pyro.validation_enabled(False):
             arguments = [tape.argument(each) for each in x]
             with tape:
-                outputs = function(*x)
+                outputs = run(*x)
+            if not outputs[0].requires_grad:
+                return outputs, tape.replay(arguments, outputs)
             ahead, weights = len(tape.calls), torch.ones_like(outputs[0])
             arriving = tape.argument(weights)
             with tape:
@@ -95,7 +87,7 @@ class Operations:
         used = [i for i, gradient in enumerate(found[1:]) if gradient is not None]
         gradients = [gradient for gradient in found if gradient is not None]
         forward, backward = tape.passes(ahead, arguments, arriving, outputs, gradients)
-        return Passes(forward, backward, len(outputs), [parameters[i] for i in used])
+        return None, Passes(forward, backward, len(outputs), [parameters[i] for i in used])
 
 
 def consists_of_known_code(module: torch.nn.Module, also: Collection[str] = ()) -> bool:
@@ -245,12 +237,12 @@ class _Tape(TorchDispatchMode):
         found = [i for i, group in enumerate(self.groups) if any(each is parameter for each in group["params"])]
         return Text(f"groups[{found[0]}]['lr']")
 
-    def replay(self, outputs: Outputs) -> Replay:
-        """A function that runs the operations on the present values of the given tensors, and returns the outputs."""
+    def replay(self, arguments: Sequence[Name], outputs: Outputs) -> Run:
+        """A function of the arguments that runs the operations on what the given tensors hold, and returns outputs."""
         if self.steps_of_adam != len(self.groups):
             raise RuntimeError("an optimiser is not a fused Adam")
-        program, returned = self._shortened(self.calls, [self.names[each] for each in outputs])
-        return self._function(program, "replay", (), returned)
+        program, returned = self._shortened(self.calls, [self._noted(each) for each in outputs])
+        return self._function(program, "replay", arguments, returned)
 
     def argument(self, value: Tensor) -> Name:
         """Make a tensor from before the operations an argument of the functions that repeat them."""
@@ -260,13 +252,13 @@ class _Tape(TorchDispatchMode):
 
     def passes(
         self, ahead: int, arguments: Sequence[Name], arriving: Name, outputs: Outputs, gradients: Sequence[Tensor]
-    ) -> tuple[Callable[..., Outputs], Callable[..., Outputs]]:
+    ) -> tuple[Run, Run]:
         """Two functions: the first ``ahead`` operations, and the others.
 
         The first takes the arguments, and returns the outputs and then all that the second takes: these tensors, and at
         last the gradient that arrives. The second returns the gradients.
         """
-        outs: list[Name] = [self.names[each] for each in outputs]
+        outs: list[Name] = [self._noted(each) for each in outputs]
         returned: list[Name] = [self.names[each] for each in gradients]
         back = self.calls[ahead:]
         read = {*returned, *(name for call in back for name in call.names)}
@@ -288,9 +280,7 @@ class _Tape(TorchDispatchMode):
     def _shortened(self, calls: Sequence[Call], returned: Sequence[Name]) -> tuple[Program, list[Name]]:
         return Program(calls, self.owners, self.tensors, self.objects).shortened(returned)
 
-    def _function(
-        self, program: Program, name: str, arguments: Sequence[Name], returned: Sequence[Name]
-    ) -> Callable[..., Outputs]:
+    def _function(self, program: Program, name: str, arguments: Sequence[Name], returned: Sequence[Name]) -> Run:
         # For each operation its entry into torch: a call of the Python object around it takes longer.
         self.given.update((variable(call.function), call.function._op) for call in program.calls)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a recorder of training steps has to do; :mod:`~pyro_vmm.runtime.captured` uses it.
+"""What a recorder has to do; :mod:`~pyro_vmm.runtime.captured` uses it.
 
 :mod:`~pyro_vmm.runtime.operations` records on a CPU, :mod:`~pyro_vmm.runtime.cuda_graphs` on a GPU.
 """
@@ -9,36 +9,39 @@ from typing import Protocol
 from torch import Tensor
 
 Outputs = tuple[Tensor, ...]
-Step = Callable[[Tensor], Outputs]
-Replay = Callable[[], Outputs]
+#: A training step, or a function: tensors -> tensors.
+Run = Callable[..., Outputs]
 
 
 class Recorder(Protocol):
     """What records steps: their operations on a CPU, CUDA graphs on a GPU."""
 
-    #: The number of steps on minibatches of a shape before one is recorded; at least 1.
+    #: The number of runs on arguments of a shape before one is recorded; at least 1.
     patience: int
-    #: Whether these steps are rehearsals, which find out what can't be recorded.
+    #: Whether these runs are rehearsals, which find out what can't be recorded.
     rehearses: bool
     #: Whether a replay reads the learning rates from the optimisers, so that a recording holds when they change.
     follows_rates: bool
-    #: Whether a recording notes what a step happened to do, so that it has to be compared with another step.
+    #: Whether a recording notes what a run happened to do, so that it has to be compared with another run.
     to_be_proven: bool
 
-    def rehearse(self, step: Step, x: Tensor) -> Outputs:
-        """Run the step; ``RuntimeError``, perhaps half-way, where it can't be recorded."""
+    def rehearse(self, run: Run, x: Outputs) -> Outputs:
+        """Run on arguments x; ``RuntimeError``, perhaps half-way, where the run can't be recorded."""
         ...
 
-    def record(self, step: Step, x: Tensor, groups: Sequence[dict]) -> tuple[Outputs, Replay]:
-        """Run the step and record it.
+    def record(
+        self, run: Run, x: Outputs, groups: Sequence[dict], parameters: Sequence[Tensor]
+    ) -> tuple[Outputs | None, Run]:
+        """Run on arguments x and record it.
 
         Arguments:
-            step: the step.
-            x: a minibatch, (M, ...); a replay takes the values that this tensor has then.
+            run: a step, or a function whose first result has gradients.
+            x: its arguments.
             groups: the optimisers' groups of parameters.
+            parameters: what to differentiate a function by, besides its first argument.
 
         Returns:
-            what the step returned, and a function that repeats the step.
+            what a step returned, None for a function, which has to run again; and what repeats the run.
 
         Raises:
             RuntimeError: it can't be recorded; perhaps half of it has run.

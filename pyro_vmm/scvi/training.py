@@ -20,7 +20,6 @@ from pyro_vmm.runtime.captured import Captured
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.operations import Operations, consists_of_known_code
 from pyro_vmm.runtime.ranks import Ranks
-from pyro_vmm.runtime.repeated import Repeated
 from pyro_vmm.scvi.modules import Adapted
 
 # The error for an epoch without a minibatch.
@@ -75,7 +74,7 @@ class MapStep(pl.Callback):
         """Train the components of this model from now on."""
         self.mixture.trained = (model,)
         if self.reuse_draws:
-            self.density = Repeated(self._with_gradients(model, steps), model, self.recorder)
+            self.density = Captured(self._with_gradients(model, steps), model, self.recorder)
         else:
             self.density = self._repeated_density(model)
             self.map_step = self._captured(steps)
@@ -111,12 +110,12 @@ class MapStep(pl.Callback):
         # DDP does not handle the prior's parameters, so form the sums over all processes here.
         self.ranks.begin(int(self.ranks.sum_number(len(cells))))
 
-    def _repeated_density(self, model: Adapted) -> Repeated:
+    def _repeated_density(self, model: Adapted) -> Captured:
         def density(z: Tensor, cells: Tensor) -> tuple[Tensor, ...]:
             with few_batches(model.prior):
                 return model.density(z, cells)
 
-        return Repeated(density, model, self.recorder)
+        return Captured(density, model, self.recorder)
 
     def _with_gradients(self, model: Adapted, steps: Steps) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
         """:meth:`Adapted.density`, followed by the MAP objective and its gradients, from one pass of pseudo-cells."""

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from pyro_vmm.runtime.captured import MOST_SHAPES, Captured
 from pyro_vmm.runtime.operations import Operations
-from pyro_vmm.runtime.repeated import Repeated
 
 
 class Density(nn.Module):
@@ -45,7 +45,7 @@ def module():
 
 
 def test_all_numbers_are_those_of_the_function(module):
-    repeated = Repeated(module, module, Operations(2))
+    repeated = Captured(module, module, Operations(2))
     torch.testing.assert_close(steps(module, repeated), steps(module, module), rtol=0, atol=0)
     assert repeated.obstacle is None
     assert repeated._proven
@@ -53,7 +53,7 @@ def test_all_numbers_are_those_of_the_function(module):
 
 def test_once_proven_the_function_does_not_run(module):
     calls = []
-    repeated = Repeated(lambda *x: calls.append(x) or module(*x), module, Operations(2))
+    repeated = Captured(lambda *x: calls.append(x) or module(*x), module, Operations(2))
     for size in (5, 3):
         steps(module, repeated, 7, size)
     assert len(calls) == 2 * (2 + 2 + 1)  # as it is, recorded and for that step, proven; for both sizes
@@ -72,13 +72,13 @@ def test_parameters_that_change_in_place_are_followed(module):
         return found
 
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    one = trained(Repeated(module, module, Operations(1)))
+    one = trained(Captured(module, module, Operations(1)))
     module.load_state_dict(before)
     assert trained(module) == one
 
 
 def test_a_change_of_a_number_or_of_what_is_trained_ends_a_recording(module):
-    repeated = Repeated(module, module, Operations(1))
+    repeated = Captured(module, module, Operations(1))
     steps(module, repeated)
     repeated.refresh()
     assert repeated._proven
@@ -89,6 +89,25 @@ def test_a_change_of_a_number_or_of_what_is_trained_ends_a_recording(module):
     module.fixed.requires_grad_(True)
     repeated.refresh()
     assert not repeated._proven
+    steps(module, repeated)
+    module.layer.weight.data = torch.zeros(4, 3)
+    repeated.refresh()
+    torch.testing.assert_close(steps(module, repeated), steps(module, module), rtol=0, atol=0)
+
+
+def test_arguments_of_another_layout_have_a_recording_of_their_own(module):
+    repeated = Captured(module, module, Operations(1))
+    x, weights = torch.randn(5, 3, requires_grad=True), torch.rand(4, 5).mT
+    for each in (weights.contiguous(), weights):
+        for _ in range(4):
+            torch.manual_seed(0)
+            found = repeated(x, each)[0]
+            torch.manual_seed(0)
+            torch.testing.assert_close(found, module(x, each)[0], rtol=0, atol=0)
+    assert repeated.obstacle is None and len(repeated._proven) == 2
+    for size in range(6, 12):
+        steps(module, repeated, 4, size)
+    assert len(repeated._proven) == MOST_SHAPES
 
 
 def test_what_can_not_be_recorded_runs_as_it_is(module):
@@ -103,8 +122,8 @@ def test_what_can_not_be_recorded_runs_as_it_is(module):
         y, others = module(x, weights)
         return y * count[0], others
 
-    for function, message in ((with_number, "takes a number"), (with_variable, "other numbers than the function")):
-        repeated = Repeated(function, module, Operations(2))
+    for function, message in ((with_number, "takes a number"), (with_variable, "other numbers than what")):
+        repeated = Captured(function, module, Operations(2))
         found = steps(module, repeated)
         assert message in repeated.obstacle
         if function is with_number:
@@ -112,5 +131,5 @@ def test_what_can_not_be_recorded_runs_as_it_is(module):
 
 
 def test_without_a_recorder_a_function_runs_as_it_is(module):
-    repeated = Repeated(module, module, None)
+    repeated = Captured(module, module, None)
     torch.testing.assert_close(steps(module, repeated), steps(module, module), rtol=0, atol=0)

@@ -45,7 +45,8 @@ def component(p_z: Mixture) -> TorchDistribution:
     if p_z.n_components == 1:
         return p_z
     q_c = dist.Categorical(logits=p_z.log_weights)
-    q_c.logits = p_z.log_weights  # not normalised: those of a part of the components sum to less than one
+    # Not normalised: those of a part of the components sum to less than one.
+    q_c.logits = p_z.log_weights  # pyright: ignore[reportAttributeAccessIssue]
     c = pyro.sample("c", q_c, infer={"enumerate": "parallel"})
     return p_z.component(c)
 

@@ -26,10 +26,10 @@ from anndata import AnnData
 from scipy import sparse
 from sklearn import datasets
 from sklearn.cluster import HDBSCAN, KMeans
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.mixture import BayesianGaussianMixture
 
 from pyro_vmm import VMM, SingleCellVMM
+from pyro_vmm.evaluation import clustering
 from repro import pages, tabular
 from repro.integration import data as integration
 from repro.integration.scores import leiden
@@ -203,7 +203,7 @@ OTHERS = ("k-means, given K", "Bayesian mixture", "HDBSCAN")
 
 def scores(y: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """NMI and ARI."""
-    return normalized_mutual_info_score(y, labels), adjusted_rand_score(y, labels)
+    return clustering.nmi(y, labels), clustering.ari(y, labels)
 
 
 def measure(X: np.ndarray, y: np.ndarray, seed: int) -> dict:

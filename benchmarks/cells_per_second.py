@@ -15,11 +15,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from anndata import AnnData
+from large_data import differences
 
 from pyro_vmm.runtime.precision import PRECISIONS
 from repro import pages
@@ -81,10 +81,6 @@ def whole_fit(adata: AnnData, epochs: int, validation: bool, settings: dict) -> 
 
     model = SingleCellVMM("batch", settle=False, device="cpu", random_state=0, **settings).fit(adata)
     return differences(model.history_["seconds"].tolist()), adata.n_obs - len(model.validation_rows_)
-
-
-def differences(times: list[float]) -> list[float]:
-    return [after - before for before, after in pairwise(times)]
 
 
 Method = Callable[[AnnData, int, bool], tuple[list[float], int]]

@@ -8,8 +8,6 @@ It needs ``pip install -c constraints.txt -e ".[bench]"``, and for "kang" the fi
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -17,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import large_data
 import numpy as np
 import pandas as pd
 from anndata import AnnData, concat, read_h5ad
@@ -345,8 +344,7 @@ def memory() -> list[str]:
             path = Path(folder) / f"{times}.h5ad"
             concat([adata] * times, index_unique="-").write_h5ad(path)
             # A process's peak only rises: what made the files would hide what explaining them takes.
-            command = [sys.executable, __file__, "--measure", str(path), str(model)]
-            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            found = json.loads(large_data.apart("--measure", path, model, script=__file__))
             seconds = [f"{each:.1f}" for each in found["seconds"]]
             before, explained, compared = found["peaks"]
             rises = [f"{peak - before:.0f}" for peak in (explained, compared)]

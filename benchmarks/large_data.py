@@ -112,9 +112,9 @@ class TrainingClock:
         Trainer.train_epoch = timed
 
 
-def apart(*arguments) -> str:
-    """Run this script with these arguments in its own process; returns its output."""
-    command = [sys.executable, __file__, *map(str, arguments)]
+def apart(*arguments, script: str = __file__) -> str:
+    """Run a script, by default this one, with these arguments in its own process; returns its output."""
+    command = [sys.executable, script, *map(str, arguments)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from pyro_vmm import SingleCellVMM
+from repro import pages
 from repro.integration import data
 
 NEIGHBOURS = 15
@@ -151,8 +152,7 @@ def measure(name: str, case: Case, args: argparse.Namespace) -> dict:
 def markdown(rows: list[dict]) -> str:
     """A table with a row for each set."""
     names = [*dict.fromkeys(name for row in rows for name in row)]
-    lines = [names, ["---"] * len(names), *([str(row.get(name, "")) for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([*pages.header(names), *(pages.line([row.get(name, "") for name in names]) for row in rows)])
 
 
 def main(argv: list[str] | None = None) -> None:

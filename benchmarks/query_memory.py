@@ -8,8 +8,6 @@ The reference is a small one, fitted for an epoch. All cells of the query are of
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,11 +16,6 @@ import large_data
 
 CELLS, REFERENCE = [20_000, 50_000, 100_000], 4000
 TASKS = ("map_query", "explain")
-
-
-def peak() -> float:
-    """MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def reference(path: Path, model: Path) -> None:
@@ -41,11 +34,12 @@ def measure(task: str, path: Path, model: Path) -> dict:
     import torch
 
     from pyro_vmm import SingleCellVMM
+    from repro.integration.methods import peak_mb
 
     torch.set_num_threads(1)
     fitted, adata = SingleCellVMM.load(model, device="cpu"), anndata.read_h5ad(path, backed="r")
     fitted.transform(adata[: large_data.CHUNK])  # what the first use of anything takes is not the cells'
-    before, start = peak(), time.perf_counter()
+    before, start = peak_mb(), time.perf_counter()
     if task == "map_query":
         adata.obs["batch"] = np.where(np.arange(adata.n_obs) % 2, "new", "newer")
         fitted.map_query(adata, epochs=1)
@@ -56,14 +50,8 @@ def measure(task: str, path: Path, model: Path) -> dict:
         "task": task,
         "seconds": time.perf_counter() - start,
         "before": before,
-        "peak": peak(),
+        "peak": peak_mb(),
     }
-
-
-def apart(*arguments) -> str:
-    """What this script prints when it is run with these arguments, in a process of its own."""
-    command = [sys.executable, __file__, *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def main() -> None:
@@ -82,11 +70,11 @@ def main() -> None:
     rows = []
     try:
         large_data.apart("--simulate", path, REFERENCE, "none")
-        apart("--reference", path, model)
+        large_data.apart("--reference", path, model, script=__file__)
         for n in args.cells:
             large_data.apart("--simulate", path, n, "none")
             for task in TASKS:
-                rows.append(json.loads(apart("--measure", task, path, model)))
+                rows.append(json.loads(large_data.apart("--measure", task, path, model, script=__file__)))
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     finally:
         path.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from scipy import sparse
 
 from pyro_vmm.evaluation import clustering
 from pyro_vmm.runtime import files
+from repro import pages
 from repro.integration import data as integration
 from repro.integration.methods import limit_threads, quieten_lightning
 from repro.integration.scores import leiden_nmi, scib_scores
@@ -254,13 +255,12 @@ def page(rows: pd.DataFrame, command: str) -> str:
         "Training stops after 45 epochs without a better one; MULTIVI's after 50 without a better reconstruction loss.",
         "Neither has a warm-up of the KL divergence.",
         "",
-        "| data | class | prior | seeds | " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * (4 + len(COLUMNS)),
+        *pages.header(["data", "class", "prior", "seeds", *COLUMNS]),
     ]
     for (title, cls, prior), group in rows.groupby(["data", "class", "prior"], sort=False):
         means = group.reindex(columns=list(COLUMNS)).astype(float).mean()
         cells = ["" if np.isnan(means[name]) else f"{means[name]:.{digits}f}" for name, digits in COLUMNS.items()]
-        lines.append(f"| {title} | {cls} | {prior} | {len(group)} | " + " | ".join(cells) + " |")
+        lines.append(pages.line([title, cls, prior, len(group), *cells]))
     return "\n".join([*lines, ""])
 
 

@@ -285,9 +285,10 @@ def steps_table(clock: Clock) -> list[str]:
 
 
 def parts_table(clock: Clock) -> list[str]:
-    lines = ["| part | median ms | min |", "|---|---:|---:|"]
+    lines = header(["part", "median ms", "min"])
     parts = {name: values for name, values in clock.samples.items() if ":" in name}
-    lines += [f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} |" for name, values in parts.items()]
+    for name, values in parts.items():
+        lines.append(line([name, f"{statistics.median(values):.2f}", f"{min(values):.2f}"]))
     mixture_ms, encoder_ms = (
         statistics.median(clock.total(*(name for name in parts if what in name)))
         for what in ("mixture terms", "encoder")

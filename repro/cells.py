@@ -1,6 +1,5 @@
 """The experiments on cells: the methods and scores of :mod:`repro.integration`, as runs."""
 
-import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -9,10 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pyro_vmm import data
-from pyro_vmm.runtime import files
 from repro.runs import Folder, Run
 from repro.scales import Scale
 
@@ -78,7 +74,7 @@ def integrate(run: Run, folder: Folder, data_dir: Path | None, progress: Callabl
     found = asdict(methods.fit_alone(run.method, adata, run.trial, options, threads))
     embedding, clusters = found.pop("embedding"), found.pop("clusters")
     found.pop("settings")
-    store(folder.path / "embedding.npz", embedding, clusters)
+    methods.store_arrays(folder.path / "embedding.npz", embedding, clusters)
     return {"scores": {run.method: scores.scores(reference, embedding, clusters)}, "costs": found}
 
 
@@ -105,13 +101,3 @@ def load(dataset: str, data_dir: Path | None) -> tuple["AnnData", "AnnData"]:
     except (OSError, ImportError, ValueError) as error:
         raise Unavailable(f"no {dataset}: {error}") from error
     return adata, files_of_integration.log_normalised(adata)
-
-
-def store(path: Path, embedding: np.ndarray, clusters: np.ndarray | None) -> None:
-    """Write the embedding and the clusters for the figure."""
-    buffer, embedding = io.BytesIO(), embedding.astype(np.float32)
-    if clusters is None:
-        np.savez_compressed(buffer, embedding=embedding)
-    else:
-        np.savez_compressed(buffer, embedding=embedding, clusters=clusters)
-    files.write(buffer, path)

@@ -20,6 +20,11 @@ def numbers(values: Sequence[float] | np.ndarray) -> np.ndarray:
     return found[~np.isnan(found)]
 
 
+def plain(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Values for JSON: None in place of NaN and infinity."""
+    return {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
+
+
 def best(samples: Mapping[str, Sequence[float]], larger: bool = True, level: float = 0.05) -> set[str]:
     """The name of the best mean, and the names that are not significantly worse.
 

@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
@@ -15,6 +14,7 @@ from pyro_vmm.estimators.storing import versions
 from pyro_vmm.runtime import files
 from repro import cells, images, tabular
 from repro.runs import Folder, Run
+from repro.statistics import plain
 
 #: For each kind a function from (run, folder, data folder, progress) to the result.
 KINDS: dict[str, Callable] = {
@@ -120,11 +120,6 @@ def _do(folder: Folder, data_dir: Path | None, display: Display, failed: dict, s
     for name, values in scores.items():
         shown = ", ".join(f"{key} {values[key]:.4g}" for key in SHOWN if values.get(key) is not None)
         display.say(f"{run}{'' if name == run.method else f' ({name})'}: {shown}, {seconds:.0f} s")
-
-
-def plain(values: dict[str, float]) -> dict[str, float | None]:
-    """Values for JSON: None in place of NaN and infinity."""
-    return {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
 
 
 def machine() -> dict:

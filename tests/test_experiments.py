@@ -26,7 +26,7 @@ from sklearn.metrics import silhouette_score
 from pyro_vmm.estimators import building
 from repro import artefacts, cells, cli, images, tables, work
 from repro.integration import report
-from repro.integration.methods import METHODS
+from repro.integration.methods import METHODS, store_arrays
 from repro.integration.scores import CLUSTER_SCORES, EMBEDDING_SCORES
 from repro.paper import Figure
 from repro.runs import Folder
@@ -504,7 +504,7 @@ def test_cells_by_prior_are_drawn_from_finished_runs(kind, tmp_path, capsys, mon
     assert [run.method for run in runs] == ["standard_normal", "vamp", "gmm", "vmm"]
     for run in runs[1:]:
         folder, z = opened(tmp_path / "tiny" / "runs", run), rng.normal(size=(40, 3))
-        cells.store(folder.path / "embedding.npz", z, None if run.method == "vamp" else rng.integers(0, 4, 40))
+        store_arrays(folder.path / "embedding.npz", z, None if run.method == "vamp" else rng.integers(0, 4, 40))
         folder.finish({"scores": {}})
     assert cli.main(["figure5", "--scale", "tiny", "--render", "--out", str(tmp_path)]) == 0
     assert "3 of 4 runs are finished" in capsys.readouterr().out

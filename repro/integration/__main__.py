@@ -11,7 +11,6 @@ Everything but the prior and the seed is at the estimator's defaults; no label i
 
 # Import heavy packages inside functions: each fit's fresh process imports this file, and its memory is measured.
 import argparse
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -24,8 +23,9 @@ from anndata import AnnData
 from repro import pages
 from repro.integration import report
 from repro.integration.data import TITLES, load, log_normalised
-from repro.integration.methods import METHODS, fit_alone, limit_threads
+from repro.integration.methods import METHODS, fit_alone, limit_threads, store_arrays
 from repro.integration.scores import scores
+from repro.statistics import plain
 
 PACKAGES = ("pyro_vmm", "scvi-tools", "harmonypy", "scanorama", "scib-metrics", "scanpy")
 
@@ -103,18 +103,11 @@ def versions() -> dict[str, str]:
     return {name: installed[name] for name in PACKAGES if name in installed}
 
 
-def plain(values: dict[str, float]) -> dict[str, float | None]:
-    """Values for JSON: None in place of NaN."""
-    return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
-
-
 def store(path: Path, record: dict, embedding: np.ndarray, clusters: np.ndarray | None) -> None:
     """Write the embedding first, then the record: a run with a record is complete."""
     from pyro_vmm.runtime import files
 
-    buffer, arrays = io.BytesIO(), {"embedding": embedding.astype(np.float32), "clusters": clusters}
-    np.savez_compressed(buffer, **{name: values for name, values in arrays.items() if values is not None})
-    files.write(buffer, path.with_suffix(".npz"))
+    store_arrays(path.with_suffix(".npz"), embedding, clusters)
     files.write_json(path, record)
 
 

@@ -4,6 +4,7 @@ Each is ``method(adata, seed, **options) -> Result`` and runs in its own process
 methods, before the clock starts: they are optional, and the memory of a process should be that of its method.
 """
 
+import io
 import multiprocessing
 import os
 import resource
@@ -56,6 +57,15 @@ class Result:
     val_elbo: float = NAN
     best_val_elbo: float = NAN
     settings: dict = field(default_factory=dict)
+
+
+def store_arrays(path: Path, embedding: np.ndarray, clusters: np.ndarray | None) -> None:
+    """Write the embedding (N, D) as float32, and the clusters (N,) if there are any, to an ``.npz`` file."""
+    from pyro_vmm.runtime import files
+
+    buffer, arrays = io.BytesIO(), {"embedding": embedding.astype(np.float32), "clusters": clusters}
+    np.savez_compressed(buffer, **{name: values for name, values in arrays.items() if values is not None})
+    files.write(buffer, path)
 
 
 class Costs(TypedDict):

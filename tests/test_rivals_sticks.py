@@ -9,7 +9,7 @@ from scipy import integrate, stats
 from torch.distributions import Beta, Dirichlet, kl_divergence
 from torch.distributions import Kumaraswamy as TorchKumaraswamy
 
-from pyro_vmm.rivals.sticks import Kumaraswamy, expected_log_rest, fractions, log_weights
+from pyro_vmm.rivals.sticks import Kumaraswamy, expected_log_rest, log_weights
 
 SHAPES = [(0.3, 0.4), (0.7, 3.0), (1.0, 1.0), (2.0, 0.5), (5.0, 8.0), (20.0, 2.0)]
 every_shape = pytest.mark.parametrize("a, b", SHAPES)
@@ -17,6 +17,12 @@ every_shape = pytest.mark.parametrize("a, b", SHAPES)
 
 def tensors(*numbers: float) -> list[torch.Tensor]:
     return [torch.tensor([float(number)]) for number in numbers]
+
+
+def fractions(pi: torch.Tensor) -> torch.Tensor:
+    """The fractions v (..., K - 1) that make these weights (..., K): the inverse of :func:`log_weights`."""
+    left = 1 - torch.nn.functional.pad(pi.cumsum(-1), (1, 0))[..., : pi.shape[-1] - 1]
+    return pi[..., :-1] / left
 
 
 def test_weights_are_what_is_broken_off_of_what_is_left():

@@ -40,12 +40,6 @@ def inside(v: Tensor) -> Tensor:
     return v.clamp(LEAST_FRACTION, 1 - torch.finfo(v.dtype).eps)
 
 
-def fractions(pi: Tensor) -> Tensor:
-    """The fractions v (..., K - 1) that make these weights (..., K): the inverse of :func:`log_weights`."""
-    left = 1 - F.pad(pi.cumsum(-1), (1, 0))[..., : pi.shape[-1] - 1]
-    return pi[..., :-1] / left
-
-
 class Kumaraswamy(dist.Kumaraswamy):
     r"""``dist.Kumaraswamy`` whose draws have finite logarithms and gradients in float32.
 

@@ -194,14 +194,13 @@ def check_pretraining(state: dict, vae: VAE, optimizer: torch.optim.Optimizer) -
 
 
 @torch.no_grad()
-def start_from_mixture(vae: VariationalDeepEmbedding, x: Rows, seed: int, n_init: int = 1) -> None:
+def start_from_mixture(vae: VariationalDeepEmbedding, x: Rows, seed: int) -> None:
     """Start a :class:`TrainedMixture` at a mixture fitted to the means of q(z; x) by expectation maximisation.
 
     Arguments:
         vae: its prior starts there.
         x: training rows, (N, ...), at least K of them; weighted ones count as often as a draw has them.
         seed: of the fit.
-        n_init: how many starts the fit has; the best one counts.
     """
     rows = x.counted(len(x), seed) if isinstance(x, Weighted) else torch.arange(len(x))
     with inference_mode(vae), closing(read(x, rows.split(1024))) as stream:
@@ -211,7 +210,6 @@ def start_from_mixture(vae: VariationalDeepEmbedding, x: Rows, seed: int, n_init
         vae.prior.n_components,
         covariance_type="diag" if independent else "full",
         reg_covar=LEAST_VARIANCE,
-        n_init=n_init,
         random_state=seed,
     )
     with warnings.catch_warnings():

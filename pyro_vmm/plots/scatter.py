@@ -30,10 +30,9 @@ def draw_points(
     """Scatter in random order, so that no group covers the others; returns the groups' colours."""
     colors = palette(n_groups)
     order = np.random.default_rng(0).permutation(len(points))
-    size = float(np.clip(8000 / len(points), 5, 40))
     # Rasterized: a vector file of every point would be slow to open.
     shown = np.vstack([colors, MISSING])[codes[order]]
-    axes.scatter(*points[order].T, c=shown, s=size, linewidths=0, alpha=0.8, rasterized=True)
+    axes.scatter(*points[order].T, c=shown, s=_point_size(len(points)), linewidths=0, alpha=0.8, rasterized=True)
     return colors
 
 
@@ -47,7 +46,7 @@ def draw_hesitation(
     drawn = axes.scatter(
         *points[order].T,
         c=entropy[order],
-        s=float(np.clip(8000 / len(points), 5, 40)),
+        s=_point_size(len(points)),
         cmap=HESITATION,
         vmin=0,
         vmax=EVEN,
@@ -56,6 +55,11 @@ def draw_hesitation(
     )
     axes.set_title("hesitation")
     axes.figure.colorbar(drawn, ax=axes, label="entropy of q(c | x), nats", extend="max", shrink=0.7)
+
+
+def _point_size(n: int) -> float:
+    """The area of a point among n, in square points of typography."""
+    return float(np.clip(8000 / n, 5, 40))
 
 
 def write_names(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.ndarray, colors: np.ndarray) -> None:

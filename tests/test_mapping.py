@@ -508,3 +508,32 @@ def test_batch_shares_count_the_cells_of_the_query(reference, mapped):
     shares = mapped.batch_shares_.loc[[str(k) for k in expected.index]]
     np.testing.assert_allclose(shares.to_numpy(), expected.to_numpy())
     np.testing.assert_allclose(mapped.batch_shares_.loc["all"], [0.2, 0.2, 0.2, 0.2, 0.2])
+
+
+def test_batch_shares_count_the_cells_of_every_query(reference, tmp_path):
+    first, second = query(180, batches=("n0",)), query(30, batches=("n1",))
+    once = reference.map_query(first, **SHORT)
+    twice = once.map_query(second, **SHORT)
+    clusters = [reference.labels_, once.predict(first), twice.predict(second)]
+    batch = [planted(90, batches=3).obs["batch"], first.obs["batch"], second.obs["batch"]]
+    expected = pd.crosstab(np.concatenate(clusters), np.concatenate(batch), normalize="index")
+    twice.save(tmp_path / "twice.pt")
+    for model in (twice, SingleCellVMM.load(tmp_path / "twice.pt")):
+        shares = model.batch_shares_
+        np.testing.assert_allclose(shares.loc[[str(k) for k in expected.index]].to_numpy(), expected.to_numpy())
+        np.testing.assert_allclose(shares.loc["all"], [0.1, 0.1, 0.1, 0.6, 0.1])
+
+
+def test_batch_shares_of_a_file_without_numbers_of_cells(reference, mapped, tmp_path):
+    """An earlier version wrote shares: they are read again, and those of further cells follow from them."""
+    for model in (reference, mapped):
+        model.save(tmp_path / "now.pt")
+        saved = torch.load(tmp_path / "now.pt", weights_only=True)
+        del saved["fitted"]["batch_counts"]
+        saved["fitted"]["batch_shares"] = torch.as_tensor(model.batch_shares_.to_numpy())
+        torch.save(saved, tmp_path / "earlier.pt")
+        loaded = SingleCellVMM.load(tmp_path / "earlier.pt")
+        np.testing.assert_allclose(loaded.batch_shares_, model.batch_shares_, atol=1e-6)
+        cells = query(30, batches=("m",))
+        found, expected = (each.map_query(cells, **SHORT).batch_shares_ for each in (loaded, model))
+        np.testing.assert_allclose(found.loc["all"], expected.loc["all"], atol=1e-6)

@@ -22,9 +22,13 @@ class Fitted(Protocol):
 
     n_components_: int
     weights_: np.ndarray
-    batch_shares_: pd.DataFrame
     history_: pd.DataFrame
     best_epoch_: int
+
+    @property
+    def batch_shares_(self) -> pd.DataFrame:
+        """Clusters x batches: the shares of a cluster's cells."""
+        ...
 
     @property
     def seed_(self) -> int | None:
@@ -36,48 +40,39 @@ class Fitted(Protocol):
         ...
 
 
+def batch_counts(
+    clusters: np.ndarray,  # (N,)
+    batch: np.ndarray,  # (N,)
+    n_clusters: int,
+    n_batches: int,
+) -> np.ndarray:
+    """How many cells of each cluster are of each batch, (clusters, B)."""
+    counts = np.zeros((n_clusters, n_batches))
+    np.add.at(counts, (clusters, batch), 1)
+    return counts
+
+
 def batch_shares(
     clusters: np.ndarray,  # (N,)
     batch: np.ndarray,  # (N,)
     n_clusters: int,
     names: Sequence[str],  # (B,)
 ) -> pd.DataFrame:
+    """:func:`shares_of` cells whose clusters and batches are known."""
+    return shares_of(batch_counts(clusters, batch, n_clusters, len(names)), names)
+
+
+def shares_of(counts: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
     """Clusters x batches: what share of a cluster's cells is of each batch; rows add up to one.
 
     With batches of different sizes, compare with the shares of all cells, the last row, "all".
-    """
-    counts = np.zeros((n_clusters + 1, len(names)))
-    np.add.at(counts, (clusters, batch), 1)
-    counts[-1] = counts.sum(0)
-    return table(counts / counts.sum(1, keepdims=True).clip(1), names)
-
-
-def more_shares(
-    before: pd.DataFrame,
-    sizes: np.ndarray,
-    clusters: np.ndarray,
-    batch: np.ndarray,
-    n_clusters: int,
-    names: Sequence[str],
-) -> pd.DataFrame:
-    """:func:`batch_shares` with further cells.
 
     Arguments:
-        before: the shares of the first batches.
-        sizes: the number of cells in each cluster that they were taken over.
-        clusters, batch: of each further cell, (N,).
-        n_clusters: of all of them.
+        counts: the numbers of cells, (clusters, B).
         names: of the batches, (B,).
     """
-    counts = np.zeros((n_clusters + 1, len(names)))
-    counts[: len(sizes), : before.shape[1]] = sizes[:, None] * before.to_numpy()[: len(sizes)]
-    np.add.at(counts, (clusters, batch), 1)
-    counts[-1] = counts[:-1].sum(0)
-    return table(counts / counts.sum(1, keepdims=True).clip(1), names)
-
-
-def table(shares: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
-    """Name the rows and columns of shares (clusters + 1, B)."""
+    counts = np.vstack([counts, counts.sum(0)])
+    shares = counts / np.where(counts.any(1, keepdims=True), counts.sum(1, keepdims=True), 1)
     clusters = pd.Index([*map(str, range(len(shares) - 1)), "all"], name="cluster")
     return pd.DataFrame(shares, index=clusters, columns=pd.Index(names))
 

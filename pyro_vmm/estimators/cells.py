@@ -97,7 +97,8 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         n_clusters_, strays_, components_, component_weights_, cluster_of_component_, confidence_, tree_, settled_,
             chosen_, training_: as of :class:`~pyro_vmm.VMM`.
         batch_shares_: a DataFrame, clusters x batches: the shares of a cluster's cells. A cluster of one batch alone is
-            either a cell type that the others lack, or an effect of the batch.
+            either a cell type that the others lack, or an effect of the batch. ``batch_counts_`` has the numbers of
+            cells behind them.
         genes_: the names of the genes, (G,); ``batches_`` those of the batches, (B,).
         history_, weight_history_, successors_, history_clusters_, n_iter_, best_epoch_, seed_, vae_, validation_rows_,
             sample_weight_: as of :class:`~pyro_vmm.VMM`.
@@ -185,7 +186,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         self.usual_ = Usual.of(Neighbours(adapted, self.seed_).scores(adapted).cpu().numpy())
         self.adjustments_ = np.tile(NONE, (self.layout_.n_batches, 1))
         batch = self.layout_.batch(design).argmax(1).numpy()
-        self.batch_shares_ = annotation.batch_shares(self.labels_, batch, self.labels_.max() + 1, self.batches_)
+        self.batch_counts_ = annotation.batch_counts(self.labels_, batch, self.labels_.max() + 1, len(self.batches_))
 
     def merge(self, n_clusters: int, adata: "AnnData") -> "SingleCellVMM":
         """A copy with so many clusters, coarser or finer, see :meth:`pyro_vmm.VMM.merge`.
@@ -277,11 +278,10 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             if novel_below:
                 novel = np.flatnonzero(usual.novelty(scores, self.adjustments_[batch]) < novel_below)
                 self._add_clusters(rows, novel, novel_below)
-        sizes = np.bincount(self.labels_, minlength=len(self.batch_shares_) - 1)
-        n_clusters, shares = int(self.cluster_of_component_.max()) + 1, self.batch_shares_
-        self.batch_shares_ = annotation.more_shares(
-            shares, sizes, self._clusters(rows), batch, n_clusters, self.batches_
-        )
+        n_clusters, before = int(self.cluster_of_component_.max()) + 1, self.batch_counts_
+        counts = annotation.batch_counts(self._clusters(rows), batch, n_clusters, len(self.batches_))
+        counts[: len(before), : before.shape[1]] += before
+        self.batch_counts_ = counts
 
     def _add_clusters(self, rows: CellRows, novel: np.ndarray, novel_below: float) -> None:
         """Add clusters for cells at these positions; a warning if they make up none."""
@@ -396,7 +396,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             "genes": [str(gene) for gene in self.genes_],
             "covariates": self.covariates_.to_dict(),
             "library_size": self.library_size_,
-            "batch_shares": torch.as_tensor(self.batch_shares_.to_numpy()),
+            "batch_counts": torch.as_tensor(self.batch_counts_),
         }
         if self.usual_ is not None:
             fitted["usual"] = storing.usual_to_plain(self.usual_, self.factors_, self.adjustments_)
@@ -424,8 +424,9 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         layout = model.covariates_.layout(len(model.genes_))
         model.library_size_ = fitted.positive("library_size")
         clusters = model.cluster_of_component_ if model.mappings_ else model.labels_
-        shares = fitted.floats("batch_shares", (int(clusters.max()) + 2, layout.n_batches))
-        model.batch_shares_ = annotation.table(shares.numpy(), model.batches_)
+        n_cells = len(model.labels_) + sum(each.cells for each in model.mappings_)
+        shape = int(clusters.max()) + 1, layout.n_batches
+        model.batch_counts_ = storing.batch_counts(fitted, shape, model.labels_, n_cells)
         model.usual_, model.factors_, model.adjustments_ = storing.usual(fitted, layout)
         model._restore_training(path)
         with storing.restoring(path), building.random_start(model.seed_):

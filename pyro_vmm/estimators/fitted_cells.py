@@ -47,7 +47,8 @@ class FittedCells(Estimator):
     covariates_: Covariates
     genes_: np.ndarray
     library_size_: float
-    batch_shares_: pd.DataFrame
+    #: How many cells of each cluster are of each batch, mapped ones too, (clusters, B).
+    batch_counts_: np.ndarray
     #: Where cells have the names of their genes; mapped cells may have them elsewhere than those of the fit.
     gene_match_ = GeneMatch()
     #: The calls of ``map_query`` that this model comes from.
@@ -68,6 +69,11 @@ class FittedCells(Estimator):
     def batches_(self) -> tuple[str, ...]:
         """The names of the batches, (B,)."""
         return self.covariates_.batches
+
+    @property
+    def batch_shares_(self) -> pd.DataFrame:
+        """Clusters x batches: the shares of a cluster's cells, and of all cells in the row "all"."""
+        return annotation.shares_of(self.batch_counts_, self.batches_)
 
     def transform(self, adata: "AnnData") -> np.ndarray:
         """The means of q(z | x), (N, D)."""

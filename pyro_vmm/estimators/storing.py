@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyro
 import torch
+from scipy.optimize import lsq_linear
 from torch import nn
 
 from pyro_vmm.data.augmentations import RandomAffine
@@ -235,6 +236,31 @@ def covariates(fitted: Entries, keys: Sequence[str | None]) -> Covariates:
     if restored.keys != (wanted := tuple(str(key) for key in keys if key is not None)):
         raise found.wrong(f"it is of the columns {restored.keys}, and params of {wanted}")
     return restored
+
+
+def batch_counts(fitted: Entries, shape: tuple[int, int], labels: np.ndarray, n_cells: int) -> np.ndarray:
+    """How many cells of each cluster are of each batch, (clusters, B).
+
+    Files of earlier versions have shares alone. Numbers that give these are taken for a model that was mapped.
+
+    Arguments:
+        fitted: the entries.
+        shape: clusters and batches.
+        labels: the cluster of each cell of the fit, (N,).
+        n_cells: how many there are, mapped ones too.
+    """
+    if "batch_counts" in fitted:
+        counts = fitted.floats("batch_counts", shape).numpy()
+        if (counts < 0).any():
+            raise fitted.wrong("batch_counts should hold no negative number")
+        return counts
+    shares = fitted.floats("batch_shares", (shape[0] + 1, shape[1])).numpy()
+    sizes = np.bincount(labels, minlength=shape[0])
+    if n_cells == len(labels):
+        return np.rint(shares[:-1] * sizes[:, None])
+    # A cluster has the cells of the fit at least.
+    found = lsq_linear(shares[:-1].T, n_cells * shares[-1], (np.maximum(sizes, 1), np.inf))
+    return shares[:-1] * found.x[:, None]
 
 
 def mappings_to_plain(mappings: Sequence[Mapped], genes: GeneMatch) -> dict:

@@ -214,6 +214,12 @@ def test_a_fit_that_fails_leaves_no_mix_of_two_models(X):
         model.fit(X[:, :2], callbacks=[press])
     with pytest.raises(NotFittedError):
         model.predict(X[:, :2])
+    for wrong, weights, message in ((X[:, :2], np.ones(3), "sample_weight"), (np.full_like(X, np.nan), None, "NaN")):
+        model.fit(X)
+        with pytest.raises(ValueError, match=message):
+            model.fit(wrong, sample_weight=weights)
+        with pytest.raises(NotFittedError):
+            model.predict(X)
     model.fit(X).set_params(latent_dim=0)
     with pytest.raises(ValueError, match="latent_dim=0"):
         model.fit(X)

@@ -72,9 +72,7 @@ class ArrayEstimator(FittedArrays):
             TrainingDiverged: a number was not finite. The checkpoint is that of the last good epoch.
         """
         X = self._validate(X, reset=True)
-        weights = sample_weights.checked(sample_weight, len(X))
-        self._forget()
-        self.sample_weight_ = weights
+        self.sample_weight_ = weights = sample_weights.checked(sample_weight, len(X))
         state = None if resume is None else self._read_checkpoint(resume, self._settings(), X)
         self.seed_ = self._draw_seed() if state is None else state["seed"]
         self._training_config(len(X))  # which says what is wrong with the settings
@@ -101,6 +99,7 @@ class ArrayEstimator(FittedArrays):
         """X after scikit-learn's checks, with their messages, and ours of its shape and numbers."""
         if reset:
             self._check_parameters()
+            self._forget()  # before scikit-learn's checks note the shape of X
         names = finite.names(X)
         given, table, X = X, inputs.is_table(X), inputs.checked(X)
         X = validate_data(

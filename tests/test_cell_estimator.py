@@ -145,6 +145,23 @@ def test_callbacks_can_stop():
     assert model.fit(planted(), callbacks=[lambda row, vae: row["epoch"] == 3]).n_iter_ == 3
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"hidden": (32,)}, {"latent_dim": 5}, {"dtype": "float64"}, {"batch_key": "type"}, {"likelihood": "nb"}],
+)
+def test_parameters_that_are_set_after_the_fit_are_those_of_the_next_one(settings, tmp_path):
+    def answers(model):
+        return *model._seen(model._rows(adata)), model.score_samples(adata, 3), model.novelty(adata)
+
+    model, adata = fit(), planted()
+    expected = answers(model)
+    model.set_params(**settings).save(tmp_path / "model.pt")
+    for each in (model, SingleCellVMM.load(tmp_path / "model.pt", device="cpu")):
+        for found, before in zip(answers(each), expected, strict=True):
+            np.testing.assert_array_equal(found, before)
+            assert found.dtype == before.dtype
+
+
 def test_clone_and_pickle(fitted):
     adata = planted()
     assert_same_model(clone(fitted).fit(adata), fitted)

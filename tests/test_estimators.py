@@ -226,6 +226,26 @@ def test_a_fit_that_fails_leaves_no_mix_of_two_models(X):
     assert len(model.set_params(latent_dim=2).predict(X)) == len(X), "nothing had begun"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"hidden": (32,)}, {"latent_dim": 5}, {"dtype": "float64"}, {"validation_fraction": 0.5}, {"prior": "gmm"}],
+)
+def test_parameters_that_are_set_after_the_fit_are_those_of_the_next_one(X, settings, tmp_path):
+    def answers(model):
+        z = model.transform(X)
+        mean, held_back = model.inverse_transform(z), model.validation_rows_
+        return model.predict_proba(X), z, mean, model.score_samples(X, 3), held_back, model.get_feature_names_out()
+
+    model = VMM(**TINY).fit(X)
+    expected = answers(model)
+    model.set_params(**settings).save(tmp_path / "model.pt")
+    for each in (model, VMM.load(tmp_path / "model.pt", device="cpu")):
+        for found, before in zip(answers(each), expected, strict=True):
+            np.testing.assert_array_equal(found, before)
+            assert found.dtype == before.dtype
+    assert not np.array_equal(answers(model.fit(X))[1], expected[1]), "the next fit takes them"
+
+
 def test_images_and_convolutions():
     X = np.random.RandomState(0).rand(40, 7, 9).astype("float32")
     model = VMM(**TINY, encoder="conv", decoder="conv").fit(X)

@@ -99,14 +99,14 @@ class ArrayEstimator(FittedArrays):
         """X after scikit-learn's checks, with their messages, and ours of its shape and numbers."""
         if reset:
             self._check_parameters()
-            self._forget()  # before scikit-learn's checks note the shape of X
+            self._begin()  # before scikit-learn's checks note the shape of X
         names = finite.names(X)
         given, table, X = X, inputs.is_table(X), inputs.checked(X)
         X = validate_data(
             self,
             X,
             reset=reset,
-            dtype=inputs.float_type(X if table else given, self.dtype),
+            dtype=inputs.float_type(X if table else given, self.dtype if reset else self.configuration_["dtype"]),
             allow_nd=True,
             ensure_all_finite=False,
             ensure_min_samples=2 if reset else 1,

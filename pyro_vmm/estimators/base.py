@@ -60,6 +60,8 @@ class Estimator(BaseEstimator):
     vae_: LatentVariableModel
     seed_: int
     n_components_: int
+    #: :meth:`configuration` at the fit: parameters may be set anew after it, and the model stays what it is.
+    configuration_: dict
     #: How rows are changed in training, where that is a parameter; None for not at all.
     augment: str | Augmentation | None = None
     #: None for files of earlier versions.
@@ -124,10 +126,11 @@ class Estimator(BaseEstimator):
         """The settings that have no effect, given the others; files of earlier versions may hold any value of them."""
         return frozenset()
 
-    def _forget(self) -> None:
-        """Forget the last fit: a fit that fails must not leave a mix of two."""
+    def _begin(self) -> None:
+        """Keep the parameters of this fit, and forget the last one: a fit that fails must not leave a mix of two."""
         for name in ("labels_", "weight_history_"):
             self.__dict__.pop(name, None)
+        self.configuration_ = self.configuration()
 
     def _draw_seed(self) -> int:
         """What ``random_state`` gives; of several processes that train together, the first one's."""
@@ -141,7 +144,7 @@ class Estimator(BaseEstimator):
         """Rows to train on and rows to hold back, each in the order of the data; rows of weight 0 are neither."""
         rows = np.arange(n) if self.sample_weight_ is None else np.flatnonzero(self.sample_weight_)
         order = np.random.RandomState(self.seed_).permutation(len(rows))
-        n_val = int(self.validation_fraction * len(rows))
+        n_val = int(self.configuration_["validation_fraction"] * len(rows))
         return rows[np.sort(order[n_val:])], rows[np.sort(order[:n_val])]
 
     @property
@@ -282,6 +285,13 @@ class Estimator(BaseEstimator):
     def _own_device(self) -> torch.device:
         return self.vae_.prior.origin.device
 
+    def _own_dtype(self) -> torch.dtype:
+        return DTYPES[self.configuration_["dtype"]]
+
+    def _own_dim(self) -> int:
+        """D."""
+        return self.configuration_["latent_dim"]
+
     @torch.no_grad()
     def _each_block(self, consume: Callable[[Tensor], None], x: Rows, rows_at_once: int = 1024) -> None:
         """Hand all rows over, in order, some at a time."""
@@ -340,8 +350,8 @@ class Estimator(BaseEstimator):
     def _scores(self, x: Rows, n_importance_samples: int, rows_at_once: int) -> np.ndarray:
         """Importance-weighted log p(x), (N,); the same standard-normal draws serve every row."""
         generator = torch.Generator().manual_seed(self.seed_)
-        noise = torch.randn(n_importance_samples, self.latent_dim, dtype=torch.float64, generator=generator)
-        noise = noise.to(self._own_device(), DTYPES[self.dtype])
+        noise = torch.randn(n_importance_samples, self._own_dim(), dtype=torch.float64, generator=generator)
+        noise = noise.to(self._own_device(), self._own_dtype())
         with torch.no_grad(), exclusive():
             p_z = self.vae_.prior(self.vae_.encoder)
         return self._batched(lambda rows: self._importance_weighted(rows, noise, p_z), x, rows_at_once)
@@ -400,7 +410,7 @@ class Estimator(BaseEstimator):
             found["sample_weight"] = torch.as_tensor(self.sample_weight_)
         content = {
             "estimator": type(self).__name__,
-            "params": self.configuration(),
+            "params": self.configuration_,
             "versions": storing.versions(),
             "fitted": {**found, **fitted},
             "state": {name: value.cpu() for name, value in self.vae_.state_dict().items()},
@@ -425,6 +435,7 @@ class Estimator(BaseEstimator):
             model.set_params(**{name: value for name, value in defaults(cls).items() if name in model._idle_settings()})
             model._check_parameters()
             check_random_state(model.random_state)
+        model.configuration_ = model.configuration()
         fitted = entries.part("fitted")
         model.n_components_, model.seed_ = fitted.whole("n_components", 1), fitted.whole("seed", 0, storing.MOST_SEED)
         model.component_weights_ = fitted.floats("weights", (model.n_components_,)).numpy()

@@ -146,7 +146,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         if isinstance(sample_weight, str):
             sample_weight = numbers(adata, sample_weight, "sample_weight")
         weights = sample_weights.checked(sample_weight, len(counts))
-        self._forget()
+        self._begin()
         self.sample_weight_ = weights
         self.covariates_ = self._covariates(adata, totals, part_of)
         if part_of is None:
@@ -255,6 +255,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         model = copy.deepcopy(self)
         model.gene_match_, model.covariates_ = match, covariates
         model.batch_key = None if covariates.categorical[0] is None else covariates.categorical[0].key
+        model.configuration_ = {**self.configuration_, "batch_key": model.batch_key}
         model.layout_ = covariates.layout(len(self.genes_))
         rows, elbo = model._rows(adata), []
         batch = model.layout_.batch(rows.design).argmax(1)
@@ -288,7 +289,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         before = int(self.cluster_of_component_.max()) + 1
         self.vae_, groups = mapping.new_components(self.vae_, rows, novel, len(self.labels_), self.seed_)
         if not len(groups):
-            mapping.warn_of_no_cluster(len(novel), len(rows), novel_below, self.latent_dim)
+            mapping.warn_of_no_cluster(len(novel), len(rows), novel_below, self._own_dim())
         self.n_components_ = self.vae_.prior.n_components
         self.tree_ = None  # which is of the reference's components
         self.cluster_of_component_ = np.append(self.cluster_of_component_, before + groups)

@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pyro_vmm.estimators import building, inputs
-from pyro_vmm.estimators.base import DTYPES, Estimator, typical
+from pyro_vmm.estimators.base import Estimator, typical
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import inference_mode
@@ -48,9 +48,9 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
         """The mean of p(x | z) in the units of X, (N, ...); the most probable value where there is no mean."""
         check_is_fitted(self)
         Z = np.asarray(inputs.checked(Z, "Z"))
-        if Z.ndim != 2 or Z.shape[1] != self.latent_dim or not np.isfinite(Z).all():
-            raise ValueError(f"Z has shape {Z.shape}, expected finite numbers of shape (N, {self.latent_dim})")
-        z = torch.as_tensor(Z, dtype=DTYPES[self.dtype], device=self._own_device())
+        if Z.ndim != 2 or Z.shape[1] != self._own_dim() or not np.isfinite(Z).all():
+            raise ValueError(f"Z has shape {Z.shape}, expected finite numbers of shape (N, {self._own_dim()})")
+        z = torch.as_tensor(Z, dtype=self._own_dtype(), device=self._own_device())
         return self._batched(lambda rows: typical(self.vae_.p_x(rows)), z) * self.scale_ + self.shift_
 
     def score_samples(self, X, n_importance_samples: int = 100) -> np.ndarray:
@@ -118,7 +118,7 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
         with np.errstate(over="ignore", invalid="ignore"):
             x = X - self.shift_
             x /= self.scale_  # in place: X may take most of the memory
-            x = torch.as_tensor(x, dtype=DTYPES[self.dtype])
+            x = torch.as_tensor(x, dtype=self._own_dtype())
         building.check_range(x, X, self._feature_names(), self.scaling_)
         return x
 
@@ -136,4 +136,4 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
 
     @property
     def _n_features_out(self) -> int:
-        return self.latent_dim
+        return self._own_dim()

@@ -13,7 +13,7 @@ from pyro_vmm.data.cell_rows import CellRows, Covariates
 from pyro_vmm.data.cells import CellBatches, check_cells
 from pyro_vmm.data.genes import GeneMatch
 from pyro_vmm.estimators import annotation
-from pyro_vmm.estimators.base import DTYPES, Estimator, typical
+from pyro_vmm.estimators.base import Estimator, typical
 from pyro_vmm.estimators.mapping import Mapped
 from pyro_vmm.estimators.novelty import MOST_CELLS, MOST_NUMBERS, NEIGHBOURS, Beside, Neighbours, Usual
 from pyro_vmm.likelihoods import CellLikelihood
@@ -60,8 +60,8 @@ class FittedCells(Estimator):
     factors_: np.ndarray
     adjustments_: np.ndarray
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _begin(self) -> None:
+        super()._begin()
         for name in ("gene_match_", "mappings_", "usual_", "factors_", "adjustments_"):
             self.__dict__.pop(name, None)
 
@@ -89,7 +89,7 @@ class FittedCells(Estimator):
 
     def _seen(self, x: Rows, function: Callable[[Tensor], Tensor] = lambda q_c: q_c) -> tuple[np.ndarray, np.ndarray]:
         """``_latent_means`` and ``_probabilities`` of cells that are read and encoded once."""
-        of_clusters, size = self._of_clusters(function), self.latent_dim
+        of_clusters, size = self._of_clusters(function), self._own_dim()
         with torch.no_grad(), exclusive():
             clustering = self.vae_.prior.clustering(self.vae_.encoder)
 
@@ -98,7 +98,7 @@ class FittedCells(Estimator):
             return torch.cat([z, of_clusters(clustering.responsibilities(z))], -1)
 
         both = self._batched(look, x)
-        return both[:, :size].astype(self.dtype), both[:, size:].copy()
+        return both[:, :size].astype(self.configuration_["dtype"]), both[:, size:].copy()
 
     def novelty(self, adata: "AnnData") -> np.ndarray:
         """How well the clusters explain each cell, (N,): a p-value by the reference's own cells.
@@ -294,7 +294,7 @@ class FittedCells(Estimator):
         counts = CellBatches(adata, self.layer, self.gene_match_.positions(adata, self.genes_), self.genes_)
         totals = check_cells(counts, self.vae_.likelihood.counts, training=False)
         design = self.covariates_.design(adata, totals)
-        rows = CellRows(counts, design, self._own_device(), DTYPES[self.dtype])
+        rows = CellRows(counts, design, self._own_device(), self._own_dtype())
         self._check_support(self.vae_.likelihood, rows)
         return rows
 

@@ -302,6 +302,23 @@ def test_types_of_cells_by_column_and_by_value(adata, given):
     np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
 
 
+def test_classes_of_rows_go_by_their_names(table):
+    names = pd.Index([f"r{i}" for i in range(90)])
+    kinds = pd.Series(np.arange(90) % 3, index=names)
+    np.testing.assert_array_equal(labels.of_rows(kinds.sample(frac=1, random_state=0), 90, names), kinds)
+    np.testing.assert_array_equal(labels.of_rows(kinds[::-1], 90), kinds[::-1])
+
+
+def test_a_report_goes_by_the_names_of_rows(model, table, tmp_path):
+    named = table.set_axis([f"r{i}" for i in range(90)])
+    kinds = pd.Series(np.arange(90) % 3, index=named.index)
+    pages = []
+    for given in (kinds, kinds.sample(frac=1, random_state=0)):
+        assert model.report(tmp_path / "page.html", named, given) == []
+        pages.append((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert pages[0] == pages[1]
+
+
 WRONG = [
     ("cells", {"data": np.ones((3, 12))}, "adata is a ndarray, expected an AnnData"),
     ("cells", {"labels": "kind"}, "labels='kind' is not a column of adata.obs"),

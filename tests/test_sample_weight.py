@@ -324,6 +324,25 @@ def test_a_second_fit_forgets_the_weights(X):
     assert model.sample_weight_ is not None and model.fit(X).sample_weight_ is None
 
 
+def test_a_series_goes_by_the_names_of_the_rows(X):
+    weights = pd.Series(np.arange(120.0), index=[f"r{i}" for i in range(120)])
+    shuffled, kind = weights.sample(frac=1, random_state=0), pd.Series(np.arange(120) % 2, index=weights.index)
+    named, model = pd.DataFrame(X, index=weights.index), VMM(**TINY, settle=False, monitor="val_nmi")
+    expected = clone(model).fit(named, kind, sample_weight=weights)
+    found = clone(model).fit(named, kind[shuffled.index], sample_weight=shuffled)
+    np.testing.assert_array_equal(found.sample_weight_, expected.sample_weight_)
+    np.testing.assert_array_equal(found.history_["val_nmi"], expected.history_["val_nmi"])
+    # Rows without names, and other names, go by their order.
+    for rows, given in ((X, shuffled), (named, shuffled.reset_index(drop=True)), (named, shuffled.add_prefix("s"))):
+        by_order = clone(model).fit(rows, kind.to_numpy(), sample_weight=given).sample_weight_
+        np.testing.assert_allclose(by_order, shuffled / shuffled.mean())
+    cells = planted(120)
+    of_cells = pd.Series(np.arange(120.0), index=cells.obs_names)
+    fits = (of_cells, of_cells.sample(frac=1, random_state=0))
+    found = [SingleCellVMM("batch", **{**CELLS, "epochs": 1}).fit(cells, sample_weight=w).sample_weight_ for w in fits]
+    np.testing.assert_array_equal(*found)
+
+
 def test_scikit_learn_hands_weights_on(X):
     weights = np.arange(120.0)
     model = VMM(**TINY, settle=False)

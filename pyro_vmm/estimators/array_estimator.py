@@ -59,7 +59,8 @@ class ArrayEstimator(FittedArrays):
                 weight 0 is not trained on and only gets its label, as by :meth:`predict`. Only ratios of weights
                 matter. Each epoch draws its rows by their weights, see :func:`~pyro_vmm.runtime.weighted.draw`. The
                 validation rows, the noise's start and ``settle`` draw theirs once. The scaling and ``init`` use the
-                weights themselves.
+                weights themselves. A Series, as that of y, goes by the names of its index where a DataFrame X has the
+                same.
             callbacks: called after every epoch with its row of the history and the model; True stops training.
             checkpoint: a file to keep for :meth:`fit` to resume from, written every ``checkpoint_every`` epochs, at the
                 end and on interrupt.
@@ -71,15 +72,16 @@ class ArrayEstimator(FittedArrays):
             ValueError: what is wrong with X, the weights or a parameter, before any training.
             TrainingDiverged: a number was not finite. The checkpoint is that of the last good epoch.
         """
+        names = inputs.row_names(X)
         X = self._validate(X, reset=True)
-        self.sample_weight_ = weights = sample_weights.checked(sample_weight, len(X))
+        self.sample_weight_ = weights = sample_weights.checked(inputs.in_order(sample_weight, names), len(X))
         state = None if resume is None else self._read_checkpoint(resume, self._settings(), X)
         self.seed_ = self._draw_seed() if state is None else state["seed"]
         self._training_config(len(X))  # which says what is wrong with the settings
         train, val = self._split(len(X))
         val = self._drawn(val)
         by_labels = self._training_settings()["monitor"] == "val_nmi"
-        labels_val = self._labels(y, len(X))[val] if by_labels else None
+        labels_val = self._labels(inputs.in_order(y, names), len(X))[val] if by_labels else None
         writer = None
         if checkpoint is not None:
             writer = storing.checkpoint_writer(checkpoint, self._settings(), self.seed_, X, weights)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vmm.data.cell_rows import CellRows, Covariates, numbers
 from pyro_vmm.data.cells import CellBatches, check_cells, require_cells
-from pyro_vmm.estimators import annotation, building, choices, mapping, sample_weights, storing
+from pyro_vmm.estimators import annotation, building, choices, inputs, mapping, sample_weights, storing
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.explained_cells import ExplainedCells
 from pyro_vmm.estimators.novelty import NONE, Neighbours, Usual, factors
@@ -129,8 +129,9 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         Arguments:
             adata: N cells; nothing is written to it, see :meth:`annotate`.
             y: ignored.
-            sample_weight: the weight of each cell, as for :meth:`pyro_vmm.VMM.fit`: an array (N,), or the name of a
-                column of ``adata.obs``. Continuous covariates, size factors and :meth:`novelty` use no weights.
+            sample_weight: the weight of each cell, as for :meth:`pyro_vmm.VMM.fit`: an array (N,), a Series, which goes
+                by the names of its index where these are those of the cells, or the name of a column of ``adata.obs``.
+                Continuous covariates, size factors and :meth:`novelty` use no weights.
             part_of: cells that ``adata`` is a part of, if the model is for all of them: it knows all of their batches
                 and categories, and may have genes that none of the cells in ``adata`` express.
             callbacks, checkpoint, resume: as of :meth:`pyro_vmm.VMM.fit`.
@@ -145,7 +146,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         totals = check_cells(counts, of_counts(self.likelihood, self.likelihood_options), training=part_of is None)
         if isinstance(sample_weight, str):
             sample_weight = numbers(adata, sample_weight, "sample_weight")
-        weights = sample_weights.checked(sample_weight, len(counts))
+        weights = sample_weights.checked(inputs.in_order(sample_weight, adata.obs_names), len(counts))
         self._begin()
         self.sample_weight_ = weights
         self.covariates_ = self._covariates(adata, totals, part_of)

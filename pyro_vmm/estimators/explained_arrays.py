@@ -79,7 +79,8 @@ class ExplainedArrays(FittedArrays):
         Arguments:
             path: the file to write, in a folder that exists.
             X: the rows, (N, ...).
-            labels: the known class of each row, (N,), to compare with; an array or a Series.
+            labels: the known class of each row, (N,), to compare with; an array or a Series, which goes by
+                the names of its index where a DataFrame has the same.
             title: the heading; None for what the data are and how many clusters they have.
 
         Returns:

@@ -61,6 +61,26 @@ def numbers(values: Any, name: str) -> np.ndarray:
     return found.astype(np.float64) if found.dtype.kind in "biuf" else _floats(found, name)
 
 
+def row_names(X: Any) -> pd.Index | None:
+    """The names of the rows of a DataFrame; None of anything else."""
+    return X.index if isinstance(X, pd.DataFrame) else None
+
+
+def in_order(values: Any, names: pd.Index | None) -> Any:
+    """A Series that has these names, each once, in their order; anything else as it is.
+
+    The numbers that pandas gives to rows without names say nothing about their order.
+
+    Arguments:
+        values: one for each row, as a user gives them.
+        names: of the rows; None where they have none.
+    """
+    if names is None or not isinstance(values, pd.Series) or isinstance(values.index, pd.RangeIndex):
+        return values
+    same = values.index.is_unique and set(values.index) == set(names)
+    return values.reindex(names) if same else values
+
+
 def _table(X: Any, name: str) -> pd.DataFrame:
     if not (isinstance(X, pd.DataFrame) or hasattr(X, "to_pandas")):
         advice = f": {name}.compute()" if hasattr(X, "compute") else ""  # as of dask

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from pyro_vmm.data.categories import column, grouped
+from pyro_vmm.estimators import inputs
 from pyro_vmm.runtime.checks import described
 
 if TYPE_CHECKING:
@@ -25,18 +26,23 @@ def of_cells(adata: "AnnData", labels: Any) -> tuple[pd.Categorical | None, str 
     if isinstance(labels, str):
         return types(column(adata, labels, "labels"), labels, "labels"), labels
     values = labels if isinstance(labels, pd.Series) else pd.Series(one_each(labels, adata.n_obs, "cell"))
-    if values.index.is_unique and set(values.index) == set(adata.obs_names):
-        values = values.reindex(adata.obs_names)
+    values = inputs.in_order(values, adata.obs_names)
     one_each(values, adata.n_obs, "cell")
     name = "labels" if getattr(values, "name", None) is None else str(values.name)
     return types(values, name, "labels"), name
 
 
-def of_rows(labels: Any, n: int) -> np.ndarray | None:
-    """The class of each of n rows, (n,); None without labels."""
+def of_rows(labels: Any, n: int, names: pd.Index | None = None) -> np.ndarray | None:
+    """The class of each of n rows, (n,); None without labels.
+
+    Arguments:
+        labels: the class of each row, (n,). A Series with the names of the rows as its index may have another order.
+        n: the number of rows.
+        names: of the rows, if they have any.
+    """
     if labels is None:
         return None
-    found = np.asarray(one_each(labels, n, "row"))
+    found = np.asarray(one_each(inputs.in_order(labels, names), n, "row"))
     missing = pd.isna(found)
     if missing.any():
         raise ValueError(f"labels has no value for {missing.sum()} of {n} rows, expected a class for each")

@@ -9,12 +9,11 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_vmm.data.cells import require_cells
 from pyro_vmm.data.dataset import Dataset
-from pyro_vmm.estimators import VMM, SingleCellVMM
+from pyro_vmm.estimators import VMM, SingleCellVMM, inputs
 from pyro_vmm.report import labels as known
 from pyro_vmm.report import sections
 from pyro_vmm.report.arrays import ArrayResults
@@ -82,8 +81,8 @@ def write_report(
         data: rows (N, ...) for a ``VMM``, an AnnData for a ``SingleCellVMM``, which is not changed.
         path: the file to write, in a folder that exists.
         labels: known classes to compare with, (N,), as an array or a Series; of cells also the column of ``adata.obs``
-            that holds them, and missing ones are not known. A Series with the names of the cells as its index may have
-            another order.
+            that holds them, and missing ones are not known. A Series with the names of the rows or cells as its index
+            may have another order.
         title: the heading; None for what the data are and how many clusters they have.
 
     Returns:
@@ -124,9 +123,10 @@ def _writable(path: str | Path) -> Path:
 
 
 def _dataset(model: VMM, X: Any, labels: Any) -> Dataset:
-    names = X.index.to_numpy() if isinstance(X, pd.DataFrame) else None
+    names = inputs.row_names(X)
     values = np.asarray(model._validate(X, reset=False))  # checks the names of columns, too
-    return Dataset(values, known.of_rows(labels, len(values)), "data", row_names=names)
+    classes = known.of_rows(labels, len(values), names)
+    return Dataset(values, classes, "data", row_names=None if names is None else names.to_numpy())
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from anndata.experimental import AnnCollection
 from browser import CHROMIUM, WIDTHS, Browser
 from common import message_of, planted
 from PIL import Image
@@ -300,6 +301,28 @@ def test_types_of_cells_by_column_and_by_value(adata, given):
     found, of_values = labels.of_cells(adata, given(adata))
     assert name == "type" and of_values in ("type", "labels")
     np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_a_report_of_cells_takes_their_names_alone(adata, of_cell_model, tmp_path, monkeypatch):
+    """What no file holds, and what is the user's, is no matter of a page; a collection has nothing else."""
+    seen, embed = [], cells.embed
+    monkeypatch.setattr(cells, "embed", lambda names: seen.append(names.copy()) or embed(names))
+    other = adata.copy()
+    other.uns["own"], other.obsm["X_umap"] = {"f": object()}, np.zeros((120, 2))
+    parts = AnnCollection([adata[:60].copy(), adata[60:].copy()])
+    for given in (other, parts):
+        assert of_cell_model.report(tmp_path / "page.html", given, labels="type") == []
+        assert "Known types" in Page((tmp_path / "page.html").read_text(encoding="utf-8")).texts
+    assert len(seen) == 2 and not any("own" in each.uns or "X_umap" in each.obsm for each in seen)
+
+
+def test_a_map_that_fails_is_told_without_a_file_that_nobody_asked_for(adata, of_cell_model, tmp_path, monkeypatch):
+    def fail(adata):
+        raise RuntimeError("no map")
+
+    monkeypatch.setattr(cells, "embed", fail)
+    (told,) = of_cell_model.report(tmp_path / "page.html", adata)
+    assert told.startswith("figure umap was not written: RuntimeError: no map")
 
 
 def test_classes_of_rows_go_by_their_names(table):

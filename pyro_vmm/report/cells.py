@@ -107,21 +107,24 @@ class CellResults:
         write_h5ad(adata, path / "annotated.h5ad")
 
     def decorate(self, path: Path) -> Iterator[str]:
-        """Write tables of clusters and markers, figures, then neighbours and a UMAP into ``annotated.h5ad``.
+        """Write tables of clusters and markers, figures, then neighbours and a UMAP.
 
-        Yields a line for each part that fails.
+        These go into ``annotated.h5ad`` if it is there. Yields a line for each part that fails.
         """
         yield from ornaments.attempt("the clusters were not explained", partial(self.explain, path))
         yield from ornaments.draw(self.figures(), path)
+        file = path / "annotated.h5ad"
         try:
             umap = embed(self.adata)
         except Exception as error:  # scanpy and its dependencies raise many types
-            failure = "annotated.h5ad has no neighbours and no UMAP of the model, and figure umap was not written"
+            lacking = "annotated.h5ad has no neighbours and no UMAP of the model, and " if file.exists() else ""
+            failure = f"{lacking}figure umap was not written"
             yield ornaments.message(failure, error)
             return
         if umap is not None:
-            failure = "neighbours and UMAP were not written to annotated.h5ad"
-            yield from ornaments.attempt(failure, partial(write_h5ad, self.adata, path / "annotated.h5ad"))
+            if file.exists():
+                failure = "neighbours and UMAP were not written to annotated.h5ad"
+                yield from ornaments.attempt(failure, partial(write_h5ad, self.adata, file))
             yield from ornaments.draw({"umap": partial(self.umap_figure, umap)}, path)
 
     def explain(self, path: Path) -> None:

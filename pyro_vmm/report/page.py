@@ -5,10 +5,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
+import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_vmm.data.cells import require_cells
@@ -17,10 +18,13 @@ from pyro_vmm.estimators import VMM, SingleCellVMM, inputs
 from pyro_vmm.report import labels as known
 from pyro_vmm.report import sections
 from pyro_vmm.report.arrays import ArrayResults
-from pyro_vmm.report.cells import CellData, CellResults, without_counts
+from pyro_vmm.report.cells import CellData, CellResults
 from pyro_vmm.report.folder import Results
 from pyro_vmm.runtime import files
 from pyro_vmm.runtime.checks import described
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 #: How to cite, see CITATION.cff: authors, year, title, where, address.
 PAPER = (
@@ -102,7 +106,7 @@ def write_report(
     if isinstance(model, SingleCellVMM):
         require_cells(data)
         types, name = known.of_cells(data, labels)
-        results = CellResults(model, CellData(without_counts(data), data, data.n_obs, types, name))
+        results = CellResults(model, CellData(_names_alone(data), data, data.n_obs, types, name))
     else:
         with _without_names():
             results = ArrayResults(model, _dataset(model, data, labels))
@@ -120,6 +124,13 @@ def _writable(path: str | Path) -> Path:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path={str(path)!r} can't be written: there is no folder {str(path.parent)!r}")
     return path
+
+
+def _names_alone(adata: "AnnData") -> "AnnData":
+    """Cells and genes by their names, to be annotated; what else the user's have is no matter of the page."""
+    from anndata import AnnData
+
+    return AnnData(obs=pd.DataFrame(index=adata.obs_names), var=pd.DataFrame(index=adata.var_names))
 
 
 def _dataset(model: VMM, X: Any, labels: Any) -> Dataset:

@@ -162,6 +162,21 @@ def test_parameters_that_are_set_after_the_fit_are_those_of_the_next_one(setting
             assert found.dtype == before.dtype
 
 
+def test_settings_may_be_a_series(tmp_path):
+    adata = planted()
+    adata.obs["donor"] = pd.Categorical(np.resize(["d0", "d1"], adata.n_obs))
+    lists = {"hidden": [8], "categorical_covariate_keys": ["donor"], "init": list(adata.obs_names[[3, 7]])}
+    model = fit(adata, **{name: pd.Series(value) for name, value in lists.items()})
+    model.save(tmp_path / "model.pt")
+    loaded = SingleCellVMM.load(tmp_path / "model.pt", device="cpu")
+    assert {name: getattr(loaded, name) for name in lists} == lists
+    np.testing.assert_array_equal(loaded.transform(adata), model.transform(adata))
+    model.fit(adata, checkpoint=tmp_path / "checkpoint.pt")
+    model.set_params(init=pd.Series(adata.obs_names[[5, 9]]))
+    with pytest.raises(ValueError, match=r"can't resume from .*init"):
+        model.fit(adata, resume=tmp_path / "checkpoint.pt")
+
+
 def test_clone_and_pickle(fitted):
     adata = planted()
     assert_same_model(clone(fitted).fit(adata), fitted)
@@ -891,6 +906,16 @@ def test_a_full_disk_keeps_the_old_file(fitted, tmp_path, monkeypatch):
         ({"latent_dim": 0}, "latent_dim=0 should be a whole number"),
         ({"hidden": ()}, r"hidden=\(\) should hold at least one width"),
         ({"hidden": 128}, "hidden=128 should hold at least one width"),
+        ({"hidden": range(8, 10)}, r"hidden=range\(8, 10\) should be a list of widths"),
+        ({"init": {"c1"}}, r"init={'c1'} should be one of .*, or a list of names of cells"),
+        (
+            {"categorical_covariate_keys": {"type"}},
+            "categorical_covariate_keys={'type'} should be a list of column names",
+        ),
+        (
+            {"continuous_covariate_keys": iter(["age"])},
+            "continuous_covariate_keys=<.*> should be a list of column names",
+        ),
         ({"dropout": 1.0}, "dropout=1.0 should be at least 0 and below 1"),
         ({"dropout": "a"}, "dropout='a' should be at least 0 and below 1"),
         ({"batch_balance": "a"}, "batch_balance='a' should be a number"),

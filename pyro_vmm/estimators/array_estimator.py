@@ -199,7 +199,7 @@ class ArrayEstimator(FittedArrays):
     # What "auto" stands for
 
     def _hidden(self, event_shape: Sequence[int]) -> Sequence[int]:
-        return choices.choose_hidden(self.hidden, math.prod(event_shape))
+        return tuple(choices.choose_hidden(self.hidden, math.prod(event_shape)))
 
     def _widths(self, event_shape: Sequence[int]) -> Sequence[int]:
         """The widths of the encoder's layers; the paper's if not all of its weights are in linear layers.

@@ -376,7 +376,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
     # What "auto" stands for
 
     def _hidden(self) -> Sequence[int]:
-        return choices.CELLS if isinstance(self.hidden, str) else self.hidden
+        return choices.CELLS if isinstance(self.hidden, str) else tuple(self.hidden)
 
     def _chosen_training(self, rows: int) -> dict:
         chosen = super()._chosen_training(rows)

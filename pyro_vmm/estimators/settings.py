@@ -9,6 +9,7 @@ from dataclasses import field
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -77,9 +78,15 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} should be a whole number, at least 0")
 
 
+#: What may hold several values: their order matters, and files keep them.
+SEVERAL = list | tuple | np.ndarray | pd.Index | pd.Series
+
+
 def _widths(name: str, value: Any) -> None:
     if isinstance(value, str) and value == "auto":
         return
+    if np.ndim(value) and not isinstance(value, SEVERAL):
+        raise ValueError(f"{name}={value!r} should be a list of widths")
     if np.ndim(value) != 1 or len(value) == 0:
         raise ValueError(f"{name}={value!r} should hold at least one width")
     for width in value:
@@ -98,7 +105,7 @@ def _network(name: str, value: Any) -> None:
 def _cells_to_start_from(name: str, value: Any) -> None:
     if isinstance(value, str):
         one_of(building.INITS).check(name, value)
-    elif not np.iterable(value) or not all(isinstance(cell, str) for cell in value):
+    elif not isinstance(value, SEVERAL) or not all(isinstance(cell, str) for cell in value):
         raise ValueError(f"{name}={value!r} should be one of {building.INITS}, or a list of names of cells")
     elif len(set(value)) < len(list(value)):
         raise ValueError(f"{name}={list(value)} should name each cell once")
@@ -110,7 +117,7 @@ def _column(name: str, value: Any) -> None:
 
 
 def _columns(name: str, value: Any) -> None:
-    if isinstance(value, str) or not (value is None or np.iterable(value)):
+    if not isinstance(value, SEVERAL | None):
         raise ValueError(f"{name}={value!r} should be a list of column names")
 
 

@@ -414,7 +414,7 @@ def _plain(value) -> Any:
         return value.name
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | np.ndarray | pd.Index):
+    if isinstance(value, list | tuple | np.ndarray | pd.Index | pd.Series):
         return [_plain(entry) for entry in value]
     if isinstance(value, np.generic):
         return value.item()

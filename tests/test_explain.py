@@ -118,6 +118,14 @@ def test_within_a_cluster_only_its_cells_are_compared(adata, model):
     np.testing.assert_allclose(within["lfc"], by_mask["lfc"][within.index], atol=0.25)
 
 
+def test_masks_as_a_table_holds_them(adata, model):
+    """Of the type "boolean", as a file gives them back, and as a Series in another order."""
+    kind = adata.obs["type"] == "t0"
+    expected = model.differential_expression(adata, kind.to_numpy())
+    for mask in (kind.astype("boolean"), kind.sample(frac=1, random_state=0), kind.tolist()):
+        pd.testing.assert_frame_equal(model.differential_expression(adata, mask), expected)
+
+
 def test_samples_widen_the_intervals(adata, single):
     adata = adata.copy()
     adata.obs["donor"] = [f"d{i % 8}" for i in range(240)]
@@ -178,6 +186,7 @@ WRONG = [
     ({"group1": "t0", "groupby": "kind"}, "groupby='kind' is not a column of adata.obs"),
     ({"group1": np.ones(3, bool)}, "group1 is a mask of shape (3,), expected (240,)"),
     ({"group1": np.arange(240) < 100, "group2": 1}, "group2=1 should be a mask"),
+    ({"group1": pd.array([None] + [True] * 239)}, "group1 has no truth value for 1 of 240 cells"),
     ({"group1": np.arange(240) < 2}, "group1 has 2 cells, expected at least 3"),
     ({"group1": "b0", "groupby": "batch"}, "the groups have no batch in common"),
     ({"group1": "9"}, "group1='9' should be a cluster from 0 to "),

@@ -16,7 +16,7 @@ from pyro_vmm.analysis.expression import LIBRARY, ComparedCells
 from pyro_vmm.data.categories import Categories
 from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import quoted
-from pyro_vmm.estimators import named_groups
+from pyro_vmm.estimators import inputs, named_groups
 from pyro_vmm.estimators.base import typical
 from pyro_vmm.estimators.explaining import (
     DELTA,
@@ -79,7 +79,8 @@ class ExplainedCells(FittedCells):
             adata: cells of known batches. Of cells in a file, those that are compared are read again.
             group1: a cluster or several, by number or by the text that ``annotate`` writes; their assignments are drawn
                 from q(c | x), so that cells that hesitate widen the intervals. Or, with ``groupby``, a category or
-                several; or a mask of cells, (N,).
+                several; or a mask of cells, (N,); a Series of truth values goes by the names of its index where these
+                are those of the cells.
             group2: what to compare with, of the same kind; None for all other cells.
             groupby: the column of ``adata.obs`` that holds the groups; None for clusters or masks.
             within: compare cells of these clusters alone, drawn from q(c | x); None for all cells.
@@ -259,6 +260,7 @@ class ExplainedCells(FittedCells):
     ) -> np.ndarray:
         """The probability that a cell is of either group, (N, 2)."""
         n_clusters = int(self.cluster_of_component_.max()) + 1
+        group1, group2 = (inputs.in_order(each, adata.obs_names) for each in (group1, group2))
         for name, group in (("group1", group1), ("group2", group2)):
             if groupby is not None and named_groups.is_mask(group):
                 raise ValueError(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from pyro_vmm.data.categories import Categories
 from pyro_vmm.data.cells import quoted
@@ -45,7 +46,7 @@ def of_masks(n: int, group1: np.ndarray, group2: np.ndarray | None) -> np.ndarra
 def is_mask(group: Any) -> bool:
     """Whether a group is given as a mask of cells."""
     kinds = {type(each) for each in group} if isinstance(group, list) else set()
-    return getattr(group, "dtype", None) == np.bool_ or kinds == {bool}
+    return pd.api.types.is_bool_dtype(getattr(group, "dtype", None)) or kinds == {bool}
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -57,10 +58,12 @@ def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _mask(name: str, mask: Any, n: int) -> np.ndarray:
     if not is_mask(mask):
         raise ValueError(f"{name}={described(mask)} should be a mask, as the other group is one")
-    found = np.asarray(mask)
-    if found.shape != (n,):
-        raise ValueError(f"{name} is a mask of shape {found.shape}, expected ({n},): a truth value for each cell")
-    return found
+    missing = np.asarray(pd.isna(mask))
+    if missing.shape != (n,):
+        raise ValueError(f"{name} is a mask of shape {missing.shape}, expected ({n},): a truth value for each cell")
+    if missing.any():
+        raise ValueError(f"{name} has no truth value for {missing.sum()} of {n} cells, expected one for each")
+    return np.asarray(mask, dtype=bool)
 
 
 def clusters(name: str, group: Any, n_clusters: int) -> list[int]:

@@ -442,6 +442,7 @@ def test_interrupt_leaves_a_checkpoint(path, tmp_path, capsys, monkeypatch):
             "pbmc68k is prepared in memory, expected an .h5ad file or a .zarr store",
         ),
         (["--batch-key", "vmm"], "--batch-key: the run writes a column 'vmm' of its own; give this another name"),
+        (["--size-factor-key", "vmm_novelty"], "--size-factor-key: the run writes a column 'vmm_novelty' of its own"),
         (
             ["--continuous-covariates", "age", "vmm_entropy"],
             "--continuous-covariates: the run writes a column 'vmm_entr",

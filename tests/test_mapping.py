@@ -500,6 +500,12 @@ class TestNovelty:
             SingleCellVMM.load(tmp_path / "model.pt")
 
 
+def test_the_novelty_of_a_mapped_model_does_not_stay(reference, mapped):
+    cells = planted(90, batches=3)
+    assert "vmm_novelty" in mapped.annotate(cells).obs
+    assert "vmm_novelty" not in reference.annotate(cells).obs
+
+
 def test_batch_shares_count_the_cells_of_the_query(reference, mapped):
     cells = query()
     clusters = np.concatenate([reference.labels_, mapped.predict(cells)])

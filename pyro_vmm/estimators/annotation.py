@@ -82,9 +82,9 @@ def categorical(clusters: np.ndarray, n_clusters: int) -> pd.Categorical:
     return pd.Categorical.from_codes(clusters, [str(k) for k in range(n_clusters)]).remove_unused_categories()
 
 
-def columns(key: str) -> tuple[str, str, str]:
-    """The columns of ``adata.obs`` that :func:`write` makes: cluster, probability, entropy."""
-    return key, f"{key}_probability", f"{key}_entropy"
+def columns(key: str) -> tuple[str, str, str, str]:
+    """The columns of ``adata.obs`` that :func:`write` makes or removes: cluster, probability, entropy, novelty."""
+    return key, f"{key}_probability", f"{key}_entropy", f"{key}_novelty"
 
 
 def check_key(key: str, read: Collection[str]) -> None:
@@ -96,7 +96,7 @@ def check_key(key: str, read: Collection[str]) -> None:
     """
     if not isinstance(key, str) or key in ("", ".") or "/" in key:
         raise ValueError(f"key_added={key!r} should be a name without '/': files of AnnData can't hold others")
-    for column in (*columns(key), f"{key}_novelty"):
+    for column in columns(key):
         if column in read:
             raise ValueError(
                 f"key_added={key!r} would replace the column {column!r} of adata.obs, which the model reads"
@@ -140,17 +140,19 @@ def write(
         z: (N, D).
         summary: cluster, probability, entropy, (N, 3).
         model: the fitted model.
-        novelty: of each cell, (N,); None to write none.
+        novelty: of each cell, (N,); None to write none, and to remove that of another model.
     """
     if adata.is_view:
         adata._init_as_actual(adata.copy())  # as scanpy does: without a warning
     adata.obsm[f"X_{key}"] = z
     cluster, probability, entropy = summary.T
-    values = categorical(cluster.astype(int), model.n_components_), probability.astype(z.dtype), entropy.astype(z.dtype)
+    values = [categorical(cluster.astype(int), model.n_components_)]
+    values += [None if each is None else each.astype(z.dtype) for each in (probability, entropy, novelty)]
     for column, value in zip(columns(key), values, strict=True):
-        adata.obs[column] = value
-    if novelty is not None:
-        adata.obs[f"{key}_novelty"] = novelty.astype(z.dtype)
+        if value is not None:
+            adata.obs[column] = value
+        elif column in adata.obs:
+            del adata.obs[column]
     # The colours of an earlier annotation may be those of other clusters.
     adata.uns.pop(f"{key}_colors", None)
     adata.uns[key] = {

@@ -335,6 +335,18 @@ def test_samples_have_the_library_size_asked_for(keys):
     assert abs(model.sample(500).X.sum(1).mean() - expected) < 5 * (expected / 500) ** 0.5
 
 
+def test_a_model_reads_its_own_samples():
+    adata = planted()
+    adata.layers["counts"], adata.obs["vmm"] = adata.X, adata.obs["batch"]
+    model = fit(adata, layer="counts", batch_key="vmm")
+    with pytest.raises(ValueError, match="key_added='vmm' would replace the column 'vmm'"):
+        model.sample(5)
+    drawn = model.sample(5, batch="b1", key_added="cluster")
+    assert list(drawn.obs) == ["cluster", "vmm"] and set(drawn.obs["vmm"]) == {"b1"}
+    assert model.predict(drawn).shape == (5,)
+    assert np.array_equal(drawn.layers["counts"].toarray(), drawn.X.toarray())
+
+
 def test_samples_are_of_one_batch_and_of_the_middle_of_other_covariates():
     model, seen = fit(categorical_covariate_keys=["donor"], continuous_covariate_keys=["age"]), []
     with model.vae_.decoder.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1])):

@@ -252,9 +252,12 @@ class FittedCells(Estimator):
         *,
         batch: str | None = None,
         library_size: float | None = None,
+        key_added: str = "vmm",
         random_state=None,
     ) -> "AnnData":
         """Draw cells from the model: an AnnData of n_samples x genes, with ``obs["vmm"]``.
+
+        The values lie in ``X`` and where the model reads them.
 
         Arguments:
             n_samples: how many.
@@ -263,6 +266,7 @@ class FittedCells(Estimator):
                 covariates, and continuous ones are at their mean.
             library_size: total counts to expect before zero inflation ("zinb" puts zeros in, and gives fewer); None for
                 the geometric mean of the training data's.
+            key_added: the column of ``obs`` for the clusters; must be none that the model reads.
             random_state: an int for the same draws; None goes by the estimator's.
         """
         from anndata import AnnData
@@ -270,6 +274,7 @@ class FittedCells(Estimator):
 
         check_is_fitted(self)
         self._check_draw(n_samples, component)
+        annotation.check_key(key_added, self.covariates_.keys)
         if library_size is not None:
             check_positive("library_size", library_size)
         code = 0 if batch is None else self._batch_code(batch)
@@ -282,11 +287,12 @@ class FittedCells(Estimator):
             library = z.new_full((n_samples, 1), library_size or self.library_size_)
             x = self.vae_.likelihood(self.vae_.decoder(z, covariates), library, covariates).sample().cpu().numpy()
         clusters = annotation.categorical(c.cpu().numpy(), self.n_components_)
-        obs = pd.DataFrame({"vmm": clusters}, index=np.arange(n_samples).astype(str))
+        obs = pd.DataFrame({key_added: clusters}, index=np.arange(n_samples).astype(str))
         if self.batch_key is not None:
             obs[self.batch_key] = pd.Categorical([self.batches_[code]] * n_samples, categories=self.batches_)
         values = sparse.csr_matrix(x) if self.vae_.likelihood.counts else x
-        return AnnData(values, obs=obs, var=pd.DataFrame(index=self.genes_))
+        layers = {} if self.layer is None else {self.layer: values.copy()}
+        return AnnData(values, obs=obs, var=pd.DataFrame(index=self.genes_), layers=layers)
 
     def _rows(self, adata: "AnnData") -> CellRows:
         """Cells of this ``adata`` as the model reads them, genes matched by name."""

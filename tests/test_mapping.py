@@ -372,6 +372,7 @@ def test_no_new_cluster_is_a_warning(atlas):
     with pytest.warns(UserWarning, match=message):
         mapped = atlas.map_query(new, new_clusters="auto", novel_below=0.001)
     assert mapped.n_components_ == atlas.n_components_
+    pd.testing.assert_frame_equal(mapped.tree_, atlas.tree_)
 
 
 def beside(n: int = 200, off: int = 0, batch_effect: float = 0.0, seed: int = 0, genes: int = 40) -> Beside:

@@ -291,6 +291,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         self.vae_, groups = mapping.new_components(self.vae_, rows, novel, len(self.labels_), self.seed_)
         if not len(groups):
             mapping.warn_of_no_cluster(len(novel), len(rows), novel_below, self._own_dim())
+            return
         self.n_components_ = self.vae_.prior.n_components
         self.tree_ = None  # which is of the reference's components
         self.cluster_of_component_ = np.append(self.cluster_of_component_, before + groups)

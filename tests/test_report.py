@@ -316,6 +316,12 @@ def test_a_report_of_cells_takes_their_names_alone(adata, of_cell_model, tmp_pat
     assert len(seen) == 2 and not any("own" in each.uns or "X_umap" in each.obsm for each in seen)
 
 
+def test_genes_are_those_that_the_model_reads(adata, of_cell_model):
+    extra = ad.AnnData(np.ones((120, 1)), obs=pd.DataFrame(index=adata.obs_names), var=pd.DataFrame(index=["extra"]))
+    wider = ad.concat([adata, extra], axis=1, merge="first")
+    assert ("genes", "12 of 13") in cells.CellResults(of_cell_model, cells.CellData(wider.copy(), wider, 120)).facts()
+
+
 def test_a_map_that_fails_is_told_without_a_file_that_nobody_asked_for(adata, of_cell_model, tmp_path, monkeypatch):
     def fail(adata):
         raise RuntimeError("no map")

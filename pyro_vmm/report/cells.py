@@ -206,8 +206,8 @@ class CellResults:
 
     def facts(self) -> list[tuple[str, str]]:
         """Cells, genes, batches, clusters and training."""
-        adata, selected = self.adata, self.data.selected
-        genes = f"{selected.n_vars}" + (f" of {adata.n_vars}" if selected.n_vars < adata.n_vars else "")
+        adata, n_genes = self.adata, len(self.model.genes_)
+        genes = f"{n_genes}" + (f" of {adata.n_vars}" if n_genes < adata.n_vars else "")
         dropped = self.data.n_read - adata.n_obs
         cells = f"{adata.n_obs}" + (f" of {self.data.n_read}, the others have no count in these genes" * (dropped > 0))
         lines = [("cells", cells), ("genes", genes)]

@@ -18,7 +18,7 @@ from sklearn.utils.estimator_checks import check_clustering, parametrize_with_ch
 from torch import nn
 
 from pyro_vmm import VMM, HyperPrior
-from pyro_vmm.estimators import building
+from pyro_vmm.estimators import base, building
 from pyro_vmm.inference import Trainer
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.priors.hyperpriors import HYPERPRIORS
@@ -244,6 +244,19 @@ def test_parameters_that_are_set_after_the_fit_are_those_of_the_next_one(X, sett
             np.testing.assert_array_equal(found, before)
             assert found.dtype == before.dtype
     assert not np.array_equal(answers(model.fit(X))[1], expected[1]), "the next fit takes them"
+
+
+def test_scores_of_many_draws_take_no_more_memory(X, monkeypatch):
+    model, seen, real = VMM(**TINY).fit(X), [], VMM._log_p_x
+    expected = model.score_samples(X, 6)
+    monkeypatch.setattr(VMM, "_log_p_x", lambda self, z, rows: seen.append(z.shape[:2]) or real(self, z, rows))
+    # Five components in two dimensions are more than four features and a layer of eight.
+    monkeypatch.setattr(base, "NUMBERS_AT_ONCE", 8 * 10 * 12)
+    np.testing.assert_allclose(model.score_samples(X, 6), expected, rtol=1e-5)
+    assert set(seen) == {(6, 2)}
+    seen.clear()
+    model.score_samples(X[:3], 50)
+    assert seen == [(50, 1)] * 3
 
 
 def test_images_and_convolutions():

@@ -36,6 +36,9 @@ from pyro_vmm.runtime.rows import Rows, read
 from pyro_vmm.runtime.settings import AUTO, check_settings, defaults, settings_of
 from pyro_vmm.runtime.weighted import Weighted, draw
 
+# What scoring and decoding may hold at once: 128 MB in float32.
+NUMBERS_AT_ONCE = 2**25
+
 V = TypeVar("V", bound=LatentVariableModel)
 
 
@@ -291,6 +294,11 @@ class Estimator(BaseEstimator):
     def _own_dim(self) -> int:
         """D."""
         return self.configuration_["latent_dim"]
+
+    @staticmethod
+    def _at_once(numbers: int, most: int) -> int:
+        """How many rows to hold at once, at most, of which each takes so many numbers in each of eight arrays."""
+        return max(1, min(most, NUMBERS_AT_ONCE // (8 * numbers)))
 
     @torch.no_grad()
     def _each_block(self, consume: Callable[[Tensor], None], x: Rows, rows_at_once: int = 1024) -> None:

@@ -1,5 +1,6 @@
 """What a fitted model says about arrays: clusters, latent means, densities, draws."""
 
+import math
 from typing import cast
 
 import numpy as np
@@ -12,7 +13,7 @@ from pyro_vmm.estimators import building, inputs
 from pyro_vmm.estimators.base import Estimator, typical
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import inference_mode
+from pyro_vmm.networks import inference_mode, layer_widths
 from pyro_vmm.runtime.checks import check_whole
 from pyro_vmm.runtime.device_rows import place
 from pyro_vmm.runtime.randomness import seeded
@@ -63,8 +64,13 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
             n_importance_samples: draws from q(z | x); the estimate is a lower bound that rises with them.
         """
         check_whole("n_importance_samples", n_importance_samples)
-        log_p = self._scores(self._rows(X), n_importance_samples, rows_at_once=128)
-        return log_p - self._log_volume()
+        rows_at_once = self._at_once(n_importance_samples * self._numbers_of_a_draw(), most=128)
+        return self._scores(self._rows(X), n_importance_samples, rows_at_once) - self._log_volume()
+
+    def _numbers_of_a_draw(self) -> int:
+        """The most numbers that p(x | z) and p(z) take at one z."""
+        outputs = math.prod(self.event_shape_) * cast(Likelihood, self.vae_.likelihood).outputs_per_feature
+        return max(outputs, self.n_components_ * self._own_dim(), *layer_widths(self.vae_.decoder))
 
     def score(self, X, y=None) -> float:
         """The mean of :meth:`score_samples`."""

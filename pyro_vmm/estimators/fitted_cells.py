@@ -29,9 +29,6 @@ from pyro_vmm.runtime.rows import Rows
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# What scoring and decoding may hold at once: 128 MB in float32.
-NUMBERS_AT_ONCE = 2**25
-
 
 class FittedCells(Estimator):
     """What :class:`~pyro_vmm.SingleCellVMM` does once it is fitted; never used by itself.
@@ -309,7 +306,7 @@ class FittedCells(Estimator):
         raise NotImplementedError
 
     def _rows_at_once(self, draws: int = 1) -> int:
-        return max(1, min(1024, NUMBERS_AT_ONCE // (8 * draws * self.layout_.n_genes)))
+        return self._at_once(draws * self.layout_.n_genes, most=1024)
 
     def _p_x(self, z: Tensor, cells: Tensor):
         covariates = self.layout_.covariates(cells)

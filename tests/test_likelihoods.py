@@ -136,6 +136,11 @@ def test_check_names_the_value(name):
         likelihood_of(name).check(x)
 
 
+def test_counts_are_called_counts():
+    with pytest.raises(ValueError, match="the poisson likelihood expects counts: integers 0, 1, 2"):
+        likelihood_of("poisson").check(torch.tensor([[0.5]]))
+
+
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_check_refuses_what_none_supports(name, value):

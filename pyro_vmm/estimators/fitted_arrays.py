@@ -49,8 +49,10 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
         """The mean of p(x | z) in the units of X, (N, ...); the most probable value where there is no mean."""
         check_is_fitted(self)
         Z = np.asarray(inputs.checked(Z, "Z"))
-        if Z.ndim != 2 or Z.shape[1] != self._own_dim() or not np.isfinite(Z).all():
-            raise ValueError(f"Z has shape {Z.shape}, expected finite numbers of shape (N, {self._own_dim()})")
+        if Z.ndim != 2 or Z.shape[1] != self._own_dim():
+            raise ValueError(f"Z has shape {Z.shape}, expected (N, {self._own_dim()})")
+        if not np.isfinite(Z).all():
+            raise ValueError("Z holds NaN or infinity, expected finite numbers")
         z = torch.as_tensor(Z, dtype=self._own_dtype(), device=self._own_device())
         return self._batched(lambda rows: typical(self.vae_.p_x(rows)), z) * self.scale_ + self.shift_
 

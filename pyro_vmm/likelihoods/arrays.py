@@ -191,9 +191,8 @@ class Bernoulli(Likelihood):
         return self.independent(dist.Bernoulli(logits=h))
 
     def check(self, x: Tensor) -> None:
-        _require(
-            x, (x == 0) | (x == 1), "bernoulli", "0 or 1 (for values in between: likelihood='continuous_bernoulli')"
-        )
+        between = "for values in between: likelihood='continuous_bernoulli'"
+        _require(x, (x == 0) | (x == 1), "bernoulli", f"values 0 or 1 ({between})")
 
 
 class ContinuousBernoulli(Likelihood):
@@ -203,7 +202,7 @@ class ContinuousBernoulli(Likelihood):
         return self.independent(dist.ContinuousBernoulli(logits=h))
 
     def check(self, x: Tensor) -> None:
-        _require(x, (x >= 0) & (x <= 1), "continuous_bernoulli", "in [0, 1]")
+        _require(x, (x >= 0) & (x <= 1), "continuous_bernoulli", "values in [0, 1]")
 
 
 class Poisson(Likelihood):
@@ -243,7 +242,7 @@ class Categorical(Likelihood):
 
     def check(self, x: Tensor) -> None:
         inside = (x >= 0) & (x < self.outputs_per_feature) & (x == x.round())
-        _require(x, inside, "categorical", f"integer codes from 0 to {self.outputs_per_feature - 1}")
+        _require(x, inside, "categorical", f"values that are integer codes from 0 to {self.outputs_per_feature - 1}")
 
     def features(self) -> list[nn.Module]:
         return [SoftOneHot(self.outputs_per_feature)]
@@ -294,7 +293,7 @@ class CustomLikelihood(Likelihood):
                 continue  # a distribution need not have one
             while hasattr(support, "base_constraint"):
                 support = support.base_constraint
-            _require(rows, support.check(rows), "given", f"in {support}")
+            _require(rows, support.check(rows), "given", f"values in {support}")
 
     def _try(self, rows: Tensor) -> TorchDistribution:
         extra = (self.outputs_per_feature,) if self.outputs_per_feature > 1 else ()
@@ -336,4 +335,4 @@ def _require(x: Tensor, inside: Tensor, name: str, expected: str) -> None:
     if not inside.all():
         # A support of vectors has one verdict per row: name the row's first value.
         values = x[~inside].flatten()
-        raise ValueError(f"x holds the value {values[0].item():g}; the {name} likelihood expects values {expected}")
+        raise ValueError(f"x holds the value {values[0].item():g}; the {name} likelihood expects {expected}")

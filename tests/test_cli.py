@@ -376,6 +376,7 @@ def test_interrupt_leaves_a_checkpoint(table, tmp_path, capsys, monkeypatch):
         (["--device", "abacus"], "device='abacus'"),
         (["--likelihood", "bernoulli"], "bernoulli likelihood expects"),
         (["--m-prior", "0"], "m_prior=0"),
+        (["--seed", "-1"], "seed=-1 should be a whole number from 0 to 2**32 - 1"),
     ],
 )
 def test_mistakes_get_one_line(arguments, message, capsys, tmp_path, monkeypatch):
@@ -383,6 +384,13 @@ def test_mistakes_get_one_line(arguments, message, capsys, tmp_path, monkeypatch
     assert run(*arguments, *([] if "--epochs" in arguments else ["--epochs", "1"])) == 2
     printed = capsys.readouterr().err
     assert message in printed and "Traceback" not in printed and len(printed.splitlines()) == 1
+
+
+def test_early_stopping_by_labels_that_are_not_there(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.RandomState(0).rand(40, 3))
+    assert run("--dataset", tmp_path / "x.npy", "--monitor", "val_nmi", "--out", tmp_path / "run", *FAST) == 2
+    assert "--monitor val_nmi needs labels: name their column as --label-column" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_options_in_a_file(tmp_path, capsys):
@@ -442,8 +450,8 @@ def test_wrong_types_in_a_file_leave_no_folder(text, message, tmp_path, capsys):
         ("hidden = [[8]]", "hidden=[8] should be a whole number"),
         ("dataset = 5", "'5' is neither a data set nor a file"),
         ('seed = "a"', "seed='a' should be a whole number"),
-        ("seed = -1", "random_state=-1 should be a whole number from 0 to 2**32 - 1"),
-        ("seed = 99999999999", "random_state=99999999999 should be a whole number from 0"),
+        ("seed = -1", "seed=-1 should be a whole number from 0 to 2**32 - 1"),
+        ("seed = 99999999999", "seed=99999999999 should be a whole number from 0"),
         (f"m_prior = {'9' * 400}", "should be a finite number or 'batch'"),
         ("m_prior = []", "m_prior=[] should be a finite number or 'batch'"),
         ('m_prior = "rows"', "m_prior='rows' should be a finite number or 'batch'"),
@@ -451,6 +459,7 @@ def test_wrong_types_in_a_file_leave_no_folder(text, message, tmp_path, capsys):
         ("select = 3", "select=3 should be a list"),
         ("label_column = 3", "label_column=3 should be text"),
         ("prior = []", "prior=[] should be one of"),
+        ("network = 5", "network=5 should be one of"),
         ("device = 3", "device=3 should be text"),
         ("reuse_draws = 2", "reuse_draws=2 should be true or false"),
         ('dataset = "x.h5ad"\nbatch_key = 3', "batch_key=3 should be text"),

@@ -60,6 +60,8 @@ class Arrays(Kind):
 
     def fit(self, model: VMM, data: Dataset, checkpoint: Path, resume: Path | None) -> None:
         labels = data.labels if model.monitor == "val_nmi" else None
+        if labels is None and model.monitor == "val_nmi":
+            raise ValueError("--monitor val_nmi needs labels: name their column as --label-column")
         model.fit(data.x, labels, sample_weight=data.sample_weight, checkpoint=checkpoint, resume=resume)
 
     def results(self, model: VMM, data: Dataset) -> ArrayResults:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from pyro_vmm.cli.kind import SELECTION, Kind, flag
 from pyro_vmm.cli.kinds import CELLS, KINDS
+from pyro_vmm.cli.parser import networks
 from pyro_vmm.cli.values import check_types
 from pyro_vmm.data.cell_sets.files import find, folders
 from pyro_vmm.data.reading import reason
 from pyro_vmm.data.root import data_root
 from pyro_vmm.data.user_files import ending_of
 from pyro_vmm.estimators import VMM, SingleCellVMM
+from pyro_vmm.runtime.checks import check_choice
 from pyro_vmm.runtime.settings import nearest
 
 # A key such as a.b.c, which means nested tables. The time to read it grows with the square of its length.
@@ -55,6 +57,10 @@ def check(config: dict, kind: Kind) -> None:
             f"holds; options for {kind.noun} alone are {_flags(kind.options - others)}"
         )
     check_types(config)
+    if (seed := config.get("seed")) is not None and not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} should be a whole number from 0 to 2**32 - 1")
+    if "network" in config:
+        check_choice("network", config["network"], networks())
     if "select" not in config and (lonely := [name for name in SELECTION if name in config]):
         raise ValueError(f"{_flags(lonely)} {'needs' if len(lonely) == 1 else 'need'} --select")
     if "select" in config and "m_prior" in config:

@@ -100,6 +100,11 @@ def _in_words(value, setting: Setting) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
+def networks() -> tuple[str, ...]:
+    """The names that an encoder and a decoder have."""
+    return tuple(name for name in ENCODERS if name in DECODERS)
+
+
 def build_parser(everything: bool = False) -> argparse.ArgumentParser:
     """The parser for all kinds of data.
 
@@ -180,7 +185,7 @@ def _add_arrays(group: Group) -> None:
     group.add(
         "network",
         "mlp, or a small convolutional net for images",
-        choices=[name for name in ENCODERS if name in DECODERS],
+        choices=networks(),
     )
 
 

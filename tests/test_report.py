@@ -357,6 +357,7 @@ WRONG = [
     ("cells", {"title": 7}, "title=7 should be text, or None"),
     ("rows", {"labels": "type"}, "labels is 'type', expected (90,): a class for each row"),
     ("rows", {"labels": np.ones(3)}, "labels has shape (3,), expected (90,): a class for each row"),
+    ("rows", {"labels": np.linspace(0, 1, 90)}, "labels holds numbers such as 0.011236, expected classes"),
     ("rows", {"labels": [None] * 90}, "labels has no value for 90 of 90 rows"),
 ]
 

@@ -46,6 +46,8 @@ def of_rows(labels: Any, n: int, names: pd.Index | None = None) -> np.ndarray | 
     missing = pd.isna(found)
     if missing.any():
         raise ValueError(f"labels has no value for {missing.sum()} of {n} rows, expected a class for each")
+    if found.dtype.kind == "f" and (found % 1 != 0).any():
+        raise ValueError(f"labels holds numbers such as {found[found % 1 != 0][0]:g}, expected classes")
     return found
 
 

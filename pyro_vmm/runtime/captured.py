@@ -217,7 +217,7 @@ class _Same:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.value is other.value
 
-    __hash__ = None
+    __hash__ = object.__hash__
 
 
 def _comparable(value: Any) -> Any:

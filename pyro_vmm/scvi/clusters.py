@@ -99,9 +99,10 @@ class Clusters(Stock):
             self._number_clusters(own.z)
         self._count_clusters(own)
         if self.train_prior_ and self._has_mixture():
-            sharp, q = self._measure_confidence(own)
+            sharp, q, confidence = self._look(own)
+            self.confidence_ = confidence
             self.tree_ = join_all(sharp, q.argmax(1), self.cluster_of_component_)
-            if doubts := self.confidence_.doubts:
+            if doubts := confidence.doubts:
                 warnings.warn(f"the clusters are doubtful: {'; '.join(doubts)}", stacklevel=2)
 
     def _own_cells(self, dataloader: Iterable | None = None) -> "EncodedCells":
@@ -141,16 +142,15 @@ class Clusters(Stock):
         mixture.cluster_of_component.copy_(torch.as_tensor(cluster))
         return order
 
-    def _measure_confidence(self, own: "EncodedCells") -> tuple[Encoded, np.ndarray]:
-        """Measure the confidence; returns what :func:`~pyro_vmm.inference.settling.look` does.
+    def _look(self, own: "EncodedCells") -> tuple[Encoded, np.ndarray, Confidence]:
+        """What :func:`~pyro_vmm.inference.settling.look` returns, and the confidence in the clusters by it.
 
         It starts from q(z | x), as minified data have no cells.
         """
         rows = some_rows(len(own.z), _seed() or 0).numpy()
         z = own.z[rows]
         sharp, q = sharpened(Encoded(z.astype(float), own.variance[rows])), self._of_components(z, lambda q_c: q_c)
-        self.confidence_ = measure(sharp, q, self.cluster_of_component_, self._elbos())
-        return sharp, q
+        return sharp, q, measure(sharp, q, self.cluster_of_component_, self._elbos())
 
     def _elbos(self) -> np.ndarray:
         """The ELBO of held-back cells that training reported, or of all without any, in nats per cell; it may be empty.
@@ -248,7 +248,7 @@ class Clusters(Stock):
         order = self._number_clusters(own.z)  # changes the model
         self.tree_ = renumbered(self.tree_, order, n_clusters)
         self._count_clusters(own)
-        self._measure_confidence(own)
+        self.confidence_ = self._look(own)[-1]
 
     def annotate(
         self,

@@ -345,8 +345,7 @@ def _quick_in_training(cls: type, name: str) -> Callable | None:
 
 def _blank(cls: type[BaseModuleClass]) -> BaseModuleClass:
     """A module of :func:`module_class` without state, for pickle, which knows classes by their names."""
-    changed = module_class(cls)
-    return changed.__new__(changed)
+    return object.__new__(module_class(cls))
 
 
 @functools.cache

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyro_vmm.data.cells import quoted
 from pyro_vmm.data.columns import obs_column, obs_keys
 from pyro_vmm.data.numbers import kind_of
+from pyro_vmm.runtime.checks import quoted
 
 if TYPE_CHECKING:
     from anndata import AnnData

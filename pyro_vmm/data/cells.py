@@ -20,6 +20,7 @@ from pyro_vmm.data.blocks import Block, RowFile, is_native, native, read_ahead
 from pyro_vmm.data.columns import genes_of_parts, is_collection, positions
 from pyro_vmm.data.sources import HeldRows, JoinedRows, LazyRows, RowSource, SomeRows
 from pyro_vmm.data.structure import check_sparse, to_memory
+from pyro_vmm.runtime.checks import quoted
 from pyro_vmm.runtime.files import reason
 
 if TYPE_CHECKING:
@@ -566,10 +567,3 @@ def _dense(block: np.ndarray | sparse.csr_matrix) -> Tensor:
 
 def _place(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-
-
-def quoted(names: Any, limit: int = 10) -> str:
-    """The first of these names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more or "nothing"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pyro_vmm.data.cells import find_genes, match_genes, quoted, require_cells
+from pyro_vmm.data.cells import find_genes, match_genes, require_cells
 from pyro_vmm.data.columns import var_column, var_keys
+from pyro_vmm.runtime.checks import quoted
 
 if TYPE_CHECKING:
     from anndata import AnnData

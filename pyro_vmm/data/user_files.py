@@ -19,6 +19,7 @@ from pyro_vmm.data.delimited import Decimal, Header, advice, check_text_options,
 from pyro_vmm.data.numbers import check_digits
 from pyro_vmm.data.numpy_files import read_numpy
 from pyro_vmm.data.reading import check_file, check_memory, reading
+from pyro_vmm.runtime.checks import quoted
 
 # x, labels, names of rows, names of columns, weights of rows
 Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, list[str] | None, np.ndarray | None]
@@ -169,11 +170,11 @@ def _split_table(
     frame = frame.set_axis(columns, axis=1)
     if len(set(columns)) < len(columns):
         twice = frame.columns[frame.columns.duplicated()]
-        raise ValueError(f"{path} has several columns of one name: {_abridged(twice)}")
+        raise ValueError(f"{path} has several columns of one name: {quoted(twice)}")
 
     def pop(option: str, name: str) -> np.ndarray:
         if name not in columns:
-            raise ValueError(f"{option}={name!r} is not in {path}; its columns are {_abridged(columns)}")
+            raise ValueError(f"{option}={name!r} is not in {path}; its columns are {quoted(columns)}")
         if name not in frame.columns:
             raise ValueError(f"{option}={name!r} is taken by another option, or named twice")
         return frame.pop(name).to_numpy()
@@ -215,7 +216,7 @@ def _check_numeric(path: Path, frame: pd.DataFrame, advice: Callable[[str], str]
     if other:
         value = _value_of_no_number(frame[other[0]])
         raise ValueError(
-            f"{path}: the columns {_abridged(other)} are not numeric; leave them out (drop_columns), encode them, or "
+            f"{path}: the columns {quoted(other)} are not numeric; leave them out (drop_columns), encode them, or "
             f"say which holds the labels (label_column) or the rows' names (name_column); {other[0]!r} holds "
             f"{value!r:.60}{advice(value)}"
         )
@@ -226,11 +227,6 @@ def _value_of_no_number(column: pd.Series) -> str:
     values = column.dropna().astype(str)
     others = values[pd.to_numeric(values, errors="coerce").isna()]
     return next(iter(others), next(iter(values), "no value"))
-
-
-def _abridged(names: Sequence[str], limit: int = 10) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more
 
 
 def _check_file_arrays(path: Path, x: np.ndarray, labels: np.ndarray | None) -> None:

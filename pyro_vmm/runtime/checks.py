@@ -1,7 +1,7 @@
 """Checks of settings, each of which raises a ``ValueError`` that names the setting and what it should be."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from numbers import Integral, Real
 from typing import TypeGuard
@@ -74,6 +74,13 @@ def described(value) -> str:
     text = repr(value)
     plain = value is None or isinstance(value, str | Real | tuple | list | dict)
     return text if plain and "\n" not in text else f"an object of {type(value).__qualname__}"
+
+
+def quoted(names: Iterable, limit: int = 10) -> str:
+    """The first of these names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + more or "nothing"
 
 
 def one_line(error: BaseException) -> str:

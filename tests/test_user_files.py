@@ -626,6 +626,22 @@ def test_other_columns_of_a_parquet(tmp_path):
     assert "several columns of one name: 'a'" in refused(tmp_path / "twice.parquet")
 
 
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "tsv"])
+def test_columns_of_one_name_are_refused(tmp_path, ending):
+    """Pandas would call the second one ``label.1``: labels would be a feature."""
+    path = tmp_path / f"twice.{ending}"
+    pd.DataFrame([[1.5, 0, 1], [2.5, 1, 1]], columns=["a", "label", "label"]).to_csv(
+        path, index=False, sep="\t" if ending == "tsv" else ","
+    )
+    message = "several columns of one name: 'label'"
+    assert message in refused(path, label_column="label") and message in refused(path)
+
+
+def test_columns_without_a_name_and_rows_of_one_number_are_not_of_one_name(tmp_path):
+    assert load_file(write(tmp_path / "mine.csv", ",,a\nx,1,2\ny,3,4\n")).x.tolist() == [[1, 2], [3, 4]]
+    assert load_file(write(tmp_path / "mine.csv", "1,1\n3,4\n"), header="no").x.tolist() == [[1, 1], [3, 4]]
+
+
 def test_a_folders_name_is_no_column_of_a_parquet(tmp_path):
     (tmp_path / "year=2020").mkdir()
     pd.DataFrame({"a": [1.0, 2.0]}).to_parquet(tmp_path / "year=2020" / "mine.parquet")

@@ -5,6 +5,7 @@ import csv
 import gzip
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TextIO, get_args
@@ -12,7 +13,7 @@ from typing import Literal, TextIO, get_args
 import pandas as pd
 
 from pyro_vmm.data.reading import GZIP_MAGIC, reading
-from pyro_vmm.runtime.checks import check_choice
+from pyro_vmm.runtime.checks import check_choice, quoted
 
 FORM = "delimited text"
 Header = Literal["auto", "yes", "no"]
@@ -49,6 +50,9 @@ def read_delimited(path: Path, separator: str, header: Header, decimal: Decimal,
         )
     if not headless and n_rows == 1:
         raise ValueError(f"{path} holds a header and no rows: {separator.join(first)!r:.80}")
+    twice = [name for name, n in Counter(first).items() if n > 1 and name != ""]
+    if not headless and twice:  # pandas would rename them
+        raise ValueError(f"{path} has several columns of one name: {quoted(twice)}")
     frame = read(header=None if headless else 0)
     expected = (n_rows if headless else n_rows - 1, len(first))
     if frame.shape != expected:

@@ -62,6 +62,21 @@ def test_a_turned_blob_keeps_its_distance():
     assert 28 < angles.max() <= 30.1 and -30.1 <= angles.min() < -28 and abs(angles.mean()) < 3
 
 
+@pytest.mark.parametrize("shape", [(64, 128), (128, 64)])
+def test_what_is_in_an_oblong_image_is_turned_and_sheared_as_in_a_square(shape):
+    """Beyond a blob there is nothing, so that what surrounds it does not matter."""
+    square = torch.zeros(50, 128, 128, dtype=torch.float64)
+    square[:, 32:96, 32:96] = blob(50)
+    rows, columns = ((128 - side) // 2 for side in shape)
+    for changes in ({"degrees": 20.0}, {"shear": 20.0}, {"degrees": 20.0, "shear": 10.0, "scale": 0.2, "flip": True}):
+        change = RandomAffine(**{**STILL, **changes})
+        torch.manual_seed(0)
+        expected = change(square)[:, rows : 128 - rows, columns : 128 - columns]
+        torch.manual_seed(0)
+        found = change(square[:, rows : 128 - rows, columns : 128 - columns])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def test_a_moved_blob_moves_by_at_most_a_share_of_the_side():
     right, below = places(RandomAffine(**{**STILL, "shift": 0.1})(blob(400)))
     for moved in (right - AT, below):

@@ -63,8 +63,10 @@ class RandomAffine:
         mirror = 1 - 2 * (planes.new_empty(n).uniform_() < 0.5).to(planes) if self.flip else torch.ones_like(turn)
         cos, sin = scale * turn.cos(), scale * turn.sin()
         x, y = (2 * self.shift * each for each in shift)
-        first = torch.stack([mirror * cos, cos * shear - sin, x], -1)
-        second = torch.stack([mirror * sin, sin * shear + cos, y], -1)
+        # Turns and shears are of pixels, while the map takes both sides for equally long.
+        height, width = planes.shape[-2:]
+        first = torch.stack([mirror * cos, (cos * shear - sin) * (height / width), x], -1)
+        second = torch.stack([mirror * sin * (width / height), sin * shear + cos, y], -1)
         return torch.stack([first, second], 1)
 
 

@@ -122,6 +122,15 @@ def test_rows_do_not_share_memory_with_the_data(format_):
     np.testing.assert_array_equal(CellBatches(adata).rows(np.arange(N)), counts())
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_entries_stored_twice_are_added_beyond_their_type(dtype):
+    n = np.iinfo(dtype).max
+    twice = sparse.csr_matrix((np.array([n, n], dtype), np.array([1, 1]), np.array([0, 2])), shape=(1, 2))
+    batches = CellBatches(annotated(twice))
+    assert batches.rows([0]).tolist() == [[0, 2 * n]]
+    assert check_counts(batches, training=False).tolist() == [2 * n]
+
+
 def test_entries_stored_twice_are_added():
     twice = sparse.csr_matrix((np.full(3, 0.5), np.array([1, 1, 0]), np.array([0, 2, 3])), shape=(2, 2))
     twice.data[2] = 4.0

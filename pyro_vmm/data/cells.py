@@ -307,6 +307,8 @@ def check_counts(cells: CellBatches, training: bool = True) -> np.ndarray:
     _check_names(cells)
     totals, expressed = np.empty(len(cells)), np.zeros(cells.shape[1], dtype=bool)
     for start, block in cells.chunks():
+        if block.dtype.itemsize < 4:  # sums would not fit
+            block = block.astype(np.float32)
         block.sum_duplicates()
         _check_block(cells, start, block)
         totals[start : start + block.shape[0]] = np.asarray(block.sum(1, dtype=np.float64)).ravel()
@@ -561,7 +563,8 @@ def _spread(block: np.ndarray | sparse.csr_matrix, positions: np.ndarray, n: int
 
 def _dense(block: np.ndarray | sparse.csr_matrix) -> Tensor:
     """float32 (M, G)."""
-    dense = block if isinstance(block, np.ndarray) else block.toarray()
+    # First float32: it takes less memory than most types, and holds sums of entries stored twice.
+    dense = block if isinstance(block, np.ndarray) else block.astype(np.float32, copy=False).toarray()
     return torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32))
 
 

@@ -238,6 +238,28 @@ def test_missing_labels_are_refused_before_any_training(tmp_path, frame):
         load_file(path, label_column="kind")
 
 
+@pytest.mark.parametrize("path", ["mine.csv", "mine.parquet"])
+def test_what_text_takes_for_missing_is_said_of_text_alone(tmp_path, frame, path):
+    frame["kind"] = ["a", None, None]
+    write_table(frame, tmp_path / path, index=False)
+    message = refused(tmp_path / path, label_column="kind")
+    assert ("in text NA, None, null and the like are missing" in message) == path.endswith("csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("id,a\nNA,1\nTP53,2\nnull,3\n", {"name_column": "id"}),
+        (",a\nNA,1\nTP53,2\nnull,3\n", {}),
+        ("NA,1\nTP53,2\nnull,3\n", {"name_column": "0", "header": "no"}),
+        ('\n"NA",1\n\n"TP53",2\n  \nnull,3\n', {"name_column": "0", "header": "no"}),
+    ],
+)
+def test_names_of_rows_that_read_as_missing_values_are_names(tmp_path, text, options):
+    data = load_file(write(tmp_path / "mine.csv", text), **options)
+    assert (data.row_names.tolist(), data.x.tolist()) == (["NA", "TP53", "null"], [[1], [2], [3]])
+
+
 @pytest.mark.parametrize("ending", ["npy", "npz", "csv", "parquet"])
 def test_an_unknown_label_column_is_refused(tmp_path, frame, ending):
     path = tmp_path / f"mine.{ending}"

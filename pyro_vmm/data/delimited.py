@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TextIO, get_args
 
+import numpy as np
 import pandas as pd
 
 from pyro_vmm.data.reading import GZIP_MAGIC, reading
@@ -60,6 +61,12 @@ def read_delimited(path: Path, separator: str, header: Header, decimal: Decimal,
             f"cannot read {path} as {FORM}: {expected} rows and columns give {frame.shape}; check its quotes"
         )
     return frame
+
+
+def column_as_written(path: Path, separator: str, encoding: str, column: int, n_rows: int) -> np.ndarray:
+    """The fields of one column as text, in the last ``n_rows`` rows of a file; object (n_rows,)."""
+    fields = [row[column] for _, row in _rows(path, separator, encoding)]
+    return np.array(fields[-n_rows:], dtype=object)
 
 
 def check_text_options(path: Path, separator: str, header: Header, decimal: Decimal, encoding: str) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 from pandas.api.types import infer_dtype, is_integer_dtype, is_numeric_dtype, is_scalar
 
 from pyro_vmm.data.dataset import Dataset
-from pyro_vmm.data.delimited import Decimal, Header, advice, check_text_options, read_delimited
+from pyro_vmm.data.delimited import Decimal, Header, advice, check_text_options, column_as_written, read_delimited
 from pyro_vmm.data.numbers import check_digits
 from pyro_vmm.data.numpy_files import read_numpy
 from pyro_vmm.data.reading import check_file, check_memory, reading
@@ -140,7 +140,9 @@ def _read_text(
         separator = "\t"
     check_text_options(path, separator, header, decimal, encoding)
     frame = read_delimited(path, separator, header, decimal, encoding)
-    return _split_table(path, frame, label_column, **columns, advice=partial(advice, separator=separator))
+    as_written = partial(column_as_written, path, separator, encoding, n_rows=len(frame))
+    advise = partial(advice, separator=separator)
+    return _split_table(path, frame, label_column, **columns, advice=advise, as_written=as_written)
 
 
 def _read_parquet(path: Path, label_column: str | None, **columns) -> Arrays:
@@ -165,6 +167,7 @@ def _split_table(
     sample_weight: str | None = None,
     drop_columns: Sequence[str] = (),
     advice: Callable[[str], str] = lambda value: "",
+    as_written: Callable[[int], np.ndarray] | None = None,
 ) -> Arrays:
     columns = [str(name) for name in frame.columns]
     frame = frame.set_axis(columns, axis=1)
@@ -189,6 +192,9 @@ def _split_table(
         frame = frame.set_index(index[-1]).drop(columns=index[:-1])
     if names is None and not isinstance(frame.index, pd.RangeIndex):
         names = frame.index.to_numpy()
+    named_by = index[-1] if index and name_column is None else name_column
+    if as_written is not None and named_by is not None and pd.isna(names).any():  # such as NA, which pandas drops
+        names = as_written(columns.index(named_by))
     # Where some are missing, pandas knows no booleans. Types first: to take each of many columns takes long.
     objects = frame.select_dtypes(object)
     truths = [name for name, column in objects.items() if infer_dtype(column) == "boolean"]
@@ -238,7 +244,8 @@ def _check_file_arrays(path: Path, x: np.ndarray, labels: np.ndarray | None) -> 
         raise ValueError(f"{path}: labels must have shape {x.shape[:1]}, like x's rows, got {labels.shape}")
     missing = int(pd.isna(labels).sum())
     if missing:
-        raise ValueError(f"{path}: {missing} of {len(labels)} labels are missing; give all or none")
+        known = " (in text NA, None, null and the like are missing)" if ending_of(path, TEXT) else ""
+        raise ValueError(f"{path}: {missing} of {len(labels)} labels are missing{known}; give all or none")
     if labels.dtype == object and not all(map(is_scalar, labels)):
         raise ValueError(f"{path}: labels must be numbers or text, got {type(labels[0]).__name__}")
 

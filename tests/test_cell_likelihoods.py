@@ -308,8 +308,8 @@ def test_the_normals_scale():
     likelihood = CELL_LIKELIHOODS["normal"](LAYOUT, initial_scale=0.3)
     (library, covariates), h = cells(), torch.randn(M, G)
     torch.testing.assert_close(likelihood(h, library, covariates).stddev, torch.full((M, G), 0.3), rtol=1e-4, atol=0.0)
-    for scale in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match=f"initial_scale={scale} should be positive"):
+    for scale in (0.0, -1.0, float("nan"), float("inf"), "1"):
+        with pytest.raises(ValueError, match=f"initial_scale={scale!r} should be a positive number"):
             CELL_LIKELIHOODS["normal"](LAYOUT, initial_scale=scale)
 
 

@@ -58,10 +58,9 @@ def test_student_t_with_many_degrees_of_freedom_is_normal():
 @pytest.mark.parametrize("name", ["normal", "student_t"])
 def test_initial_scale(name):
     assert LIKELIHOODS[name]((3,), initial_scale=0.25).scale.item() == pytest.approx(0.25, abs=2e-5)
-    with pytest.raises(ValueError, match=r"initial_scale=0\.0 should be positive"):
-        LIKELIHOODS[name]((3,), initial_scale=0.0)
-    with pytest.raises(ValueError, match="initial_scale=nan should be positive"):
-        LIKELIHOODS[name]((3,), initial_scale=float("nan"))
+    for value in (0.0, float("nan"), float("inf"), "1"):
+        with pytest.raises(ValueError, match=f"initial_scale={value!r} should be a positive number"):
+            LIKELIHOODS[name]((3,), initial_scale=value)
     with pytest.raises(ValueError, match=r"scale='feature' should be one of \('scalar', 'per_feature'\)"):
         LIKELIHOODS[name]((3,), scale="feature")
 

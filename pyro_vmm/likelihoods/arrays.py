@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from pyro_vmm.distributions import LOG_TWO_PI
 from pyro_vmm.networks import Asinh, SoftOneHot, inverse_softplus
-from pyro_vmm.runtime.checks import check_choice, one_line
+from pyro_vmm.runtime.checks import check_choice, check_positive, one_line
 from pyro_vmm.runtime.registry import Registry
 
 #: The scales of the noise: one number, or one for each feature.
@@ -96,8 +96,8 @@ class LocationScale(Likelihood):
     def __init__(self, event_shape: Sequence[int], scale: Scale = "scalar", initial_scale: float | None = None):
         super().__init__(event_shape)
         check_choice("scale", scale, SCALES)
-        if initial_scale is not None and not initial_scale > 0:
-            raise ValueError(f"initial_scale={initial_scale} should be positive")
+        if initial_scale is not None:
+            check_positive("initial_scale", initial_scale)
         self.initial_scale = initial_scale
         shape = () if scale == "scalar" else self.event_shape
         first = DEFAULT_SCALE if initial_scale is None else initial_scale
@@ -113,7 +113,9 @@ class LocationScale(Likelihood):
         likelihood separates clusters; if it costs far more, the prior does not shape the latent space. A scale that the
         user has set, or that has been trained, stays.
         """
-        if self.initial_scale is not None or (self.scale_raw != inverse_softplus(DEFAULT_SCALE)).any():
+        untouched = torch.full_like(self.scale_raw, inverse_softplus(DEFAULT_SCALE))
+        # Close is enough: another dtype rounds.
+        if self.initial_scale is not None or not torch.allclose(self.scale_raw, untouched):
             return {}
         variance = float(x.var(dim=0, correction=0).sum())
         initial_scale = math.sqrt(variance / (2 * NATS)) if variance > 0 else 1.0

@@ -22,7 +22,7 @@ from pyro_vmm.distributions.counts import MEAN_FLOOR, NegativeBinomial, ZeroInfl
 from pyro_vmm.likelihoods.arrays import FLOOR, SharedScaleNormal, declare_events, of_pyro
 from pyro_vmm.networks import inverse_softplus
 from pyro_vmm.runtime.cell_layout import CellLayout
-from pyro_vmm.runtime.checks import check_choice, one_line
+from pyro_vmm.runtime.checks import check_choice, check_positive, one_line
 from pyro_vmm.runtime.registry import Registry
 
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
@@ -181,8 +181,7 @@ class NormalExpression(CellLikelihood):
 
     def __init__(self, layout: CellLayout, initial_scale: float = 1.0):
         super().__init__(layout)
-        if not initial_scale > 0:
-            raise ValueError(f"initial_scale={initial_scale} should be positive")
+        check_positive("initial_scale", initial_scale)
         self.scale_raw = nn.Parameter(torch.full((layout.n_genes,), inverse_softplus(initial_scale)))
 
     def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:

@@ -1,6 +1,7 @@
 """Columns of numbers: what is none is refused; standardising against exact arithmetic."""
 
 import datetime
+import tracemalloc
 from decimal import Decimal
 from fractions import Fraction
 
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pyro_vmm.data import numbers
 from pyro_vmm.data.numbers import check_digits, floats, standard
 
 DATES = pd.date_range("2020-01-01", periods=4)
@@ -167,3 +169,35 @@ def test_what_varies_by_rounding_alone_counts_as_constant(dtype, value):
     assert by_rounding.all()
     assert np.abs((x - mean) / deviation).max() < 1e-6, "and not of variance 1"
     assert not standard(x * np.where(np.arange(60) % 2, 1, 1 + 1e-5).astype(dtype)[:, None])[2].any()
+
+
+WEIGHTS = pytest.mark.parametrize("weighted", [False, True])
+
+
+@WEIGHTS
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_many_rows_are_standardised_in_parts(weighted, dtype, monkeypatch):
+    rng = np.random.RandomState(0)
+    x = rng.uniform(0, 200, (1000, 3, 2)).astype(dtype)
+    x[:, 0, 0] = 7  # constant
+    if dtype == np.float64:
+        x[:, 1, 1] *= 1e200  # squares overflow
+    weights = rng.uniform(0.5, 2.0, 1000) if weighted else None
+    expected = standard(x, weights)
+    monkeypatch.setattr(numbers, "AT_ONCE", 64)
+    monkeypatch.setattr(numbers, "WHOLE", 100)
+    for found, known in zip(standard(x, weights), expected, strict=True):
+        np.testing.assert_allclose(found, known, rtol=1e-12)
+
+
+@WEIGHTS
+def test_standardising_takes_little_memory(weighted, monkeypatch):
+    monkeypatch.setattr(numbers, "AT_ONCE", 2**12)
+    monkeypatch.setattr(numbers, "WHOLE", 2**12)
+    x = np.random.RandomState(0).randn(2**14, 2**5).astype(np.float32)
+    weights = np.ones(len(x)) if weighted else None
+    tracemalloc.start()
+    standard(x, weights)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < x.nbytes / 4

@@ -1,6 +1,7 @@
 """Columns of numbers: what counts as a number, and how a column is standardised."""
 
 import datetime
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +25,8 @@ ADVICE = {
 LEAST_STEPS = 1000
 # What may be left of a constant after its mean is subtracted.
 LARGEST_RESIDUE = 1e-6
+# More numbers than this are averaged a part of the rows at a time, and so many at once.
+WHOLE, AT_ONCE = 2**22, 2**20
 # Squares of smaller deviations underflow in float64.
 LEAST_DEVIATION = 1e-140
 
@@ -82,10 +85,23 @@ def check_digits(x: np.ndarray, names: list[str]) -> None:
 
 def _moments(x: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of rows x (N, ...), in float64, as float32 loses count over a million rows."""
+    if x.size > WHOLE:  # copies in float64 would take several times the memory of x
+        mean = _mean_of_parts(x, weights, lambda rows: rows)
+        return mean, np.sqrt(_mean_of_parts(x, weights, lambda rows: np.square(rows - mean)))
     if weights is None:
         return x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     mean = np.average(x, axis=0, weights=weights)
     return mean, np.sqrt(np.average(np.square(x - mean), axis=0, weights=weights))
+
+
+def _mean_of_parts(x: np.ndarray, weights: np.ndarray | None, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The mean over rows x (N, ...) of what they are changed to in float64, a part at a time."""
+    weights = np.ones(len(x)) if weights is None else weights
+    total, step = np.zeros(x.shape[1:]), max(1, AT_ONCE * len(x) // x.size)
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        total += np.tensordot(weights[part], change(x[part].astype(np.float64)), 1)
+    return total / weights.sum()
 
 
 def standard(x: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

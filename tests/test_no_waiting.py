@@ -6,6 +6,7 @@ that moves data between the devices can be seen, and those that check values ins
 
 from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -227,7 +228,7 @@ def test_numbers_in_a_users_likelihood_are_made_on_the_device():
     run(laplace(), torch.rand(M, 4), DeviceConstants)
 
 
-@pytest.mark.parametrize("number", [0.5, 2, True])
+@pytest.mark.parametrize("number", [0.5, 2, True, np.float64(2), np.float32(2), np.int32(2), np.bool_(True)])
 @pytest.mark.parametrize("dtype", [None, torch.float64])
 def test_numbers_made_on_the_device_are_torchs(number, dtype):
     like = torch.zeros(2, dtype=torch.float32)

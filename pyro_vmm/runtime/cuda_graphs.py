@@ -7,7 +7,6 @@ import gc
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Number
 
 import pyro
 import torch
@@ -15,6 +14,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_vmm.runtime.recorder import Outputs, Run
+
+# Numbers of which torch makes the same tensor however it is asked to; those of NumPy bring a dtype.
+PLAIN = (bool, int, float)
 
 
 class CudaGraphs:
@@ -110,9 +112,9 @@ class DeviceConstants(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in (torch.tensor, torch.as_tensor) and len(args) == 1 and isinstance(args[0], Number):
+        if func in (torch.tensor, torch.as_tensor) and len(args) == 1 and type(args[0]) in PLAIN:
             return torch.full((), *args, **kwargs)
-        if func is Tensor.new_tensor and len(args) == 2 and isinstance(args[1], Number):
+        if func is Tensor.new_tensor and len(args) == 2 and type(args[1]) in PLAIN:
             return args[0].new_full((), args[1], **kwargs)
         return func(*args, **kwargs)
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vmm.data import blocks
 from pyro_vmm.data.cell_rows import CellRows, Continuous, Covariates
@@ -44,6 +45,35 @@ def test_columns_are_batch_then_categories_then_numbers_then_library():
     np.testing.assert_allclose(design[:, 6], (AGE - AGE.mean()) / AGE.std(), rtol=1e-6)
     np.testing.assert_allclose(design[:, 7], [-1, 1, -1, 1, -1, 1])
     np.testing.assert_array_equal(design[:, 8], TOTALS)
+
+
+class Made(TorchDispatchMode):
+    """The float numbers in all storages that operations make."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.is_floating_point():
+            self.tensors.append(result)
+        return result
+
+    @property
+    def numbers(self) -> int:
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in self.tensors}
+        return sum(storage.nbytes() for storage in storages.values()) // 4
+
+
+def test_categories_are_made_once():
+    """Those of many donors take the most memory."""
+    adata = annotated(donor=range(N))
+    found = covariates(adata, categorical_keys=["donor"])
+    with Made() as made:
+        design = found.design(adata, TOTALS)
+    assert design.shape == (N, 2 + N + 1)
+    assert made.numbers < 1.5 * design.numel()
 
 
 def test_without_a_batch_all_cells_are_of_one():

@@ -158,10 +158,15 @@ class Covariates:
         Raises:
             ValueError: a column or a value is missing, or a category is unknown.
         """
-        parts = [_one_hot(each, adata) for each in self.categorical]
-        parts += [each.values(adata)[:, None] for each in self.continuous]
-        parts.append(torch.as_tensor(self._library(adata, totals), dtype=torch.float32)[:, None])
-        return torch.cat(parts, -1)
+        layout, start = self.layout(0), 0
+        design = torch.zeros(adata.n_obs, layout.width, dtype=torch.float32)
+        for each, n in zip(self.categorical, layout.n_categories, strict=True):
+            _one_hot(design[:, start : start + n], each, adata)
+            start += n
+        for position, continuous in enumerate(self.continuous, start):
+            design[:, position] = continuous.values(adata)
+        design[:, -1] = torch.as_tensor(self._library(adata, totals))
+        return design
 
     def _library(self, adata: "AnnData", totals: np.ndarray) -> np.ndarray:
         if self.size_factor_key is None:
@@ -192,12 +197,10 @@ def _size_factors(adata: "AnnData", key: str) -> np.ndarray:
     return values
 
 
-def _one_hot(categories: Categories | None, adata: "AnnData") -> Tensor:
-    if categories is None:
-        return torch.ones(adata.n_obs, 1, dtype=torch.float32)
-    # Not torch's one_hot: it makes int64 first, three times as much memory.
-    zeros = torch.zeros(adata.n_obs, len(categories), dtype=torch.float32)
-    return zeros.scatter_(1, categories.codes(adata)[:, None], 1.0)
+def _one_hot(zeros: Tensor, categories: Categories | None, adata: "AnnData") -> None:
+    """Mark the category of each cell in ``zeros``, (N, n), in place: of many categories a copy takes much memory."""
+    codes = torch.zeros(len(zeros), dtype=torch.int64) if categories is None else categories.codes(adata)
+    zeros.scatter_(1, codes[:, None], 1.0)
 
 
 class CellRows:

@@ -23,10 +23,8 @@ def data(rows: int = 23) -> torch.Tensor:
 
 
 @every_device
-@pytest.mark.parametrize("ahead", [0, 2])
 @pytest.mark.parametrize("kind", ["tensor", "host", "subset of host"])
-def test_minibatches_are_the_rows_asked_for(device, kind, ahead, monkeypatch):
-    monkeypatch.setattr(device_rows, "AHEAD", ahead)
+def test_minibatches_are_the_rows_asked_for(device, kind):
     x, device = data(), torch.device(device)
     some = np.random.RandomState(0).permutation(23)[:17]
     rows = {

@@ -3,8 +3,6 @@
 Experimental: it has never run on a GPU yet.
 """
 
-from collections import deque
-from collections.abc import Generator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -16,8 +14,6 @@ from pyro_vmm.runtime.rows import Rows
 # The share of a GPU's free memory that rows may take. Splitting them into training and held-out rows copies them: then
 # they take half of it.
 SHARE = 0.25
-#: The number of minibatches sent ahead, through page-locked memory; with 0 the host waits for each copy.
-AHEAD = 0
 
 
 @runtime_checkable
@@ -52,35 +48,6 @@ class HostRows:
     def subset(self, rows: np.ndarray) -> "HostRows":
         """The rows at these positions, (M,)."""
         return HostRows(self.x, self.device, self.positions[torch.as_tensor(rows)])
-
-    def read(self, batches: Sequence[Tensor]) -> Generator[Tensor, None, None]:
-        """The rows of each minibatch of positions; on a GPU the next ``AHEAD`` are on their way."""
-        if self.device.type != "cuda" or not AHEAD:
-            yield from (self[rows] for rows in batches)
-            return
-        stream, sent = torch.cuda.Stream(self.device), deque()
-        for rows in batches:
-            sent.append(self._send(rows, stream))
-            if len(sent) > AHEAD:
-                yield _arrived(*sent.popleft())
-        while sent:
-            yield _arrived(*sent.popleft())
-
-    def _send(self, rows: Tensor, stream: torch.cuda.Stream) -> tuple[Tensor, torch.cuda.Event]:
-        """Rows copied from page-locked memory, which the device reads by itself, and the event of their arrival."""
-        locked = torch.empty((len(rows), *self.x.shape[1:]), dtype=self.x.dtype, pin_memory=True)
-        torch.index_select(self.x, 0, self.positions[rows], out=locked)
-        with torch.cuda.stream(stream):
-            sent, there = locked.to(self.device, non_blocking=True), torch.cuda.Event()
-            stream.record_event(there)
-            return sent, there
-
-
-def _arrived(rows: Tensor, there: torch.cuda.Event) -> Tensor:
-    current = torch.cuda.current_stream(rows.device)
-    current.wait_event(there)
-    rows.record_stream(current)  # another stream allocated its memory
-    return rows
 
 
 def place(x: Tensor, device: torch.device) -> Tensor | HostRows:

@@ -137,15 +137,15 @@ def download(name: str, root: Path, fetch: Callable[[Path], "AnnData"]) -> "AnnD
             return fetch(root)
     # scvi-tools fails with RuntimeError where its torchvision does not match torch.
     except (ImportError, RuntimeError, OSError, HTTPException) as error:
-        reason = f" and could not be downloaded ({type(error).__name__}: {error})"
-        raise FileNotFoundError(where_to_get(name, root, reason)) from error
+        problem = f" and could not be downloaded ({type(error).__name__}: {error})"
+        raise FileNotFoundError(where_to_get(name, root, problem)) from error
 
 
-def where_to_get(name: str, root: Path, reason: str) -> str:
+def where_to_get(name: str, root: Path, problem: str) -> str:
     """What to do about a data set that is missing."""
     files, origin, hint = ORIGINS[name]
     own = f", or {name}.h5ad (raw counts, the columns batch and cell_type)" if files != f"{name}.h5ad" else ""
     return (
-        f"{name} is not in {root / 'cells'} or {root}{reason}. Either put {files} there (from {origin}){own}, or name "
+        f"{name} is not in {root / 'cells'} or {root}{problem}. Either put {files} there (from {origin}){own}, or name "
         f"another folder with data_dir or $PYRO_VMM_DATA{hint}"
     )

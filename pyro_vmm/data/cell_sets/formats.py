@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,7 +221,7 @@ def _read_h5mu(path: Path, modality: str | None = None) -> "AnnData":
 
 #: By ending; a ``.zarr`` is a folder.
 READERS: dict[str, Callable[[Path], "AnnData"]] = {
-    ".h5ad": partial(read_h5ad, backed=False),
+    ".h5ad": read_h5ad,
     ".zarr": _read_zarr,
     ".h5": _read_10x_h5,
     ".h5mu": _read_h5mu,

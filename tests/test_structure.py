@@ -506,7 +506,7 @@ def test_damage_within_a_file_is_told_when_it_is_met(tmp_path):
     whole[offset + 10 : offset + 50] = bytes(40)
     path.write_bytes(whole)
     adata = load_cells(path, backed=True)
-    with pytest.raises(OSError, match=r"cannot read .*cells\.h5ad: X, the file is damaged") as error:
+    with pytest.raises(OSError, match=r"cannot read .*cells\.h5ad: X, the file is damaged or closed") as error:
         SingleCellVMM(**TINY).fit(adata)
     assert "\n" not in str(error.value)
     adata.file.close()

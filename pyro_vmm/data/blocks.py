@@ -105,7 +105,7 @@ class RowFile:
             return array[start:stop]
         except Exception as error:  # HDF5 and Zarr have many
             self._watch.check()
-            raise OSError(f"cannot read {self.place}, the file is damaged: {reason(error)}") from error
+            raise OSError(f"cannot read {self.place}, the file is damaged or closed: {reason(error)}") from error
 
 
 def joined(parts: Sequence[Block]) -> Block:

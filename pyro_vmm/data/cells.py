@@ -270,7 +270,7 @@ def find_genes(
     """
     twice = names[names.duplicated()].unique().intersection(wanted)
     if len(twice):
-        raise ValueError(_told_twice("gene", place, twice, advice))
+        raise ValueError(_repeated_names("gene", place, twice, advice))
     first = np.flatnonzero(~names.duplicated())
     found = names[first].get_indexer(wanted)
     return np.where(found < 0, -1, first[found])
@@ -338,7 +338,7 @@ def _check_names(cells: CellBatches) -> None:
                 f"adata.{attribute}_names holds {len(strange)} {kind} names that are not text: {quoted(strange)}"
             )
         if not names.is_unique:
-            raise ValueError(_told_twice(kind, f"adata.{attribute}_names", names[names.duplicated()].unique()))
+            raise ValueError(_repeated_names(kind, f"adata.{attribute}_names", names[names.duplicated()].unique()))
 
 
 def _check_block(cells: CellBatches, start: int, block: sparse.csr_matrix) -> None:
@@ -503,7 +503,8 @@ def _check_nonzero(cells: CellBatches, kind: str, kept: np.ndarray) -> None:
     )
 
 
-def _told_twice(kind: str, place: str, names: pd.Index, advice: str | None = None) -> str:
+def _repeated_names(kind: str, place: str, names: pd.Index, advice: str | None = None) -> str:
+    """The error for names that occur more than once."""
     option = " (--make-unique on the command line)" if kind == "gene" else ""
     return (
         f"{place} holds {len(names)} {kind} names more than once: {quoted(names)}; expected each once. "

@@ -10,13 +10,13 @@ class Dataset:
     """Rows to cluster, with what is known about them.
 
     Arguments:
-        x: The data, shape (N, *event_shape): float32 for the named sets, a file's own real dtype.
-        labels: The known class of each row, shape (N,), or None. Never used in training.
-        name: The data set's name, or the file's without its ending.
-        n_train: The first ``n_train`` rows are the official training set; None where there is none.
-        row_names: A name for each row, shape (N,), or None.
-        column_names: The names of a table's features, (G,), or None.
-        sample_weight: How often each row counts beside the others, shape (N,), or None.
+        x: the data, shape (N, *event_shape): float32 for the named sets, a file's own real dtype.
+        labels: the known class of each row, shape (N,), or None. Never used in training.
+        name: the data set's name, or the file's without its ending.
+        n_train: the first ``n_train`` rows are the official training set; None where there is none.
+        row_names: a name for each row, shape (N,), or None.
+        column_names: the names of a table's features, (G,), or None.
+        sample_weight: how often each row counts beside the others, shape (N,), or None.
     """
 
     x: np.ndarray

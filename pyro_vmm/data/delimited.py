@@ -32,8 +32,8 @@ def read_delimited(path: Path, separator: str, header: Header, decimal: Decimal,
     """The table in a file, gzipped or not; its columns are named by the header or 0, 1, 2, ...
 
     Arguments:
-        path: The file.
-        separator, header, decimal, encoding: See :func:`~pyro_vmm.data.load_file`.
+        path: the file.
+        separator, header, decimal, encoding: see :func:`~pyro_vmm.data.load_file`.
     """
 
     def read(**options) -> pd.DataFrame:
@@ -90,9 +90,9 @@ def advice(text: str, separator: str, other: str | None = None) -> str:
     """The options for a text that seems to be written otherwise, as the end of a message; empty if it does not.
 
     Arguments:
-        text: A line, or a field of it.
-        separator: The separator that was tried.
-        other: The right one, if it is known.
+        text: a line, or a field of it.
+        separator: the separator that was tried.
+        other: the right one, if it is known.
     """
     other = other or next((character for character in OTHERS if character != separator and character in text), None)
     options = [] if other is None else [(f"separator={other!r}", f"--separator {other!r}")]

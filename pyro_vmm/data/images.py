@@ -29,10 +29,10 @@ def load(
     """The data set of that name, or the file of that path.
 
     Arguments:
-        name_or_path: A key of ``DATASETS``, or the path of a file that ``load_file`` reads.
-        data_dir: Where the named sets' files lie; see ``load_mnist``. Files do not need it.
-        label_column: The column (or key of an ``.npz``) of a file that holds the labels.
-        table: Options of tables; see ``load_file``.
+        name_or_path: a key of ``DATASETS``, or the path of a file that ``load_file`` reads.
+        data_dir: where the named sets' files lie; see ``load_mnist``. Files do not need it.
+        label_column: the column (or key of an ``.npz``) of a file that holds the labels.
+        table: options of tables; see ``load_file``.
     """
     named = DATASETS.get(str(name_or_path))
     if named is not None:
@@ -61,7 +61,7 @@ def load_mnist(data_dir: str | Path | None = None) -> Dataset:
     """MNIST (LeCun, Cortes & Burges), shape (70000, 28, 28), in [0, 1]; the 10000 test rows come last.
 
     Arguments:
-        data_dir: Folder with the four IDX files, gzipped or not, in ``MNIST/raw`` or in itself. Defaults to
+        data_dir: folder with the four IDX files, gzipped or not, in ``MNIST/raw`` or in itself. Defaults to
             ``$PYRO_VMM_DATA``, then to a cache folder in the user's home. Missing files are downloaded into it.
     """
     return _load_idx("mnist", "MNIST", data_dir)
@@ -71,7 +71,7 @@ def load_fashion_mnist(data_dir: str | Path | None = None) -> Dataset:
     """Fashion-MNIST (Xiao, Rasul & Vollgraf, 2017, arXiv:1708.07747), laid out as MNIST is.
 
     Arguments:
-        data_dir: As for ``load_mnist``, with ``FashionMNIST/raw`` in place of ``MNIST/raw``.
+        data_dir: as for ``load_mnist``, with ``FashionMNIST/raw`` in place of ``MNIST/raw``.
     """
     return _load_idx("fashion_mnist", "FashionMNIST", data_dir)
 

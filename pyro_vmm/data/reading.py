@@ -28,7 +28,7 @@ def reading(path: Path, form: str) -> Iterator[None]:
 
 
 def reason(error: Exception, limit: int = 200) -> str:
-    """The type and the words of an error, in one line."""
+    """The type and the message of an error, in one line."""
     text = " ".join(str(error).split())
     text = f"{text[:limit]} ..." if len(text) > limit else text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -62,17 +62,22 @@ def load_file(
       name, or with the "Unnamed: 0" that pandas gives it, and a parquet's index name the rows.
 
     Arguments:
-        path: The file.
-        label_column: The column of a table, or the key of an ``.npz``, that holds the labels.
-        name_column: The column of a table that names the rows, and is no feature.
-        sample_weight: The column of a table that holds the rows' weights, and is no feature.
-        drop_columns: Further columns of a table that are no features.
-        header: Whether the first line of text names the columns: "yes", "no", or "auto", which takes a line of
+        path: the file.
+        label_column: the column of a table, or the key of an ``.npz``, that holds the labels.
+        name_column: the column of a table that names the rows, and is no feature.
+        sample_weight: the column of a table that holds the rows' weights, and is no feature.
+        drop_columns: further columns of a table that are no features.
+        header: whether the first line of text names the columns: "yes", "no", or "auto", which takes a line of
             numbers and missing values for a row, with a warning. Numbers are still taken for names if they are
             0, 1, 2, ..., or follow an empty first field, with a name for each row below it.
-        separator: What stands between the fields of text; None for "," in a ``.csv`` and a tab in a ``.tsv``.
-        decimal: What stands before the decimals in text: "." or ",".
-        encoding: Of text, such as "latin-1" or "utf-16".
+        separator: what stands between the fields of text; None for "," in a ``.csv`` and a tab in a ``.tsv``.
+        decimal: what stands before the decimals in text: "." or ",".
+        encoding: the encoding of text, such as "latin-1" or "utf-16".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is of another format or damaged, or the options do not fit it.
+        ImportError: a parquet file needs pyarrow.
     """
     path = Path(path).expanduser()
     ending = ending_of(path, READERS)

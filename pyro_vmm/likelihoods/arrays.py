@@ -1,8 +1,7 @@
 """Likelihoods of vectors, images and arrays, and the registry of their names.
 
 A likelihood is any callable from decoder output h (N, *event_shape) to a Pyro distribution over x (N, *event_shape).
-Those below are modules with two more attributes: ``outputs_per_feature``, where they need more than one number per
-feature (h is then (N, *event_shape, P)), and ``check(x)``, which refuses data outside their support before training.
+Those below derive from :class:`Likelihood`, which says what networks, scaling and training need from them.
 """
 
 import math

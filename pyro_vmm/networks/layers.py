@@ -100,6 +100,7 @@ class SoftOneHot(nn.Module):
 
 
 def channels_first(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    """(channels, height, width) of (height, width) or (channels, height, width); ``ValueError`` for other shapes."""
     if len(image_shape) not in (2, 3):
         raise ValueError(f"image_shape={tuple(image_shape)} should be (height, width) or (channels, height, width)")
     if len(image_shape) == 3 and image_shape[-1] in (1, 3, 4) and image_shape[0] not in (1, 3, 4):

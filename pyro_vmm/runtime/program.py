@@ -150,23 +150,24 @@ class Program(NamedTuple):
         return "\n".join([*before, f"def {name}({', '.join(arguments)}):", *(f"    {line}" for line in body)])
 
     def _made_before(self, calls: Iterable[Call]) -> tuple[list[Call], set[Name]]:
-        """Operations that can run once, before all runs, and the names of all that is there then.
+        """Operations that can run once, before all runs, and the names of all that is available then.
 
-        These are views of tensors that are there, which see what becomes of them, and what is made of plain numbers.
+        These are views of tensors that exist before the runs (a view shows later values, too), and tensors made from
+        plain numbers alone.
         """
         last = self._last_changes()
-        fixed, there, first = set(self.objects), {*self.objects, *self.tensors}, []
+        fixed, available, first = set(self.objects), {*self.objects, *self.tensors}, []
         for call in calls:
             if call.acts or not call.results:
                 continue
             is_view = all(self._owner(name) != name for name in call.results)
             is_fixed = fixed.issuperset(call.names) and not any(self._owner(name) in last for name in call.results)
-            if is_fixed or (is_view and there.issuperset(call.names)):
+            if is_fixed or (is_view and available.issuperset(call.names)):
                 first.append(call)
-                there.update(call.results)
+                available.update(call.results)
                 if is_fixed:
                     fixed.update(call.results)
-        return first, there
+        return first, available
 
     def _last_changes(self) -> dict[Name, int]:
         """The position of the last call that changes the memory of each owner."""

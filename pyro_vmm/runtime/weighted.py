@@ -67,6 +67,6 @@ class Weighted:
         return read(self.x, batches)
 
     def counted(self, most: int, seed: int) -> Tensor:
-        """As many drawn positions as rows have a weight, ``most`` at most, in the order of the data."""
+        """Draw as many positions as there are rows of positive weight, at most ``most``; (n,), in rising order."""
         n = min(int(self.weights.count_nonzero()), most)
         return draw(self.weights, n, torch.Generator().manual_seed(seed))

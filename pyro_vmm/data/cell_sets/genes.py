@@ -46,9 +46,9 @@ def select_genes(
 
     Arguments:
         adata: N cells, raw counts.
-        n_top_genes: How many genes to select, at least 1; if there are not as many, all are kept.
-        batch_key: The column of ``adata.obs`` that holds the batches: a gene has to vary within them. None for one.
-        layer: The layer that holds the counts; None for ``adata.X``.
+        n_top_genes: how many genes to select, at least 1; if there are not as many, all are kept.
+        batch_key: the column of ``adata.obs`` that holds the batches: a gene has to vary within them. None for one.
+        layer: the layer that holds the counts; None for ``adata.X``.
     """
     if isinstance(n_top_genes, bool) or not isinstance(n_top_genes, int | np.integer) or n_top_genes < 1:
         raise ValueError(f"n_top_genes={n_top_genes!r}, expected an integer of at least 1")
@@ -203,8 +203,10 @@ def categorical(adata: "AnnData", key: str, argument: str) -> pd.Categorical:
 
 
 def one_batch(adata: "AnnData") -> pd.Categorical:
+    """All cells in one batch, called "0"."""
     return pd.Categorical.from_codes(np.zeros(adata.n_obs, dtype=np.int64), ["0"])
 
 
 def numbered(kind: str, n: int) -> pd.Index:
+    """The names kind0, kind1, ..., (n,)."""
     return pd.Index([f"{kind}{i}" for i in range(n)], dtype=object)

@@ -61,14 +61,14 @@ def load_cells(
     - ``.h5mu``: a modality of MuData.
 
     Arguments:
-        name_or_path: A key of ``CELL_SETS``, the path of a file or folder, or the name of an ``.h5ad`` file in
+        name_or_path: a key of ``CELL_SETS``, the path of a file or folder, or the name of an ``.h5ad`` file in
             the data folder, with or without its ending.
-        data_dir: The data folder; files are looked for in its ``cells`` and in itself. Defaults to
+        data_dir: the data folder; files are looked for in its ``cells`` and in itself. Defaults to
             ``$PYRO_VMM_DATA``, then to a cache folder in the user's home. Downloads go to its ``cells``.
-        backed: Leave ``X`` in an ``.h5ad``, as ``anndata.read_h5ad(path, backed="r")`` does, or ``X`` and layers in a
+        backed: leave ``X`` in an ``.h5ad``, as ``anndata.read_h5ad(path, backed="r")`` does, or ``X`` and layers in a
             ``.zarr``; for no other form.
-        modality: Which modality of an ``.h5mu`` to read; None for the only one.
-        make_unique: Whether to append -1, -2, ... to names of genes that come again.
+        modality: which modality of an ``.h5mu`` to read; None for the only one.
+        make_unique: whether to append -1, -2, ... to names of genes that come again.
 
     Raises:
         ValueError: The file is damaged or of another format, or an option is not for it.
@@ -119,7 +119,7 @@ def load_cortex(data_dir: str | Path | None = None) -> "AnnData":
     """Mouse cortex (Zeisel et al., 2015): 3005 cells of 7 types, 558 variable genes, one batch.
 
     Arguments:
-        data_dir: Folder with ``cortex.h5ad``, or the published ``expression_mRNA_17-Aug-2014.txt``, which scvi-tools
+        data_dir: folder with ``cortex.h5ad``, or the published ``expression_mRNA_17-Aug-2014.txt``, which scvi-tools
             keeps as ``expression.bin``; see ``load_cells``. Where neither is there, scvi-tools downloads it.
     """
     root = data_root(data_dir)
@@ -134,7 +134,7 @@ def load_pbmc(data_dir: str | Path | None = None) -> "AnnData":
     """Blood cells of a healthy donor in two batches, 4k and 8k (10x Genomics; labels and genes of Lopez et al., 2018).
 
     Arguments:
-        data_dir: Folder with ``pbmc.h5ad``, or with the files of ``scvi.data.pbmc_dataset``, which scvi-tools reads
+        data_dir: folder with ``pbmc.h5ad``, or with the files of ``scvi.data.pbmc_dataset``, which scvi-tools reads
             and, where they are missing, downloads; see ``load_cells``.
     """
     root = data_root(data_dir)
@@ -152,7 +152,7 @@ def load_lung_atlas(data_dir: str | Path | None = None) -> "AnnData":
     ``X``, that is, log-normalised values for counts.)
 
     Arguments:
-        data_dir: Folder with ``lung_atlas.h5ad``, which is downloaded if it is missing; see ``load_cells``.
+        data_dir: folder with ``lung_atlas.h5ad``, which is downloaded if it is missing; see ``load_cells``.
     """
     root = data_root(data_dir)
     path, adata = _stored("lung_atlas", root)
@@ -165,7 +165,7 @@ def load_split_seq(data_dir: str | Path | None = None) -> "AnnData":
     """The SPLiT-seq cells of the paper's authors; batch is the column ``polydT``, type ``cellchat_clusters``.
 
     Arguments:
-        data_dir: Folder with ``split_seq.h5ad``, or with ``split-seq/cells_meta.tsv.gz`` (a row for each cell) and
+        data_dir: folder with ``split_seq.h5ad``, or with ``split-seq/cells_meta.tsv.gz`` (a row for each cell) and
             ``split-seq/counts_small.npz`` (SciPy's sparse cells by genes); see ``load_cells``.
     """
     root = data_root(data_dir)
@@ -206,7 +206,7 @@ class CellSet:
     """A named set of cells, with their types in ``obs["cell_type"]``; called with a data folder, it loads them.
 
     Arguments:
-        load: a function of the folder, or None for the usual one.
+        load: loads the cells from a data folder; given None, from the usual folder.
         several_batches: whether ``obs["batch"]`` has more than one.
     """
 
@@ -260,12 +260,12 @@ def _prepared(
     """The paper's preparation: selected genes, then those with 3 counts or more and the cells with 3 or more of them.
 
     Arguments:
-        adata: As read; its layer ``counts`` is taken before its ``X``.
-        place: Where it comes from, for messages.
-        batch: The columns that can hold the batches, the first of them that is there is taken; None for one batch.
-        cell_type: The columns that can hold the cell types.
-        n_top_genes: How many variable genes to select; None for all.
-        rounding: Whether to round fractions in the layer ``counts`` rather than refuse them.
+        adata: as read; its layer ``counts`` is taken before its ``X``.
+        place: where it comes from, for messages.
+        batch: the columns that can hold the batches, the first of them that is there is taken; None for one batch.
+        cell_type: the columns that can hold the cell types.
+        n_top_genes: how many variable genes to select; None for all.
+        rounding: whether to round fractions in the layer ``counts`` rather than refuse them.
     """
     from anndata import AnnData
 

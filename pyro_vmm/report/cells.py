@@ -233,7 +233,7 @@ class CellResults:
         lines = [*zip(*columns, strict=True)]
         text = tables.columns(lines[: CLUSTERS_SHOWN + 1], texts)
         if len(sizes) > CLUSTERS_SHOWN:
-            text += f"\nand {len(sizes) - CLUSTERS_SHOWN} smaller ones"
+            text += f"\nand {len(sizes) - CLUSTERS_SHOWN} more"
         return text + self._note_on_marks()
 
     def _note_on_marks(self) -> str:

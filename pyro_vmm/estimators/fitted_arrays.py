@@ -67,7 +67,8 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
         """
         check_whole("n_importance_samples", n_importance_samples)
         rows_at_once = self._at_once(n_importance_samples * self._numbers_of_a_draw(), most=128)
-        return self._scores(self._rows(X), n_importance_samples, rows_at_once) - self._log_volume()
+        log_p = self._scores(self._rows(X), n_importance_samples, rows_at_once)
+        return log_p - self._log_volume()
 
     def _numbers_of_a_draw(self) -> int:
         """The most numbers that p(x | z) and p(z) take at one z."""

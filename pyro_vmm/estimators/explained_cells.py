@@ -315,7 +315,7 @@ class ExplainedCells(FittedCells):
         def add(cells: Tensor) -> None:
             nonlocal done
             q_z, covariates = self.vae_.encoder(cells), self.layout_.covariates(cells)
-            drawn = noise.standard_normal((len(cells), self.latent_dim))
+            drawn = noise.standard_normal(q_z.mean.shape)
             drawn = torch.as_tensor(drawn, dtype=q_z.mean.dtype, device=q_z.mean.device)
             z = q_z.mean + (scale_tril(q_z) @ drawn[..., None])[..., 0]
             expected = self._mean(z, covariates, self.vae_.library_size(cells))

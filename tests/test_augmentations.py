@@ -176,8 +176,8 @@ def jitter(rows: torch.Tensor) -> torch.Tensor:
 
 def test_a_step_gets_rows_and_then_their_copies(monkeypatch):
     trainer, seen = Trainer(build(), config(epochs=1, capture=False), lambda rows: rows + 100), []
-    step = trainer.steps.iterate.step
-    monkeypatch.setattr(trainer.steps.iterate, "step", lambda x: seen.append(x.clone()) or step(x))
+    step = trainer.steps.iterate.run
+    monkeypatch.setattr(trainer.steps.iterate, "run", lambda x: seen.append(x.clone()) or step(x))
     trainer.train_epoch(data(40), lambda n: None)
     assert [len(x) for x in seen] == [32, 32, 16]  # twice 16, 16 and 8 rows
     for x in seen:

@@ -122,7 +122,7 @@ def test_a_name_of_ones_own(monkeypatch, tmp_path):
     model.save(tmp_path / "model.pt")
     np.testing.assert_array_equal(VMM.load(tmp_path / "model.pt").predict(counts), model.predict(counts))
     network = next(action for action in build_parser()._actions if action.dest == "network")
-    assert network.choices == ["mlp", "conv", "mine"]
+    assert network.choices == ("mlp", "conv", "mine")
     assert estimator(resolve({"network": "mine"}), progress=False).decoder == "mine"
     monkeypatch.delitem(DECODERS, "mine")
     assert "decoder='mine' should be one of ('mlp', 'conv'), or a module" in message_of(lambda: VMM(**mine).fit(counts))

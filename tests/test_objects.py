@@ -273,7 +273,7 @@ def test_what_is_registered_and_no_likelihood(monkeypatch):
     [
         (Normal((G,)), {"scale": "per_feature"}, "are for a name, a class or a function; likelihood=an object"),
         (Normal, {"width": 3}, "likelihood_options={'width': 3} do not fit: "),
-        ("normal", {"initial_scale": -1.0}, "initial_scale=-1.0 should be positive"),
+        ("normal", {"initial_scale": -1.0}, "initial_scale=-1.0 should be a positive number"),
     ],
 )
 def test_options_that_do_not_fit(likelihood, given, expected):

@@ -43,8 +43,8 @@ class Captured:
     undone. The next call is recorded. At the one after it a recorder may ask for a proof: the recording is replayed,
     all is undone, the step runs eagerly, and both must have done the same, bit for bit, gradients included. From then
     on the recording is replayed. So a step trains on no minibatch twice, and the numbers, random ones included, are
-    those of the eager step. The short last minibatch has its own recording: on a GPU it would take as long as ten full
-    ones without.
+    those of the eager step. The short last minibatch has its own recording: run eagerly on a GPU, it would take as
+    long as ten replays of a full one.
 
     A recording knows tensors by their addresses and numbers by their values: call :meth:`refresh` after a change. It
     does not notice another tensor in a plain attribute, which may be an output: let an input be a buffer.
@@ -124,7 +124,7 @@ class Captured:
             self._proven.add(form)
         if outputs is not None:
             return outputs
-        self._restore(before)
+        self._restore(before)  # a function runs again, in the graph of its caller
         return self.run(*x)
 
     def _prove(self, recorder: Recorder, form: tuple, x: Outputs, before: _State) -> Outputs:

@@ -72,7 +72,7 @@ class WithVMM(Clusters):
         stock_init(self, *args, **others)
         self._training = TrainingSettings()
         self.train_prior_ = True
-        if self.module is not None and self._has_mixture():
+        if self.module is not None:
             self._check_latent_distribution()
         self._remember()
         if layout is not None:
@@ -103,7 +103,7 @@ class WithVMM(Clusters):
 
     def _check_latent_distribution(self) -> None:
         found = getattr(self.module, "latent_distribution", "normal")
-        if found != "normal":
+        if found != "normal" and self._has_mixture():
             name = type(self).__name__
             raise ValueError(f"latent_distribution={found!r} of {name} has no mixture of normals, expected 'normal'")
 

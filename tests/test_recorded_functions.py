@@ -122,7 +122,13 @@ def test_what_can_not_be_recorded_runs_as_it_is(module):
         y, others = module(x, weights)
         return y * count[0], others
 
-    for function, message in ((with_number, "takes a number"), (with_variable, "other numbers than what")):
+    def with_variable_gradient(x, weights):
+        count[0] += 1
+        y, others = module(x, weights)
+        return y + count[0] * (x - x.detach()).sum(-1), others  # the sum is zero, and its gradient is not
+
+    gradients = (with_variable_gradient, "other numbers than what")
+    for function, message in (gradients, (with_number, "takes a number"), (with_variable, "other numbers than what")):
         repeated = Captured(function, module, Operations(2))
         found = steps(module, repeated)
         assert message in repeated.obstacle

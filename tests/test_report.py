@@ -20,7 +20,7 @@ from sklearn.exceptions import NotFittedError
 
 from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.data.dataset import Dataset
-from pyro_vmm.report import ArrayResults, cells, labels, write_page, write_report
+from pyro_vmm.report import ArrayResults, cells, labels, tables, write_page, write_report
 from pyro_vmm.report.page import PAPER
 from pyro_vmm.report.sections import Table, warnings_of
 
@@ -265,6 +265,16 @@ def test_warnings_of_the_run(model, table, tmp_path):
     write_page(ArrayResults(model, Dataset(table.to_numpy(), None, "mine")), tmp_path, tmp_path / "page.html", [VILE])
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert page.texts.count(VILE) == 1 and len(page.all("script")) == 1
+
+
+@pytest.mark.parametrize(
+    ("strays", "told"),
+    [([], "4 of 9"), ([3], "4 of 9; 1 is a stray of few cells"), ([2, 3, 7], "4 of 9; 2 are strays of few cells")],
+)
+def test_strays_are_told_apart_from_clusters(strays, told):
+    model = SimpleNamespace(n_components_=9, strays_=np.array(strays, int))
+    assert tables.clusters_line(model, np.arange(4), "cells") == ("clusters used", told)
+    assert tables.clusters_line(SimpleNamespace(n_components_=9), [0, 1], "rows")[1] == "2 of 9"  # a rival has none
 
 
 def test_a_loaded_model(model, table, tmp_path):

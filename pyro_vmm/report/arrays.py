@@ -141,7 +141,7 @@ class ArrayResults:
         shares = [f"{share:.1%}" for share in counts[counts > 0] / counts.sum()]
         lines = [
             ("rows, features", f"{len(x)}, {int(np.prod(x.shape[1:]))}"),
-            ("clusters used", f"{len(shares)} of {self.model.n_components_}"),
+            tables.clusters_line(self.model, np.flatnonzero(counts), "rows"),
             ("shares", tables.abridged(shares, SHARES_SHOWN)),
             *tables.training_lines(self.model, "row"),
         ]

@@ -213,7 +213,7 @@ class CellResults:
         lines = [("cells", cells), ("genes", genes)]
         if self.model.batch_key is not None:
             lines.append(("batches", _batch_line(self.by_batch)))
-        lines.append(("clusters used", f"{len(self.by_batch)} of {self.model.n_components_}"))
+        lines.append(tables.clusters_line(self.model, self.by_batch.index.astype(int), "cells"))
         return [*lines, *tables.training_lines(self.model, "cell")]
 
     def cluster_table(self) -> str:

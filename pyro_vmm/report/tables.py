@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.special import entr
 
 from pyro_vmm.estimators.base import Estimator
@@ -31,6 +32,19 @@ def assignments(probabilities: np.ndarray, names: np.ndarray | None = None, kind
 def hesitation(probabilities: np.ndarray) -> np.ndarray:
     """The entropy of q(c | x), (N, K), in nats, (N,)."""
     return entr(probabilities).sum(1)
+
+
+def clusters_line(model: Estimator, present: ArrayLike, unit: str) -> tuple[str, str]:
+    """How many clusters win a row, and how many of these are too small to count, for :func:`pairs`.
+
+    Arguments:
+        model: a fitted model.
+        present: the numbers of the clusters that win one, (n,).
+        unit: what a row is called, in the plural.
+    """
+    strays = int(np.isin(present, getattr(model, "strays_", [])).sum())
+    few = f"; {strays} {'is a stray' if strays == 1 else 'are strays'} of few {unit}" if strays else ""
+    return "clusters used", f"{np.size(present)} of {model.n_components_}{few}"
 
 
 def training_lines(model: Estimator, per: str) -> list[tuple[str, str]]:

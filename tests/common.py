@@ -1,7 +1,7 @@
 """What several files of tests need besides fixtures: small models of every prior, small data, and comparisons."""
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -208,6 +208,13 @@ def assert_same(left, right, path: str = "") -> None:
         assert torch.equal(left, right), path
     else:
         assert left == right or (left != left and right != right), path
+
+
+def assert_same_arrays(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+    """Bit for bit, and of the same dtypes."""
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
 
 
 def assert_same_fits(one: Estimator, other: Estimator) -> None:

@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from common import WRONG_DRAWS, annotated, every_prior, planted
+from common import WRONG_DRAWS, annotated, assert_same_arrays, every_prior, planted
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -157,9 +157,7 @@ def test_parameters_that_are_set_after_the_fit_are_those_of_the_next_one(setting
     expected = answers(model)
     model.set_params(**settings).save(tmp_path / "model.pt")
     for each in (model, SingleCellVMM.load(tmp_path / "model.pt", device="cpu")):
-        for found, before in zip(answers(each), expected, strict=True):
-            np.testing.assert_array_equal(found, before)
-            assert found.dtype == before.dtype
+        assert_same_arrays(answers(each), expected)
 
 
 def test_settings_may_be_a_series(tmp_path):

@@ -8,7 +8,7 @@ import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
-from common import WRONG_DRAWS
+from common import WRONG_DRAWS, assert_same_arrays
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
 from sklearn.exceptions import NotFittedError
@@ -240,9 +240,7 @@ def test_parameters_that_are_set_after_the_fit_are_those_of_the_next_one(X, sett
     expected = answers(model)
     model.set_params(**settings).save(tmp_path / "model.pt")
     for each in (model, VMM.load(tmp_path / "model.pt", device="cpu")):
-        for found, before in zip(answers(each), expected, strict=True):
-            np.testing.assert_array_equal(found, before)
-            assert found.dtype == before.dtype
+        assert_same_arrays(answers(each), expected)
     assert not np.array_equal(answers(model.fit(X))[1], expected[1]), "the next fit takes them"
 
 

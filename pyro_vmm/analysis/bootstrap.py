@@ -7,6 +7,7 @@ between draws, and widen the posterior of the mean.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Population:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    @cached_property
     def size(self) -> np.ndarray:
         """How many rows of the data each group has, (J,)."""
         return (self.q * self.stands_for[:, None]).sum(0)
@@ -61,8 +62,12 @@ class Population:
         A row that stands for s rows counts s times. A weighted sum over this number has the moments of a sum over
         rows of weight one (Kish, Survey Sampling, 1965, section 11.2).
         """
-        square = (self.q * np.square(self.stands_for)[:, None]).sum(0)
-        return one_and_others(square, j) / one_and_others(self.size, j)
+        return one_and_others(self._squares, j) / one_and_others(self.size, j)
+
+    @cached_property
+    def _squares(self) -> np.ndarray:
+        """The sums over rows of the squares of what they stand for, (J,)."""
+        return (self.q * np.square(self.stands_for)[:, None]).sum(0)
 
 
 def choose(

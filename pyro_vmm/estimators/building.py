@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from pyro_vmm.data.augmentations import Augmentation, as_augmentation
 from pyro_vmm.data.cell_rows import CellRows
-from pyro_vmm.data.cells import quoted
 from pyro_vmm.data.numbers import standard
 from pyro_vmm.likelihoods import (
     CellLikelihood,
@@ -46,7 +45,7 @@ from pyro_vmm.priors.pseudo_inputs import PseudoInputs, as_pseudo_inputs
 from pyro_vmm.priors.registry import Given as PriorGiven
 from pyro_vmm.runtime.arguments import named_arguments, unknown_arguments
 from pyro_vmm.runtime.cell_layout import CellLayout
-from pyro_vmm.runtime.checks import check_choice, described, one_line
+from pyro_vmm.runtime.checks import check_choice, described, one_line, quoted
 from pyro_vmm.runtime.randomness import seeded
 from pyro_vmm.runtime.rows import Rows, read
 

@@ -15,7 +15,6 @@ from pyro_vmm.analysis.abundance import ClusterCounts
 from pyro_vmm.analysis.expression import LIBRARY, ComparedCells
 from pyro_vmm.data.categories import Categories
 from pyro_vmm.data.cell_rows import CellRows
-from pyro_vmm.data.cells import quoted
 from pyro_vmm.estimators import inputs, named_groups
 from pyro_vmm.estimators.base import typical
 from pyro_vmm.estimators.explaining import (
@@ -31,7 +30,7 @@ from pyro_vmm.estimators.explaining import (
 )
 from pyro_vmm.estimators.fitted_cells import FittedCells
 from pyro_vmm.networks import scale_tril
-from pyro_vmm.runtime.checks import check_bool, check_positive, check_whole
+from pyro_vmm.runtime.checks import check_bool, check_positive, check_whole, quoted
 
 if TYPE_CHECKING:
     from anndata import AnnData

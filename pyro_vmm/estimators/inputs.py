@@ -9,8 +9,11 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from pyro_vmm.data.cells import quoted
 from pyro_vmm.data.numbers import ADVICE, check_digits, floats, kind_of
+from pyro_vmm.runtime.checks import quoted
+
+#: What may hold several values of a setting: their order matters, and files keep them.
+SEVERAL = list | tuple | np.ndarray | pd.Index | pd.Series
 
 
 class NotNumbers(ValueError, TypeError):

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pyro_vmm.data.categories import FEW_CELLS, Categories
 from pyro_vmm.data.cell_rows import CellRows, Covariates
-from pyro_vmm.data.cells import quoted
 from pyro_vmm.data.genes import GeneMatch, positions_by
 from pyro_vmm.estimators import choices
 from pyro_vmm.inference import Trainer, TrainingConfig
@@ -27,7 +26,7 @@ from pyro_vmm.models.growth import with_batches, with_components
 from pyro_vmm.networks import inference_mode
 from pyro_vmm.priors.groups import find_groups
 from pyro_vmm.priors.moves import compact, find_components
-from pyro_vmm.runtime.checks import check_choice, check_positive, check_share, check_whole
+from pyro_vmm.runtime.checks import check_choice, check_positive, check_share, check_whole, quoted
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.rows import read
 from pyro_vmm.runtime.settings import AUTO, Auto

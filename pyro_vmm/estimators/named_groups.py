@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pyro_vmm.data.categories import Categories
-from pyro_vmm.data.cells import quoted
-from pyro_vmm.runtime.checks import described, is_whole
+from pyro_vmm.runtime.checks import described, is_whole, quoted
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,12 +9,12 @@ from dataclasses import field
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
 from pyro_vmm.data.augmentations import AUGMENTATIONS, Augmentation, as_augmentation
 from pyro_vmm.estimators import building, choices
+from pyro_vmm.estimators.inputs import SEVERAL
 from pyro_vmm.inference.config import Alternation, Monitored, Optimisation, TrainingConfig
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, LIKELIHOODS, Given, cell_likelihood_class, likelihood_class
 from pyro_vmm.networks import COVARIANCE_STARTS, COVARIANCES, CovarianceShape, CovarianceStart
@@ -76,10 +76,6 @@ def check_count(name: str, value: Any) -> None:
     """Raise ``ValueError`` unless the value is a whole number, at least 0."""
     if not (is_whole(value) and value >= 0):
         raise ValueError(f"{name}={value!r} should be a whole number, at least 0")
-
-
-#: What may hold several values: their order matters, and files keep them.
-SEVERAL = list | tuple | np.ndarray | pd.Index | pd.Series
 
 
 def _widths(name: str, value: Any) -> None:

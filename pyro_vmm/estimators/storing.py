@@ -20,6 +20,7 @@ from pyro_vmm.data.augmentations import RandomAffine
 from pyro_vmm.data.cell_rows import Covariates
 from pyro_vmm.data.genes import GeneMatch
 from pyro_vmm.estimators import sample_weights
+from pyro_vmm.estimators.inputs import SEVERAL
 from pyro_vmm.estimators.mapping import Mapped
 from pyro_vmm.estimators.novelty import NONE, QUANTILES, Usual
 from pyro_vmm.inference import Moves
@@ -414,7 +415,7 @@ def _plain(value) -> Any:
         return value.name
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | np.ndarray | pd.Index | pd.Series):
+    if isinstance(value, SEVERAL):
         return [_plain(entry) for entry in value]
     if isinstance(value, np.generic):
         return value.item()

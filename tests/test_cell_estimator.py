@@ -158,6 +158,8 @@ def test_parameters_that_are_set_after_the_fit_are_those_of_the_next_one(setting
     model.set_params(**settings).save(tmp_path / "model.pt")
     for each in (model, SingleCellVMM.load(tmp_path / "model.pt", device="cpu")):
         assert_same_arrays(answers(each), expected)
+    [(name, value)] = settings.items()
+    assert model.annotate(adata).uns["vmm"]["settings"][name] != value, "the fit had another"
 
 
 def test_settings_may_be_a_series(tmp_path):

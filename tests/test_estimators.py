@@ -22,6 +22,7 @@ from pyro_vmm.estimators import base, building
 from pyro_vmm.inference import Trainer
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.priors.hyperpriors import HYPERPRIORS
+from pyro_vmm.report.sections import settings as settings_section
 from pyro_vmm.runtime import files
 
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "settle": False, "random_state": 0}
@@ -242,6 +243,16 @@ def test_parameters_that_are_set_after_the_fit_are_those_of_the_next_one(X, sett
     for each in (model, VMM.load(tmp_path / "model.pt", device="cpu")):
         assert_same_arrays(answers(each), expected)
     assert not np.array_equal(answers(model.fit(X))[1], expected[1]), "the next fit takes them"
+
+
+def test_what_a_fit_chose_and_reports_is_not_what_is_set_after_it(X):
+    model = VMM(**TINY).fit(X)
+    chosen, reported = model.chosen_, settings_section(model)
+    assert "batch_size" in chosen and "settle" not in chosen
+    model.set_params(batch_size=7, settle=True, scaling=None)
+    assert model.chosen_ == chosen
+    assert settings_section(model) == reported
+    assert model._least_rows() == 1, "without settling there are no strays"
 
 
 def test_scores_of_many_draws_take_no_more_memory(X, monkeypatch):

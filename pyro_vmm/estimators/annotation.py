@@ -35,8 +35,9 @@ class Fitted(Protocol):
         """The seed of the fit."""
         ...
 
-    def configuration(self) -> dict:
-        """The parameters as plain values."""
+    @property
+    def configuration_(self) -> dict:
+        """The parameters of the fit as plain values."""
         ...
 
 
@@ -160,7 +161,7 @@ def write(
         # Batches in the rows: their names may hold anything, those of columns have to suit an HDF5 file.
         "batch_shares": model.batch_shares_.T.rename_axis(index="batch", columns=None),
         "history": model.history_.set_axis(model.history_.index.astype(str)),
-        "settings": {name: _scalar(value) for name, value in model.configuration().items()},
+        "settings": {name: _scalar(value) for name, value in model.configuration_.items()},
         "versions": storing.versions(),
         "best_epoch": model.best_epoch_,
         "seed": _scalar(model.seed_),

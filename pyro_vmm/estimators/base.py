@@ -118,8 +118,8 @@ class Estimator(BaseEstimator):
     def chosen_(self) -> dict:
         """The value chosen for each parameter that is "auto", by name."""
         check_is_fitted(self)
-        given, chosen = self._single_settings(), self._chosen()
-        return {name: chosen[name] for name, value in given.items() if isinstance(value, str) and value == AUTO}
+        chosen = self._chosen()
+        return {name: chosen[name] for name, value in self.configuration_.items() if value == AUTO}
 
     def _read_checkpoint(self, path: str | Path, config: dict, X: np.ndarray) -> dict:
         idle = self._idle_settings()

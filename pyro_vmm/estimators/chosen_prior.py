@@ -139,7 +139,7 @@ class ChosenPrior(Estimator):
 
     def _least_rows(self) -> int:
         """A settled cluster of fewer rows than D + 2 is a stray: too few to fill a covariance."""
-        return self.latent_dim + 2 if self.settle else super()._least_rows()
+        return self._own_dim() + 2 if self.configuration_["settle"] else super()._least_rows()
 
     def _fixed_components(self) -> int | None:
         if isinstance(self.prior, Prior):

@@ -199,7 +199,7 @@ def settings(model: Estimator) -> Section:
     """Every parameter, with the value chosen for "auto", and the versions."""
     usual, chosen = type(model)().configuration(), model.chosen_
     rows = []
-    for name, value in model.configuration().items():
+    for name, value in model.configuration_.items():
         text = f"{AUTO}: {_text(chosen[name])}" if name in chosen else _text(value)
         changed = value != usual[name]
         rows.append((Cell(name), Cell(text), Cell("yes" if changed else "")))

@@ -344,7 +344,5 @@ class _Fitted:
         history = list((model.history or {}).values())
         self.history_ = pd.concat(history or [pd.DataFrame()], axis=1).astype(float).rename_axis(index="epoch")
         self.best_epoch_, self.seed_ = len(self.history_), _seed()
-        self._settings = {name: getattr(model.prior_settings, name) for name in defaults(PriorSettings)}
-
-    def configuration(self) -> dict:
-        return storing.configuration(self._settings)
+        given = {name: getattr(model.prior_settings, name) for name in defaults(PriorSettings)}
+        self.configuration_ = storing.configuration(given)

@@ -347,10 +347,8 @@ class ExplainedCells(FittedCells):
 
     def _decoded(self, centres: Tensor, batches: np.ndarray) -> np.ndarray:
         """Expression at z (K', D), at the middle of other covariates, (K', G)."""
-        middle = [centres.new_full((len(centres), size), 1 / size) for size in self.layout_.n_categories]
-        covariates = torch.cat([*middle, centres.new_zeros(len(centres), self.layout_.n_continuous)], -1)
         scale = LIBRARY if self.vae_.likelihood.counts else 1.0
-        both = torch.cat([centres, covariates], -1)
+        both = torch.cat([centres, self.layout_.middle(centres)], -1)
         size = centres.shape[1]
         return scale * self._batched(lambda rows: self._expression(rows[:, :size], rows[:, size:], batches), both)
 

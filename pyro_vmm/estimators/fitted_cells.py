@@ -278,9 +278,7 @@ class FittedCells(Estimator):
         seed = self._seed_by(random_state)
         with seeded(seed, self._own_device()), torch.no_grad(), inference_mode(self.vae_):
             z, c = self._draw_clusters(n_samples, component)
-            middle = [z.new_full((n_samples, size), 1 / size) for size in self.layout_.n_categories]
-            covariates = torch.cat([*middle, z.new_zeros(n_samples, self.layout_.n_continuous)], -1)
-            covariates = self._as_of(covariates, code)
+            covariates = self.layout_.in_batch(self.layout_.middle(z), code)
             library = z.new_full((n_samples, 1), library_size or self.library_size_)
             x = self.vae_.likelihood(self.vae_.decoder(z, covariates), library, covariates).sample().cpu().numpy()
         clusters = annotation.categorical(c.cpu().numpy(), self.n_components_)
@@ -316,13 +314,8 @@ class FittedCells(Estimator):
         return self._p_x(z, rows).log_prob(self.layout_.counts(rows))
 
     def _as_of(self, covariates: Tensor, code: int | None) -> Tensor:
-        """Covariates (N, P) with another batch."""
-        if code is None:
-            return covariates
-        other = covariates.clone()
-        other[:, : self.layout_.n_batches] = 0
-        other[:, code] = 1
-        return other
+        """Covariates (N, P) with another batch; None for their own."""
+        return covariates if code is None else self.layout_.in_batch(covariates, code)
 
     def _batch_code(self, name: str) -> int:
         if str(name) not in self.batches_:

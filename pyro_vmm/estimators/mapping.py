@@ -138,9 +138,7 @@ def expected_shares(vae: SingleCellVAE) -> np.ndarray | None:
         return None
     with exclusive(), inference_mode(vae):
         p_z = vae.prior(vae.encoder)
-        middle = [p_z.loc.new_full((len(p_z.loc), size), 1 / size) for size in vae.layout.n_categories]
-        covariates = torch.cat([*middle, p_z.loc.new_zeros(len(p_z.loc), vae.layout.n_continuous)], -1)
-        expression = vae.likelihood.expression(vae.decoder(p_z.loc, covariates))
+        expression = vae.likelihood.expression(vae.decoder(p_z.loc, vae.layout.middle(p_z.loc)))
     return (p_z.weights @ expression).double().cpu().numpy()
 
 

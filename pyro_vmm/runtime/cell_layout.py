@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -48,6 +49,23 @@ class CellLayout:
     def covariates(self, cells: Tensor) -> Tensor:
         """(..., P) of (..., G + P + 1), or of pseudo-inputs (..., G + P)."""
         return cells[..., self.n_genes : self.n_genes + self.n_covariates]
+
+    def middle(self, like: Tensor) -> Tensor:
+        """The middle of all covariates, (..., P): each category to the same part, continuous ones at their mean.
+
+        Arguments:
+            like: a tensor (..., D), whose leading shape, dtype and device they take.
+        """
+        lead = like.shape[:-1]
+        categories = [like.new_full((*lead, size), 1 / size) for size in self.n_categories]
+        return torch.cat([*categories, like.new_zeros(*lead, self.n_continuous)], -1)
+
+    def in_batch(self, covariates: Tensor, code: int) -> Tensor:
+        """These covariates (..., P) with this batch, counted from 0."""
+        other = covariates.clone()
+        other[..., : self.n_batches] = 0
+        other[..., code] = 1
+        return other
 
     def batch(self, covariates: Tensor) -> Tensor:
         """The batch, one-hot or a distribution over batches, (..., B) of covariates (..., P)."""

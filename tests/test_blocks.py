@@ -19,8 +19,9 @@ from scipy import sparse
 from pyro_vmm import SingleCellVMM
 from pyro_vmm.data import blocks
 from pyro_vmm.data.blocks import RowFile, block_shuffle, pool_rows, read_ahead
+from pyro_vmm.data.cell_checks import check_counts
 from pyro_vmm.data.cell_rows import CellRows
-from pyro_vmm.data.cells import CellBatches, check_counts
+from pyro_vmm.data.cells import CellBatches
 from pyro_vmm.runtime.rows import minibatches, read, shuffled
 
 N, G = 130, 12

@@ -12,7 +12,8 @@ import scanpy
 from scipy import sparse
 
 from pyro_vmm.data import CELL_PRESETS, CELL_SETS, cell_sets, load_cells, select_genes
-from pyro_vmm.data.cells import CellBatches, check_counts
+from pyro_vmm.data.cell_checks import check_counts
+from pyro_vmm.data.cells import CellBatches
 
 FORMATS = {"dense": np.array, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "csr_array": sparse.csr_array}
 PLANTED = np.arange(5, 200, 20)  # positions of the ten genes that vary more than their mean tells

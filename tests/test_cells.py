@@ -15,7 +15,9 @@ from scipy import sparse
 
 from pyro_vmm.data import cells
 from pyro_vmm.data.categories import Categories
-from pyro_vmm.data.cells import CellBatches, check_counts, check_values, counts_matrix, match_genes
+from pyro_vmm.data.cell_checks import check_counts, check_values
+from pyro_vmm.data.cells import CellBatches, counts_matrix
+from pyro_vmm.data.genes import match_genes
 
 FORMATS = {
     "dense": np.array,

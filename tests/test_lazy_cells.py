@@ -14,7 +14,8 @@ from scipy import sparse
 from pyro_vmm import SingleCellVMM, compare, select
 from pyro_vmm.data import blocks, cell_rows, select_genes
 from pyro_vmm.data import cells as cells_module
-from pyro_vmm.data.cells import CellBatches, check_counts, counts_matrix, nonzero, stays_outside
+from pyro_vmm.data.cell_checks import check_counts
+from pyro_vmm.data.cells import CellBatches, counts_matrix, nonzero, stays_outside
 from pyro_vmm.data.columns import obs_column, obs_keys, var_column, var_keys
 from pyro_vmm.data.sources import HeldRows, JoinedRows, LazyRows, SomeRows
 

@@ -17,7 +17,8 @@ from scipy import sparse
 
 from pyro_vmm import SingleCellVMM, select
 from pyro_vmm.data import load_cells, select_genes
-from pyro_vmm.data.cells import CellBatches, check_counts
+from pyro_vmm.data.cell_checks import check_counts
+from pyro_vmm.data.cells import CellBatches
 from pyro_vmm.data.structure import check_members, check_sparse
 
 ROOT = Path(__file__).parents[1]

@@ -1,11 +1,11 @@
 """AnnData in, tensors out: counts a minibatch at a time, genes by name.
 
-The checks here find what users get wrong, before any training. A matrix of counts is never made dense as a whole: rows
-are, a minibatch at a time, whether it is sparse or dense, in memory, in a file or dask's.
+A matrix of counts is never made dense as a whole: rows are, a minibatch at a time, whether it is sparse or dense, in
+memory, in a file or dask's.
 """
 
 import sys
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 # So many numbers are checked at once, at most: 32 MB as float64.
 CHUNK_NUMBERS = 2**22
-# Logarithms of counts are far below this, and its exponential does not overflow.
-LARGEST_LOG = 50
-# Counts after computations are off whole numbers by so much at most: absolute, and relative, for float32.
-LARGEST_ERROR, LARGEST_RELATIVE_ERROR = 0.01, 2e-6
 COUNTS = "counts: integers 0, 1, 2, ..."
 
 
@@ -44,8 +40,8 @@ class CellBatches:
             The matrix may be dask's, as of ``anndata.experimental.read_lazy``. Or an
             ``anndata.experimental.AnnCollection`` of any of these, or a part of one.
         layer: the layer of ``adata`` that holds the counts; None for ``adata.X``.
-        columns: positions of the genes wanted, (G,), in their order (see ``match_genes``); None for all of them. A gene
-            at -1 is not there: it has zeros.
+        columns: positions of the genes wanted, (G,), in their order (see ``genes.match_genes``); None for all of them.
+            A gene at -1 is not there: it has zeros.
         names: of the genes wanted, (G,); None for those in ``adata``.
 
     A CSC matrix is converted to CSR once, in memory; any other matrix stays what and where it is. If that is a file or
@@ -115,6 +111,15 @@ class CellBatches:
         return block if self._present is None else _spread(block, self._present, self.shape[1])
 
 
+def nonzero(cells: CellBatches) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each cell has a count in any gene, bool (N,), and each gene in any cell, bool (G,)."""
+    filled, expressed = np.zeros(len(cells), dtype=bool), np.zeros(cells.shape[1], dtype=bool)
+    for start, block in cells.chunks():
+        rows, columns = block.nonzero()
+        filled[start + rows] = expressed[columns] = True
+    return filled, expressed
+
+
 def _source(adata: Any, layer: str | None, genes: np.ndarray | None = None) -> RowSource:
     """The counts by rows, of the genes at these positions; None for all of them."""
     if is_collection(adata):
@@ -125,7 +130,7 @@ def _source(adata: Any, layer: str | None, genes: np.ndarray | None = None) -> R
         whole = adata._adata_ref
         cells, shown = np.arange(whole.n_obs)[adata._oidx], np.arange(whole.n_vars)[adata._vidx]
         genes = shown if genes is None else shown[genes]
-    source = _by_rows(counts_matrix(whole, layer), _place(layer), whole.file)
+    source = _by_rows(counts_matrix(whole, layer), place_of(layer), whole.file)
     return source if cells is None and genes is None else SomeRows(source, cells, genes)
 
 
@@ -160,15 +165,15 @@ def counts_matrix(adata: "AnnData", layer: str | None = None) -> Any:
     require_anndata(adata)
     if layer is not None and layer not in adata.layers:
         raise ValueError(f"layer={layer!r} is not in adata.layers, which holds {quoted(adata.layers)}")
-    place = _place(layer)
+    place = place_of(layer)
     if adata.is_view:
         check_sparse(place, _stored(adata._adata_ref, layer))  # before SciPy slices it, unchecked
     matrix = _stored(adata, layer)
     if matrix is None:
         raise ValueError(
-            f"{place} is empty; name the layer that holds the counts: {quoted(adata.layers)}{_counts_in_raw(adata)}"
+            f"{place} is empty; name the layer that holds the counts: {quoted(adata.layers)}{counts_in_raw(adata)}"
         )
-    if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix) or _in_file(matrix) or _is_lazy(matrix)):
+    if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix) or in_file(matrix) or is_lazy(matrix)):
         kind = f"{type(matrix).__module__}.{type(matrix).__name__}"
         advice = f": {place} = {place}.compute()" if hasattr(matrix, "compute") else ""
         raise ValueError(
@@ -210,9 +215,30 @@ def _check_masks(adata: "AnnData", layer: str | None) -> None:
     if mask.any():
         cell, gene = np.argwhere(mask)[0]
         raise ValueError(
-            f"{_place(layer)} has no value (masked) in {mask.sum()} places, the first of them of cell "
+            f"{place_of(layer)} has no value (masked) in {mask.sum()} places, the first of them of cell "
             f"{adata.obs_names[cell]!r}, gene {adata.var_names[gene]!r}; fill them in or leave out these cells or genes"
         )
+
+
+def counts_in_raw(adata: "AnnData") -> str:
+    """The advice to take ``adata.raw``, as a clause; empty unless it seems to hold counts."""
+    if not _raw_is_whole(adata):
+        return ""
+    taken = f"adata{'.to_memory()' * (adata.isbacked or is_lazy(adata.raw.X))}.raw.to_adata()"
+    return f"; adata.raw holds whole numbers: take {taken} (--layer raw on the command line)"
+
+
+def _raw_is_whole(adata: "AnnData") -> bool:
+    """Whether ``adata.raw`` seems to hold counts, by its first cells."""
+    if adata.raw is None:
+        return False
+    try:
+        check_sparse("adata.raw.X", adata.raw.X)
+        first = adata.raw.X[:1000]
+        values = sparse.csr_matrix(native(first.compute() if is_lazy(first) else first)).data
+    except Exception:  # a hint must not fail
+        return False
+    return bool(values.any() and (np.isfinite(values) & (values >= 0) & (values == np.rint(values))).all())
 
 
 def require_cells(adata: Any) -> None:
@@ -238,272 +264,7 @@ def require_anndata(adata: Any) -> None:
         raise ValueError(f"adata is a {kind}, expected an AnnData{advice}")
 
 
-def match_genes(adata: "AnnData", var_names: Sequence[str] | np.ndarray, absent: Sequence[str] = ()) -> np.ndarray:
-    """Positions in ``adata`` of the genes of these names, (G,), in their order; ``adata`` may have others besides.
-
-    A gene that is missing is an error, unless it is one of ``absent``: its position is then -1.
-    """
-    require_cells(adata)
-    found = find_genes(adata.var_names, var_names)
-    missing = pd.Index(var_names)[found < 0].difference(absent, sort=False)
-    if len(missing):
-        raise ValueError(
-            f"adata lacks {len(missing)} of the {len(var_names)} genes that the model was trained on: "
-            f"{quoted(missing)}; its own var_names start with {quoted(adata.var_names, limit=3)}"
-        )
-    return found
-
-
-def find_genes(
-    names: pd.Index, wanted: Sequence[str] | np.ndarray, place: str = "adata.var_names", advice: str | None = None
-) -> np.ndarray:
-    """Positions of the wanted genes among these names, (G,), -1 where a gene is missing.
-
-    Arguments:
-        names: of the genes in ``adata``.
-        wanted: the genes, in their order.
-        place: where the names are, for the error.
-        advice: how to make them unique.
-
-    Raises:
-        ValueError: a wanted gene is there more than once.
-    """
-    twice = names[names.duplicated()].unique().intersection(wanted)
-    if len(twice):
-        raise ValueError(_repeated_names("gene", place, twice, advice))
-    first = np.flatnonzero(~names.duplicated())
-    found = names[first].get_indexer(wanted)
-    return np.where(found < 0, -1, first[found])
-
-
-# --- checks ---
-
-
-def check_cells(cells: CellBatches, counts: bool, training: bool = True) -> np.ndarray:
-    """:func:`check_counts` if they should be counts, else :func:`check_values`; the cells' totals, float64 (N,)."""
-    return check_counts(cells, training) if counts else check_values(cells)
-
-
-def check_values(cells: CellBatches) -> np.ndarray:
-    """Raise ``ValueError`` unless these are finite numbers, not necessarily counts; the cells' sums, float64 (N,)."""
-    _check_names(cells)
-    sums = np.empty(len(cells))
-    for start, block in cells.chunks():
-        _check_range(cells, start, block)
-        sums[start : start + block.shape[0]] = np.asarray(block.sum(1, dtype=np.float64)).ravel()
-    if not np.isfinite(sums).all():
-        name = cells.cell_names[~np.isfinite(sums)][0]
-        raise ValueError(f"{_place(cells.layer)} holds a value that is not finite (cell {name!r}); drop or impute it")
-    return sums
-
-
-def check_counts(cells: CellBatches, training: bool = True) -> np.ndarray:
-    """Raise ``ValueError`` unless these are counts that a model can be trained on; the cells' totals, float64 (N,).
-
-    Arguments:
-        cells: the counts, looked at a block of rows at a time.
-        training: whether to refuse genes without a count in any cell; cells to map may have such genes.
-    """
-    _check_names(cells)
-    totals, expressed = np.empty(len(cells)), np.zeros(cells.shape[1], dtype=bool)
-    for start, block in cells.chunks():
-        if block.dtype.itemsize < 4:  # sums would not fit
-            block = block.astype(np.float32)
-        block.sum_duplicates()
-        _check_block(cells, start, block)
-        totals[start : start + block.shape[0]] = np.asarray(block.sum(1, dtype=np.float64)).ravel()
-        expressed[block.indices[block.data > 0]] = True
-    _check_nonzero(cells, "cell", totals > 0)
-    if training:
-        _check_nonzero(cells, "gene", expressed)
-    return totals
-
-
-def nonzero(cells: CellBatches) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each cell has a count in any gene, bool (N,), and each gene in any cell, bool (G,)."""
-    filled, expressed = np.zeros(len(cells), dtype=bool), np.zeros(cells.shape[1], dtype=bool)
-    for start, block in cells.chunks():
-        rows, columns = block.nonzero()
-        filled[start + rows] = expressed[columns] = True
-    return filled, expressed
-
-
-def _check_names(cells: CellBatches) -> None:
-    """Raise ``ValueError`` unless there are cells and genes, each with a name of its own, which is text."""
-    if 0 in cells.shape:
-        raise ValueError(f"{_place(cells.layer)} has shape {cells.shape}, expected at least one cell and one gene")
-    for kind, attribute, names in (("cell", "obs", cells.cell_names), ("gene", "var", cells.gene_names)):
-        if strange := [name for name in names if not isinstance(name, str)]:
-            raise ValueError(
-                f"adata.{attribute}_names holds {len(strange)} {kind} names that are not text: {quoted(strange)}"
-            )
-        if not names.is_unique:
-            raise ValueError(_repeated_names(kind, f"adata.{attribute}_names", names[names.duplicated()].unique()))
-
-
-def _check_block(cells: CellBatches, start: int, block: sparse.csr_matrix) -> None:
-    values = block.data
-    if values.dtype.kind in "bu":
-        return
-    for bad, explain in (
-        (~np.isfinite(values), lambda: "set missing values to 0, or drop these cells or genes"),
-        (values < 0, lambda: _rounding(cells) or _hint(cells, "it looks scaled or corrected")),
-        (values != np.rint(values), lambda: _rounding(cells) or _normalisation(cells, block)),
-    ):
-        if bad.any():
-            first = bad.argmax()
-            raise ValueError(
-                f"{_place(cells.layer)} holds {shown(values[first])} {_where(cells, start, block, first)}, "
-                f"expected {COUNTS}; {explain()}"
-            )
-    _check_range(cells, start, block)
-
-
-def _check_range(cells: CellBatches, start: int, block: sparse.csr_matrix) -> None:
-    """The model sees float32, in which larger values of float64 would be infinite."""
-    values, largest = block.data, np.finfo(np.float32).max
-    if values.dtype.itemsize <= 4 or values.dtype.kind != "f" or not values.size:
-        return
-    if max(-values.min(), values.max()) > largest and (far := np.isfinite(values) & (np.abs(values) > largest)).any():
-        first = far.argmax()
-        raise ValueError(
-            f"{_place(cells.layer)} holds {values[first]:.6g} {_where(cells, start, block, first)}, which float32 "
-            "does not hold; divide the values by a constant"
-        )
-
-
-def _where(cells: CellBatches, start: int, block: sparse.csr_matrix, position: int) -> str:
-    """The cell and the gene of a value of the block whose first row is ``start``."""
-    row = np.searchsorted(block.indptr, position, side="right") - 1
-    return f"(cell {cells.cell_names[start + row]!r}, gene {cells.gene_names[block.indices[position]]!r})"
-
-
-def shown(value: Any) -> str:
-    """A number with as many digits as it takes to see that it is not whole."""
-    short = f"{value:.6g}"
-    return str(value) if float(short) != value and float(short) == np.rint(value) else short
-
-
-def rounding_error(parts: Iterable[np.ndarray]) -> float | None:
-    """The largest distance from a whole number, if the values are counts up to rounding; else None."""
-    largest = 0.0
-    for values in parts:
-        whole = np.rint(values)
-        with np.errstate(invalid="ignore"):  # of infinite values
-            error = np.abs(values - whole)
-        if not ((whole >= 0) & (error <= np.maximum(LARGEST_ERROR, LARGEST_RELATIVE_ERROR * whole))).all():
-            return None
-        largest = max(largest, float(error.max(initial=0.0)))
-    return largest
-
-
-def how_to_round(error: float, place: str, backed: bool = False) -> str:
-    """What to do about counts that are off whole numbers by an ``error``, as a part of a sentence."""
-    memory = "adata = adata.to_memory(); " if backed else ""
-    code = f" by {memory}{place} = np.rint({place})" if place.startswith("adata.") else " them"
-    return f"rounding left the values off whole numbers, by {error:.2g} at most (log1p and expm1 do that): round{code}"
-
-
-def _rounding(cells: CellBatches) -> str:
-    """The advice to round, if that makes counts of all cells; else empty."""
-    error = rounding_error(block.data for _, block in cells.chunks())
-    if error is None:
-        return ""
-    if is_collection(cells.adata):
-        return how_to_round(error, "the parts")
-    return how_to_round(error, _place(cells.layer), cells.adata.isbacked)
-
-
-def _normalisation(cells: CellBatches, block: sparse.csr_matrix) -> str:
-    """Say what has been done to these counts, judged by the rows of the block."""
-    if 0 <= block.data.min() and block.data.max() < LARGEST_LOG:
-        evidence = _evidence(np.expm1(block.astype(np.float64)))
-        if evidence:
-            return _hint(cells, f"it looks log-normalised: after expm1 {evidence}")
-    evidence = _evidence(block.astype(np.float64))
-    finding = f"it looks normalised: {evidence}" if evidence else "if they are corrected or estimated, round them"
-    return _hint(cells, finding)
-
-
-def _evidence(block: sparse.csr_matrix) -> str:
-    """The evidence that counts were divided by their totals, as a clause; empty if there is none."""
-    block.eliminate_zeros()
-    block = block[np.diff(block.indptr) > 1]
-    if block.shape[0] < 2:
-        return ""
-    totals = np.asarray(block.sum(1)).ravel()
-    if totals.std() < 0.01 * totals.mean():
-        return f"the values of every cell add up to about {totals.mean():.6g}"
-    # With a part of the genes the totals differ, but a cell's least value is mostly that of a single count.
-    starts, lengths = block.indptr[:-1], np.diff(block.indptr)
-    multiples = block.data / np.repeat(np.minimum.reduceat(block.data, starts), lengths)
-    whole = np.logical_and.reduceat(np.abs(multiples - np.rint(multiples)) < 0.01, starts)
-    if whole.mean() > 0.9 and multiples.max() > 1.5:
-        return "the values of every cell are multiples of its smallest"
-    return ""
-
-
-def _hint(cells: CellBatches, finding: str) -> str:
-    return f"{finding}. {where_counts_lie(cells.adata)}"
-
-
-def where_counts_lie(adata: "AnnData") -> str:
-    """Where else raw counts may be, as a sentence."""
-    advice = "If a layer holds the raw counts, name it as layer; "
-    if is_collection(adata):
-        return f"{advice}adata.adatas[0].layers holds {quoted(adata.adatas[0].layers)}"
-    return f"{advice}adata.layers holds {quoted(adata.layers)}{_counts_in_raw(adata)}"
-
-
-def _counts_in_raw(adata: "AnnData") -> str:
-    if not _raw_is_whole(adata):
-        return ""
-    taken = f"adata{'.to_memory()' * (adata.isbacked or _is_lazy(adata.raw.X))}.raw.to_adata()"
-    return f"; adata.raw holds whole numbers: take {taken} (--layer raw on the command line)"
-
-
-def _raw_is_whole(adata: "AnnData") -> bool:
-    """Whether ``adata.raw`` seems to hold counts, by its first cells."""
-    if adata.raw is None:
-        return False
-    try:
-        check_sparse("adata.raw.X", adata.raw.X)
-        first = adata.raw.X[:1000]
-        values = sparse.csr_matrix(native(first.compute() if _is_lazy(first) else first)).data
-    except Exception:  # a hint must not fail
-        return False
-    return bool(values.any() and (np.isfinite(values) & (values >= 0) & (values == np.rint(values))).all())
-
-
-def _check_nonzero(cells: CellBatches, kind: str, kept: np.ndarray) -> None:
-    """Raise ``ValueError`` unless each has a count. The advice names the matrix, as scanpy's filters look at X."""
-    if kept.all():
-        return
-    names = (cells.cell_names if kind == "cell" else cells.gene_names)[~kept]
-    place, genes, of = _place(cells.layer), "", ""
-    if is_collection(cells.adata) or _is_lazy(counts_matrix(cells.adata, cells.layer)):
-        some = "adata" if cells.all_genes else "adata[:, model.genes_]"
-        layer = "" if cells.layer is None else f", {cells.layer!r}"
-        raise ValueError(
-            f"{place} has no counts in {len(names)} of {len(kept)} {kind}s: {quoted(names)}; expected at least one in "
-            f"each. Go on with the others: cells, genes = nonzero(CellBatches({some}{layer})), of "
-            f"pyro_vmm.data.cells; adata[cells{', genes' * cells.all_genes}]"
-        )
-    matrix = place
-    if cells.adata.is_view and cells.adata.isbacked:
-        of = ", of adata = adata.to_memory()"  # AnnData makes no view of a view of a file
-    if not cells.all_genes:
-        matrix, genes = place.replace("adata", "adata[:, model.genes_]", 1), " in the model's genes"
-    elif not cells.adata.is_view and _in_file(counts_matrix(cells.adata, cells.layer)):
-        matrix += "[:]"  # what is in a file has no sums
-    mask = f"np.ravel({matrix}.sum({1 if kind == 'cell' else 0})) > 0"
-    raise ValueError(
-        f"{place} has no counts{genes} in {len(names)} of {len(kept)} {kind}s: {quoted(names)}; expected at least one "
-        f"in each. Go on with the others{of}: adata[{mask if kind == 'cell' else f':, {mask}'}]"
-    )
-
-
-def _repeated_names(kind: str, place: str, names: pd.Index, advice: str | None = None) -> str:
+def repeated_names(kind: str, place: str, names: pd.Index, advice: str | None = None) -> str:
     """The error for names that occur more than once."""
     option = " (--make-unique on the command line)" if kind == "gene" else ""
     return (
@@ -512,21 +273,18 @@ def _repeated_names(kind: str, place: str, names: pd.Index, advice: str | None =
     )
 
 
-# --- matrices ---
-
-
 def _by_rows(matrix: Any, place: str, file: Any) -> RowSource:
     """A matrix quick to read by rows; ``file`` is that of its AnnData."""
     if sparse.issparse(matrix):
         return HeldRows(native(matrix if matrix.format == "csr" else matrix.tocsr()))
     if getattr(matrix, "format", None) == "csc":
         return HeldRows(native(to_memory(place, matrix).tocsr()))
-    if _is_lazy(matrix):
+    if is_lazy(matrix):
         return LazyRows(matrix, place)
-    return RowFile(matrix, file) if _in_file(matrix) else HeldRows(matrix)
+    return RowFile(matrix, file) if in_file(matrix) else HeldRows(matrix)
 
 
-def _is_lazy(matrix: Any) -> bool:
+def is_lazy(matrix: Any) -> bool:
     """Whether this is a dask array, or works as one."""
     return hasattr(matrix, "compute") and hasattr(matrix, "chunks")
 
@@ -536,10 +294,11 @@ def stays_outside(adata: Any, layer: str | None = None) -> bool:
     if is_collection(adata):
         return any(stays_outside(part, layer) for part in adata.adatas)
     matrix = _stored(adata._adata_ref if adata.is_view else adata, layer)
-    return adata.isbacked or _in_file(matrix) or _is_lazy(matrix)
+    return adata.isbacked or in_file(matrix) or is_lazy(matrix)
 
 
-def _in_file(matrix: Any) -> bool:
+def in_file(matrix: Any) -> bool:
+    """Whether this is a matrix in a file."""
     import h5py
     from anndata.abc import CSCDataset, CSRDataset
 
@@ -549,7 +308,7 @@ def _in_file(matrix: Any) -> bool:
 
 def _has_no_views(matrix: Any) -> bool:
     """Whether AnnData takes no part of it, or reads all of it to do so."""
-    return _in_file(matrix) or _is_lazy(matrix) or (sparse.issparse(matrix) and not is_native(matrix.dtype))
+    return in_file(matrix) or is_lazy(matrix) or (sparse.issparse(matrix) and not is_native(matrix.dtype))
 
 
 def _spread(block: np.ndarray | sparse.csr_matrix, positions: np.ndarray, n: int) -> np.ndarray | sparse.csr_matrix:
@@ -569,5 +328,6 @@ def _dense(block: np.ndarray | sparse.csr_matrix) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32))
 
 
-def _place(layer: str | None) -> str:
+def place_of(layer: str | None) -> str:
+    """Where the counts are, as code."""
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"

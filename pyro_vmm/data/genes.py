@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pyro_vmm.data.cells import find_genes, match_genes, require_cells
+from pyro_vmm.data.cells import repeated_names, require_cells
 from pyro_vmm.data.columns import var_column, var_keys
 from pyro_vmm.runtime.checks import quoted
 
@@ -68,3 +68,41 @@ def positions_by(adata: "AnnData", genes: Sequence[str] | np.ndarray, key: str |
             f"{quoted(names, 3)}{advice}"
         )
     return found
+
+
+def match_genes(adata: "AnnData", var_names: Sequence[str] | np.ndarray, absent: Sequence[str] = ()) -> np.ndarray:
+    """Positions in ``adata`` of the genes of these names, (G,), in their order; ``adata`` may have others besides.
+
+    A gene that is missing is an error, unless it is one of ``absent``: its position is then -1.
+    """
+    require_cells(adata)
+    found = find_genes(adata.var_names, var_names)
+    missing = pd.Index(var_names)[found < 0].difference(absent, sort=False)
+    if len(missing):
+        raise ValueError(
+            f"adata lacks {len(missing)} of the {len(var_names)} genes that the model was trained on: "
+            f"{quoted(missing)}; its own var_names start with {quoted(adata.var_names, limit=3)}"
+        )
+    return found
+
+
+def find_genes(
+    names: pd.Index, wanted: Sequence[str] | np.ndarray, place: str = "adata.var_names", advice: str | None = None
+) -> np.ndarray:
+    """Positions of the wanted genes among these names, (G,), -1 where a gene is missing.
+
+    Arguments:
+        names: of the genes in ``adata``.
+        wanted: the genes, in their order.
+        place: where the names are, for the error.
+        advice: how to make them unique.
+
+    Raises:
+        ValueError: a wanted gene is there more than once.
+    """
+    twice = names[names.duplicated()].unique().intersection(wanted)
+    if len(twice):
+        raise ValueError(repeated_names("gene", place, twice, advice))
+    first = np.flatnonzero(~names.duplicated())
+    found = names[first].get_indexer(wanted)
+    return np.where(found < 0, -1, first[found])

@@ -11,8 +11,9 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from pyro_vmm.data.cell_checks import check_cells
 from pyro_vmm.data.cell_rows import CellRows, Covariates, numbers
-from pyro_vmm.data.cells import CellBatches, check_cells, require_cells
+from pyro_vmm.data.cells import CellBatches, require_cells
 from pyro_vmm.estimators import annotation, building, choices, inputs, mapping, sample_weights, storing
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.explained_cells import ExplainedCells

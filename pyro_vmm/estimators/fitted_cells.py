@@ -9,8 +9,9 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from pyro_vmm.data.cell_checks import check_cells
 from pyro_vmm.data.cell_rows import CellRows, Covariates
-from pyro_vmm.data.cells import CellBatches, check_cells
+from pyro_vmm.data.cells import CellBatches
 from pyro_vmm.data.genes import GeneMatch
 from pyro_vmm.estimators import annotation
 from pyro_vmm.estimators.base import Estimator, typical

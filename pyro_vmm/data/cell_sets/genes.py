@@ -9,15 +9,8 @@ from scipy import sparse
 
 from pyro_vmm.data.blocks import is_native, native
 from pyro_vmm.data.categories import Categories
-from pyro_vmm.data.cells import (
-    COUNTS,
-    counts_matrix,
-    how_to_round,
-    rounding_error,
-    shown,
-    stays_outside,
-    where_counts_lie,
-)
+from pyro_vmm.data.cell_checks import how_to_round, rounding_error, shown, where_counts_lie
+from pyro_vmm.data.cells import COUNTS, counts_matrix, stays_outside
 from pyro_vmm.data.structure import check_members, to_memory
 from pyro_vmm.runtime.extras import require
 from pyro_vmm.runtime.threads import same_threads

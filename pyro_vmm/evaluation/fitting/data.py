@@ -10,7 +10,8 @@ import torch
 from sklearn.base import clone
 from sklearn.utils import check_array
 
-from pyro_vmm.data.cells import CellBatches, check_cells
+from pyro_vmm.data.cell_checks import check_cells
+from pyro_vmm.data.cells import CellBatches
 from pyro_vmm.estimators import VMM, SingleCellVMM, inputs
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.building import likelihood_options

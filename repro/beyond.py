@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from pyro_vmm import VMM
-from pyro_vmm.estimators.building import INITS
+from pyro_vmm.estimators.starts import INITS
 from pyro_vmm.networks import COVARIANCE_STARTS
 from pyro_vmm.priors import RESPONSIBILITIES
 from pyro_vmm.priors.hyperpriors import HYPERPRIORS

@@ -18,7 +18,8 @@ from sklearn.utils.estimator_checks import check_clustering, parametrize_with_ch
 from torch import nn
 
 from pyro_vmm import VMM, HyperPrior
-from pyro_vmm.estimators import base, building
+from pyro_vmm.estimators import base
+from pyro_vmm.estimators.scaling import shift_and_scale
 from pyro_vmm.inference import Trainer
 from pyro_vmm.priors import PRIORS
 from pyro_vmm.priors.hyperpriors import HYPERPRIORS
@@ -703,7 +704,7 @@ def test_small_numbers_become_float32_and_no_more(dtype):
 
 def test_means_of_many_float32_rows():
     X = np.random.RandomState(0).uniform(size=(1_000_000, 2)).astype(np.float32) + 100
-    shift, scale = building.shift_and_scale(X, "standard", range(2))
+    shift, scale = shift_and_scale(X, "standard", range(2))
     np.testing.assert_allclose(shift, X.astype(np.float64).mean(0), rtol=1e-7)
     np.testing.assert_allclose(scale, X.astype(np.float64).std(0), rtol=1e-6)
     assert shift.dtype == scale.dtype == np.float32

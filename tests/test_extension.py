@@ -15,7 +15,7 @@ from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.cli import main, resolve
 from pyro_vmm.cli.kinds import CELLS
 from pyro_vmm.cli.options import check
-from pyro_vmm.estimators import building, choices
+from pyro_vmm.estimators import building, choices, starts
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.likelihoods import (
     CELL_LIKELIHOODS,
@@ -336,7 +336,7 @@ def test_a_likelihood_of_ones_own_says_what_its_values_are(monkeypatch):
     [
         (lambda: building.build_prior("tied", 2, torch.zeros(3, 2), {}), "prior='tied' should be one of"),
         (lambda: choices.choose_scaling("unit", "normal", False), "scaling='unit' should be one of"),
-        (lambda: building.initial_rows(torch.zeros(3, 2), 2, "first", 0), "init='first' should be one of"),
+        (lambda: starts.initial_rows(torch.zeros(3, 2), 2, "first", 0), "init='first' should be one of"),
         (lambda: network_precision("fp8").__enter__(), "precision='fp8' should be one of"),
         (
             lambda: images.planned("clustering", SCALES["small"], "mnist", "tied", "a", 0, {}),

@@ -23,7 +23,7 @@ from pyro_vmm.data import blocks
 from pyro_vmm.data.cell_rows import CellRows
 from pyro_vmm.data.cells import CellBatches
 from pyro_vmm.data.numbers import standard
-from pyro_vmm.estimators import building
+from pyro_vmm.estimators import starts
 from pyro_vmm.estimators.numbering import numbering
 from pyro_vmm.estimators.sample_weights import checked
 from pyro_vmm.inference import Trainer, settling
@@ -151,14 +151,14 @@ def test_columns_are_standardised_as_those_of_repeated_rows():
             np.testing.assert_allclose(our, their, rtol=1e-6)
 
 
-@pytest.mark.parametrize("init", building.INITS)
+@pytest.mark.parametrize("init", starts.INITS)
 def test_pseudo_inputs_start_from_rows_by_weight(init):
     """Of one draw the shares are the weights; no row comes twice."""
     torch.manual_seed(0)
     x, weights = torch.eye(4), np.array([4.0, 3.0, 2.0, 1.0])
-    first = [int(building.initial_rows(x, 1, init, seed, weights)) for seed in range(1000)]
+    first = [int(starts.initial_rows(x, 1, init, seed, weights)) for seed in range(1000)]
     np.testing.assert_allclose(np.bincount(first, minlength=4) / 1000, weights / 10, atol=0.07)
-    assert sorted(building.initial_rows(x, 4, init, 0, weights).tolist()) == [0, 1, 2, 3]
+    assert sorted(starts.initial_rows(x, 4, init, 0, weights).tolist()) == [0, 1, 2, 3]
 
 
 def test_cells_start_by_weight():
@@ -166,8 +166,8 @@ def test_cells_start_by_weight():
     adata = planted(8)
     cells, train = CellRows(CellBatches(adata, None), torch.ones(8, 2)), np.arange(1, 8)
     weights = np.array([1e-9] * 5 + [1.0, 3.0])
-    for init in building.INITS:
-        found = [int(building.initial_cells(cells, train, 1, init, seed, True, weights)) for seed in range(400)]
+    for init in starts.INITS:
+        found = [int(starts.initial_cells(cells, train, 1, init, seed, True, weights)) for seed in range(400)]
         np.testing.assert_allclose(np.bincount(found, minlength=8)[[6, 7]] / 400, [0.25, 0.75], atol=0.1)
 
 

@@ -11,8 +11,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from pyro_vmm.estimators import building, choices, inputs, sample_weights, storing
+from pyro_vmm.estimators import building, choices, inputs, sample_weights, starts, storing
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
+from pyro_vmm.estimators.scaling import shift_and_scale
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import CovarianceShape, CovarianceStart, layer_widths
@@ -149,7 +150,7 @@ class ArrayEstimator(FittedArrays):
         Returns all rows as the model sees them, (N, ...), on the host; those held back must lie in the support, too.
         """
         weights = self._weights_of(train)
-        self.shift_, self.scale_ = building.shift_and_scale(X[train], self.scaling_, self._feature_names(), weights)
+        self.shift_, self.scale_ = shift_and_scale(X[train], self.scaling_, self._feature_names(), weights)
         all_rows = self._scaled(X)
         self.n_components_ = self._n_components(len(train))
         x = all_rows[train].float()
@@ -173,7 +174,7 @@ class ArrayEstimator(FittedArrays):
 
     def _initial_rows(self, x: Tensor, weights: np.ndarray | None) -> Tensor:
         """Indices (K,) of the rows of x (N, ...), with weights or None, that the prior starts from."""
-        return building.initial_rows(x, self.n_components_, "random", self.seed_, weights)
+        return starts.initial_rows(x, self.n_components_, "random", self.seed_, weights)
 
     def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> VAE:
         return self._networks(likelihood, rows)

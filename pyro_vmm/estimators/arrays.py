@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_vmm.estimators import building
+from pyro_vmm.estimators import starts
 from pyro_vmm.estimators.array_estimator import ArrayEstimator
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.explained_arrays import ExplainedArrays
@@ -156,7 +156,7 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
         return self._merged(n_clusters, self._rows(X))
 
     def _initial_rows(self, x: Tensor, weights: np.ndarray | None) -> Tensor:
-        return building.initial_rows(x, self.n_components_, self.init, self.seed_, weights)
+        return starts.initial_rows(x, self.n_components_, self.init, self.seed_, weights)
 
     def _build_vae(self, likelihood: Likelihood, rows: Tensor) -> VAE:
         return self._networks(likelihood, rows, self.covariance, self.covariance_start)
@@ -166,4 +166,4 @@ class VMM(ChosenPrior, ExplainedArrays, ArrayEstimator, ArraySettings):
 
     def _start_prior(self, vae: VAE, rows: Tensor) -> None:
         if vae.prior.free_centres and self.init_centres == "encoded":
-            building.encode_centres(vae, rows)
+            starts.encode_centres(vae, rows)

@@ -1,20 +1,15 @@
 """From an estimator's parameters to the parts of a model."""
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import Literal, TypeVar, cast, get_args
+from typing import TypeVar, cast
 
-import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor, nn
 
 from pyro_vmm.data.augmentations import Augmentation, as_augmentation
-from pyro_vmm.data.cell_rows import CellRows
-from pyro_vmm.data.numbers import standard
 from pyro_vmm.likelihoods import (
     CellLikelihood,
     CustomCellLikelihood,
@@ -45,19 +40,13 @@ from pyro_vmm.priors.pseudo_inputs import PseudoInputs, as_pseudo_inputs
 from pyro_vmm.priors.registry import Given as PriorGiven
 from pyro_vmm.runtime.arguments import named_arguments, unknown_arguments
 from pyro_vmm.runtime.cell_layout import CellLayout
-from pyro_vmm.runtime.checks import check_choice, described, one_line, quoted
+from pyro_vmm.runtime.checks import described, one_line
 from pyro_vmm.runtime.randomness import seeded
 from pyro_vmm.runtime.rows import Rows, read
 
 # So many rows are looked at at once: all of them would take memory of their size.
 ROWS_AT_ONCE = 1024
-# k-means++ looks at no more cells than these: memory must not grow with their number.
-KMEANS_CELLS = 10_000
 NETWORKS = {"encoder": ENCODERS, "decoder": DECODERS}
-Init = Literal["random", "k-means++"]
-INITS = get_args(Init)
-InitCentres = Literal["normal", "encoded"]
-INIT_CENTRES = get_args(InitCentres)
 T = TypeVar("T")
 L = TypeVar("L", Likelihood, CellLikelihood)
 
@@ -101,42 +90,6 @@ def random_start(seed: int) -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def shift_and_scale(
-    X: np.ndarray, scaling: str | None, names: Sequence, weights: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two arrays, () or (...), of the dtype of X, such that the model sees (X - shift) / scale.
-
-    Arguments:
-        X: training rows, (N, ...).
-        scaling: "range", "standard" or None.
-        names: of the features, flat, for a warning.
-        weights: of the rows, (N,), none of them 0; None where all count the same.
-    """
-    if scaling == "range":
-        shift, scale = _middle_and_half_range(X.min(), X.max())
-    elif scaling == "standard":
-        shift, scale, by_rounding = standard(X, weights)
-        if by_rounding.any():
-            flat = [name for name, constant in zip(names, by_rounding.ravel(), strict=True) if constant]
-            warnings.warn(
-                f"{len(flat)} of {by_rounding.size} columns of X vary by no more than the rounding of {X.dtype}, "
-                f"and count as constant: {quoted(flat, 3)}; if they do vary, subtract an offset in float64",
-                stacklevel=4,
-            )
-    else:
-        shift, scale = 0.0, 1.0
-    # In a wider dtype than its own, X would be copied at every scaling.
-    return np.asarray(shift, X.dtype), np.asarray(scale, X.dtype)
-
-
-def _middle_and_half_range(low: np.floating, high: np.floating) -> tuple[np.floating, np.floating]:
-    with np.errstate(over="ignore"):
-        middle, half = (low + high) / 2, (high - low) / 2
-    if not (np.isfinite(middle) and np.isfinite(half)):
-        middle, half = low / 2 + high / 2, high / 2 - low / 2
-    return middle, half if half > 0 else type(low)(1.0)
-
-
 def check_augmentation(given: str | Augmentation, likelihood: Likelihood, rows: Tensor) -> None:
     """Raise ``ValueError`` where changed copies of rows have another shape, or no density.
 
@@ -160,27 +113,6 @@ def check_augmentation(given: str | Augmentation, likelihood: Likelihood, rows: 
         check_support(likelihood, changed.to(rows))
     except ValueError as error:
         raise ValueError(f"{error}; x is a row changed by {named}") from error
-
-
-def check_range(x: Tensor, X: np.ndarray, names: Sequence, scaling: str | None) -> None:
-    """Raise ``ValueError`` for numbers that are finite in X, but not in what the model sees of it.
-
-    Arguments:
-        x: what it sees, (N, ...).
-        X: finite numbers, of the same shape.
-        names: of the features, flat.
-        scaling: of X to x.
-    """
-    if x.sum().isfinite():  # cheaper than a look at each of them
-        return
-    lost = ~x.isfinite().flatten(1).numpy()
-    if lost.any():
-        row, feature = np.argwhere(lost)[0]
-        how = "" if scaling is None else f" after scaling={scaling!r}"
-        raise ValueError(
-            f"X holds {X[row].ravel()[feature]:g} in row {row}, column {names[feature]!r}, more than "
-            f"{str(x.dtype).removeprefix('torch.')} can hold{how}; bring the column to another unit"
-        )
 
 
 def likelihood_options(likelihood: Given, options: dict | None, all_rows: Tensor) -> dict:
@@ -428,81 +360,3 @@ def try_prior(vae: VAE | SingleCellVAE) -> None:
         raise ValueError(f"{type(prior).__name__} can't make p(z) with this encoder: {one_line(error)}") from error
     if found != (prior.n_components,):
         raise ValueError(f"{type(prior).__name__} makes p(z) with weights {found}, expected ({prior.n_components},)")
-
-
-@torch.no_grad()
-def encode_centres(vae: VAE, rows: Tensor) -> None:
-    """Start a prior's free centres where those of a "vmm" start: at the encoder's means of rows (K, ...)."""
-    vae.prior.get_parameter("mu").copy_(PseudoInputs(rows).encode(vae.encoder).loc)
-
-
-def initial_rows(x: Tensor, n: int, init: Init, seed: int, weights: np.ndarray | None = None) -> Tensor:
-    """Indices (n,) of the rows of x (N, ...) that pseudo-inputs start from, no row twice.
-
-    Rows with weights (N,), none of them 0, are drawn by them.
-    """
-    check_choice("init", init, INITS)
-    if init == "random":
-        return _random_order(len(x), weights)[:n]
-    return _spread(x.flatten(1).numpy(), n, seed, weights)
-
-
-def _random_order(n: int, weights: np.ndarray | None) -> Tensor:
-    """Positions (n,) in random order: each next one is drawn from those left, by weight.
-
-    By an exponential time for each (Efraimidis & Spirakis, Information Processing Letters 97:181, 2006).
-    """
-    if weights is None:
-        return torch.randperm(n)
-    return (torch.empty(n, dtype=torch.float64).exponential_() / torch.as_tensor(weights)).argsort()
-
-
-def _spread(x: np.ndarray | sparse.csr_matrix, n: int, seed: int, weights: np.ndarray | None) -> Tensor:
-    """Indices (n,) of rows of x (N, G) that k-means++ chooses."""
-    from sklearn.cluster import kmeans_plusplus  # imported here, because it takes long
-
-    return torch.as_tensor(kmeans_plusplus(x, n, sample_weight=weights, random_state=seed)[1])
-
-
-def initial_cells(
-    cells: CellRows,
-    train: np.ndarray,  # (M,)
-    n: int,
-    init: str | Sequence[str],
-    seed: int,
-    counts: bool,
-    weights: np.ndarray | None = None,
-) -> Tensor:
-    """Positions (n,) of the cells that pseudo-inputs start from.
-
-    Arguments:
-        cells: all cells; a name may be that of any.
-        train: positions of those to train on.
-        n: K.
-        init: "random", "k-means++", or names of cells, which random ones follow.
-        seed: of k-means++.
-        counts: whether the values are counts; k-means++ then compares log-normalised ones.
-        weights: of the cells to train on, (M,), none of them 0, by which they are drawn; None for all alike.
-    """
-    if not isinstance(init, str):
-        named, random = _named(cells, init), torch.as_tensor(train)[_random_order(len(train), weights)]
-        return torch.cat([named, random[~torch.isin(random, named)]])[:n]
-    check_choice("init", init, INITS)
-    if init == "random":
-        return torch.as_tensor(train)[_random_order(len(train), weights)[:n]]
-    order = _random_order(len(train), None)[:KMEANS_CELLS]  # k-means++ uses the weights itself
-    some = torch.as_tensor(train)[order]
-    values = [cells.counts.rows(part) for part in some.split(ROWS_AT_ONCE)]
-    if counts:
-        values = [(1e4 * part / part.sum(-1, keepdim=True).clamp(min=1)).log1p() for part in values]
-    x = sparse.vstack([sparse.csr_matrix(part.numpy()) for part in values])
-    return some[_spread(x, n, seed, None if weights is None else weights[order])]
-
-
-def _named(cells: CellRows, names: Sequence[str]) -> Tensor:
-    """The positions of cells of these names; ``ValueError`` if there is none of a name."""
-    positions = cells.counts.cell_names.get_indexer(list(names))
-    if (positions < 0).any():
-        missing = [name for name, position in zip(names, positions, strict=True) if position < 0]
-        raise ValueError(f"init names {len(missing)} cells that adata lacks: {missing[:10]}")
-    return torch.as_tensor(positions)

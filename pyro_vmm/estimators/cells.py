@@ -14,7 +14,17 @@ from torch import Tensor
 from pyro_vmm.data.cell_checks import check_cells
 from pyro_vmm.data.cell_rows import CellRows, Covariates, numbers
 from pyro_vmm.data.cells import CellBatches, require_cells
-from pyro_vmm.estimators import annotation, building, choices, inputs, mapping, sample_weights, storing
+from pyro_vmm.estimators import (
+    annotation,
+    building,
+    choices,
+    inputs,
+    mapping,
+    sample_weights,
+    starts,
+    stored_cells,
+    storing,
+)
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.explained_cells import ExplainedCells
 from pyro_vmm.estimators.novelty import NONE, Neighbours, Usual, factors
@@ -343,7 +353,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             library = self._library_moments(cells.design[train], weights)
         vae = self._build_vae(likelihood, library)
         settings = (self.n_components_, self.init, self.seed_, likelihood.counts, weights)
-        vae.prior = self._build_prior(cells[building.initial_cells(cells, train, *settings)], likelihood.counts)
+        vae.prior = self._build_prior(cells[starts.initial_cells(cells, train, *settings)], likelihood.counts)
         building.try_prior(vae)
         self.vae_ = self._place(vae)
 
@@ -403,9 +413,9 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             "batch_counts": torch.as_tensor(self.batch_counts_),
         }
         if self.usual_ is not None:
-            fitted["usual"] = storing.usual_to_plain(self.usual_, self.factors_, self.adjustments_)
+            fitted["usual"] = stored_cells.usual_to_plain(self.usual_, self.factors_, self.adjustments_)
         if self.mappings_:
-            fitted["mapped"] = storing.mappings_to_plain(self.mappings_, self.gene_match_)
+            fitted["mapped"] = stored_cells.mappings_to_plain(self.mappings_, self.gene_match_)
         self._save(path, fitted)
 
     @classmethod
@@ -423,15 +433,15 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         with storing.restoring(path):
             several = (model.categorical_covariate_keys or (), model.continuous_covariate_keys or ())
             keys = [model.batch_key, *several[0], *several[1], model.size_factor_key]
-            model.covariates_ = storing.covariates(fitted, keys)
-        model.mappings_, model.gene_match_ = storing.mappings(fitted)
+            model.covariates_ = stored_cells.covariates(fitted, keys)
+        model.mappings_, model.gene_match_ = stored_cells.mappings(fitted)
         layout = model.covariates_.layout(len(model.genes_))
         model.library_size_ = fitted.positive("library_size")
         clusters = model.cluster_of_component_ if model.mappings_ else model.labels_
         n_cells = len(model.labels_) + sum(each.cells for each in model.mappings_)
         shape = int(clusters.max()) + 1, layout.n_batches
-        model.batch_counts_ = storing.batch_counts(fitted, shape, model.labels_, n_cells)
-        model.usual_, model.factors_, model.adjustments_ = storing.usual(fitted, layout)
+        model.batch_counts_ = stored_cells.batch_counts(fitted, shape, model.labels_, n_cells)
+        model.usual_, model.factors_, model.adjustments_ = stored_cells.usual(fitted, layout)
         model._restore_training(path)
         with storing.restoring(path), building.random_start(model.seed_):
             model.vae_ = model._place(model._build_alike(layout))

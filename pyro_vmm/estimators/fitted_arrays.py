@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vmm.estimators import building, inputs
 from pyro_vmm.estimators.base import Estimator, typical
+from pyro_vmm.estimators.scaling import check_range
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import VAE
 from pyro_vmm.networks import inference_mode, layer_widths
@@ -128,7 +129,7 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
             x = X - self.shift_
             x /= self.scale_  # in place: X may take most of the memory
             x = torch.as_tensor(x, dtype=self._own_dtype())
-        building.check_range(x, X, self._feature_names(), self.scaling_)
+        check_range(x, X, self._feature_names(), self.scaling_)
         return x
 
     def _feature_names(self) -> list:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pyro_vmm.data.augmentations import AUGMENTATIONS, Augmentation, as_augmentation
-from pyro_vmm.estimators import building, choices
+from pyro_vmm.estimators import building, choices, starts
 from pyro_vmm.estimators.inputs import SEVERAL
 from pyro_vmm.inference.config import Alternation, Monitored, Optimisation, TrainingConfig
 from pyro_vmm.likelihoods import CELL_LIKELIHOODS, LIKELIHOODS, Given, cell_likelihood_class, likelihood_class
@@ -100,9 +100,9 @@ def _network(name: str, value: Any) -> None:
 
 def _cells_to_start_from(name: str, value: Any) -> None:
     if isinstance(value, str):
-        one_of(building.INITS).check(name, value)
+        one_of(starts.INITS).check(name, value)
     elif not isinstance(value, SEVERAL) or not all(isinstance(cell, str) for cell in value):
-        raise ValueError(f"{name}={value!r} should be one of {building.INITS}, or a list of names of cells")
+        raise ValueError(f"{name}={value!r} should be one of {starts.INITS}, or a list of names of cells")
     elif len(set(value)) < len(list(value)):
         raise ValueError(f"{name}={list(value)} should name each cell once")
 
@@ -289,8 +289,8 @@ class NamedPrior:
         metavar="NU",
         unset="5",
     )
-    init: building.Init = setting(
-        default="random", help="pseudo-inputs start from such rows", values=one_of(building.INITS)
+    init: starts.Init = setting(
+        default="random", help="pseudo-inputs start from such rows", values=one_of(starts.INITS)
     )
 
 
@@ -301,8 +301,8 @@ class NamedArrayPrior(NamedPrior):
     train_pseudo_inputs: bool = setting(
         default=True, help="whether they leave these rows in training; arrays only", values=TRUTH
     )
-    init_centres: building.InitCentres = setting(
-        default="normal", help="where a gmm's centres start; arrays only", values=one_of(building.INIT_CENTRES)
+    init_centres: starts.InitCentres = setting(
+        default="normal", help="where a gmm's centres start; arrays only", values=one_of(starts.INIT_CENTRES)
     )
 
 
@@ -468,8 +468,8 @@ class CellSettings(Machine, Data, Training, NamedCellPrior, Posterior, CellModel
         Model, "likelihood", default="zinb", values=Values(_of_value(cell_likelihood_class), names=CELL_LIKELIHOODS)
     )
     covariance: CovarianceShape = "diagonal"
-    init: building.Init | Sequence[str] = changed(
-        NamedPrior, "init", default="random", values=Values(_cells_to_start_from, choices=building.INITS)
+    init: starts.Init | Sequence[str] = changed(
+        NamedPrior, "init", default="random", values=Values(_cells_to_start_from, choices=starts.INITS)
     )
     epochs: int | Auto = changed(Optimisation, "epochs", default="auto", values=or_auto(WHOLE))
     batch_size: int = 128

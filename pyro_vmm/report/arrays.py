@@ -1,8 +1,8 @@
 """The results of a run on arrays."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,8 @@ from pyro_vmm import plots
 from pyro_vmm.analysis.explanation import ArrayExplanation
 from pyro_vmm.data.dataset import Dataset
 from pyro_vmm.estimators import VMM
-from pyro_vmm.plots import ornaments
 from pyro_vmm.report import figures, tables
+from pyro_vmm.report.folder import Results
 from pyro_vmm.report.sections import Section, clusters, pictures
 from pyro_vmm.runtime import files
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SHARES_SHOWN = 15
 
 
-class ArrayResults:
+class ArrayResults(Results):
     """Assignments, latent means and figures of a fitted model.
 
     Arguments:
@@ -33,29 +33,21 @@ class ArrayResults:
     """
 
     unit = "row"
+    model: VMM
+    explained: ArrayExplanation | None
 
     def __init__(self, model: VMM, data: Dataset):
-        self.model, self.data = model, data
-        self.explained: ArrayExplanation | None = None
-        self.probabilities = model.predict_proba(data.x)
-        self.clusters = self.probabilities.argmax(1)
+        super().__init__(model, model.predict_proba(data.x))
+        self.data = data
 
-    def write(self, path: Path) -> None:
-        """The model, ``history.csv``, ``assignments.csv`` and ``latent.npy``."""
-        self.model.save(path / "model.pt")
-        files.write_table(path / "history.csv", self.model.history_)
-        files.write_table(path / "assignments.csv", tables.assignments(self.probabilities, self.data.row_names))
-        files.write_array(path / "latent.npy", self.latent_means)
+    @property
+    def names(self) -> np.ndarray | None:
+        return self.data.row_names
 
     @cached_property
     def latent_means(self) -> np.ndarray:
         """(N, D)."""
         return self.model.transform(self.data.x)
-
-    def decorate(self, path: Path) -> Iterator[str]:
-        """The tables of clusters and of features, then the figures; a line for each that fails."""
-        yield from ornaments.attempt("the clusters were not explained", partial(self.explain, path))
-        yield from ornaments.draw(self.figures(), path)
 
     def explain(self, path: Path) -> None:
         """Write ``clusters.csv``, and ``features.csv`` if features were compared."""
@@ -65,7 +57,7 @@ class ArrayResults:
             named = found.markers["feature"].map(dict(enumerate(self.data.column_names)))
             found = replace(found, markers=found.markers.assign(feature=named))
         self.explained = found
-        files.write_table(path / "clusters.csv", found.table(self.data.row_names), index=True)
+        files.write_table(path / "clusters.csv", found.table(self.names), index=True)
         if found.markers is not None:
             files.write_table(path / "features.csv", found.markers)
 
@@ -76,15 +68,13 @@ class ArrayResults:
             "latent": lambda: self.latent_figure(),
         }
         found |= figures.of_clusters(self.model, self.clusters, self.unit, self.explained)
-        if self.probabilities.shape[1] > 1:
+        if self.several:
             found["components"] = self.component_figure
         return found
 
     def latent_figure(self) -> "Figure":
         """The latent space by cluster, label and hesitation, where there are several clusters and labels."""
-        several = self.probabilities.shape[1] > 1
-        hesitation = tables.hesitation(self.probabilities) if several else None
-        return plots.latent_map(self.latent_means, self.clusters, self.data.labels, hesitation=hesitation)
+        return plots.latent_map(self.latent_means, self.clusters, self.data.labels, hesitation=self.hesitation)
 
     def component_figure(self) -> "Figure":
         """The paper's figure 1: what each used cluster generates, in proportion to its weight, its mean and exemplar.
@@ -127,7 +117,7 @@ class ArrayResults:
         by = ["cluster", *(["known label"] * (self.data.labels is not None)), "hesitation"]
         latent = f"A map of the latent space of {len(self.clusters):,} rows, coloured by {', '.join(by)}."
         return [
-            clusters(self.explained, pictures(path, beside), self.data.row_names, self.unit),
+            clusters(self.explained, pictures(path, beside), self.names, self.unit),
             Section("Map", pictures=pictures(path, {"latent": latent})),
         ]
 

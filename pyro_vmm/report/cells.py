@@ -18,6 +18,7 @@ from pyro_vmm.data.cells import stays_outside
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.plots import ornaments
 from pyro_vmm.report import figures, tables
+from pyro_vmm.report.folder import Results
 from pyro_vmm.report.labels import types
 from pyro_vmm.report.sections import Section, Table, clusters, pictures
 from pyro_vmm.runtime import files
@@ -63,7 +64,7 @@ class CellData:
     sample_weight: str | None = None
 
 
-class CellResults:
+class CellResults(Results):
     """Assignments, embedding, annotated cells, tables and figures of a fitted model.
 
     Arguments:
@@ -72,14 +73,15 @@ class CellResults:
     """
 
     unit = "cell"
+    model: SingleCellVMM
+    explained: CellExplanation | None
 
     def __init__(self, model: SingleCellVMM, data: CellData):
-        self.model, self.data = model, data
-        self.explained: CellExplanation | None = None
-        z, self.probabilities = model._seen(model._rows(data.selected))
-        self.clusters = self.probabilities.argmax(1)
+        z, probabilities = model._seen(model._rows(data.selected))
+        super().__init__(model, probabilities)
+        self.data = data
         self.adata = without_counts(data.adata) if stays_outside(data.adata) else data.adata
-        summary = annotation.summary(torch.from_numpy(self.probabilities)).numpy()
+        summary = annotation.summary(torch.from_numpy(probabilities)).numpy()
         annotation.write(self.adata, "vmm", z, summary, model)
         self.adata.var["vmm"] = self.adata.var_names.isin(model.genes_)
         batch = model.covariates_.categorical[0]
@@ -94,25 +96,28 @@ class CellResults:
 
         Counts that lie in a file stay there: ``annotated.h5ad`` then has the annotations alone.
         """
-        adata = self.adata
-        self.model.save(path / "model.pt")
-        files.write_table(path / "history.csv", self.model.history_)
-        assignments = tables.assignments(self.probabilities, adata.obs_names, kind="cell")
-        files.write_table(path / "assignments.csv", assignments)
-        files.write_array(path / "latent.npy", adata.obsm["X_vmm"])
+        super().write(path)
         if self.model.batch_key is not None:
             files.write_table(path / "clusters_by_batch.csv", self.by_batch, index=True)
         if self.by_type is not None:
             files.write_table(path / "clusters_by_type.csv", self.by_type, index=True)
-        write_h5ad(adata, path / "annotated.h5ad")
+        write_h5ad(self.adata, path / "annotated.h5ad")
+
+    @property
+    def names(self) -> np.ndarray:
+        return self.adata.obs_names.to_numpy()
+
+    @property
+    def latent_means(self) -> np.ndarray:
+        """(N, D)."""
+        return self.adata.obsm["X_vmm"]
 
     def decorate(self, path: Path) -> Iterator[str]:
         """Write tables of clusters and markers, figures, then neighbours and a UMAP.
 
         These go into ``annotated.h5ad`` if it is there. Yields a line for each part that fails.
         """
-        yield from ornaments.attempt("the clusters were not explained", partial(self.explain, path))
-        yield from ornaments.draw(self.figures(), path)
+        yield from super().decorate(path)
         file = path / "annotated.h5ad"
         try:
             umap = embed(self.adata)
@@ -129,9 +134,8 @@ class CellResults:
 
     def explain(self, path: Path) -> None:
         """Write ``clusters.csv``, and ``markers.csv`` with the genes that are called."""
-        selected = self.data.selected
-        found = self.explained = self.model.explain(selected, random_state=self.model.seed_)
-        files.write_table(path / "clusters.csv", found.table(selected.obs_names.to_numpy()), index=True)
+        found = self.explained = self.model.explain(self.data.selected, random_state=self.model.seed_)
+        files.write_table(path / "clusters.csv", found.table(self.names), index=True)
         if found.markers is not None:
             files.write_table(path / "markers.csv", found.markers[found.markers["called"]])
 
@@ -139,7 +143,7 @@ class CellResults:
         """A function that makes each figure except the UMAP, by name; some need several batches or clusters."""
         found = {"curves": lambda: plots.training_curves(self.model.history_, unit="cell")}
         found |= figures.of_clusters(self.model, self.clusters, self.unit, self.explained)
-        if self.probabilities.shape[1] > 1 and self.several_batches:
+        if self.several and self.several_batches:
             found["batches"] = lambda: plots.cluster_batches(self.by_batch, marked=self.marked)
         return found
 
@@ -151,9 +155,8 @@ class CellResults:
         """The map ``obsm[key]`` by batch (if several), known type (if any), cluster and hesitation (if several)."""
         groups = {"batch": self.batches} if self.several_batches else {}
         groups |= {} if self.data.labels is None else {"cell type": self.data.labels}
-        several = self.probabilities.shape[1] > 1
-        hesitation = tables.hesitation(self.probabilities) if several else None
-        return plots.umap_panels(self.adata.obsm[key], {**groups, "cluster": self.clusters}, hesitation=hesitation)
+        groups = {**groups, "cluster": self.clusters}
+        return plots.umap_panels(self.adata.obsm[key], groups, hesitation=self.hesitation)
 
     @property
     def title(self) -> str:
@@ -162,7 +165,7 @@ class CellResults:
 
     def sections(self, path: Path) -> list[Section]:
         """Clusters, the UMAP, and the batches and known types in each cluster."""
-        n, names = len(self.by_batch), self.data.selected.obs_names.to_numpy()
+        n = len(self.by_batch)
         beside = {
             "weights": f"Bars of the weights of {n} clusters, beside their shares of cells.",
             "tree": figures.TREE,
@@ -171,7 +174,7 @@ class CellResults:
         by = ["batch"] * self.several_batches + ["cell type"] * (self.by_type is not None) + ["cluster", "hesitation"]
         umap = {"umap": f"A UMAP of {len(self.clusters):,} cells, coloured by {', '.join(by)}."}
         found = [
-            clusters(self.explained, pictures(path, beside), names, self.unit),
+            clusters(self.explained, pictures(path, beside), self.names, self.unit),
             Section("Map", pictures=pictures(path, umap)),
         ]
         if self.several_batches:

@@ -19,7 +19,8 @@ from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.cli import build_parser, estimator, kind_of, resolve
 from pyro_vmm.cli.kinds import ARRAYS, CELLS, KINDS
 from pyro_vmm.data import CELL_SETS
-from pyro_vmm.report import cells
+from pyro_vmm.report import cell_tables, cells
+from pyro_vmm.report.cell_tables import single_batch_clusters
 
 N, G = 120, 60
 EMBED = cells.embed
@@ -631,10 +632,10 @@ def test_help_shows_defaults_that_differ(monkeypatch):
 
 def test_clusters_of_a_single_batch():
     counts = pd.DataFrame({"a": [50, 97, 3, 95], "b": [50, 3, 0, 5]}, index=[0, 1, 2, 7])
-    assert cells.single_batch_clusters(counts) == {1: "a"}, "of cluster 2 it may be chance, of 7 the batch is large"
+    assert single_batch_clusters(counts) == {1: "a"}, "of cluster 2 it may be chance, of 7 the batch is large"
     counts.loc[9] = [0, 300]
-    assert cells.single_batch_clusters(counts) == {1: "a", 7: "a", 9: "b"}
-    assert cells.single_batch_clusters(counts[["a"]]) == {}
+    assert single_batch_clusters(counts) == {1: "a", 7: "a", 9: "b"}
+    assert single_batch_clusters(counts[["a"]]) == {}
 
 
 def test_many_batches_are_abridged():
@@ -648,8 +649,8 @@ def test_many_batches_are_abridged():
 
 def test_long_names_of_batches_get_numbers():
     counts = pd.DataFrame([[3, 4], [5, 6]], columns=["a name of some length", "and another such name"])
-    assert [column[0] for column in cells._batch_columns(counts)] == ["[1]", "[2]"]
-    assert cells._batch_line(counts) == "2: [1] a name of some length 8, [2] and another such name 10 cells"
+    assert [column[0] for column in cell_tables._batch_columns(counts)] == ["[1]", "[2]"]
+    assert cell_tables.batch_line(counts) == "2: [1] a name of some length 8, [2] and another such name 10 cells"
 
 
 @pytest.mark.slow  # UMAP compiles for half a minute; the notebook of cells draws a real map

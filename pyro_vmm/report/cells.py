@@ -18,6 +18,7 @@ from pyro_vmm.data.cells import stays_outside
 from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.plots import ornaments
 from pyro_vmm.report import figures, tables
+from pyro_vmm.report.cell_tables import batch_line, cluster_table, cross_table, single_batch_clusters
 from pyro_vmm.report.folder import Results
 from pyro_vmm.report.labels import types
 from pyro_vmm.report.sections import Section, Table, clusters, pictures
@@ -29,14 +30,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.figure import Figure
 
-#: The numbers of clusters and of batch columns in the closing table.
-CLUSTERS_SHOWN, BATCHES_SHOWN = 20, 8
-# The table numbers the batches if their names together are longer than this.
-NAMES_WIDTH = 40
-# A cluster is almost of one batch if the others have less than this share of the cells expected from their sizes...
-FEW = 0.25
-# ... and at least so many cells are expected: if fewer are, the others may be absent by chance.
-ENOUGH = 5
 # A map needs neighbourhoods, and fewer cells than this have none.
 MIN_CELLS = 10
 
@@ -193,7 +186,8 @@ class CellResults(Results):
 
     def closing_table(self) -> str:
         """Clusters, the share of each batch in them, ELBO and scores, as text."""
-        parts = [tables.pairs(self.facts()), self.cluster_table()]
+        table = cluster_table(self.by_batch, self.by_type, self.data.label_key, self.marked)
+        parts = [tables.pairs(self.facts()), table]
         if self.data.labels is not None:
             known = ~self.data.labels.isna()
             some = "" if known.all() else f"; {known.sum()} cells have one"
@@ -215,37 +209,9 @@ class CellResults(Results):
         cells = f"{adata.n_obs}" + (f" of {self.data.n_read}, the others have no count in these genes" * (dropped > 0))
         lines = [("cells", cells), ("genes", genes)]
         if self.model.batch_key is not None:
-            lines.append(("batches", _batch_line(self.by_batch)))
+            lines.append(("batches", batch_line(self.by_batch)))
         lines.append(tables.clusters_line(self.model, self.by_batch.index.astype(int), "cells"))
         return [*lines, *tables.training_lines(self.model, "cell")]
-
-    def cluster_table(self) -> str:
-        """A line for each cluster: its size, its shares of the batches, its most frequent type, a mark."""
-        sizes = self.by_batch.sum(1)
-        columns = [["cluster", *map(str, sizes.index)], ["cells", *map(str, sizes)]]
-        columns.append(["share", *(f"{share:.1%}" for share in sizes / sizes.sum())])
-        columns += _batch_columns(self.by_batch)
-        texts = [len(columns)]
-        if self.by_type is not None:
-            shares = self.by_type.div(sizes, axis=0)
-            columns.append(
-                [str(self.data.label_key), *(f"{row.idxmax()} {row.max():.0%}" for _, row in shares.iterrows())]
-            )
-            texts.append(len(columns))
-        columns.append(["", *(f"almost only {self.marked[k]}" if k in self.marked else "" for k in sizes.index)])
-        lines = [*zip(*columns, strict=True)]
-        text = tables.columns(lines[: CLUSTERS_SHOWN + 1], texts)
-        if len(sizes) > CLUSTERS_SHOWN:
-            text += f"\nand {len(sizes) - CLUSTERS_SHOWN} more"
-        return text + self._note_on_marks()
-
-    def _note_on_marks(self) -> str:
-        if not self.marked:
-            return ""
-        return (
-            f"\n{len(self.marked)} of {len(self.by_batch)} clusters almost only of one batch: "
-            "a cell type that the others lack, or an effect of the batch"
-        )
 
 
 def known_types(adata: "AnnData", key: str) -> pd.Categorical:
@@ -296,53 +262,3 @@ def write_h5ad(adata: "AnnData", path: Path) -> None:
     """Write a file and then replace an earlier one, which stays whole if the disk is full."""
     with files.replacing(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
-
-
-def cross_table(clusters: np.ndarray, groups: pd.Categorical) -> pd.DataFrame:
-    """Numbers of cells, clusters x groups, without empty ones; cells without a group count as "missing"."""
-    if groups.isna().any():
-        groups = groups if "missing" in groups.categories else groups.add_categories("missing")
-        groups = pd.Categorical(groups).fillna("missing")
-    index, positions = np.unique(clusters, return_inverse=True)
-    counts = np.zeros((len(index), len(groups.categories)), int)
-    np.add.at(counts, (positions, groups.codes), 1)
-    table = pd.DataFrame(counts, pd.Index(index, name="cluster"), list(groups.categories))
-    return table.loc[:, table.any()]
-
-
-def single_batch_clusters(counts: pd.DataFrame) -> dict:
-    """The clusters that are almost of a single batch among several, and that batch.
-
-    Arguments:
-        counts: Numbers of cells, clusters x batches.
-    """
-    totals, found = counts.sum() / counts.to_numpy().sum(), {}
-    for cluster, row in counts.iterrows():
-        batch = row.idxmax()
-        due = row.sum() * (1 - totals[batch])
-        if due >= ENOUGH and row.sum() - row[batch] < FEW * due:
-            found[cluster] = batch
-    return found
-
-
-def _batch_line(counts: pd.DataFrame) -> str:
-    numbered = _numbered(counts)
-    texts = [f"{f'[{i}] ' if numbered else ''}{name} {n}" for i, (name, n) in enumerate(counts.sum().items(), 1)]
-    return f"{len(texts)}: {tables.abridged(texts, BATCHES_SHOWN, ', ')} cells"
-
-
-def _numbered(counts: pd.DataFrame) -> bool:
-    return counts.shape[1] <= BATCHES_SHOWN and sum(len(str(name)) for name in counts) > NAMES_WIDTH
-
-
-def _batch_columns(counts: pd.DataFrame) -> list[list[str]]:
-    """Columns of the cluster table: the shares of all batches, or the largest one if there are many batches."""
-    if counts.shape[1] == 1:
-        return []
-    shares = counts.div(counts.sum(1), axis=0)
-    if counts.shape[1] > BATCHES_SHOWN:
-        largest = [f"{row.idxmax()} {row.max():.0%}" for _, row in shares.iterrows()]
-        present = [f"{n} of {counts.shape[1]}" for n in (counts > 0).sum(1)]
-        return [["batches", *present], ["largest", *largest]]
-    names = [f"[{i + 1}]" if _numbered(counts) else str(name) for i, name in enumerate(counts)]
-    return [[name, *(f"{share:.0%}" for share in shares[column])] for name, column in zip(names, counts, strict=True)]

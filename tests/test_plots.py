@@ -118,7 +118,7 @@ def test_missing_columns_are_named(history):
 
 
 def test_history_must_be_a_table_with_rows(history):
-    with pytest.raises(ValueError, match="history must be a pandas DataFrame, got list"):
+    with pytest.raises(ValueError, match=r"history must be a pandas DataFrame such as model\.history_, got list"):
         plots.training_curves([1, 2])
     with pytest.raises(ValueError, match="history must have at least one row"):
         plots.training_curves(history[:0])

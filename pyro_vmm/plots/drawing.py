@@ -38,10 +38,22 @@ def palette(n: int) -> np.ndarray:
     return hsv_to_rgb(np.stack([i * 0.618034 % 1, saturation, value], axis=1))
 
 
-def check_table(name: str, table: object, such_as: str) -> None:
-    """Raise ``ValueError`` for what is no data frame, and say where one is to be had."""
+def check_table(name: str, table: object, such_as: str, columns: Sequence[str] = ()) -> None:
+    """Raise ``ValueError`` for what is no data frame or lacks a column, and say where one is to be had.
+
+    Arguments:
+        name: of the argument.
+        table: what was given.
+        such_as: where such a table is to be had.
+        columns: those that it must have; it may have others.
+    """
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"{name} must be a pandas DataFrame such as {such_as}, got {type(table).__name__}")
+    if missing := [column for column in columns if column not in table]:
+        raise ValueError(
+            f"{name} must have the columns {', '.join(columns)} of {such_as}; "
+            f"missing: {', '.join(missing)}; got: {', '.join(map(str, table.columns))}"
+        )
 
 
 def check_weights(name: str, weights: ArrayLike) -> np.ndarray:

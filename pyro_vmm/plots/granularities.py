@@ -27,10 +27,7 @@ def granularity(table: pd.DataFrame, unit: str = "row") -> Figure:
         table: The ``table`` of a :class:`~pyro_vmm.evaluation.selection.Selection`.
         unit: The name of a row of data.
     """
-    check_table("table", table, "the selection's table")
-    missing = [name for name in GRANULARITY_COLUMNS if name not in table]
-    if missing:
-        raise ValueError(f"table must be a selection's table; missing: {', '.join(missing)}; got: {list(table)}")
+    check_table("table", table, "the selection's table", GRANULARITY_COLUMNS)
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     panels = dict(zip(PANELS, figure.subplots(2, 2, sharex=True).flat, strict=True))
     rates = sorted(table["learning_rate"].unique())

@@ -38,11 +38,9 @@ def component_life(
             None leaves this panel out.
         clusters: The cluster that each of these components ended in, shape (K,), -1 for none: ``history_clusters_``.
     """
-    check_table("history", history, "model.history_")
-    missing = [name for name in LIFE_COLUMNS if name not in history]
-    if missing or history.empty:
-        problem = f"missing: {', '.join(missing)}" if missing else "it has no row"
-        raise ValueError(f"history must have the columns {', '.join(LIFE_COLUMNS)} and a row for each epoch; {problem}")
+    check_table("history", history, "model.history_", LIFE_COLUMNS)
+    if history.empty:
+        raise ValueError("history must have a row for each epoch; it has no row")
     columns, rows = 1 + (settled is not None), 1 + (weights is not None)
     figure = Figure(figsize=(6.5 if settled is None else 9.5, 3.8 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, width_ratios=[2.2, 1.0][:columns], squeeze=False)

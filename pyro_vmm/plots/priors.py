@@ -26,10 +26,7 @@ def comparison(by_fit: pd.DataFrame) -> Figure:
     Arguments:
         by_fit: ``by_fit`` of a :class:`~pyro_vmm.evaluation.comparison.Comparison`.
     """
-    check_table("by_fit", by_fit, "the result's by_fit")
-    missing = [name for name in ("prior", "seed", "log_px") if name not in by_fit]
-    if missing:
-        raise ValueError(f"by_fit must be a comparison's table; missing: {', '.join(missing)}; got: {list(by_fit)}")
+    check_table("by_fit", by_fit, "the result's by_fit", ("prior", "seed", "log_px"))
     priors = list(dict.fromkeys(by_fit["prior"]))
     panels = [name for name in PANELS if name in by_fit and np.isfinite(by_fit[name].to_numpy(float)).any()]
     columns = min(4, max(len(panels), 1))

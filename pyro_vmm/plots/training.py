@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyro_vmm.plots.drawing import BLUE, GREY, ORANGE, VERMILLION
+from pyro_vmm.plots.drawing import BLUE, GREY, ORANGE, VERMILLION, check_table
 
 HISTORY_COLUMNS = ("epoch", "elbo", "log_likelihood", "kl", "n_active")
 
@@ -23,7 +23,9 @@ def training_curves(history: pd.DataFrame, unit: str = "row") -> Figure:
             data) and ``n_active``; ``val_elbo`` and ``val_nmi`` are drawn if present. NaN is left out.
         unit: The name of a row of data.
     """
-    _check_history(history)
+    check_table("history", history, "model.history_", HISTORY_COLUMNS)
+    if history.empty:
+        raise ValueError("history must have at least one row (one epoch), got 0")
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     (elbo, active), (log_likelihood, kl) = figure.subplots(2, 2, sharex=True)
     _draw_curves(elbo, history, {"elbo": ("training", BLUE), "val_elbo": ("validation", ORANGE)}, "ELBO", unit)
@@ -36,19 +38,6 @@ def training_curves(history: pd.DataFrame, unit: str = "row") -> Figure:
         axes.set(xlabel="epoch", xlim=(epochs.min() - pad, epochs.max() + pad))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
-
-
-def _check_history(history: pd.DataFrame) -> None:
-    if not isinstance(history, pd.DataFrame):
-        raise ValueError(f"history must be a pandas DataFrame, got {type(history).__name__}")
-    missing = [name for name in HISTORY_COLUMNS if name not in history.columns]
-    if missing:
-        raise ValueError(
-            f"history must have the columns {', '.join(HISTORY_COLUMNS)}; "
-            f"missing: {', '.join(missing)}; got: {', '.join(map(str, history.columns))}"
-        )
-    if len(history) == 0:
-        raise ValueError("history must have at least one row (one epoch), got 0")
 
 
 def _draw_curves(axes: Axes, history: pd.DataFrame, curves: dict[str, tuple[str, str]], title: str, unit: str) -> None:

@@ -23,7 +23,7 @@ def cluster_tree(tree: pd.DataFrame, cluster: ArrayLike, unit: str = "row") -> F
         cluster: ``cluster_of_component_``, shape (K,).
         unit: The name of a row of data.
     """
-    check_table("tree", tree, "model.tree_")
+    check_table("tree", tree, "model.tree_", TREE_COLUMNS)
     cluster = np.asarray(cluster)
     _check_clusters(tree, cluster)
     joins = tree[~tree["within"]]
@@ -69,8 +69,6 @@ def cluster_tree(tree: pd.DataFrame, cluster: ArrayLike, unit: str = "row") -> F
 
 def _check_clusters(tree: pd.DataFrame, cluster: np.ndarray) -> None:
     """Raise ``ValueError`` unless the clusters (K,) are those of the components that the tree joins."""
-    if missing := [name for name in TREE_COLUMNS if name not in tree]:
-        raise ValueError(f"tree must have the columns {', '.join(TREE_COLUMNS)}; missing: {', '.join(missing)}")
     components = len(cluster) if cluster.ndim else 0
     if len(tree) > 1:  # the last join but one, K + len(tree) - 2, is a part of the last one
         components = int(tree[["first", "second"]].iloc[-1].max()) - len(tree) + 2

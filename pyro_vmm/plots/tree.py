@@ -26,25 +26,9 @@ def cluster_tree(tree: pd.DataFrame, cluster: ArrayLike, unit: str = "row") -> F
     check_table("tree", tree, "model.tree_", TREE_COLUMNS)
     cluster = np.asarray(cluster)
     _check_clusters(tree, cluster)
-    joins = tree[~tree["within"]]
-    if joins.empty:
+    names, linkage = _linkage(tree, cluster)
+    if not len(linkage):
         raise ValueError("tree should join at least two clusters")
-    # The node of each cluster is the last join among its components.
-    node = {component: int(number) for component, number in enumerate(cluster)}
-    for step, (first, within) in enumerate(zip(tree["first"], tree["within"], strict=True)):
-        if within:
-            node[len(cluster) + step] = node[first]
-    leaves = [each for pair in zip(joins["first"], joins["second"], strict=True) for each in pair]
-    leaves = [each for each in leaves if each not in {len(cluster) + step for step in joins.index}]
-    names = sorted({node[leaf] for leaf in leaves})
-    number = {leaf: names.index(node[leaf]) for leaf in leaves}
-    number |= {len(cluster) + step: len(names) + i for i, step in enumerate(joins.index)}
-    height = joins["loss"].clip(lower=LEAST_NATS).cumsum()
-    pairs = np.column_stack([joins["first"].map(number), joins["second"].map(number)])
-    sizes = [1] * len(names)
-    for first, second in pairs:
-        sizes.append(sizes[first] + sizes[second])
-    linkage = np.column_stack([pairs, height, sizes[len(names) :]]).astype(float)
 
     figure = Figure(figsize=(6.5, float(np.clip(0.25 * len(names) + 1.5, 3, 14))), layout="constrained")
     axes = figure.add_subplot()
@@ -58,13 +42,29 @@ def cluster_tree(tree: pd.DataFrame, cluster: ArrayLike, unit: str = "row") -> F
         leaf_font_size=8,
     )
     axes.set_xscale("symlog", linthresh=LINEAR_NATS)
-    axes.set_xlim(left=max(1.3 * height.max(), LINEAR_NATS), right=0)
-    axes.set_xlabel(f"evidence lost, nats ({joins['rows'].iloc[-1]} {unit}s)")
+    axes.set_xlim(left=max(1.3 * linkage[-1, 2], LINEAR_NATS), right=0)
+    axes.set_xlabel(f"evidence lost, nats ({tree['rows'].iloc[-1]} {unit}s)")
     axes.set_ylabel("cluster")
     axes.set_title("clusters at a coarser granularity")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
+
+
+def _linkage(tree: pd.DataFrame, cluster: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """The clusters that a tree joins, in order (C,), and their joins as SciPy's linkage (C - 1, 4)."""
+    leaves = {*tree[["first", "second"]].to_numpy().ravel().tolist()} & {*range(len(cluster))}
+    names = sorted({int(cluster[leaf]) for leaf in leaves})
+    row = {leaf: names.index(cluster[leaf]) for leaf in leaves}  # of SciPy's linkage
+    sizes, height, linkage = [1] * len(names), 0.0, []
+    for node, join in enumerate(tree.itertuples(index=False), len(cluster)):
+        one, other = row[join.first], row[join.second]
+        row[node] = one if join.within else len(sizes)
+        if not join.within:
+            height += max(join.loss, LEAST_NATS)
+            sizes.append(sizes[one] + sizes[other])
+            linkage.append((one, other, height, sizes[-1]))
+    return names, np.array(linkage, float)
 
 
 def _check_clusters(tree: pd.DataFrame, cluster: np.ndarray) -> None:

@@ -84,7 +84,7 @@ def nmi(labels: ArrayLike, clusters: ArrayLike) -> float:
 def ari(labels: ArrayLike, clusters: ArrayLike) -> float:
     """Adjusted Rand index (Hubert & Arabie, 1985); both have shape (N,).
 
-    The authors' code reports the adjusted mutual information under this name; this is the Rand index itself.
+    The authors' code reports the adjusted mutual information under this name; this is the adjusted Rand index itself.
     """
     return float(sk.adjusted_rand_score(*_check_pair(labels, clusters)))
 

@@ -32,7 +32,7 @@ def check_judged(estimator: Estimator, held_out: float, kind: str) -> None:
 
 
 def checked(estimator: VMM | SingleCellVMM, X: Any, whole: bool) -> Any:
-    """X, checked here because each fit sees only a part of it; ``whole``: whether one fit sees all of it."""
+    """X, checked here because each fit sees only a part of it; ``whole``: whether ``refit`` will train on all of X."""
     if not isinstance(estimator, SingleCellVMM):
         names, X = finite.names(X), inputs.checked(X)
         finite.check_finite(check_array(X, allow_nd=True, ensure_all_finite=False), *names)

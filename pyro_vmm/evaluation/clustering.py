@@ -20,8 +20,8 @@ def clustering_scores(
     """Every score below, under the name of its function; a row's cluster is its most probable one.
 
     Arguments:
-        labels: The known class of each row, shape (N,), of any type, none missing.
-        probabilities: The probability of each cluster, shape (N, K); rows sum to one.
+        labels: the known class of each row, shape (N,), of any type, none missing.
+        probabilities: the probability of each cluster, shape (N, K); rows sum to one.
     """
     probabilities = _check_probabilities(probabilities)
     clusters = probabilities.argmax(axis=1)
@@ -53,8 +53,8 @@ def labels_by_exemplar(
     and gives it to every row assigned to it. An exemplar may itself be assigned to another cluster.
 
     Arguments:
-        labels: The known class of each row, shape (N,).
-        probabilities: The probability of each cluster, shape (N, K); rows sum to one.
+        labels: the known class of each row, shape (N,).
+        probabilities: the probability of each cluster, shape (N, K); rows sum to one.
     """
     labels, probabilities = _check_labels("labels", labels), _check_probabilities(probabilities)
     _check_same_rows("labels", labels, "probabilities", probabilities)

@@ -31,12 +31,12 @@ def elbo_surgery(
     Every expectation is over the same draws from q(z; x), so that both identities hold for the estimates too.
 
     Arguments:
-        vae: The model.
-        x: Rows, as the model sees them (scaled), shape (N, *event_shape), on the model's device.
-        n_samples: Draws from q(z; x) for each row.
-        n_marginal: Those of these draws at which q(z) is evaluated, at a cost of n_marginal * N^2; all of them if None.
-        batch_size: Rows at a time.
-        seed: The seed of the draws.
+        vae: the model.
+        x: rows, as the model sees them (scaled), shape (N, *event_shape), on the model's device.
+        n_samples: draws from q(z; x) for each row.
+        n_marginal: those of these draws at which q(z) is evaluated, at a cost of n_marginal * N^2; all of them if None.
+        batch_size: rows at a time.
+        seed: the seed of the draws.
         log_likelihood: log p(x | z), (S, M), of z (S, M, D) and rows (M, ...), for a decoder that needs more than z,
             such as a cell's batch; None for the model's own ``p_x``.
 

@@ -28,11 +28,11 @@ def umap_panels(
     """The same map side by side, coloured by each of several groupings: the paper's figure 2.
 
     Arguments:
-        points: Coordinates, shape (N, 2), such as ``adata.obsm["X_umap"]``.
-        groups: For each panel its title and the group of each point, shape (N,), of any type; categories keep their
+        points: coordinates, shape (N, 2), such as ``adata.obsm["X_umap"]``.
+        groups: for each panel its title and the group of each point, shape (N,), of any type; categories keep their
             order, a missing value is grey.
-        on_map: The panels whose names are written on the map rather than in a legend.
-        hesitation: The entropy of q(c | x) of each cell in nats, shape (N,), for a last panel; None for none.
+        on_map: the panels whose names are written on the map rather than in a legend.
+        hesitation: the entropy of q(c | x) of each cell in nats, shape (N,), for a last panel; None for none.
     """
     points = np.asarray(points, float)
     if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0 or not np.isfinite(points).all():
@@ -91,8 +91,8 @@ def cluster_batches(counts: pd.DataFrame, marked: Collection = ()) -> Figure:
     """The shares of the batches in each cluster as stacked bars, beside those in all cells.
 
     Arguments:
-        counts: Numbers of cells, clusters x batches.
-        marked: The clusters to put a star on.
+        counts: numbers of cells, clusters x batches.
+        marked: the clusters to put a star on.
     """
     check_table("counts", counts, "pandas.crosstab(clusters, batches)")
     values = counts.to_numpy(float)

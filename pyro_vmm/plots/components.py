@@ -26,8 +26,8 @@ def samples_per_component(
     """How many samples each column of ``component_samples`` needs: in proportion to the weight.
 
     Arguments:
-        weights: The mixture weights, shape (K,); the largest gets ``tallest`` samples, any positive one at least one.
-        tallest: Samples in the tallest column.
+        weights: the mixture weights, shape (K,); the largest gets ``tallest`` samples, any positive one at least one.
+        tallest: samples in the tallest column.
     """
     weights = check_weights("weights", weights)
     if tallest < 1:
@@ -51,13 +51,13 @@ def component_samples(
     drawn.
 
     Arguments:
-        samples: Draws from each of the K components, shape (n_k, *event_shape), with n_k at least
+        samples: draws from each of the K components, shape (n_k, *event_shape), with n_k at least
             ``samples_per_component(weights, tallest)[k]``. A component without draws is not in use, and not drawn.
-        weights: The mixture weights, shape (K,).
-        exemplars: The row of the data that is most probable under each component, shape (K, *event_shape).
+        weights: the mixture weights, shape (K,).
+        exemplars: the row of the data that is most probable under each component, shape (K, *event_shape).
         image_shape: (H, W), (H, W, C) or (C, H, W) with C 1 or 3. By default the event's shape if it is one of these.
-        tallest: Samples in the tallest column.
-        means: The mean of each component's rows, to draw between the two, shape (K, *event_shape); None for none.
+        tallest: samples in the tallest column.
+        means: the mean of each component's rows, to draw between the two, shape (K, *event_shape); None for none.
     """
     weights, exemplars = check_weights("weights", weights), np.asarray(exemplars, float)
     samples = _check_samples(samples, weights, exemplars)

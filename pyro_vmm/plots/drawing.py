@@ -81,8 +81,8 @@ def save(figure: Figure, path: str | Path) -> None:
     """Write a figure to a PNG file of 150 dpi and at most 256 colours; an earlier file stays whole on failure.
 
     Arguments:
-        figure: The figure.
-        path: A file ending in ``.png``, in a folder that exists.
+        figure: the figure.
+        path: a file ending in ``.png``, in a folder that exists.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":

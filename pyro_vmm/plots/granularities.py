@@ -24,8 +24,8 @@ def granularity(table: pd.DataFrame, unit: str = "row") -> Figure:
     between halves of the data; with several, each learning rate has a colour. The recommended candidate is marked.
 
     Arguments:
-        table: The ``table`` of a :class:`~pyro_vmm.evaluation.selection.Selection`.
-        unit: The name of a row of data.
+        table: the ``table`` of a :class:`~pyro_vmm.evaluation.selection.Selection`.
+        unit: the name of a row of data.
     """
     check_table("table", table, "the selection's table", GRANULARITY_COLUMNS)
     figure = Figure(figsize=(11, 6.4), layout="constrained")

@@ -42,13 +42,13 @@ def latent_map(
     projected by PCA. t-SNE makes 400 iterations from a start at PCA.
 
     Arguments:
-        z: The latent means, shape (N, D), finite.
-        clusters: The cluster of each row, shape (N,).
-        labels: The known class of each row, shape (N,), of any type; a missing one is grey. None for no panel.
+        z: the latent means, shape (N, D), finite.
+        clusters: the cluster of each row, shape (N,).
+        labels: the known class of each row, shape (N,), of any type; a missing one is grey. None for no panel.
         method: "tsne", "pca", or "umap", which needs umap-learn (the extra ``cells``).
-        max_points: The most rows to draw; if there are more, they are chosen at random.
-        random_state: Seed of that choice and of the projection.
-        hesitation: The entropy of q(c | x) of each row in nats, shape (N,); None for no panel.
+        max_points: the most rows to draw; if there are more, they are chosen at random.
+        random_state: seed of that choice and of the projection.
+        hesitation: the entropy of q(c | x) of each row in nats, shape (N,); None for no panel.
     """
     z = _check_latent(z)
     clusters = _check_rows("clusters", clusters, z)

@@ -30,13 +30,13 @@ def component_life(
     after training, by settling.
 
     Arguments:
-        history: One row per epoch with the columns ``epoch``, ``n_active`` (components that won a row) and
+        history: one row per epoch with the columns ``epoch``, ``n_active`` (components that won a row) and
             ``n_trained`` (those not frozen).
         settled: ``settled_`` of a fitted model; None leaves this panel out.
-        unit: The name of a row of data.
+        unit: the name of a row of data.
         weights: ``weight_history_`` of a fitted model, shape (epochs, K); NaN in epochs whose weights are not known.
             None leaves this panel out.
-        clusters: The cluster that each of these components ended in, shape (K,), -1 for none: ``history_clusters_``.
+        clusters: the cluster that each of these components ended in, shape (K,), -1 for none: ``history_clusters_``.
     """
     check_table("history", history, "model.history_", LIFE_COLUMNS)
     if history.empty:

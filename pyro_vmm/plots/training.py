@@ -19,9 +19,9 @@ def training_curves(history: pd.DataFrame, unit: str = "row") -> Figure:
     The first epochs may lie orders of magnitude away; they are then off the scale, and the panel says so.
 
     Arguments:
-        history: One row per epoch with the columns ``epoch``, ``elbo``, ``log_likelihood``, ``kl`` (nats per row of
+        history: one row per epoch with the columns ``epoch``, ``elbo``, ``log_likelihood``, ``kl`` (nats per row of
             data) and ``n_active``; ``val_elbo`` and ``val_nmi`` are drawn if present. NaN is left out.
-        unit: The name of a row of data.
+        unit: the name of a row of data.
     """
     check_table("history", history, "model.history_", HISTORY_COLUMNS)
     if history.empty:

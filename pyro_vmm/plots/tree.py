@@ -21,7 +21,7 @@ def cluster_tree(tree: pd.DataFrame, cluster: ArrayLike, unit: str = "row") -> F
     Arguments:
         tree: ``tree_`` of a fitted model, with at least two clusters.
         cluster: ``cluster_of_component_``, shape (K,).
-        unit: The name of a row of data.
+        unit: the name of a row of data.
     """
     check_table("tree", tree, "model.tree_", TREE_COLUMNS)
     cluster = np.asarray(cluster)

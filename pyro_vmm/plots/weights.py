@@ -21,9 +21,9 @@ def cluster_weights(
     tenth of the uniform weight 1/K.
 
     Arguments:
-        weights: The mixture weights, shape (K,).
-        shares: The share of rows assigned to each component, shape (K,).
-        unit: The name of a row of data.
+        weights: the mixture weights, shape (K,).
+        shares: the share of rows assigned to each component, shape (K,).
+        unit: the name of a row of data.
     """
     weights = check_weights("weights", weights)
     if shares is not None:

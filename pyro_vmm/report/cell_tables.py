@@ -33,7 +33,7 @@ def single_batch_clusters(counts: pd.DataFrame) -> dict:
     """The clusters that are almost of a single batch among several, and that batch.
 
     Arguments:
-        counts: Numbers of cells, clusters x batches.
+        counts: numbers of cells, clusters x batches.
     """
     totals, found = counts.sum() / counts.to_numpy().sum(), {}
     for cluster, row in counts.iterrows():

@@ -39,13 +39,13 @@ class CellData:
     """Cells to integrate and cluster, with what is known about them.
 
     Arguments:
-        adata: The cells that the model sees, with all genes of the input.
-        selected: The same cells with the genes that the model sees.
-        n_read: How many cells the input had.
-        labels: The known type of each cell, (N,), or None; NaN where it is not known. Never used in training.
-        label_key: The column of ``adata.obs`` that holds them.
-        name: The data set's name, or the file's without its ending.
-        sample_weight: The column of ``adata.obs`` that says how often each cell counts beside the others, or None.
+        adata: the cells that the model sees, with all genes of the input.
+        selected: the same cells with the genes that the model sees.
+        n_read: how many cells the input had.
+        labels: the known type of each cell, (N,), or None; NaN where it is not known. Never used in training.
+        label_key: the column of ``adata.obs`` that holds them.
+        name: the data set's name, or the file's without its ending.
+        sample_weight: the column of ``adata.obs`` that says how often each cell counts beside the others, or None.
     """
 
     adata: "AnnData"

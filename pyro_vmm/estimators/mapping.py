@@ -251,7 +251,7 @@ def new_components(
     least = least_cells(vae.prior.latent_dim)
     if len(some) < least:
         return vae, np.empty(0, int)
-    encoded, _ = encode(vae, rows, some)
+    encoded = encode(vae, rows, some)
     sharp, family = sharpened(encoded), vae.prior.covariance
     labels = find_components(sharp, np.zeros(len(some), int), MOST_NEW, family.vague, family.fitted)
     large = np.bincount(labels) >= least

@@ -106,7 +106,8 @@ def settle(vae: LatentVariableModel, x: Rows, seed: int) -> Settled:
 
 def _settle(vae: LatentVariableModel, x: Rows, seed: int) -> Settled:
     prior, rows = vae.prior, looked_at(x, seed)
-    encoded, before = encode(vae, x, rows)
+    encoded = encode(vae, x, rows)
+    before = responsibilities(vae, encoded).argmax(1)
     sharp, family = sharpened(encoded), prior.covariance
     found = find_components(sharp, before, prior.n_components, family.vague, family.fitted)
     slots = _slots(found, before, prior.n_components)
@@ -144,25 +145,22 @@ def sharpened(encoded: Encoded) -> Encoded:
 
 def look(vae: LatentVariableModel, x: Rows, seed: int) -> tuple[Encoded, np.ndarray]:
     """The rows as settling uses them, ``MOST_ROWS`` at most, and q(c | x) of their components, (n, K)."""
-    encoded, _ = encode(vae, x, looked_at(x, seed))
+    encoded = encode(vae, x, looked_at(x, seed))
     return sharpened(encoded), responsibilities(vae, encoded)
 
 
 @torch.no_grad()
-def encode(vae: LatentVariableModel, x: Rows, rows: Tensor) -> tuple[Encoded, np.ndarray]:
-    """q(z; x) of some rows, and the component of each by q(c | x), (n,)."""
-    means, spreads, labels = [], [], []
+def encode(vae: LatentVariableModel, x: Rows, rows: Tensor) -> Encoded:
+    """q(z; x) of rows at these positions, (n,)."""
+    means, spreads = [], []
     with inference_mode(vae), closing(read(x, rows.split(ROWS_AT_ONCE))) as stream:
-        with exclusive():
-            clustering = vae.prior.clustering(vae.encoder)
         for batch in stream:
             with exclusive():
                 q = vae.encoder(batch)
                 spread = q.scale_tril @ q.scale_tril.mT if hasattr(q, "scale_tril") else q.variance
-                labels.append(clustering.responsibilities(q.mean).argmax(-1).cpu())
             means.append(q.mean.double().cpu())
             spreads.append(spread.cpu())
-    return Encoded(torch.cat(means).numpy(), torch.cat(spreads).numpy()), torch.cat(labels).numpy()
+    return Encoded(torch.cat(means).numpy(), torch.cat(spreads).numpy())
 
 
 @torch.no_grad()
@@ -185,7 +183,7 @@ def places(vae: LatentVariableModel, x: Rows, rows: Tensor, encoded: Encoded, la
         encoded: these rows, encoded.
         labels: the component of each, numbered from 0 without gaps.
     """
-    moments = Moments.of(encoded, labels, labels.max() + 1)
+    moments = Moments.of(encoded, labels)
     mean, covariance = moments.mean, moments.covariance
     near = np.empty((len(moments), CANDIDATES), dtype=int)
     for k in range(len(moments)):

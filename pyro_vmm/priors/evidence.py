@@ -53,9 +53,9 @@ class Moments:
     square: np.ndarray
 
     @classmethod
-    def of(cls, encoded: Encoded, labels: np.ndarray, n: int) -> "Moments":
-        """The moments of the rows of each label 0, ..., n - 1."""
-        d = encoded.mean.shape[1]
+    def of(cls, encoded: Encoded, labels: np.ndarray, n: int | None = None) -> "Moments":
+        """The moments of the rows of each label 0, ..., n - 1; of those up to the last one without n."""
+        n, d = int(labels.max()) + 1 if n is None else n, encoded.mean.shape[1]
         moments = cls(np.bincount(labels, minlength=n).astype(float), np.zeros((n, d)), np.zeros((n, d, d)))
         for k in range(n):
             rows = encoded[labels == k]

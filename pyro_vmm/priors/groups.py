@@ -81,11 +81,11 @@ def discriminants(encoded: Encoded, moments: Moments) -> Encoded:
 
 def leading(encoded: Encoded, labels: np.ndarray) -> tuple[Encoded, Moments]:
     """The rows in the directions in which groups are compared, all if there are few, and the groups' moments there."""
-    moments = Moments.of(encoded, labels, labels.max() + 1)
+    moments = Moments.of(encoded, labels)
     if encoded.mean.shape[1] <= DIRECTIONS:
         return encoded, moments
     encoded = discriminants(encoded, moments)
-    return encoded, Moments.of(encoded, labels, len(moments))
+    return encoded, Moments.of(encoded, labels)
 
 
 def find_groups(encoded: Encoded, labels: np.ndarray) -> np.ndarray:
@@ -177,7 +177,7 @@ def closest(encoded: Encoded, labels: np.ndarray) -> tuple[float, tuple[int, int
         encoded: N rows.
         labels: the group of each, (N,), numbered from 0 without gaps.
     """
-    moments = Moments.of(encoded, labels, labels.max() + 1)
+    moments = Moments.of(encoded, labels)
     members = [np.flatnonzero(labels == k) for k in range(len(moments))]
     large = np.flatnonzero(moments.count >= encoded.mean.shape[1] + 2)
     if len(large) < 2:

@@ -75,10 +75,10 @@ def find_components(
 def _settle_and_fit(encoded: Encoded, labels: np.ndarray, most: int, fitted: Fitted) -> tuple[float, np.ndarray]:
     """The evidence of all rows, and the components that fitted priors find."""
     labels, loc = compact(labels), encoded.mean.mean(0)
-    moments = Moments.of(encoded, labels, labels.max() + 1)
+    moments = Moments.of(encoded, labels)
     for _ in range(REFITS):
         before, labels = labels, settle(encoded, labels, fitted(moments, loc), most)
-        moments = Moments.of(encoded, labels, labels.max() + 1)
+        moments = Moments.of(encoded, labels)
         if np.array_equal(labels, before):
             break
     prior = fitted(moments, loc)
@@ -101,7 +101,7 @@ def settle(encoded: Encoded, labels: np.ndarray, prior: Conjugate, most: int) ->
 def reassign(encoded: Encoded, labels: np.ndarray, prior: Conjugate, passes: int = PASSES) -> np.ndarray:
     """Give each row to the normal that explains it best, and fit the normals anew, until rows stay (hard EM)."""
     for _ in range(passes):
-        moments = Moments.of(encoded, labels, labels.max() + 1)
+        moments = Moments.of(encoded, labels)
         new = log_density(encoded, np.log(moments.count), *prior.mode(moments)).argmax(1)
         changed, labels = (new != labels).mean(), compact(new)
         if changed < 1e-3:
@@ -121,7 +121,7 @@ def log_density(encoded: Encoded, log_weights: np.ndarray, loc: np.ndarray, cova
 
 def merge(encoded: Encoded, labels: np.ndarray, prior: Conjugate) -> np.ndarray:
     """Join the pair that gains most evidence, again and again, until no pair gains any."""
-    moments = Moments.of(encoded, labels, labels.max() + 1)
+    moments = Moments.of(encoded, labels)
     target = np.arange(len(moments))
     for a, b, gain in joins(moments, prior):
         if gain <= 0:
@@ -191,10 +191,10 @@ def split(encoded: Encoded, labels: np.ndarray, prior: Conjugate, most: int) -> 
 def best_split(encoded: Encoded, prior: Conjugate) -> tuple[float, np.ndarray]:
     """The evidence gained by the best of a few ways to split rows in two, and which rows leave, (N,) bool."""
     best, whole = (-np.inf, np.zeros(len(encoded), bool)), np.zeros(len(encoded), int)
-    one = prior.log_evidence(Moments.of(encoded, whole, 1))[0]
+    one = prior.log_evidence(Moments.of(encoded, whole))[0]
     for start in _starts(encoded):
         labels = reassign(encoded, start, prior)
-        moments = Moments.of(encoded, labels, labels.max() + 1)
+        moments = Moments.of(encoded, labels)
         if len(moments) < 2 or moments.count.min() < LEAST_ROWS:
             continue
         gain = prior.log_evidence(moments).sum() - one + gammaln(moments.count).sum() - gammaln(len(encoded))

@@ -18,15 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vmm.distributions import LOG_TWO_PI
-from pyro_vmm.networks import Asinh, SoftOneHot, inverse_softplus
+from pyro_vmm.networks import Asinh, SoftOneHot, inverse_softplus, positive
 from pyro_vmm.runtime.checks import check_choice, check_positive, one_line
 from pyro_vmm.runtime.registry import Registry
 
 #: The scales of the noise: one number, or one for each feature.
 Scale = Literal["scalar", "per_feature"]
 SCALES = get_args(Scale)
-# Keeps scales and rates away from zero, where log-densities of float32 data overflow.
-FLOOR = 1e-5
 # The start of a noise scale that neither the user nor the data have set.
 DEFAULT_SCALE = 1.0
 # The log-likelihood that the variance of a row costs at the start, in nats.
@@ -124,7 +122,7 @@ class LocationScale(Likelihood):
     @property
     def scale(self) -> Tensor:
         """The noise scale, () or ``event_shape``."""
-        return F.softplus(self.scale_raw) + FLOOR
+        return positive(self.scale_raw)
 
 
 class SharedScaleNormal(dist.Independent):
@@ -210,7 +208,7 @@ class Poisson(Likelihood):
     """Poisson with rate softplus(h), for counts."""
 
     def forward(self, h: Tensor) -> TorchDistribution:
-        return self.independent(dist.Poisson(F.softplus(h) + FLOOR))
+        return self.independent(dist.Poisson(positive(h)))
 
     def check(self, x: Tensor) -> None:
         _require(x, (x >= 0) & (x == x.round()) & x.isfinite(), "poisson", "counts: integers 0, 1, 2, ...")

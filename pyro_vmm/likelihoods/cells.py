@@ -16,11 +16,10 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyro_vmm.distributions.counts import MEAN_FLOOR, NegativeBinomial, ZeroInflatedNegativeBinomial
-from pyro_vmm.likelihoods.arrays import FLOOR, SharedScaleNormal, declare_events, of_pyro
-from pyro_vmm.networks import inverse_softplus
+from pyro_vmm.likelihoods.arrays import SharedScaleNormal, declare_events, of_pyro
+from pyro_vmm.networks import inverse_softplus, positive
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_choice, check_positive, one_line
 from pyro_vmm.runtime.registry import Registry
@@ -185,7 +184,7 @@ class NormalExpression(CellLikelihood):
         self.scale_raw = nn.Parameter(torch.full((layout.n_genes,), inverse_softplus(initial_scale)))
 
     def forward(self, h: Tensor, library: Tensor, covariates: Tensor) -> TorchDistribution:
-        return SharedScaleNormal(h, F.softplus(self.scale_raw) + FLOOR, event_dim=1)
+        return SharedScaleNormal(h, positive(self.scale_raw), event_dim=1)
 
     def expression(self, h: Tensor) -> Tensor:
         """The mean, (..., G), in the units of the data."""

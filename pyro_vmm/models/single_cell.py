@@ -5,13 +5,12 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Self
 
 from pyro_vmm.distributions import Mixture
 from pyro_vmm.likelihoods import CellLikelihood
 from pyro_vmm.models.base import LatentVariableModel, show_parameters
-from pyro_vmm.networks import DIAGONAL_FLOOR
+from pyro_vmm.networks import positive
 from pyro_vmm.priors import Prior, latent
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.runtime.cell_layout import CellLayout
@@ -153,4 +152,4 @@ class Library(nn.Module):
     def forward(self, cells: Tensor) -> TorchDistribution:
         """q(library; x), batch shape (N,)."""
         loc, raw = in_precision(cells, self.encoder).unbind(-1)
-        return dist.LogNormal(loc, F.softplus(raw) + DIAGONAL_FLOOR)
+        return dist.LogNormal(loc, positive(raw))

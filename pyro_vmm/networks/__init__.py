@@ -11,10 +11,11 @@ from pyro_vmm.networks.encoders import (
     conv_encoder,
 )
 from pyro_vmm.networks.factors import (
-    DIAGONAL_FLOOR,
     inverse_lower_cholesky,
+    inverse_positive,
     inverse_softplus,
     lower_cholesky,
+    positive,
     scale_tril,
 )
 from pyro_vmm.networks.layers import (
@@ -34,7 +35,6 @@ __all__ = [
     "COVARIANCES",
     "COVARIANCE_STARTS",
     "DECODERS",
-    "DIAGONAL_FLOOR",
     "ENCODERS",
     "Asinh",
     "CellDecoder",
@@ -50,11 +50,13 @@ __all__ = [
     "conv_encoder",
     "inference_mode",
     "inverse_lower_cholesky",
+    "inverse_positive",
     "inverse_softplus",
     "layer_widths",
     "linear",
     "lower_cholesky",
     "mlp",
     "output_width",
+    "positive",
     "scale_tril",
 ]

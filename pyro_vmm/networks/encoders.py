@@ -7,10 +7,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyro_vmm.distributions import TrilNormal
-from pyro_vmm.networks.factors import DIAGONAL_FLOOR, lower_cholesky
+from pyro_vmm.networks.factors import lower_cholesky, positive
 from pyro_vmm.networks.layers import channels_first, linear
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_choice
@@ -101,7 +100,7 @@ class GaussianEncoder(nn.Module):
         hidden = in_precision(x, self.body, self.head)
         loc, raw = hidden.tensor_split([self.latent_dim], dim=-1)
         if self.covariance == "diagonal":
-            return dist.Normal(loc, F.softplus(raw) + DIAGONAL_FLOOR, validate_args=False).to_event(1)
+            return dist.Normal(loc, positive(raw), validate_args=False).to_event(1)
         # The gradient of index_select takes twice as long as that of gather.
         entries = raw.gather(-1, self.tril_index.expand(*raw.shape[:-1], -1))
         square = entries.unflatten(-1, (self.latent_dim, self.latent_dim))

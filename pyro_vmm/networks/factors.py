@@ -8,20 +8,28 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional as F
 
-# A floor under Cholesky diagonals: softplus alone underflows to zero in float32.
-DIAGONAL_FLOOR = 1e-5
+# The least value of `positive`: softplus alone underflows to zero in float32.
+FLOOR = 1e-5
+
+
+def positive(raw: Tensor) -> Tensor:
+    """softplus(raw) + 1e-5 of unconstrained numbers of any shape: above zero in float32, too."""
+    return F.softplus(raw) + FLOOR
+
+
+def inverse_positive(value: Tensor) -> Tensor:
+    """The input that :func:`positive` maps to these values of any shape; it raises those below 2e-5 to that."""
+    return inverse_softplus((value - FLOOR).clamp(min=FLOOR))
 
 
 def lower_cholesky(raw: Tensor) -> Tensor:
-    """Unconstrained (..., D, D) to lower Cholesky factors: the upper triangle ignored, the diagonal by softplus."""
-    diagonal = F.softplus(raw.diagonal(dim1=-2, dim2=-1)) + DIAGONAL_FLOOR
-    return raw.tril(-1) + torch.diag_embed(diagonal)
+    """Unconstrained (..., D, D) to lower Cholesky factors: no upper triangle, the diagonal by :func:`positive`."""
+    return raw.tril(-1) + torch.diag_embed(positive(raw.diagonal(dim1=-2, dim2=-1)))
 
 
 def inverse_lower_cholesky(tril: Tensor) -> Tensor:
-    """The input that :func:`lower_cholesky` maps to these factors (..., D, D); it raises diagonals below the floor."""
-    diagonal = (tril.diagonal(dim1=-2, dim2=-1) - DIAGONAL_FLOOR).clamp(min=DIAGONAL_FLOOR)
-    return tril.tril(-1) + torch.diag_embed(inverse_softplus(diagonal))
+    """The input that :func:`lower_cholesky` maps to these factors (..., D, D); it raises the lowest diagonals."""
+    return tril.tril(-1) + torch.diag_embed(inverse_positive(tril.diagonal(dim1=-2, dim2=-1)))
 
 
 @overload

@@ -33,11 +33,9 @@ import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.nn import functional as F
 
 from pyro_vmm.distributions import DiagonalWishartTril, SphericalWishartTril, WishartTril
-from pyro_vmm.networks import inverse_lower_cholesky, inverse_softplus, lower_cholesky
-from pyro_vmm.networks.factors import DIAGONAL_FLOOR
+from pyro_vmm.networks import inverse_lower_cholesky, inverse_positive, inverse_softplus, lower_cholesky, positive
 from pyro_vmm.priors import moves
 from pyro_vmm.priors.conjugate import Conjugate, KnownCovariance, NormalGamma
 from pyro_vmm.priors.evidence import Encoded, Moments
@@ -145,10 +143,10 @@ class Diagonal(_Axes):
         return torch.full((n_components, latent_dim), inverse_softplus(1.0))
 
     def tril(self, raw: Tensor, latent_dim: int, n_components: int) -> Tensor:
-        return torch.diag_embed(F.softplus(raw) + DIAGONAL_FLOOR)
+        return torch.diag_embed(positive(raw))
 
     def raw(self, covariance: Tensor) -> Tensor:
-        return _inverse(covariance.diagonal(dim1=-2, dim2=-1))
+        return inverse_positive(covariance.diagonal(dim1=-2, dim2=-1).rsqrt())
 
     def hyperprior(self, wishart: WishartTril) -> TorchDistribution:
         return DiagonalWishartTril(wishart.df, wishart.scale, wishart.dim)
@@ -166,11 +164,11 @@ class Spherical(_Axes):
         return torch.full((n_components,), inverse_softplus(1.0))
 
     def tril(self, raw: Tensor, latent_dim: int, n_components: int) -> Tensor:
-        root = F.softplus(raw) + DIAGONAL_FLOOR
+        root = positive(raw)
         return root[:, None, None] * torch.eye(latent_dim, dtype=raw.dtype, device=raw.device)
 
     def raw(self, covariance: Tensor) -> Tensor:
-        return _inverse(covariance.diagonal(dim1=-2, dim2=-1).mean(-1))
+        return inverse_positive(covariance.diagonal(dim1=-2, dim2=-1).mean(-1).rsqrt())
 
     def hyperprior(self, wishart: WishartTril) -> TorchDistribution:
         if not wishart.df > (least := wishart.dim + 1 - 2 / wishart.dim):
@@ -180,11 +178,6 @@ class Spherical(_Axes):
 
     def variances(self, covariance: np.ndarray) -> np.ndarray:
         return covariance.diagonal().mean(keepdims=True)
-
-
-def _inverse(variance: Tensor) -> Tensor:
-    """The parameter, of any shape, whose softplus plus the floor is 1 / sqrt(variance), but not below the floor."""
-    return inverse_softplus((variance.rsqrt() - DIAGONAL_FLOOR).clamp(min=DIAGONAL_FLOOR))
 
 
 #: The families by name.

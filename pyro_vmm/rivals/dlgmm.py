@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pyro_vmm.distributions import MixtureOfGaussians
 from pyro_vmm.models import VAE, show_parameters
-from pyro_vmm.networks import DIAGONAL_FLOOR, inverse_softplus, linear
+from pyro_vmm.networks import inverse_softplus, linear, positive
 from pyro_vmm.priors import Prior
 from pyro_vmm.rivals.elbo import MeanFieldElbo
 from pyro_vmm.rivals.sticks import Kumaraswamy, log_weights
@@ -74,7 +74,7 @@ class MixtureEncoder(nn.Module):
         h = self.body(x)
         a, b = (F.softplus(self.stick_head(h)) + LEAST_CONCENTRATION).chunk(2, -1)
         loc, raw = (head(h).unflatten(-1, (self.n_components, -1)) for head in (self.loc_head, self.scale_head))
-        return MixturePosterior(a, b, loc, F.softplus(raw) + DIAGONAL_FLOOR)
+        return MixturePosterior(a, b, loc, positive(raw))
 
 
 class StickBreakingMixture(Prior):
@@ -103,7 +103,7 @@ class StickBreakingMixture(Prior):
 
     def forward(self, encoder: nn.Module | None = None) -> MixtureOfGaussians:
         log_pi = log_weights(self.fractions.mean)
-        precision = F.softplus(self.precision_raw) + DIAGONAL_FLOOR
+        precision = positive(self.precision_raw)
         return MixtureOfGaussians.from_precision(log_pi, self.mu, torch.diag_embed(precision))
 
     def reorder(self, order: Tensor) -> None:

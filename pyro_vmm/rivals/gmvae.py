@@ -6,10 +6,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyro_vmm.models import VAE, show_parameters
-from pyro_vmm.networks import DIAGONAL_FLOOR, GaussianEncoder, linear
+from pyro_vmm.networks import GaussianEncoder, linear, positive
 from pyro_vmm.priors import Prior
 from pyro_vmm.rivals.elbo import MeanFieldElbo
 
@@ -32,7 +31,7 @@ class TwoHeadedEncoder(GaussianEncoder):
     def both(self, x: Tensor) -> tuple[TorchDistribution, TorchDistribution]:
         """q(z; x) and q(w; x) of x (N, ...): batch shape (N,), event shapes (D,) and (W,)."""
         loc, raw = self.head(self.body(x)).chunk(2, -1)
-        scale = F.softplus(raw) + DIAGONAL_FLOOR
+        scale = positive(raw)
         sizes = [self.latent_dim, self.w_dim]
         parts = zip(loc.split(sizes, -1), scale.split(sizes, -1), strict=True)
         q_z, q_w = (dist.Normal(*each, validate_args=False).to_event(1) for each in parts)
@@ -75,7 +74,7 @@ class ConditionalMixture(Prior):
         """All of p(z | w, c) for w (..., W): batch shape (..., K), event shape (D,)."""
         h = self.body(w)
         loc, raw = (head(h).unflatten(-1, (self.n_components, -1)) for head in (self.loc_head, self.scale_head))
-        return dist.Normal(loc, F.softplus(raw) + DIAGONAL_FLOOR, validate_args=False).to_event(1)
+        return dist.Normal(loc, positive(raw), validate_args=False).to_event(1)
 
     @torch.no_grad()
     def reorder(self, order: Tensor) -> None:

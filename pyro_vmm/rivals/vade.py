@@ -18,7 +18,7 @@ from pyro_vmm.inference.adam import Adam
 from pyro_vmm.inference.state import PLACE, check_model, check_optimizer, check_random_numbers
 from pyro_vmm.inference.steps import quiet_pyro
 from pyro_vmm.models import VAE, show_parameters
-from pyro_vmm.networks import COVARIANCES, DIAGONAL_FLOOR, CovarianceShape, inference_mode, inverse_softplus
+from pyro_vmm.networks import COVARIANCES, CovarianceShape, inference_mode, inverse_lower_cholesky
 from pyro_vmm.priors import Prior
 from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.rivals.elbo import MeanFieldElbo
@@ -71,11 +71,10 @@ class TrainedMixture(Prior):
     @torch.no_grad()
     def start_at(self, log_pi: Tensor, mu: Tensor, precision_tril: Tensor) -> None:
         """Take the values of log pi (K,), mu (K, D) and L (K, D, D)."""
-        raw = inverse_softplus(precision_tril.diagonal(dim1=-2, dim2=-1) - DIAGONAL_FLOOR)
         self.pi_logits.copy_(log_pi)
         self.mu.copy_(mu)
-        independent = self.covariance.independent_axes
-        self.precision_raw.copy_(raw if independent else precision_tril.tril(-1) + torch.diag_embed(raw))
+        raw = inverse_lower_cholesky(precision_tril)
+        self.precision_raw.copy_(raw.diagonal(dim1=-2, dim2=-1) if self.covariance.independent_axes else raw)
 
 
 class VariationalDeepEmbedding(VAE):

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
@@ -188,16 +189,7 @@ class WithPrior(Stock):
         loss = out.loss + self._difference(out, before, kl, tensors, kwargs)
         # MULTIVI without a penalty reports the number 0, of which its ``get_elbo`` makes no mean.
         others = {name: each if torch.is_tensor(each) else torch.zeros_like(kl) for name, each in out.kl_local.items()}
-        return LossOutput(
-            loss=loss,
-            reconstruction_loss=out.reconstruction_loss,
-            kl_local={**others, key: kl},
-            kl_global=out.kl_global,
-            classification_loss=out.classification_loss,
-            logits=out.logits,
-            true_labels=out.true_labels,
-            extra_metrics=out.extra_metrics,
-        )
+        return replace(out, loss=loss, kl_local={**others, key: kl})
 
     def _is_quick(self) -> bool:
         """Whether scvi-tools' distributions of counts have quick log-densities now: in a training step, on a CPU."""
@@ -303,15 +295,8 @@ class WithPriorOverLabels(WithPrior):
         if labelled_tensors is None:
             return out
         loss, labels, logits = self.classification_loss(labelled_tensors)
-        return LossOutput(
-            loss=out.loss + classification_ratio * loss,
-            reconstruction_loss=out.reconstruction_loss,
-            kl_local=out.kl_local,
-            classification_loss=loss,
-            true_labels=labels,
-            logits=logits,
-            extra_metrics=out.extra_metrics,
-        )
+        total = out.loss + classification_ratio * loss
+        return replace(out, loss=total, classification_loss=loss, true_labels=labels, logits=logits)
 
 
 def _leaf(value):

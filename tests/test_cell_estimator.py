@@ -147,7 +147,14 @@ def test_callbacks_can_stop():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"hidden": (32,)}, {"latent_dim": 5}, {"dtype": "float64"}, {"batch_key": "type"}, {"likelihood": "nb"}],
+    [
+        {"hidden": (32,)},
+        {"latent_dim": 5},
+        {"dtype": "float64"},
+        {"batch_key": "type"},
+        {"likelihood": "nb"},
+        {"layer": "other"},
+    ],
 )
 def test_parameters_that_are_set_after_the_fit_are_those_of_the_next_one(settings, tmp_path):
     def answers(model):

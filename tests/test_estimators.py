@@ -247,10 +247,10 @@ def test_parameters_that_are_set_after_the_fit_are_those_of_the_next_one(X, sett
 
 
 def test_what_a_fit_chose_and_reports_is_not_what_is_set_after_it(X):
-    model = VMM(**TINY).fit(X)
+    model = VMM(**{**TINY, "hidden": "auto"}).fit(X)
     chosen, reported = model.chosen_, settings_section(model)
     assert "batch_size" in chosen and "settle" not in chosen
-    model.set_params(batch_size=7, settle=True, scaling=None)
+    model.set_params(batch_size=7, settle=True, scaling=None, hidden=(16,))
     assert model.chosen_ == chosen
     assert settings_section(model) == reported
     assert model._least_rows() == 1, "without settling there are no strays"

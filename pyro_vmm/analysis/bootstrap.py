@@ -57,10 +57,11 @@ class Population:
         return (self.q * self.stands_for[:, None]).sum(0)
 
     def repeats(self, j: int) -> np.ndarray:
-        """How many rows of the data a row of group j stands for on average, and a row of the other groups, (2,).
+        """The average weight of a row of group j, and of a row of the other groups, (2,).
 
-        A row that stands for s rows counts s times. A weighted sum over this number has the moments of a sum over
-        rows of weight one (Kish, Survey Sampling, 1965, section 11.2).
+        The weight of a row is the number of rows of the data that it stands for, and it counts as often. A weighted
+        sum over this number has the moments of a sum over rows of weight one (Kish, Survey Sampling, 1965, section
+        11.2).
         """
         return one_and_others(self._squares, j) / one_and_others(self.size, j)
 

@@ -59,7 +59,7 @@ def batch_shares(
     n_clusters: int,
     names: Sequence[str],  # (B,)
 ) -> pd.DataFrame:
-    """:func:`shares_of` cells whose clusters and batches are known."""
+    """The shares of batches in each cluster, from the cluster and the batch of each cell."""
     return shares_of(batch_counts(clusters, batch, n_clusters, len(names)), names)
 
 

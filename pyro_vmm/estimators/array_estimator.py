@@ -224,7 +224,8 @@ class ArrayEstimator(FittedArrays):
         return choices.choose_learning_rate(self._widths(np.shape(X)[1:])) if rate == AUTO else rate
 
     def _chosen(self) -> dict:
-        return {**super()._chosen(), "hidden": list(self._hidden(self.event_shape_)), "scaling": self.scaling_}
+        hidden = choices.choose_hidden(AUTO, math.prod(self.event_shape_))
+        return {**super()._chosen(), "hidden": list(hidden), "scaling": self.scaling_}
 
     # Files
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,6 +68,8 @@ class Estimator(BaseEstimator):
     configuration_: dict
     #: How rows are changed in training, where that is a parameter; None for not at all.
     augment: str | Augmentation | None = None
+    #: Settings of training as one object, where that is a parameter.
+    training: TrainingConfig | None = None
     #: None for files of earlier versions.
     weight_history_: np.ndarray | None = None
     #: The weights of the rows of the fit, scaled to mean 1, (N,); None where all count the same.
@@ -95,11 +98,9 @@ class Estimator(BaseEstimator):
 
     def _training_config(self, rows: int) -> TrainingConfig:
         """How to train on so many rows."""
-        return self._configured(**self._chosen_training(rows), seed=self.seed_)
-
-    def _configured(self, **settings) -> TrainingConfig:
-        """How to train, of these settings."""
-        return TrainingConfig(**settings)
+        chosen = {**self._chosen_training(rows), "seed": self.seed_}
+        # A subclass of TrainingConfig may have settings besides.
+        return TrainingConfig(**chosen) if self.training is None else replace(self.training, **chosen)
 
     def _chosen_training(self, rows: int) -> dict:
         """:meth:`_training_settings`, with numbers in the place of "auto", for so many rows to train on."""
@@ -240,9 +241,7 @@ class Estimator(BaseEstimator):
 
     def _number_clusters(self, x: Rows) -> None:
         """Reorder clusters and their components, largest first and those without a row last, and assign the rows."""
-        with torch.no_grad(), exclusive():
-            weights = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
-        components = self._components(x)
+        weights, components = self._p_z().weights.cpu().numpy(), self._components(x)
         counts, every = (np.bincount(each, minlength=len(weights)) for each in (components[self._counting], components))
         order, clusters = numbering(self.cluster_of_component_, weights, counts, self.numbered_by, every - counts)
         self.vae_.reorder(torch.as_tensor(order, device=self._own_device()))
@@ -297,7 +296,7 @@ class Estimator(BaseEstimator):
 
     @staticmethod
     def _at_once(numbers: int, most: int) -> int:
-        """How many rows to hold at once, at most, of which each takes so many numbers in each of eight arrays."""
+        """Rows in a block, ``most`` at most: eight arrays of so many numbers a row are ``NUMBERS_AT_ONCE``."""
         return max(1, min(most, NUMBERS_AT_ONCE // (8 * numbers)))
 
     @torch.no_grad()
@@ -327,29 +326,43 @@ class Estimator(BaseEstimator):
     def _latent_means(self, x: Rows) -> np.ndarray:
         return self._batched(lambda rows: self.vae_.encoder(rows).mean, x)
 
-    def _probabilities(self, x: Rows, function: Callable[[Tensor], Tensor] = lambda q_c: q_c) -> np.ndarray:
+    def _p_z(self) -> Mixture:
+        """p(z)."""
+        with torch.no_grad(), exclusive():
+            return self.vae_.prior(self.vae_.encoder)
+
+    def _clustering(self) -> Mixture:
+        """The mixture that gives q(c | x)."""
+        with torch.no_grad(), exclusive():
+            return self.vae_.prior.clustering(self.vae_.encoder)
+
+    @property
+    def _n_clusters(self) -> int:
+        """The number of clusters, those without a row too."""
+        return int(self.cluster_of_component_.max()) + 1
+
+    def _of_clusters(self, x: Rows, function: Callable[[Tensor], Tensor] = lambda q_c: q_c) -> np.ndarray:
         """q(c | x) of clusters, (N, K), or the function of each block, (M, K), which saves memory.
 
         A cluster's probability is the sum of its components'. Columns from the number of clusters on are zero.
         """
-        return self._responsibilities(x, self._of_clusters(function))
+        return self._of_components(x, self._summed(function))
 
-    def _of_clusters(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def _summed(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """``function``, which takes q(c | x) of clusters, as a function of q(c | x) of components, (M, K)."""
         cluster = torch.as_tensor(self.cluster_of_component_, device=self._own_device())
         return lambda q_c: function(torch.zeros_like(q_c).index_add_(-1, cluster, q_c))
 
-    def _responsibilities(self, x: Rows, function: Callable[[Tensor], Tensor]) -> np.ndarray:
+    def _of_components(self, x: Rows, function: Callable[[Tensor], Tensor]) -> np.ndarray:
         """The values of a function of q(c | x) of components, (M, K), for all rows."""
-        with torch.no_grad(), exclusive():
-            clustering = self.vae_.prior.clustering(self.vae_.encoder)
+        clustering = self._clustering()
         return self._batched(lambda rows: function(clustering.responsibilities(self.vae_.encoder(rows).mean)), x)
 
     def _clusters(self, x: Rows) -> np.ndarray:
-        return self._probabilities(x, lambda q_c: q_c.argmax(-1))
+        return self._of_clusters(x, lambda q_c: q_c.argmax(-1))
 
     def _components(self, x: Rows) -> np.ndarray:
-        return self._responsibilities(x, lambda q_c: q_c.argmax(-1))
+        return self._of_components(x, lambda q_c: q_c.argmax(-1))
 
     def _log_p_x(self, z: Tensor, rows: Tensor) -> Tensor:
         """log p(x | z), (S, M), of rows (M, ...) at z (S, M, D)."""
@@ -360,8 +373,7 @@ class Estimator(BaseEstimator):
         generator = torch.Generator().manual_seed(self.seed_)
         noise = torch.randn(n_importance_samples, self._own_dim(), dtype=torch.float64, generator=generator)
         noise = noise.to(self._own_device(), self._own_dtype())
-        with torch.no_grad(), exclusive():
-            p_z = self.vae_.prior(self.vae_.encoder)
+        p_z = self._p_z()
         return self._batched(lambda rows: self._importance_weighted(rows, noise, p_z), x, rows_at_once)
 
     def _importance_weighted(self, rows: Tensor, noise: Tensor, p_z: Mixture) -> Tensor:
@@ -384,7 +396,7 @@ class Estimator(BaseEstimator):
     def _check_draw(self, n_samples: int, component: int | None) -> None:
         check_whole("n_samples", n_samples)
         whole = isinstance(component, Integral) and not isinstance(component, bool)
-        last = int(self.cluster_of_component_.max())
+        last = self._n_clusters - 1
         if component is not None and not (whole and 0 <= component <= last):
             raise ValueError(f"component={component!r} should be a whole number between 0 and {last}, or None")
 

@@ -36,7 +36,6 @@ from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.priors.pseudo_inputs import CellPseudoInputs
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.device_rows import resident, subset
-from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.rows import Rows
 from pyro_vmm.runtime.settings import AUTO, Auto, settings
 
@@ -291,14 +290,14 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             if novel_below:
                 novel = np.flatnonzero(usual.novelty(scores, self.adjustments_[batch]) < novel_below)
                 self._add_clusters(rows, novel, novel_below)
-        n_clusters, before = int(self.cluster_of_component_.max()) + 1, self.batch_counts_
-        counts = annotation.batch_counts(self._clusters(rows), batch, n_clusters, len(self.batches_))
+        before = self.batch_counts_
+        counts = annotation.batch_counts(self._clusters(rows), batch, self._n_clusters, len(self.batches_))
         counts[: len(before), : before.shape[1]] += before
         self.batch_counts_ = counts
 
     def _add_clusters(self, rows: CellRows, novel: np.ndarray, novel_below: float) -> None:
         """Add clusters for cells at these positions; a warning if they make up none."""
-        before = int(self.cluster_of_component_.max()) + 1
+        before = self._n_clusters
         self.vae_, groups = mapping.new_components(self.vae_, rows, novel, len(self.labels_), self.seed_)
         if not len(groups):
             mapping.warn_of_no_cluster(len(novel), len(rows), novel_below, self._own_dim())
@@ -306,8 +305,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         self.n_components_ = self.vae_.prior.n_components
         self.tree_ = None  # which is of the reference's components
         self.cluster_of_component_ = np.append(self.cluster_of_component_, before + groups)
-        with torch.no_grad(), exclusive():
-            self.component_weights_ = self.vae_.prior(self.vae_.encoder).weights.cpu().numpy()
+        self.component_weights_ = self._p_z().weights.cpu().numpy()
         self.weights_ = self._by_cluster(self.component_weights_)
 
     def fit_predict(self, adata: "AnnData", y=None, **arguments) -> np.ndarray:
@@ -395,7 +393,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         return choices.choose_training(chosen, rows, self._hidden(), choices.choose_cell_epochs)
 
     def _chosen(self) -> dict:
-        return {**super()._chosen(), "hidden": list(self._hidden())}
+        return {**super()._chosen(), "hidden": list(choices.CELLS)}
 
     # Files
 

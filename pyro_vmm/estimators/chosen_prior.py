@@ -1,7 +1,7 @@
 """What estimators share whose prior is chosen: its checks, its making, and how it is trained."""
 
 import copy
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -83,10 +83,6 @@ class ChosenPrior(Estimator):
         training = given.pop("training", None)
         names = settings_of(TrainingConfig) if isinstance(training, TrainingConfig) else ()
         return {name: getattr(training, name) if name in names else value for name, value in given.items()}
-
-    def _configured(self, **settings) -> TrainingConfig:
-        """Of the class of ``training``, with what a subclass has besides."""
-        return super()._configured(**settings) if self.training is None else replace(self.training, **settings)
 
     def with_single_settings(self) -> Self:
         """A clone without ``training``, whose settings are given one by one, to change some of them.

@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_vmm.analysis import ArrayExplanation, Population, Sums, changes
 from pyro_vmm.estimators.base import typical
-from pyro_vmm.estimators.explaining import DELTA, FDR, LEAST_ROWS, LEVEL, check_draws, of_groups, report, see
+from pyro_vmm.estimators.explaining import DELTA, FDR, LEAST_DRAWS, LEAST_ROWS, LEVEL, of_groups, report, see
 from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.runtime.checks import check_whole
 
@@ -50,7 +50,7 @@ class ExplainedArrays(FittedArrays):
         check_is_fitted(self)
         for name, value in (("n_nearest", n_nearest), ("n_samples", n_samples), ("max_rows", max_rows)):
             check_whole(name, value)
-        check_draws(n_draws)
+        check_whole("n_draws", n_draws, LEAST_DRAWS)
         values = np.asarray(self._validate(X, reset=False))
         seed = self._seed_by(random_state)
         rows = self._checked_rows(values)

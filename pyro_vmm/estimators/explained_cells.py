@@ -20,10 +20,10 @@ from pyro_vmm.estimators.base import typical
 from pyro_vmm.estimators.explaining import (
     DELTA,
     FDR,
+    LEAST_DRAWS,
     LEAST_ROWS,
     LEVEL,
     check_calls,
-    check_draws,
     of_groups,
     report,
     see,
@@ -101,7 +101,7 @@ class ExplainedCells(FittedCells):
         """
         check_is_fitted(self)
         check_calls(delta, fdr, level)
-        check_draws(n_draws)
+        check_whole("n_draws", n_draws, LEAST_DRAWS)
         check_whole("max_cells", max_cells)
         check_bool("batch_correction", batch_correction)
         if pseudo_count is not None:
@@ -163,7 +163,7 @@ class ExplainedCells(FittedCells):
         """
         check_is_fitted(self)
         check_calls(delta, fdr, level)
-        check_draws(n_draws)
+        check_whole("n_draws", n_draws, LEAST_DRAWS)
         rows = self._rows(adata)
         side = _conditions(adata, condition, group1, group2)
         known = side >= 0
@@ -174,7 +174,7 @@ class ExplainedCells(FittedCells):
         of_unit[unit] = side
         if sample is not None:
             _check_samples(sample, side, unit, of_unit)
-        q = self._probabilities(rows.subset(np.flatnonzero(known)))
+        q = self._of_clusters(rows.subset(np.flatnonzero(known)))
         present = np.flatnonzero(np.bincount(q.argmax(1), minlength=q.shape[1]))
         if len(present) < 2:
             raise ValueError("all of these cells are of one cluster: its share is 1 in any condition")
@@ -211,7 +211,7 @@ class ExplainedCells(FittedCells):
         check_is_fitted(self)
         check_whole("n_nearest", n_nearest)
         check_whole("max_cells", max_cells)
-        check_draws(n_draws)
+        check_whole("n_draws", n_draws, LEAST_DRAWS)
         rows = self._rows(adata)
         seed = self._seed_by(random_state)
         seen = see(self, rows, n_nearest)
@@ -227,7 +227,7 @@ class ExplainedCells(FittedCells):
         if len(seen.present) > 1 and len(large):
             stands_for = choose(labels, len(seen.present), max_cells, seed)
             chosen = np.flatnonzero(stands_for)
-            q = of_groups(self._probabilities(rows.subset(chosen)), seen.present)
+            q = of_groups(self._of_clusters(rows.subset(chosen)), seen.present)
             compared = self._compare(rows, Population(chosen, q, stands_for[chosen]), batches, n_draws, seed)
             tables = (compared.table(int(j), DELTA, FDR, LEVEL, self._pseudo_count()) for j in large)
             parts = dict(zip(seen.present[large], map(higher_first, tables), strict=True))
@@ -258,7 +258,6 @@ class ExplainedCells(FittedCells):
         self, adata: "AnnData", rows: CellRows, group1: Any, group2: Any, groupby: str | None, within: Any
     ) -> np.ndarray:
         """The probability that a cell is of either group, (N, 2)."""
-        n_clusters = int(self.cluster_of_component_.max()) + 1
         group1, group2 = (inputs.in_order(each, adata.obs_names) for each in (group1, group2))
         for name, group in (("group1", group1), ("group2", group2)):
             if groupby is not None and named_groups.is_mask(group):
@@ -266,12 +265,12 @@ class ExplainedCells(FittedCells):
                     f"{name} is a mask of cells, and groupby={groupby!r} takes categories of a column: give either"
                 )
         by_cluster = groupby is None and not named_groups.is_mask(group1)
-        clusters = [*named_groups.of_clusters(n_clusters, group1, group2)] if by_cluster else []
+        clusters = [*named_groups.of_clusters(self._n_clusters, group1, group2)] if by_cluster else []
         if within is not None:
-            clusters.append(named_groups.clusters("within", within, n_clusters))
+            clusters.append(named_groups.clusters("within", within, self._n_clusters))
         found = np.empty((len(rows), 0))
         if clusters:
-            found = self._probabilities(rows, lambda q_c: torch.stack([q_c[:, each].sum(-1) for each in clusters], -1))
+            found = self._of_clusters(rows, lambda q_c: torch.stack([q_c[:, each].sum(-1) for each in clusters], -1))
         if groupby is not None:
             q = named_groups.of_column(adata, groupby, group1, group2)
         elif not by_cluster:

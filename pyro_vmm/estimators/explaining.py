@@ -10,9 +10,7 @@ from torch import Tensor
 
 from pyro_vmm.analysis.clusters import Tally, nearest
 from pyro_vmm.estimators.base import Estimator
-from pyro_vmm.estimators.settings import check_not_negative
-from pyro_vmm.runtime.checks import is_real, is_whole
-from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.checks import check_not_negative, is_real
 from pyro_vmm.runtime.rows import Rows
 
 # Defaults for what sets clusters apart: the threshold of a change (in standard deviations of features, or log2 fold
@@ -53,19 +51,15 @@ def see(model: Estimator, x: Rows, n_nearest: int, keep_q: bool = False) -> Seen
         n_nearest: rows for each cluster.
         keep_q: whether to keep q(c | x) of all rows, whose memory grows with them.
     """
-    device = model._own_device()
-    clusters = torch.as_tensor(model.cluster_of_component_, device=device)
-    n_clusters = int(clusters.max()) + 1
+    device, n_clusters, clustering = model._own_device(), model._n_clusters, model._clustering()
+    clusters_of = model._summed(lambda q_c: q_c[:, :n_clusters])
     own = np.where(model.cluster_of_component_ == np.arange(n_clusters)[:, None], model.component_weights_, -1)
     main = torch.as_tensor(own.argmax(1), device=device)
-    with torch.no_grad(), exclusive():
-        clustering = model.vae_.prior.clustering(model.vae_.encoder)
     tally, labels, kept = Tally(n_clusters), [], []
 
     def look(rows: Tensor) -> Tensor:
         z = model.vae_.encoder(rows).mean
-        q_c = clustering.responsibilities(z)
-        q = q_c.new_zeros(len(z), n_clusters).index_add_(-1, clusters, q_c).cpu().numpy()
+        q = clusters_of(clustering.responsibilities(z)).cpu().numpy()
         labels.append(tally.add(q))
         if keep_q:
             kept.append(q)
@@ -97,9 +91,3 @@ def check_calls(delta, fdr, level) -> None:
     for name, value in (("fdr", fdr), ("level", level)):
         if not (is_real(value) and 0 < value < 1):
             raise ValueError(f"{name}={value!r} should lie between 0 and 1")
-
-
-def check_draws(n_draws) -> None:
-    """Raise ``ValueError`` unless there are enough draws for a standard error."""
-    if not (is_whole(n_draws) and n_draws >= LEAST_DRAWS):
-        raise ValueError(f"n_draws={n_draws!r} should be a whole number, at least {LEAST_DRAWS}")

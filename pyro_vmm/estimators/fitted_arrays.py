@@ -40,7 +40,7 @@ class FittedArrays(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMix
 
     def predict_proba(self, X) -> np.ndarray:
         """q(c | x) at the mean of q(z | x), (N, K)."""
-        return self._probabilities(self._rows(X))
+        return self._of_clusters(self._rows(X))
 
     def transform(self, X) -> np.ndarray:
         """The means of q(z | x), (N, D)."""

@@ -23,7 +23,6 @@ from pyro_vmm.networks import inference_mode
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_positive, check_whole
 from pyro_vmm.runtime.device_rows import subset
-from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.randomness import seeded
 from pyro_vmm.runtime.rows import Rows
 
@@ -83,13 +82,11 @@ class FittedCells(Estimator):
 
     def predict_proba(self, adata: "AnnData") -> np.ndarray:
         """q(c | x) at the mean of q(z | x), (N, K)."""
-        return self._probabilities(self._rows(adata))
+        return self._of_clusters(self._rows(adata))
 
     def _seen(self, x: Rows, function: Callable[[Tensor], Tensor] = lambda q_c: q_c) -> tuple[np.ndarray, np.ndarray]:
-        """``_latent_means`` and ``_probabilities`` of cells that are read and encoded once."""
-        of_clusters, size = self._of_clusters(function), self._own_dim()
-        with torch.no_grad(), exclusive():
-            clustering = self.vae_.prior.clustering(self.vae_.encoder)
+        """``_latent_means`` and ``_of_clusters`` of cells that are read and encoded once."""
+        of_clusters, clustering, size = self._summed(function), self._clustering(), self._own_dim()
 
         def look(cells: Tensor) -> Tensor:
             z = self.vae_.encoder(cells).mean
@@ -139,9 +136,7 @@ class FittedCells(Estimator):
 
     def _beside(self) -> Callable[[Tensor], Beside]:
         """A function that puts cells (M, G + P + 1) beside what is decoded of them."""
-        with torch.no_grad(), exclusive():
-            p_z, clustering = self.vae_.prior(self.vae_.encoder), self.vae_.prior.clustering(self.vae_.encoder)
-        clusters = torch.as_tensor(self.cluster_of_component_, device=self._own_device())
+        p_z, clustering, cluster = self._p_z(), self._clustering(), self._summed(lambda q_c: q_c.argmax(-1))
         there = torch.as_tensor(~np.isin(self.genes_, self.gene_match_.absent), device=self._own_device())
         counts = self.vae_.likelihood.counts
 
@@ -150,9 +145,8 @@ class FittedCells(Estimator):
             x, decoded = x * there, self.vae_.likelihood.expression(self.vae_.decoder(z, covariates)) * there
             if counts:
                 decoded = decoded * (x.sum(-1, keepdim=True) / decoded.sum(-1, keepdim=True).clamp(min=1e-30))
-            q_c = clustering.responsibilities(z)
-            cluster = torch.zeros_like(q_c).index_add_(-1, clusters, q_c).argmax(-1)
-            return Beside(x, decoded, -p_z.log_prob(z), self.layout_.batch(covariates).argmax(-1), cluster, counts)
+            surprise, batch = -p_z.log_prob(z), self.layout_.batch(covariates).argmax(-1)
+            return Beside(x, decoded, surprise, batch, cluster(clustering.responsibilities(z)), counts)
 
         return look
 
@@ -284,16 +278,18 @@ class FittedCells(Estimator):
             x = self.vae_.likelihood(self.vae_.decoder(z, covariates), library, covariates).sample().cpu().numpy()
         clusters = annotation.categorical(c.cpu().numpy(), self.n_components_)
         obs = pd.DataFrame({key_added: clusters}, index=np.arange(n_samples).astype(str))
-        if self.batch_key is not None:
-            obs[self.batch_key] = pd.Categorical([self.batches_[code]] * n_samples, categories=self.batches_)
+        if (key := self.configuration_["batch_key"]) is not None:
+            obs[key] = pd.Categorical([self.batches_[code]] * n_samples, categories=self.batches_)
         values = sparse.csr_matrix(x) if self.vae_.likelihood.counts else x
-        layers = {} if self.layer is None else {self.layer: values.copy()}
+        layer = self.configuration_["layer"]
+        layers = {} if layer is None else {layer: values.copy()}
         return AnnData(values, obs=obs, var=pd.DataFrame(index=self.genes_), layers=layers)
 
     def _rows(self, adata: "AnnData") -> CellRows:
         """Cells of this ``adata`` as the model reads them, genes matched by name."""
         check_is_fitted(self)
-        counts = CellBatches(adata, self.layer, self.gene_match_.positions(adata, self.genes_), self.genes_)
+        columns, layer = self.gene_match_.positions(adata, self.genes_), self.configuration_["layer"]
+        counts = CellBatches(adata, layer, columns, self.genes_)
         totals = check_cells(counts, self.vae_.likelihood.counts, training=False)
         design = self.covariates_.design(adata, totals)
         rows = CellRows(counts, design, self._own_device(), self._own_dtype())

@@ -264,8 +264,7 @@ def new_components(
     with exclusive(), inference_mode(vae):
         grown = with_components(vae, found, share)
     _lower_weights(grown, vae.prior.n_components, rows, len(novel) * kept.mean())
-    with exclusive():
-        return grown, find_groups(sharp, labels)
+    return grown, find_groups(sharp, labels)
 
 
 @torch.no_grad()

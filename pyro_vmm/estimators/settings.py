@@ -33,7 +33,7 @@ from pyro_vmm.priors.covariances import as_covariance
 from pyro_vmm.priors.hyperpriors import HYPERPRIORS, HyperPrior, as_hyperprior
 from pyro_vmm.priors.pseudo_inputs import PSEUDO_BATCHES, PseudoBatch
 from pyro_vmm.priors.registry import Given as PriorGiven
-from pyro_vmm.runtime.checks import check_choice, check_whole, is_real, is_whole
+from pyro_vmm.runtime.checks import check_choice, check_not_negative, check_whole, is_real
 from pyro_vmm.runtime.settings import (
     POSITIVE,
     TRUTH,
@@ -64,18 +64,6 @@ def granularity(text: str) -> MPrior:
 def _below_one(name: str, value: Any) -> None:
     if not (is_real(value) and 0 <= value < 1):
         raise ValueError(f"{name}={value!r} should be at least 0 and below 1")
-
-
-def check_not_negative(name: str, value: Any) -> None:
-    """Raise ``ValueError`` unless the value is a finite number, at least 0."""
-    if not (is_real(value) and 0 <= value < np.inf):
-        raise ValueError(f"{name}={value!r} should be a number, at least 0")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise ``ValueError`` unless the value is a whole number, at least 0."""
-    if not (is_whole(value) and value >= 0):
-        raise ValueError(f"{name}={value!r} should be a whole number, at least 0")
 
 
 def _widths(name: str, value: Any) -> None:

@@ -36,7 +36,7 @@ class Moves:
     """How settling changed the components that have rows: the number of each change.
 
     Arguments:
-        kept: components that keep rows of theirs.
+        kept: components that still hold some of the rows that they had.
         born: components that take rows of others, from a split.
         merged: components whose rows all go to others.
     """

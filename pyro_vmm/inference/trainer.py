@@ -138,12 +138,12 @@ class Trainer:
         bad = (~terms.isfinite()).nonzero()
         if len(bad):
             step, term = bad[0].tolist()
-            self._diverged(f"{STEP_TERMS[term]} is {terms[step, term].item()}", f", step {step + 1} of {len(terms)}")
+            self._fail(f"{STEP_TERMS[term]} is {terms[step, term].item()}", f", step {step + 1} of {len(terms)}")
         for name, parameter in self.steps.vae.named_parameters():
             if not parameter.isfinite().all():
-                self._diverged(f"{name} is not finite", f", after step {len(terms)} of {len(terms)}")
+                self._fail(f"{name} is not finite", f", after step {len(terms)} of {len(terms)}")
 
-    def _diverged(self, what: str, where: str = "") -> NoReturn:
+    def _fail(self, what: str, where: str = "") -> NoReturn:
         done = len(self.history)
         raise TrainingDiverged(
             f"{what} in epoch {done + 1}{where}; the parameters are those of epoch {done}. "
@@ -252,7 +252,7 @@ class Trainer:
         row = {"epoch": len(self.history) + 1, "seconds": 0.0, **self.train_epoch(x, bar.update)}
         row["val_elbo"] = float("nan") if x_val is None else self.evaluate(x_val)
         if x_val is not None and not math.isfinite(row["val_elbo"]):
-            self._diverged(f"val_elbo is {row['val_elbo']}")
+            self._fail(f"val_elbo is {row['val_elbo']}")
         if x_val is not None and labels_val is not None:
             row["val_nmi"] = self._nmi(x_val, labels_val)
         row["seconds"] = time.perf_counter() - started

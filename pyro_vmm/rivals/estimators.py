@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vmm.estimators import storing
 from pyro_vmm.estimators.array_estimator import ArrayEstimator
-from pyro_vmm.estimators.settings import ArrayPosterior, RivalSettings, check_count, check_not_negative
+from pyro_vmm.estimators.settings import ArrayPosterior, RivalSettings
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import LatentVariableModel
 from pyro_vmm.models.elbo import sites
@@ -22,7 +22,7 @@ from pyro_vmm.priors import Prior
 from pyro_vmm.rivals.dlgmm import DeepLatentGaussianMixture, MixtureEncoder, StickBreakingMixture
 from pyro_vmm.rivals.gmvae import ConditionalMixture, GaussianMixtureVAE, TwoHeadedEncoder
 from pyro_vmm.rivals.vade import TrainedMixture, VariationalDeepEmbedding, pretrain, start_from_mixture
-from pyro_vmm.runtime.exclusive import exclusive
+from pyro_vmm.runtime.checks import check_not_negative, check_whole
 from pyro_vmm.runtime.randomness import RandomNumbers
 from pyro_vmm.runtime.ranks import Ranks
 from pyro_vmm.runtime.rows import Rows
@@ -53,7 +53,7 @@ class Rival(ArrayEstimator, RivalSettings):
         """One step trains all parameters, and all components stay in training."""
         return {**super()._training_settings(), "freeze_after": None}
 
-    def _responsibilities(self, x: Rows, function: Callable[[Tensor], Tensor]) -> np.ndarray:
+    def _of_components(self, x: Rows, function: Callable[[Tensor], Tensor]) -> np.ndarray:
         return self._batched(lambda rows: function(self.vae_.assignments(rows)), x)
 
     def _scores(self, x: Rows, n_importance_samples: int, rows_at_once: int) -> np.ndarray:
@@ -90,7 +90,7 @@ class VaDE(Rival, ArrayPosterior):
 
     covariance: CovarianceShape = "diagonal"
     pretraining_epochs: int = setting(
-        default=50, option=None, help="epochs without the prior", values=Values(check_count, int)
+        default=50, option=None, help="epochs without the prior", values=Values(partial(check_whole, least=0), int)
     )
     pretraining_learning_rate: float = setting(
         default=1e-3, option=None, help="of Adam", values=POSITIVE, resume="if pretraining diverged"
@@ -197,9 +197,8 @@ class DLGMM(Rival):
         return StickBreakingMixture(torch.randn(len(pseudo_inputs), self.latent_dim), self.concentration)
 
     def _number_clusters(self, x: Rows) -> None:
-        with torch.no_grad(), exclusive():
-            self.component_weights_ = self.weights_ = self.vae_.prior().weights.cpu().numpy()
-        self.components_ = self.labels_ = self._probabilities(x).argmax(1)
+        self.component_weights_ = self.weights_ = self._p_z().weights.cpu().numpy()
+        self.components_ = self.labels_ = self._of_clusters(x).argmax(1)
         self._count_clusters()
 
 

@@ -47,7 +47,7 @@ class Captured:
     long as ten replays of a full one.
 
     A recording knows tensors by their addresses and numbers by their values: call :meth:`refresh` after a change. It
-    does not notice another tensor in a plain attribute, which may be an output: let an input be a buffer.
+    does not watch tensors in plain attributes, which may be outputs: register an input as a buffer.
 
     What can't be recorded runs eagerly.
 

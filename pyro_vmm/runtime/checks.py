@@ -27,10 +27,10 @@ def is_finite(value: object) -> TypeGuard[float]:
         return False
 
 
-def check_whole(name: str, value) -> None:
-    """Raise ``ValueError`` unless the value is a whole number from 1 to ``LARGEST``, up to which torch counts."""
-    if not (is_whole(value) and value >= 1):
-        raise ValueError(f"{name}={value!r} should be a whole number, at least 1")
+def check_whole(name: str, value, least: int = 1) -> None:
+    """Raise ``ValueError`` unless the value is whole, from the least to ``LARGEST``, up to which torch counts."""
+    if not (is_whole(value) and value >= least):
+        raise ValueError(f"{name}={value!r} should be a whole number, at least {least}")
     if value > LARGEST:
         raise ValueError(f"{name}={value!r} should be at most {LARGEST}")
 
@@ -39,6 +39,12 @@ def check_positive(name: str, value) -> None:
     """Raise ``ValueError`` unless the value is a positive, finite number."""
     if not (is_finite(value) and value > 0):
         raise ValueError(f"{name}={value!r} should be a positive number")
+
+
+def check_not_negative(name: str, value) -> None:
+    """Raise ``ValueError`` unless the value is a finite number, at least 0."""
+    if not (is_finite(value) and value >= 0):
+        raise ValueError(f"{name}={value!r} should be a number, at least 0")
 
 
 def check_finite(name: str, value) -> None:

@@ -126,7 +126,7 @@ class WithVMM(Clusters):
         n = self.adata.n_obs
         if self._tried and self._has_mixture():
             contract.check_model(self, read(self, np.arange(min(contract.FEW, n))))
-        tensors = read(self, torch.randperm(n)[: self._n_pseudo_cells(n)].numpy())
+        tensors = read(self, torch.randperm(n)[: self._settle_on_n_components(n)].numpy())
         layout = Layout.of(self.module, tensors, self.summary_stats.get("n_batch", 1))
         layout.counts = all_counts(self, (field.key for field in layout.fields if field.key in MEASURED))
         self._attach(self.module, layout, layout.pack(tensors))
@@ -150,7 +150,7 @@ class WithVMM(Clusters):
             stats = vars(self).get("summary_stats")
             n_batches = datamodule.n_batch if stats is None else stats.get("n_batch", 1)
             layout = Layout.of(self.module, first, n_batches)
-            most = self._n_pseudo_cells()
+            most = self._settle_on_n_components()
             sample, seen = Sample(most, int(torch.randint(2**31, ()))), 0
             for tensors in chain([first], stream):
                 cells = layout.pack(tensors)
@@ -158,12 +158,15 @@ class WithVMM(Clusters):
                 seen += len(cells)
                 if seen >= AMONG * most:
                     break
-            cells = sample[torch.arange(self._n_pseudo_cells(len(sample)))]
+            cells = sample[torch.arange(self._settle_on_n_components(len(sample)))]
             self._attach(self.module, layout, cells)
         self._remember(layout)
 
-    def _n_pseudo_cells(self, n: int | None = None) -> int:
-        """The number of pseudo-cells, for N cells or an unknown number; without clusters one, which is not used."""
+    def _settle_on_n_components(self, n: int | None = None) -> int:
+        """Set ``n_components`` to what it can be with N cells, or an unknown number; the number of pseudo-cells.
+
+        Without clusters that is one, which is not used.
+        """
         given = self.prior_settings
         if not self._has_mixture():
             return 1
@@ -176,7 +179,7 @@ class WithVMM(Clusters):
 
     def _restore(self, layout: Layout) -> None:
         """Put a prior into the module whose values are loaded next."""
-        initial = torch.zeros(self._n_pseudo_cells(), layout.width)
+        initial = torch.zeros(self._settle_on_n_components(), layout.width)
         with torch.random.fork_rng(devices=[]):
             self._attach(self.module, layout, initial)
         if not self._has_adata():

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pyro_vmm.data.cells import CellBatches
 from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.prior_settings import listed, unused
@@ -72,7 +71,7 @@ def compare(
     _check(estimator, named, held_out, n_importance_samples)
     X = checked(estimator.with_prior(next(iter(named.values()))), X, whole=False)
     if y is not None:
-        y = _labels(y, _rows(estimator, X))
+        y = _labels(y, len(X))
     estimator = with_categories(estimator, X)
     Parts.draw(row_groups(estimator, X), held_out, 0, 0)  # it checks that there are enough rows
     tasks = [Task(name, seed, mark(prior)) for seed in seeds for name, prior in named.items()]
@@ -124,10 +123,6 @@ def _check(estimator: Any, named: Mapping[str, Any], held_out: float, n_importan
         values, at = listed(nowhere, estimator)
         problem = f"{values} of the estimator {'has' if len(nowhere) == 1 else 'have'} no effect with any of the priors"
         raise ValueError(f"{problem}; leave {at}")
-
-
-def _rows(estimator: VMM | SingleCellVMM, X: Any) -> int:
-    return len(CellBatches(X, estimator.layer)) if isinstance(estimator, SingleCellVMM) else len(X)
 
 
 def _labels(y: ArrayLike, n: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,30 +15,6 @@ from pyro_vmm.estimators import storing
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-
-class Fitted(Protocol):
-    """A fitted model of cells, as far as :func:`write` reads it; see :class:`~pyro_vmm.SingleCellVMM`."""
-
-    n_components_: int
-    weights_: np.ndarray
-    history_: pd.DataFrame
-    best_epoch_: int
-
-    @property
-    def batch_shares_(self) -> pd.DataFrame:
-        """Clusters x batches: the shares of a cluster's cells."""
-        ...
-
-    @property
-    def seed_(self) -> int | None:
-        """The seed of the fit."""
-        ...
-
-    @property
-    def configuration_(self) -> dict:
-        """The parameters of the fit as plain values."""
-        ...
 
 
 def batch_counts(
@@ -128,8 +104,38 @@ def check_writable(adata: "AnnData") -> None:
             check_members(each)
 
 
+def of_model(
+    weights: np.ndarray,
+    batch_shares: pd.DataFrame,
+    history: pd.DataFrame,
+    settings: dict,
+    best_epoch: int,
+    seed: int | None,
+) -> dict:
+    """What a fitted model says of itself in ``adata.uns``, as every version of AnnData can write it.
+
+    Arguments:
+        weights: of the clusters, (K,).
+        batch_shares: as :func:`shares_of` makes them.
+        history: a row for each epoch.
+        settings: the parameters of the fit as plain values.
+        best_epoch: the epoch that the model is of.
+        seed: of the fit.
+    """
+    return {
+        "weights": weights,
+        # Batches in the rows: their names may hold anything, those of columns have to suit an HDF5 file.
+        "batch_shares": batch_shares.T.rename_axis(index="batch", columns=None),
+        "history": history.set_axis(history.index.astype(str)),
+        "settings": {name: _scalar(value) for name, value in settings.items()},
+        "versions": storing.versions(),
+        "best_epoch": best_epoch,
+        "seed": _scalar(seed),
+    }
+
+
 def write(
-    adata: "AnnData", key: str, z: np.ndarray, summary: np.ndarray, model: Fitted, novelty: np.ndarray | None = None
+    adata: "AnnData", key: str, z: np.ndarray, summary: np.ndarray, model: dict, novelty: np.ndarray | None = None
 ) -> None:
     """Write an embedding, and cluster, its probability and the entropy, and what the model says of itself.
 
@@ -140,14 +146,14 @@ def write(
         key: how what is written is called.
         z: (N, D).
         summary: cluster, probability, entropy, (N, 3).
-        model: the fitted model.
+        model: what :func:`of_model` says.
         novelty: of each cell, (N,); None to write none, and to remove that of another model.
     """
     if adata.is_view:
         adata._init_as_actual(adata.copy())  # as scanpy does: without a warning
     adata.obsm[f"X_{key}"] = z
     cluster, probability, entropy = summary.T
-    values = [categorical(cluster.astype(int), model.n_components_)]
+    values = [categorical(cluster.astype(int), len(model["weights"]))]
     values += [None if each is None else each.astype(z.dtype) for each in (probability, entropy, novelty)]
     for column, value in zip(columns(key), values, strict=True):
         if value is not None:
@@ -156,16 +162,7 @@ def write(
             del adata.obs[column]
     # The colours of an earlier annotation may be those of other clusters.
     adata.uns.pop(f"{key}_colors", None)
-    adata.uns[key] = {
-        "weights": model.weights_,
-        # Batches in the rows: their names may hold anything, those of columns have to suit an HDF5 file.
-        "batch_shares": model.batch_shares_.T.rename_axis(index="batch", columns=None),
-        "history": model.history_.set_axis(model.history_.index.astype(str)),
-        "settings": {name: _scalar(value) for name, value in model.configuration_.items()},
-        "versions": storing.versions(),
-        "best_epoch": model.best_epoch_,
-        "seed": _scalar(model.seed_),
-    }
+    adata.uns[key] = model
 
 
 def _scalar(value):

@@ -172,8 +172,13 @@ class FittedCells(Estimator):
         annotation.check_writable(adata)
         z, summary = self._seen(rows, annotation.summary)
         novelty = self._novelty(rows) if self.mappings_ and self.usual_ is not None else None
-        annotation.write(adata, key_added, z, summary, self, novelty)
+        annotation.write(adata, key_added, z, summary, self._of_model(), novelty)
         return adata
+
+    def _of_model(self) -> dict:
+        """What ``adata.uns`` gets."""
+        of_fit = self.history_, self.configuration_, self.best_epoch_, self.seed_
+        return annotation.of_model(self.weights_, self.batch_shares_, *of_fit)
 
     def normalized_expression(
         self,

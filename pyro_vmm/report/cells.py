@@ -75,7 +75,7 @@ class CellResults(Results):
         self.data = data
         self.adata = without_counts(data.adata) if stays_outside(data.adata) else data.adata
         summary = annotation.summary(torch.from_numpy(probabilities)).numpy()
-        annotation.write(self.adata, "vmm", z, summary, model)
+        annotation.write(self.adata, "vmm", z, summary, model._of_model())
         self.adata.var["vmm"] = self.adata.var_names.isin(model.genes_)
         batch = model.covariates_.categorical[0]
         codes = np.zeros(len(self.clusters), int) if batch is None else batch.codes(data.selected).numpy()

@@ -278,9 +278,17 @@ class Clusters(Stock):
         z = self._encoded(adata if dataloader is None else None, dataloader, batch_size=batch_size)
         if len(z) != given.n_obs:
             raise ValueError(f"dataloader gives {len(z)} cells, expected the {given.n_obs} of adata in their order")
-        annotation.write(given, key_added, z, self._of_clusters(z, annotation.summary), _Fitted(self))
+        annotation.write(given, key_added, z, self._of_clusters(z, annotation.summary), self._of_model())
         given.uns[key_added]["versions"]["scvi-tools"] = __version__
         return given
+
+    def _of_model(self) -> dict:
+        """What ``adata.uns`` gets."""
+        of_epochs = list((self.history or {}).values())
+        history = pd.concat(of_epochs or [pd.DataFrame()], axis=1).astype(float).rename_axis(index="epoch")
+        given = {name: getattr(self.prior_settings, name) for name in defaults(PriorSettings)}
+        of_fit = history, storing.configuration(given), len(history), _seed()
+        return annotation.of_model(self.weights_, self.batch_shares_, *of_fit)
 
     def get_importance_weights(self, *args, **kwargs) -> np.ndarray:
         """The stock weights of ``get_normalized_expression(weights="importance")``; an error with a mixture prior.
@@ -333,16 +341,3 @@ class EncodedCells(NamedTuple):
 def _seed() -> int | None:
     """The seed that scvi-tools is set to."""
     return scvi.settings.seed  # pyright: ignore[reportAttributeAccessIssue]
-
-
-class _Fitted:
-    """A trained model of scvi-tools as :mod:`pyro_vmm.estimators.annotation` reads it."""
-
-    def __init__(self, model: Clusters):
-        self.n_components_ = model.module.vmm.prior.n_components
-        self.weights_, self.batch_shares_ = model.weights_, model.batch_shares_
-        history = list((model.history or {}).values())
-        self.history_ = pd.concat(history or [pd.DataFrame()], axis=1).astype(float).rename_axis(index="epoch")
-        self.best_epoch_, self.seed_ = len(self.history_), _seed()
-        given = {name: getattr(model.prior_settings, name) for name in defaults(PriorSettings)}
-        self.configuration_ = storing.configuration(given)

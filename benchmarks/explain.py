@@ -216,6 +216,7 @@ class Conditions:
         donors: of each condition; None takes its cells as one sample.
         spread: the standard deviation between donors of the log of each cluster's weight.
         changed: the share of clusters whose weight changes, by 0.75 to 2.5 log2 units up or down.
+        lacking: so many clusters, random ones, that one condition lacks, where some change.
     """
 
     name: str
@@ -225,6 +226,7 @@ class Conditions:
     donors: int | None = None
     spread: float = 0.0
     changed: float = 0.0
+    lacking: int = 0
 
     def draw(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Numbers of cells, (U, K), the condition of each sample, (U,), and the true log2 ratios, (K,)."""
@@ -232,6 +234,8 @@ class Conditions:
         effect = np.zeros(len(base))
         moved = random.random(len(base)) < self.changed
         effect[moved] = random.choice([-1, 1], moved.sum()) * random.uniform(0.75, 2.5, moved.sum()) * np.log(2)
+        if self.changed:
+            effect[random.permutation(len(base))[: self.lacking]] = -np.inf
         if self.donors is None:
             shares = np.stack([log_softmax(base + effect), log_softmax(base)])
             counts = np.stack([random.multinomial(self.cells, np.exp(each)) for each in shares])
@@ -256,6 +260,10 @@ CONDITIONS = [
     Conditions("sizes 5 to 1,000, 4 + 4 donors, spread 0.3", 1885, weights=SIZES, donors=4, spread=0.3),
     Conditions("sizes 5 to 1,000, 2 + 2 donors, spread 0.6", 1885, weights=SIZES, donors=2, spread=0.6),
     Conditions("8,000 cells, 20 clusters, 8 + 8 donors, spread 0.5", 8000, 20, donors=8, spread=0.5),
+    Conditions("450 cells, two clusters lacking", 450, lacking=2),
+    Conditions(
+        "sizes 5 to 1,000, 4 + 4 donors, spread 0.3, two lacking", 1885, weights=SIZES, donors=4, spread=0.3, lacking=2
+    ),
 ]
 
 
@@ -265,7 +273,8 @@ def abundance() -> list[str]:
         f"Simulated numbers of cells of known clusters in two conditions, {SETS} sets a line, 8 clusters unless said. "
         "Without donors cells are drawn from the shares; with them each cluster's log weight is normal between donors, "
         "with the standard deviation told, and the numbers of cells of donors differ. In changed sets each cluster has "
-        f"with 30 % a log2 change of 0.75 to 2.5. A call is false if the true log2 ratio is within {DELTA}. Told are "
+        "with 30 % a log2 change of 0.75 to 2.5, and where it is said one condition lacks two clusters. "
+        f"A call is false if the true log2 ratio is within {DELTA}. Told are "
         "the mean share of false calls, in brackets the share of sets with any, and the share of the changed clusters "
         "that are called. In sets without a change the two first are the same. Without shrinkage the same "
         "estimates and errors have a flat prior.",

@@ -25,7 +25,7 @@ from pyro_vmm.analysis import (
     shrunken,
     unshrunken,
 )
-from pyro_vmm.analysis.abundance import ClusterCounts, moderated
+from pyro_vmm.analysis.abundance import ClusterCounts, log_shares, moderated
 from pyro_vmm.analysis.explanation import CLUSTERS_SHOWN, Explanation
 from pyro_vmm.analysis.expression import ComparedCells
 
@@ -286,22 +286,53 @@ def test_shares_of_sure_cells_are_beta():
     """Two clusters: Dirichlet(counts + 1/2) is Beta; moments of the logarithms by SciPy's draws."""
     counts = np.array([[[30.0, 70.0], [60.0, 40.0]]])
     one = np.log2(stats.beta.rvs(30.5, 70.5, size=200_000, random_state=1))
-    ratio = one - np.log2(stats.beta.rvs(60.5, 40.5, size=200_000, random_state=2))
-    found = share_changes(counts, np.array([0, 1]), False)
-    assert found.estimate[0] == pytest.approx(ratio.mean(), abs=2e-3)
-    assert found.error[0] == pytest.approx(ratio.std(), rel=5e-3)
+    other = np.log2(stats.beta.rvs(60.5, 40.5, size=200_000, random_state=2))
+    found = log_shares(counts)
+    np.testing.assert_allclose(found.mean[:, 0], [one.mean(), other.mean()], atol=2e-3)
+    np.testing.assert_allclose(found.counting[:, 0], [one.var(), other.var()], rtol=1e-2)
+    np.testing.assert_array_equal(found.hesitation, 0)
+    assert share_changes(counts, np.array([0, 1]), False).estimate[0] == pytest.approx((one - other).mean(), abs=2e-3)
     table = shares_compared(counts, np.array([0, 1]), False, 0.5, 0.05, 0.9)
     assert table.loc[0, "share1"] == pytest.approx(2 ** one.mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("rows", [(50, 0), (0, 50), (300, 0), (50, 2), (30, 60)])
+def test_a_ratio_has_the_evidence_of_the_likelihood_ratio(rows):
+    """SciPy's G test of the table of two conditions; of a cluster that one condition lacks, too."""
+    counts = np.array([[rows[0], 1000 - rows[0]], [rows[1], 1000 - rows[1]]])
+    found = share_changes(counts[None].astype(float), np.array([0, 1]), False)
+    g = stats.chi2_contingency(counts, correction=False, lambda_="log-likelihood").statistic
+    assert (found.estimate[0] / found.error[0]) ** 2 == pytest.approx(g)
+    assert np.sign(found.estimate[0]) == np.sign(rows[0] - rows[1])
+
+
+@pytest.mark.parametrize("donors", [None, 3])
+def test_a_cluster_that_one_condition_lacks_is_called(donors):
+    """Called as surely as one of which two rows are left there, and the smaller its number of rows, the less surely."""
+    condition = np.array([0, 1]) if donors is None else np.repeat([0, 1], donors)
+
+    def compared(here: int, there: int) -> pd.Series:
+        rest = [200.0, 160, 160, 160, 160, 110]
+        counts = np.array([[here, *rest], [there, *rest]])[condition]
+        return shares_compared(counts[None], condition, donors is not None, 0.5, 0.1, 0.95).loc[0]
+
+    lacking = compared(50, 0)
+    assert lacking["called"] and lacking["log2_ratio_low"] > 2 and compared(50, 2)["called"]
+    probabilities = [compared(n, 0)["probability"] for n in (1, 5, 20, 50, 300)]
+    assert probabilities == sorted(probabilities) and probabilities[0] < 0.5
 
 
 def test_draws_that_differ_widen_the_error_of_a_share():
     """The law of total variance: that within a draw of counts, and that of the means between draws."""
     counts = np.array([[[30.0, 70.0], [60.0, 40.0]], [[50.0, 50.0], [60.0, 40.0]]])
-    each = [share_changes(draw[None], np.array([0, 1]), False) for draw in counts]
-    both = share_changes(counts, np.array([0, 1]), False)
-    means, within = (np.stack([getattr(found, name) for found in each]) for name in ("estimate", "error"))
-    np.testing.assert_allclose(both.estimate, means.mean(0))
-    np.testing.assert_allclose(both.error**2, np.square(within).mean(0) + means.var(0))
+    each, both = [log_shares(draw[None]) for draw in counts], log_shares(counts)
+    means = np.stack([draw.mean for draw in each])
+    np.testing.assert_allclose(both.mean, means.mean(0))
+    np.testing.assert_allclose(both.counting, np.mean([draw.counting for draw in each], 0))
+    np.testing.assert_allclose(both.hesitation, means.var(0))
+    error = share_changes(counts, np.array([0, 1]), False).error
+    sure = share_changes(counts.mean(0)[None], np.array([0, 1]), False).error
+    np.testing.assert_allclose(error**2, sure**2 + means.var(0).sum(0), rtol=0.05)
 
 
 def test_the_spread_between_samples_is_pooled_moderated_and_of_a_t_distribution():

@@ -12,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 
 from pyro_vmm import VMM, SingleCellVMM
 from pyro_vmm.analysis import ArrayExplanation, CellExplanation, Explanation
+from pyro_vmm.estimators import named_groups
 from pyro_vmm.priors import PRIORS
 
 TINY = {"n_components": 5, "latent_dim": 2, "hidden": (8,), "epochs": 2, "settle": False, "random_state": 0}
@@ -206,6 +207,22 @@ WRONG = [
     ({"group1": 0, "batch_correction": 0}, "batch_correction=0 should be True or False"),
     ({"group1": 0, "pseudo_count": 0}, "pseudo_count=0 should be a positive number"),
 ]
+
+
+def test_clusters_that_can_be_compared_are_those_with_cells(adata, model):
+    assert model.cluster_of_component_.max() > model.labels_.max(), "some have none"
+    told = message_of(lambda: model.differential_expression(adata, 99))
+    assert f"a cluster from 0 to {model.labels_.max()} or" in told
+
+
+def test_three_cells_that_hesitate_a_little_are_a_group(adata, model, monkeypatch):
+    q = np.zeros((adata.n_obs, 2))
+    q[:3, 0], q[3:, 1] = 0.999, 1.0
+    monkeypatch.setattr(named_groups, "of_masks", lambda *_: q)
+    assert len(model.differential_expression(adata, np.arange(adata.n_obs) < 3)) == adata.n_vars
+    q[:3, 0] = 0.8
+    told = message_of(lambda: model.differential_expression(adata, np.arange(adata.n_obs) < 3))
+    assert told == "group1 has 2.4 cells, expected at least 3"
 
 
 @pytest.mark.parametrize(("arguments", "told"), WRONG)

@@ -329,8 +329,12 @@ def test_a_type_that_the_reference_lacks_is_novel(atlas):
     mapped = atlas.map_query(new, new_clusters="auto")
     p = atlas.novelty(new)
     assert (p[novel] < 0.01).mean() > 0.9 and (p[~novel] < 0.01).mean() < 0.1
-    known, clusters = int(atlas.cluster_of_component_.max()), mapped.predict(new)
+    known, clusters = int(atlas.labels_.max()), mapped.predict(new)
     assert (clusters[novel] > known).mean() > 0.9 and (clusters[~novel] > known).mean() < 0.1
+    assert set(clusters[novel]) <= {*range(known + 1), known + 1}, "numbered after those of the reference"
+    np.testing.assert_array_equal(mapped.predict(new[~novel]), np.minimum(clusters[~novel], known + 1))
+    shares = mapped.batch_shares_
+    assert list(shares.index) == [*map(str, range(known + 2)), "all"] and np.allclose(shares.sum(1), 1)
     k = atlas.n_components_
     ratio = mapped.component_weights_[:k] / atlas.component_weights_
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
@@ -349,7 +353,7 @@ def test_new_clusters_have_only_so_many_of_the_cells(atlas, monkeypatch):
     def grown(most: float) -> tuple[float, SingleCellVMM]:
         monkeypatch.setattr("pyro_vmm.estimators.mapping.MOST_SHARE", most)
         mapped = atlas.map_query(new, new_clusters="auto", novel_below=0.05, **SHORT)
-        known = int(atlas.cluster_of_component_.max()) + 1
+        known = int(atlas.labels_.max()) + 1
         return mapped.predict_proba(new)[:, known:].sum(), mapped
 
     free, mapped = grown(1e9)

@@ -290,21 +290,25 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             if novel_below:
                 novel = np.flatnonzero(usual.novelty(scores, self.adjustments_[batch]) < novel_below)
                 self._add_clusters(rows, novel, novel_below)
-        before = self.batch_counts_
-        counts = annotation.batch_counts(self._clusters(rows), batch, self._n_clusters, len(self.batches_))
+        clusters, before = self._clusters(rows), self.batch_counts_
+        n_clusters = max(len(before), clusters.max() + 1)
+        counts = annotation.batch_counts(clusters, batch, n_clusters, len(self.batches_))
         counts[: len(before), : before.shape[1]] += before
         self.batch_counts_ = counts
 
     def _add_clusters(self, rows: CellRows, novel: np.ndarray, novel_below: float) -> None:
         """Add clusters for cells at these positions; a warning if they make up none."""
-        before = self._n_clusters
         self.vae_, groups = mapping.new_components(self.vae_, rows, novel, len(self.labels_), self.seed_)
         if not len(groups):
             mapping.warn_of_no_cluster(len(novel), len(rows), novel_below, self._own_dim())
             return
         self.n_components_ = self.vae_.prior.n_components
         self.tree_ = None  # which is of the reference's components
-        self.cluster_of_component_ = np.append(self.cluster_of_component_, before + groups)
+        first, new = len(self.batch_counts_), int(groups.max()) + 1
+        # Clusters without a cell come after the new ones.
+        known = self.cluster_of_component_ + new * (self.cluster_of_component_ >= first)
+        self.cluster_of_component_ = np.append(known, first + groups)
+        self.batch_counts_ = np.pad(self.batch_counts_, ((0, new), (0, 0)))
         self.component_weights_ = self._p_z().weights.cpu().numpy()
         self.weights_ = self._by_cluster(self.component_weights_)
 
@@ -435,10 +439,9 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         model.mappings_, model.gene_match_ = stored_cells.mappings(fitted)
         layout = model.covariates_.layout(len(model.genes_))
         model.library_size_ = fitted.positive("library_size")
-        clusters = model.cluster_of_component_ if model.mappings_ else model.labels_
+        most = model._n_clusters if model.mappings_ else int(model.labels_.max()) + 1
         n_cells = len(model.labels_) + sum(each.cells for each in model.mappings_)
-        shape = int(clusters.max()) + 1, layout.n_batches
-        model.batch_counts_ = stored_cells.batch_counts(fitted, shape, model.labels_, n_cells)
+        model.batch_counts_ = stored_cells.batch_counts(fitted, (most, layout.n_batches), model.labels_, n_cells)
         model.usual_, model.factors_, model.adjustments_ = stored_cells.usual(fitted, layout)
         model._restore_training(path)
         with storing.restoring(path), building.random_start(model.seed_):

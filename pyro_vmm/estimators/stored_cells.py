@@ -44,22 +44,26 @@ def batch_counts(fitted: Entries, shape: tuple[int, int], labels: np.ndarray, n_
 
     Arguments:
         fitted: the entries.
-        shape: clusters and batches.
+        shape: the most clusters that there can be, and the batches.
         labels: the cluster of each cell of the fit, (N,).
         n_cells: how many there are, mapped ones too.
     """
-    if "batch_counts" in fitted:
-        counts = fitted.floats("batch_counts", shape).numpy()
-        if (counts < 0).any():
-            raise fitted.wrong("batch_counts should hold no negative number")
-        return counts
-    shares = fitted.floats("batch_shares", (shape[0] + 1, shape[1])).numpy()
-    sizes = np.bincount(labels, minlength=shape[0])
+    name, more = ("batch_counts", 0) if "batch_counts" in fitted else ("batch_shares", 1)  # of all cells
+    found, least = fitted.floats(name).numpy(), labels.max() + 1
+    if found.ndim != 2 or not least <= len(found) - more <= shape[0] or found.shape[1] != shape[1]:
+        rows = f"{least + more} to {shape[0] + more}"
+        raise fitted.wrong(f"{name} has shape {found.shape}, expected ({rows}, {shape[1]})")
+    if (found < 0).any():
+        raise fitted.wrong(f"{name} should hold no negative number")
+    if name == "batch_counts":
+        return found
+    shares, whole = found[:-1], found[-1]
+    sizes = np.bincount(labels, minlength=len(shares))
     if n_cells == len(labels):
-        return np.rint(shares[:-1] * sizes[:, None])
+        return np.rint(shares * sizes[:, None])
     # A cluster has the cells of the fit at least.
-    found = lsq_linear(shares[:-1].T, n_cells * shares[-1], (np.maximum(sizes, 1), np.inf))
-    return shares[:-1] * found.x[:, None]
+    found = lsq_linear(shares.T, n_cells * whole, (np.maximum(sizes, 1), np.inf))
+    return shares * found.x[:, None]
 
 
 def mappings_to_plain(mappings: Sequence[Mapped], genes: GeneMatch) -> dict:

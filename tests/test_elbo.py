@@ -72,8 +72,8 @@ def test_elbo_is_pyros(prior, cls, whole):
 def test_what_was_enumerated_has_one_scale():
     class Annealed(VAE):
         def model(self, x, p_z):
-            c = pyro.sample("c", dist.Categorical(logits=p_z.log_weights), infer={"enumerate": "parallel"})
             with pyro.plate("rows", len(x)):
+                c = pyro.sample("c", dist.Categorical(logits=p_z.log_weights), infer={"enumerate": "parallel"})
                 with pyro.poutine.scale(scale=0.1):
                     z = pyro.sample("z", p_z.component(c))
                 pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
@@ -89,6 +89,65 @@ def test_map_objective_is_pyros(prior, analytic):
     vae, z = build(prior), torch.randn(M, D)
     centres = vae.prior.centres(vae.encoder) if analytic else None
     assert_same(vae.prior.model, vae.prior.guide, vae.prior_parameters(), z, vae.encoder, centres)
+
+
+class Masked(VAE):
+    """Only the first five rows count."""
+
+    def model(self, x, p_z=None):
+        with pyro.poutine.mask(mask=torch.arange(len(x)) < 5):
+            return super().model(x, p_z)
+
+    def guide(self, x, p_z=None):
+        with pyro.poutine.mask(mask=torch.arange(len(x)) < 5):
+            super().guide(x, p_z)
+
+
+class Switched(VAE):
+    """All rows are louder, or none is: a global indicator, summed out once."""
+
+    def model(self, x, p_z=None):
+        loud = pyro.sample("loud", dist.Bernoulli(torch.tensor(0.3)), infer={"enumerate": "parallel"})
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(logits=p_z.log_weights), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", p_z.component(c))
+            return pyro.sample("x", dist.Normal(self.decoder(z), 1.0 + loud[..., None]).to_event(1), obs=x)
+
+
+class Accompanied(VAE):
+    """Some other rows, of a plate of another size, have a hidden indicator, too."""
+
+    def model(self, x, p_z=None):
+        with pyro.plate("others", 4):
+            hidden = pyro.sample("hidden", dist.Bernoulli(torch.tensor(0.3)), infer={"enumerate": "parallel"})
+            pyro.sample("other", dist.Normal(hidden, 1.0), obs=torch.arange(4.0))
+        return super().model(x, p_z)
+
+
+@pytest.mark.parametrize("cls", [Masked, Switched, Accompanied])
+@pytest.mark.parametrize("prior", ["gmm", "vmm"])
+def test_elbo_of_an_edited_model_is_pyros(prior, cls):
+    vae, x = build(prior, cls), torch.randn(M, G)
+    assert_same(vae.model, vae.guide, list(vae.parameters()), x, vae.prior(vae.encoder))
+
+
+def test_the_pair_runs_once():
+    """What runs twice moves BatchNorm's statistics twice; here the guide enumerates, and rows are masked."""
+    runs = []
+
+    def model():
+        runs.append("model")
+        with pyro.plate("data", M), pyro.poutine.mask(mask=torch.arange(M) < 5):
+            c = pyro.sample("c", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(c, 1.0), obs=torch.zeros(M))
+
+    def guide():
+        runs.append("guide")
+        with pyro.plate("data", M), pyro.poutine.mask(mask=torch.arange(M) < 5):
+            pyro.sample("c", dist.Bernoulli(torch.tensor(0.4).requires_grad_()), infer={"enumerate": "parallel"})
+
+    Elbo().differentiable_loss(model, guide)
+    assert runs == ["guide", "model"]
 
 
 class Marginal(VAE):
@@ -112,7 +171,7 @@ class Labelled(VAE):
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("cls", [VAE, Subsampled, Marginal, Labelled])
+@pytest.mark.parametrize("cls", [VAE, Subsampled, Marginal, Labelled, Masked, Switched, Accompanied])
 def test_responsibilities_of_the_last_draws(prior, cls):
     vae, x, elbo = build(prior, cls), torch.randn(M, G), Elbo()
     p_z, log_likelihoods = vae.prior(vae.encoder), []

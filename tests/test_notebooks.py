@@ -5,8 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
+import pyro
 import pytest
+import torch
 from nbclient import NotebookClient
+from pyro.infer import SVI, TraceEnum_ELBO
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -30,6 +33,20 @@ scanpy.tl.umap = umap
 NO_NEIGHBOURS = """
 scanpy.pp.neighbors = lambda adata, use_rep: None
 """
+
+
+def test_svi_trains_the_model_that_the_notebook_of_digits_writes():
+    notebook = nbformat.read(NOTEBOOKS[[path.stem for path in NOTEBOOKS].index("digits")], as_version=4)
+    imports, model = [cell.source for cell in notebook.cells if cell.cell_type == "code"][:2]
+    names: dict = {}
+    exec(imports.replace("%matplotlib inline", ""), names)
+    exec(model, names)
+    vae, optimizer = names["vae"], pyro.optim.Adam({"lr": 1e-2})
+    before = {name: each.detach().clone() for name, each in vae.named_parameters()}
+    svi = SVI(vae.model, vae.guide, optimizer, TraceEnum_ELBO(max_plate_nesting=1))
+    losses = [svi.step(names["x"][:50]) for _ in range(3)]
+    assert losses[-1] < losses[0]
+    assert not [name for name, each in vae.named_parameters() if torch.equal(each, before[name])]
 
 
 def run(path: Path, shorter: int = 1) -> None:

@@ -25,7 +25,8 @@ class LatentVariableModel(nn.Module):
         likelihood: decoder output -> p(x | z).
         prior: one of :mod:`pyro_vmm.priors`.
 
-    A subclass whose mixture weights differ between batches sets ``balance`` and defines :meth:`batch`.
+    A subclass defines ``model`` and ``guide``, which call :func:`show_parameters` where ``p_z`` is None: ``SVI`` trains
+    what it is shown. One whose mixture weights differ between batches sets ``balance`` and defines :meth:`batch`.
     """
 
     #: What keeps clusters from following batches, or None. A default here would hide a submodule of this name.

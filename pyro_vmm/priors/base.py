@@ -214,8 +214,20 @@ class Prior(nn.Module, ABC):
             shared = vars(module).get("shared", ())
             yield from (_joined(prefix, name) for name in names if name not in shared)
 
+    @classmethod
+    def missing(cls) -> list[str]:
+        """The methods that the class has to define and does not; :meth:`build` is for estimators alone."""
+        lacks = sorted(cls.__abstractmethods__)
+        if cls.can_eliminate and cls.subset is Prior.subset:
+            lacks.append("subset")
+        if cls.can_place and cls.place is Prior.place:
+            lacks.append("place")
+        return lacks
+
     def check(self) -> None:
         """Raise ``ValueError`` unless the prior has what its class attributes say it has."""
+        if lacks := self.missing():
+            raise ValueError(f"{type(self).__name__} does not define {', '.join(lacks)}, see pyro_vmm.priors.Prior")
         check_choice("expectation", self.expectation, EXPECTATIONS)
         for stated, needed in {"free_centres": ("mu",), "can_eliminate": ("pi_logits", "m_prior")}.items():
             lacks = [name for name in needed if getattr(self, stated) and not hasattr(self, name)]

@@ -46,23 +46,13 @@ def prior_class(prior: Given) -> type[Prior]:
             problem = f"prior={prior!r} is registered as {described(cls)}"
             raise ValueError(f"{problem}, expected a class derived from pyro_vmm.priors.Prior")
         raise ValueError(f"prior={described(prior)} should be {expected}")
-    lacks = _missing(cls, built=isinstance(prior, Prior))
+    lacks = cls.missing()
+    if not isinstance(prior, Prior) and getattr(cls.build, "__func__", cls.build) is Prior.build.__func__:
+        lacks.append("build")
     if lacks:
         problem = f"{cls.__name__} does not define {', '.join(lacks)}"
         raise ValueError(f"prior={described(prior)}: {problem}, see pyro_vmm.priors.Prior")
     return cls
-
-
-def _missing(cls: type[Prior], built: bool) -> list[str]:
-    """The methods that a class has to define and does not; an object already built needs no ``build``."""
-    lacks = sorted(cls.__abstractmethods__)
-    if not built and getattr(cls.build, "__func__", cls.build) is Prior.build.__func__:
-        lacks.append("build")
-    if cls.can_eliminate and cls.subset is Prior.subset:
-        lacks.append("subset")
-    if cls.can_place and cls.place is Prior.place:
-        lacks.append("place")
-    return lacks
 
 
 def settings_taken(prior: Given) -> tuple[str, ...]:

@@ -199,7 +199,10 @@ class _BayesianMixture(Prior):
         if not own:
             precision_tril = precision_tril.expand(trained, d, d)
         if mu.dim() != 2:
-            raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (K, D): Predictive needs parallel=False")
+            raise ValueError(
+                f"mu has shape {tuple(mu.shape)}, expected (K, D): draws can't be vectorised, "
+                "so Predictive needs parallel=False, and an ELBO vectorize_particles=False"
+            )
         if centres is None:
             pyro.deterministic("pi", log_pi.exp())
             pyro.deterministic("precision", precision_tril @ precision_tril.mT)

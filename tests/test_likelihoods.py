@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pyro_vmm import likelihoods
-from pyro_vmm.likelihoods import LIKELIHOODS, CustomLikelihood
+from pyro_vmm.estimators.building import likelihood_options
+from pyro_vmm.likelihoods import LIKELIHOODS, Categorical, CustomLikelihood
 
 EVENT_SHAPES = [(), (3,), (2, 3)]
 
@@ -263,6 +264,9 @@ def test_custom_check_of_a_distribution_without_a_support():
         def __init__(self, h):
             super().__init__(h.shape[:-1], h.shape[-1:], validate_args=False)
 
+        def log_prob(self, value):
+            return value.new_zeros(self.batch_shape)
+
     CustomLikelihood((3,), Flat).check(torch.zeros(5, 3))
 
 
@@ -277,3 +281,22 @@ def test_custom_check_of_a_distribution_without_a_support():
 def test_custom_check_refuses_what_is_no_likelihood(function):
     with pytest.raises(ValueError):
         CustomLikelihood((3,), function).check(torch.zeros(5, 3))
+
+
+def test_rows_at_the_end_of_a_support_are_told_before_training():
+    """torch's Beta takes 0 and 1 for values of its support; their densities are 0 or infinite."""
+    function = CustomLikelihood((2,), lambda h: dist.Beta(2.0 + h, 2.0))
+    rows = torch.full((5, 2), 0.5)
+    function.check(rows)
+    rows[3, 1] = 1.0
+    with pytest.raises(ValueError, match=r"density of 0 or infinity at 1 of 5 rows of x .* from 0.5 to 1; values"):
+        function.check(rows)
+
+
+def test_numbers_that_are_no_codes_make_no_categories():
+    counts = torch.as_tensor(np.random.default_rng(0).poisson(1e6, (50, 3)), dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"x holds \d+ different values up to \d+, which would make \d+ categories"):
+        Categorical.domain_options(counts)
+    assert Categorical.domain_options(torch.arange(1000.0)) == {"n_categories": 1000}
+    assert Categorical.domain_options(torch.tensor([0.0, 255.0])) == {"n_categories": 256}
+    assert likelihood_options("categorical", {"n_categories": 2_000_000}, counts) == {"n_categories": 2_000_000}

@@ -27,6 +27,8 @@ Scale = Literal["scalar", "per_feature"]
 SCALES = get_args(Scale)
 # The start of a noise scale that neither the user nor the data have set.
 DEFAULT_SCALE = 1.0
+# So many categories are taken as they are; of more, one in so many has to occur.
+SURELY_CODES, UNUSED_CODES = 256, 10
 # The log-likelihood that the variance of a row costs at the start, in nats.
 NATS = 200.0
 
@@ -234,7 +236,13 @@ class Categorical(Likelihood):
     @classmethod
     def domain_options(cls, x: Tensor) -> dict:
         """The number of categories: held-out rows may have a category that no other row has."""
-        return {"n_categories": max(2, int(x.max()) + 1)}
+        n = max(2, int(x.max()) + 1)
+        if n > SURELY_CODES and n > UNUSED_CODES * (distinct := len(x.unique())) and (x == x.round()).all():
+            raise ValueError(
+                f"x holds {distinct} different values up to {n - 1}, which would make {n} categories of each feature; "
+                f"number the categories from 0 on, or give n_categories={n} in likelihood_options"
+            )
+        return {"n_categories": n}
 
     def forward(self, h: Tensor) -> TorchDistribution:
         return self.independent(dist.Categorical(logits=h))
@@ -288,11 +296,13 @@ class CustomLikelihood(Likelihood):
             distribution = self._try(rows)
             try:
                 support: Any = distribution.support
+                while hasattr(support, "base_constraint"):
+                    support = support.base_constraint
+                _require(rows, support.check(rows), "given", f"values in {support}")
             except NotImplementedError:
-                continue  # a distribution need not have one
-            while hasattr(support, "base_constraint"):
-                support = support.base_constraint
-            _require(rows, support.check(rows), "given", f"values in {support}")
+                pass  # a distribution need not have one
+            # The ends of a support may have no density: torch's Beta takes 0 and 1.
+            check_density(distribution, rows)
 
     def _try(self, rows: Tensor) -> TorchDistribution:
         extra = (self.outputs_per_feature,) if self.outputs_per_feature > 1 else ()
@@ -318,6 +328,18 @@ def of_pyro(returned) -> TorchDistribution:
     raise ValueError(
         f"likelihood returned {what}, expected a Pyro distribution, such as pyro.distributions.Normal(h, 1.0)"
     )
+
+
+def check_density(distribution: TorchDistribution, rows: Tensor) -> None:
+    """Raise ``ValueError`` where a row (M, ...) has a density of 0 or infinity."""
+    finite = distribution.log_prob(rows).isfinite().reshape(len(rows), -1).all(1)
+    if not finite.all():
+        worst = rows[~finite][0]
+        raise ValueError(
+            f"the given likelihood has a density of 0 or infinity at {int((~finite).sum())} of {len(rows)} rows of x "
+            f"where the decoder's output is 0, such as one with values from {worst.min():g} to {worst.max():g}; values "
+            "at an end of its support may have to move inwards"
+        )
 
 
 def declare_events(distribution: TorchDistribution, rows: int) -> TorchDistribution:

@@ -18,7 +18,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vmm.distributions.counts import MEAN_FLOOR, NegativeBinomial, ZeroInflatedNegativeBinomial
-from pyro_vmm.likelihoods.arrays import SharedScaleNormal, declare_events, of_pyro
+from pyro_vmm.likelihoods.arrays import SharedScaleNormal, check_density, declare_events, of_pyro
 from pyro_vmm.networks import inverse_softplus, positive
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.checks import check_choice, check_positive, one_line
@@ -243,7 +243,7 @@ class CustomCellLikelihood(CellLikelihood):
             shape = distribution.batch_shape + distribution.event_shape
             if shape != values.shape:
                 raise ValueError(f"it returned a distribution of shape {tuple(shape)}")
-            distribution.log_prob(values)
+            check_density(distribution, values)
         except Exception as error:  # a user's function may raise anything
             message = one_line(error)
             raise ValueError(f"likelihood can't score values of shape {tuple(values.shape)}: {message}") from error

@@ -822,19 +822,49 @@ def test_the_range_of_any_size(size):
     assert (seen.min(), seen.max()) == (-1.0, 1.0)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_fit_computes_gradients_where_the_caller_does_not(X, mode):
+    expected = VMM(**TINY).fit(X)
+    with mode():
+        model = VMM(**TINY).fit(X)
+        assert torch.is_grad_enabled() is False
+    np.testing.assert_array_equal(model.transform(X), expected.transform(X))
+    assert model.fit(X).history_.equals(expected.history_), "nor is the model in that mode later"
+
+
+def test_rows_too_far_out_for_a_density_are_refused(X):
+    model = VMM(**TINY).fit(X)
+    far = X.copy()
+    far[3] *= 1e20
+    with pytest.raises(ValueError, match="in row 3, column 0, whose square is more than float32 can hold"):
+        model.predict(far)
+    far[3] /= 1e4
+    assert np.isfinite(model.predict_proba(far)).all() and np.isfinite(model.score_samples(far, 5)).all()
+
+
+def test_an_augmentation_may_change_its_rows_in_place(X):
+    expected = VMM(**TINY, augment=lambda rows: rows + 1.0).fit(X)
+    model = VMM(**TINY, augment=lambda rows: rows.add_(1.0)).fit(X)
+    assert model.history_.equals(expected.history_)
+
+
 def test_what_the_model_can_not_hold_is_named(X):
     frame = pd.DataFrame(X, columns=list("abcd"))
     large = frame.assign(c=frame["c"] * 1e40)
-    with pytest.raises(ValueError, match=r"X holds .*e.40 in row 0, column 'c', more than float32 can hold; bring"):
+    with pytest.raises(
+        ValueError, match=r"X holds .*e.40 in row 0, column 'c', whose square is more than float32 can hold; bring"
+    ):
         VMM(**TINY, scaling=None).fit(large)
-    with pytest.raises(ValueError, match="in row 0, column 2, more than float32 can hold"):
+    with pytest.raises(ValueError, match="in row 0, column 2, whose square is more than float32 can hold"):
         VMM(**TINY, scaling=None).fit(large.to_numpy())
     images = X[:, :, None] * np.array([1.0, 1e50])
-    with pytest.raises(ValueError, match=r"in row 0, column \(0, 1\), more than float32 can hold"):
+    with pytest.raises(ValueError, match=r"in row 0, column \(0, 1\), whose square is more than float32 can hold"):
         VMM(**TINY, scaling=None).fit(images)
     model = VMM(**TINY).fit(frame)
     for method in (model.predict, model.transform, model.score_samples):
-        with pytest.raises(ValueError, match="column 'c', more than float32 can hold after scaling='standard'"):
+        with pytest.raises(
+            ValueError, match="column 'c', whose square is more than float32 can hold after scaling='standard'"
+        ):
             method(large)
     VMM(**TINY, dtype="float64", scaling="standard").fit(large)
 

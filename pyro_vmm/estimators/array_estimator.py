@@ -16,7 +16,7 @@ from pyro_vmm.estimators.fitted_arrays import FittedArrays
 from pyro_vmm.estimators.scaling import shift_and_scale
 from pyro_vmm.likelihoods import Likelihood
 from pyro_vmm.models import VAE
-from pyro_vmm.networks import CovarianceShape, CovarianceStart, layer_widths
+from pyro_vmm.networks import CovarianceShape, CovarianceStart, gradients, layer_widths
 from pyro_vmm.priors import Prior
 from pyro_vmm.runtime import finite
 from pyro_vmm.runtime.checks import described
@@ -41,6 +41,7 @@ class ArrayEstimator(FittedArrays):
 
     # Fitting
 
+    @gradients()
     def fit(
         self,
         X,

@@ -1,6 +1,7 @@
 """From an estimator's parameters to the parts of a model."""
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -101,7 +102,7 @@ def check_augmentation(given: str | Augmentation, likelihood: Likelihood, rows: 
     augment, named = as_augmentation(given), f"augment={described(given)}"
     assert augment is not None, "None makes no copies"
     try:
-        changed = augment(rows)
+        changed = augment(rows.clone())  # it may change them in place
     except Exception as error:  # whatever a callable of the user's own may raise
         raise ValueError(f"{named} can't change rows of X: {one_line(error)}") from error
     if not isinstance(changed, Tensor) or changed.shape != rows.shape:
@@ -123,8 +124,10 @@ def likelihood_options(likelihood: Given, options: dict | None, all_rows: Tensor
         options: what the user gave; it wins.
         all_rows: training rows and those held back, as the model sees them, (N, ...).
     """
-    cls = None if isinstance(likelihood, Likelihood) else likelihood_class(likelihood)
-    return {**({} if cls is None else cls.domain_options(all_rows)), **(options or {})}
+    cls, options = None if isinstance(likelihood, Likelihood) else likelihood_class(likelihood), options or {}
+    if cls is None or not inspect.signature(cls).parameters.keys() - {"event_shape", *options}:
+        return {**options}  # nothing is left open
+    return {**cls.domain_options(all_rows), **options}
 
 
 def _own(given: T) -> T:

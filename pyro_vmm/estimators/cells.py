@@ -32,6 +32,7 @@ from pyro_vmm.estimators.settings import DTYPES, CellSettings
 from pyro_vmm.likelihoods import CellLikelihood, of_counts
 from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.models.growth import blank_components, with_batches
+from pyro_vmm.networks import gradients
 from pyro_vmm.priors.balance import BatchBalance
 from pyro_vmm.priors.pseudo_inputs import CellPseudoInputs
 from pyro_vmm.runtime.cell_layout import CellLayout
@@ -123,6 +124,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
 
     # Fitting
 
+    @gradients()
     def fit(
         self,
         adata: "AnnData",
@@ -215,6 +217,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
 
     # Mapping
 
+    @gradients()
     def map_query(
         self,
         adata: "AnnData",

@@ -1,9 +1,11 @@
 """The scaling of arrays."""
 
+import math
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_vmm.data.numbers import standard
@@ -47,7 +49,7 @@ def _middle_and_half_range(low: np.floating, high: np.floating) -> tuple[np.floa
 
 
 def check_range(x: Tensor, X: np.ndarray, names: Sequence, scaling: str | None) -> None:
-    """Raise ``ValueError`` for numbers that are finite in X, but not in what the model sees of it.
+    """Raise ``ValueError`` for numbers that are finite in X, but whose squares are not in what the model sees of it.
 
     Arguments:
         x: what it sees, (N, ...).
@@ -55,13 +57,15 @@ def check_range(x: Tensor, X: np.ndarray, names: Sequence, scaling: str | None) 
         names: of the features, flat.
         scaling: of X to x.
     """
-    if x.sum().isfinite():  # cheaper than a look at each of them
+    most = math.sqrt(torch.finfo(x.dtype).max) / 10
+    low, high = x.aminmax()  # cheaper than a look at each of them
+    if max(-low, high) <= most:  # not where one is NaN
         return
-    lost = ~x.isfinite().flatten(1).numpy()
+    lost = ~(x.abs() <= most).flatten(1).numpy()
     if lost.any():
         row, feature = np.argwhere(lost)[0]
         how = "" if scaling is None else f" after scaling={scaling!r}"
         raise ValueError(
-            f"X holds {X[row].ravel()[feature]:g} in row {row}, column {names[feature]!r}, more than "
-            f"{str(x.dtype).removeprefix('torch.')} can hold{how}; bring the column to another unit"
+            f"X holds {X[row].ravel()[feature]:g} in row {row}, column {names[feature]!r}, whose square "
+            f"is more than {str(x.dtype).removeprefix('torch.')} can hold{how}; bring the column to another unit"
         )

@@ -140,6 +140,13 @@ def layer_widths(module: nn.Module) -> tuple[int, ...]:
 
 
 @contextmanager
+def gradients() -> Iterator[None]:
+    """Compute gradients for a while, even if the caller is in ``torch.no_grad()`` or ``torch.inference_mode()``."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
 def inference_mode(module: nn.Module) -> Iterator[None]:
     """Switch off dropout and batch statistics for a while; the pass leaves every buffer as it was."""
     training = [child for child in module.modules() if child.training]

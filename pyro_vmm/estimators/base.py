@@ -252,8 +252,9 @@ class Estimator(BaseEstimator):
         self.components_ = numbers[components]
         if self.weight_history_ is not None:
             successors = self.successors_[order]
+            gone = (successors < 0) | (every[successors] == 0)
             self.weight_history_ = self.weight_history_[:, order]
-            self.successors_ = np.where(successors < 0, -1, numbers[successors])
+            self.successors_ = np.where(gone, -1, numbers[successors])
         self.labels_ = self._clusters(x)
         self._count_clusters()
 

@@ -15,10 +15,11 @@ def cluster_weights(
     shares: ArrayLike | None = None,  # shape: (K,)
     unit: str = "row",
 ) -> Figure:
-    """Bars of the mixture weights, the largest first, beside the share of rows assigned to each.
+    """Bars of the mixture weights, beside the share of rows assigned to each.
 
-    One last pair of bars is for components not in use: those without rows or, if ``shares`` is None, with less than a
-    tenth of the uniform weight 1/K.
+    With shares they are in the order of their numbers, else the largest comes first. One last pair of bars is for
+    components not in use: those without rows or, if ``shares`` is None, with less than a tenth of the uniform weight
+    1/K.
 
     Arguments:
         weights: the mixture weights, shape (K,).
@@ -31,7 +32,7 @@ def cluster_weights(
         if shares.shape != weights.shape:
             raise ValueError(f"shares must have shape {weights.shape} like weights, got {shares.shape}")
     in_use = weights >= weights.sum() * 0.1 / len(weights) if shares is None else shares > 0
-    order = np.argsort(-weights, kind="stable")
+    order = np.argsort(-weights, kind="stable") if shares is None else np.arange(len(weights))
     used, rest = order[in_use[order]], order[~in_use[order]]
     positions = np.append(np.arange(len(used)), len(used) + 0.7)[: len(used) + bool(len(rest))]
     labels = [str(k) for k in used] + [f"{len(rest)} not\nin use"] * bool(len(rest))

@@ -54,8 +54,8 @@ def test_the_two_clusters_least_apart():
     ("doubtful", "text"),
     [
         ({"closest": 0.9}, "clusters 0 and 1 are hardly apart"),
-        ({"hesitating": 0.2}, "20% of the rows lie between clusters"),
-        ({"largest": 0.95}, "one cluster holds 95% of the rows"),
+        ({"hesitating": 0.2}, "20% of all lie between clusters"),
+        ({"largest": 0.95}, "one cluster holds 95% of all"),
         ({"used": 1.0}, "more n_components"),
         ({"rise": 3.0}, "the ELBO still rose by 3.0 nats"),
     ],
@@ -92,7 +92,7 @@ def test_a_fit_knows_how_sure_it_is():
     assert found.hesitating == pytest.approx((sure < 0.9).mean(), abs=0.01)
     assert found.largest == pytest.approx(np.bincount(model.labels_).max() / 300, abs=0.01)
     assert found.used == len(np.unique(model.components_)) / 8
-    assert str(found).startswith(f"{found.hesitating:.1%} of rows hesitate")
+    assert str(found).startswith(f"{found.hesitating:.1%} of all hesitate")
 
 
 def test_of_many_rows_a_random_part_is_looked_at():

@@ -44,9 +44,9 @@ class Confidence:
         if self.pair is not None and self.closest > FLAT:
             found.append(f"clusters {self.pair[0]} and {self.pair[1]} are hardly apart")
         if self.hesitating > HESITATING:
-            found.append(f"{self.hesitating:.0%} of the rows lie between clusters")
+            found.append(f"{self.hesitating:.0%} of all lie between clusters")
         if self.largest > LARGEST:
-            found.append(f"one cluster holds {self.largest:.0%} of the rows")
+            found.append(f"one cluster holds {self.largest:.0%} of all")
         if self.used > SATURATED:
             found.append(f"{self.used:.0%} of the components are in use: more n_components may find more clusters")
         if self.rise > RISE:
@@ -55,7 +55,7 @@ class Confidence:
 
     def __str__(self) -> str:
         apart = "" if self.pair is None else f"; the closest two have {self.closest:.0%} of their peaks between them"
-        return f"{self.hesitating:.1%} of rows hesitate{apart}"
+        return f"{self.hesitating:.1%} of all hesitate{apart}"
 
 
 def measure(

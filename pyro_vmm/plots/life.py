@@ -121,7 +121,7 @@ def _draw_weights(
         floor = top
     if not shown.all():
         rest = floor + weights[:, ~shown].sum(1)
-        label = f"{(~shown).sum()} small, or without rows at the end"
+        label = f"{(~shown).sum()} small, or empty at the end"
         axes.stairs(rest, edges, baseline=floor, fill=True, color=GREY, alpha=0.4, label=label)
         axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
     sizes = np.bincount(codes, last[order], len(names))

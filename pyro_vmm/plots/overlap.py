@@ -41,7 +41,7 @@ def cluster_overlap(overlap: pd.DataFrame) -> Figure:
     size = 8 if len(names) <= 45 else 6
     axes.set_xticks(places, labels=[str(name) for name in names[places]], fontsize=size, rotation=90 * (size == 6))
     axes.set_yticks(places, labels=[str(name) for name in names[places]], fontsize=size)
-    axes.set(xlabel="cluster c'", ylabel="rows of cluster c", title="Mean q(c' | x) of the rows of each cluster")
+    axes.set(xlabel="cluster c'", ylabel="members of cluster c", title="Mean q(c' | x) of the members of each cluster")
     bar = figure.colorbar(image, ax=axes, shrink=0.8, extend="min")
     bar.set_ticks([0.001, 0.01, 0.1, 1], labels=["0.1 %", "1 %", "10 %", "100 %"])
     return figure

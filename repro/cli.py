@@ -37,9 +37,8 @@ def parser() -> argparse.ArgumentParser:
         "--scale",
         choices=SCALES,
         default="full",
-        metavar="{full,fast,small}",
         help="full: the paper's, for a GPU. fast: a fifth of its epochs at five times its rate, an hour a run. small: "
-        "10,000 images, small networks, minutes a run (default: full)",
+        "10,000 images, small networks, minutes a run. tiny: for tests, on other data (default: full)",
     )
     found.add_argument("--trials", type=_positive, metavar="N", help="default: 10 at full scale, 1 at fast, 3 at small")
     found.add_argument(
@@ -93,6 +92,8 @@ def _reproduce(args: argparse.Namespace) -> int:
     from repro.scales import SCALES
     from repro.work import work_side_by_side
 
+    if args.out.is_file():
+        raise ValueError(f"--out {args.out} is a file, expected a folder")
     if args.threads:
         _limit_threads(args.threads)
     trials, out = args.trials or SCALES[args.scale].trials, args.out / args.scale

@@ -4,6 +4,7 @@ import errno
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -239,7 +240,7 @@ def test_a_page_that_fails_is_no_loss(table, tmp_path, monkeypatch, capsys):
 def test_the_page_has_the_warnings_of_the_run_and_the_names_of_columns(table, tmp_path, capsys):
     options = ["--components", "200", "--hidden", "16", "--latent-dim", "2", "--epochs", "30", "--quiet"]
     assert run("--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *options) == 0
-    told = "n_components=200 is more than the 81 rows to train on; using 81"
+    told = "--components 200 is more than the 81 rows to train on; using 81"
     assert f"warning: {told}\n" in capsys.readouterr().err
     assert f"<li>{told}</li>" in (tmp_path / "run" / "report.html").read_text()
     assert set(pd.read_csv(tmp_path / "run" / "features.csv")["feature"]) == set("abcd")
@@ -335,7 +336,7 @@ def test_a_refused_resumption_leaves_the_run_as_it_was(table, tmp_path, capsys):
     assert '"epochs": 3' in (tmp_path / "run" / "config.json").read_text()
 
 
-@pytest.mark.parametrize(("option", "message"), [("--seed", "random_state=1"), ("--epochs", "epochs=1 is fewer")])
+@pytest.mark.parametrize(("option", "message"), [("--seed", "--seed 1 (was 0)"), ("--epochs", "epochs=1 is fewer")])
 def test_another_seed_or_fewer_epochs_leave_the_record_as_it_was(option, message, table, tmp_path, capsys):
     out = tmp_path / "run"
     assert run("--dataset", table, "--label-column", "kind", "--out", out, *FAST) == 0
@@ -343,6 +344,30 @@ def test_another_seed_or_fewer_epochs_leave_the_record_as_it_was(option, message
     assert run("--resume", out, option, "1", "--quiet") == 2
     assert message in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--components", "0"], "--components 0 should be a whole number, at least 1"),
+        (["--patience", "-1"], "patience=-1 should be a whole number, at least 1, or 0 for never"),
+        (["--m-prior", "foo"], "argument --m-prior: 'foo' should be a number or 'batch'"),
+        (["--drop-columns", *"abcd"], "no column is left for a feature"),
+        (["--dataset", ""], "--dataset is empty, expected the name of a data set or a file"),
+    ],
+)
+def test_wrong_values_are_told_by_the_names_of_options(options, message, table, tmp_path, capsys):
+    data = ["--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", "--quiet"]
+    with pytest.raises(SystemExit) if "--m-prior" in options else nullcontext():
+        assert run(*data, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_without_held_back_rows_says_so(table, tmp_path, capsys):
+    data = ["--dataset", table, "--label-column", "kind", "--out", tmp_path / "run", *FAST]
+    assert run(*data, "--validation-fraction", "0") == 0
+    printed = capsys.readouterr().out
+    assert "in training, none held back" in printed and "nan" not in printed
 
 
 def test_interrupt_leaves_a_checkpoint(table, tmp_path, capsys, monkeypatch):

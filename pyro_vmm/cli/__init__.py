@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vmm.cli.kind import SELECTION, Kind, flag
-from pyro_vmm.cli.options import check, estimator, kind_of, read_config, resolve
+from pyro_vmm.cli.options import check, estimator, in_options, kind_of, read_config, resolve
 from pyro_vmm.cli.parser import PROG, build_parser
 from pyro_vmm.cli.terminal import any_text, say
 from pyro_vmm.estimators import VMM, SingleCellVMM
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{prog}: training stopped: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, ImportError) as error:
-        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{prog}: error: {in_options(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
@@ -204,8 +204,8 @@ def _plain_warnings(prog: str) -> Iterator[list[str]]:
             if category is UserWarning and launched_rank():
                 return  # the first process prints the same warning
             if category is UserWarning:
-                messages.append(str(message))
-                _warn(message, prog)
+                messages.append(in_options(str(message)))
+                _warn(messages[-1], prog)
             else:
                 usual(message, category, filename, lineno, file, line)
 

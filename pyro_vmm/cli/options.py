@@ -31,6 +31,8 @@ def resolve(given: dict) -> dict:
 def kind_of(config: dict) -> Kind:
     """The kind of a data set, from its name or its file's ending."""
     name = str(config["dataset"])
+    if not name:
+        raise ValueError("--dataset is empty, expected the name of a data set or a file")
     for kind in KINDS:
         if name in kind.names or ending_of(name, kind.endings) is not None:
             return kind
@@ -45,6 +47,18 @@ def kind_of(config: dict) -> Kind:
         f"or a file ending in {', '.join(ending for kind in KINDS for ending in kind.endings)}, or a folder with "
         "matrix.mtx"
     )
+
+
+def in_options(text: str) -> str:
+    """A message with the options of the command line in the place of parameters that have other names there."""
+    for kind in KINDS:
+        for option, (name, setting) in kind.settings.items():
+            named = re.search(rf"\b{name}=", text)
+            if named and setting.values.never:
+                text = text.replace(", or None", ", or 0 for never")
+            if named and option != name:
+                text = re.sub(rf"\b{name}=", f"{flag(option)} ", text)
+    return text
 
 
 def check(config: dict, kind: Kind) -> None:

@@ -241,6 +241,8 @@ def _value_of_no_number(column: pd.Series) -> str:
 
 
 def _check_file_arrays(path: Path, x: np.ndarray, labels: np.ndarray | None) -> None:
+    if x.ndim == 2 and len(x) and not x.shape[1]:
+        raise ValueError(f"{path}: no column is left for a feature; labels, names, weights and dropped ones are none")
     if x.ndim == 0 or x.size == 0:
         raise ValueError(f"{path}: x must have shape (N, *event_shape) with N >= 1, got {x.shape}")
     if labels is None:

@@ -4,6 +4,7 @@ Constructors, checks, ``config.json``, what may differ when a run is resumed, an
 from the fields. A group has the title of its options there.
 """
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from typing import Any, ClassVar, Literal, get_args
@@ -58,7 +59,10 @@ Network = str | nn.Module | Callable[..., nn.Module]
 
 def granularity(text: str) -> MPrior:
     """A number, or "batch"."""
-    return "batch" if text == "batch" else float(text)
+    try:
+        return "batch" if text == "batch" else float(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} should be a number or 'batch'") from error
 
 
 def _below_one(name: str, value: Any) -> None:

@@ -56,8 +56,9 @@ def training_lines(model: Estimator, per: str) -> list[tuple[str, str]]:
         extra = [("confidence", str(confidence)), *(("doubtful", doubt) for doubt in confidence.doubts)]
     if (moves := getattr(model, "settled_", None)) is not None:
         extra.append(("settling", str(moves)))
+    held_back = f"{best['val_elbo']:.2f} in validation" if np.isfinite(best["val_elbo"]) else "none held back"
     return [
-        (f"ELBO per {per}", f"{best['elbo']:.2f} in training, {best['val_elbo']:.2f} in validation"),
+        (f"ELBO per {per}", f"{best['elbo']:.2f} in training, {held_back}"),
         ("epochs", f"{model.n_iter_}, best {model.best_epoch_}"),
         ("seconds", f"{model.history_['seconds'].iloc[-1]:.1f}"),
         *extra,

@@ -68,7 +68,16 @@ def or_auto(values: Values) -> Values:
 
 def or_none(values: Values) -> Values:
     """One of these values, or None."""
-    return replace(values, check=lambda name, value: None if value is None else values.check(name, value), or_none=True)
+
+    def check(name: str, value: Any) -> None:
+        if value is None:
+            return
+        try:
+            values.check(name, value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or None") from error
+
+    return replace(values, check=check, or_none=True)
 
 
 def or_never(values: Values) -> Values:

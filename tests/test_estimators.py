@@ -822,6 +822,11 @@ def test_the_range_of_any_size(size):
     assert (seen.min(), seen.max()) == (-1.0, 1.0)
 
 
+def terms(model: VMM) -> pd.DataFrame:
+    """The history without the clock."""
+    return model.history_.drop(columns="seconds")
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_fit_computes_gradients_where_the_caller_does_not(X, mode):
     expected = VMM(**TINY).fit(X)
@@ -829,7 +834,7 @@ def test_a_fit_computes_gradients_where_the_caller_does_not(X, mode):
         model = VMM(**TINY).fit(X)
         assert torch.is_grad_enabled() is False
     np.testing.assert_array_equal(model.transform(X), expected.transform(X))
-    assert model.fit(X).history_.equals(expected.history_), "nor is the model in that mode later"
+    assert terms(model.fit(X)).equals(terms(expected)), "nor is the model in that mode later"
 
 
 def test_rows_too_far_out_for_a_density_are_refused(X):
@@ -845,7 +850,7 @@ def test_rows_too_far_out_for_a_density_are_refused(X):
 def test_an_augmentation_may_change_its_rows_in_place(X):
     expected = VMM(**TINY, augment=lambda rows: rows + 1.0).fit(X)
     model = VMM(**TINY, augment=lambda rows: rows.add_(1.0)).fit(X)
-    assert model.history_.equals(expected.history_)
+    assert terms(model).equals(terms(expected))
 
 
 def test_what_the_model_can_not_hold_is_named(X):

@@ -132,7 +132,7 @@ class Flat(StandardNormal):
         (nn.Linear(2, 2), "prior=an object of Linear should be one of"),
         (dist.Normal, "prior=Normal should be one of"),
         (Prior, "prior=Prior: Prior does not define forward, build, see pyro_vmm.priors.Prior"),
-        (Unbuilt, "prior=Unbuilt: Unbuilt does not define forward, build, subset, place, see"),
+        (Unbuilt, "prior=Unbuilt: Unbuilt does not define forward, subset, place, build, see"),
         (partial(VampMixture, 2), "has positional arguments, expected settings by name alone"),
         (partial(len), "prior=a partial of len should be one of"),
         (
@@ -153,7 +153,7 @@ def test_what_is_no_prior_is_refused_before_training(prior, expected):
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        (Unbuilt, "prior='mine': Unbuilt does not define forward, build, subset, place, see pyro_vmm.priors.Prior"),
+        (Unbuilt, "prior='mine': Unbuilt does not define forward, subset, place, build, see pyro_vmm.priors.Prior"),
         (nn.Linear, "prior='mine' is registered as Linear, expected a class derived from pyro_vmm.priors.Prior"),
         (len, "prior='mine' is registered as len, expected a class"),
     ],

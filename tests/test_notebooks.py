@@ -39,6 +39,7 @@ def test_svi_trains_the_model_that_the_notebook_of_digits_writes():
     notebook = nbformat.read(NOTEBOOKS[[path.stem for path in NOTEBOOKS].index("digits")], as_version=4)
     imports, model = [cell.source for cell in notebook.cells if cell.cell_type == "code"][:2]
     names: dict = {}
+    torch.set_default_dtype(torch.float32)  # the notebook's; a fixture sets the tests' own
     exec(imports.replace("%matplotlib inline", ""), names)
     exec(model, names)
     vae, optimizer = names["vae"], pyro.optim.Adam({"lr": 1e-2})

@@ -8,12 +8,12 @@ from typing import Any, cast
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceEnum_ELBO
-from pyro.infer.traceenum_elbo import _compute_dice_elbo, check_traceenum_requirements
+from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
-from pyro.util import check_model_guide_match, check_site_shape
+from pyro.util import check_model_guide_match, check_site_shape, check_traceenum_requirements
 from torch import Tensor
 
 from pyro_vmm.distributions import Mixture, MixtureComponent
@@ -137,7 +137,7 @@ def _contracted(model_trace: Trace, guide_trace: Trace) -> Tensor:
     guide_trace.compute_score_parts()
     guide_trace.pack_tensors()
     model_trace.pack_tensors(guide_trace.plate_to_symbol)
-    return _compute_dice_elbo(model_trace, guide_trace)
+    return cast(Tensor, _compute_dice_elbo(model_trace, guide_trace))
 
 
 def _sum(trace: Trace) -> Tensor | float:

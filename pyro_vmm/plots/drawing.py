@@ -4,6 +4,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ def palette(n: int) -> np.ndarray:
     return hsv_to_rgb(np.stack([i * 0.618034 % 1, saturation, value], axis=1))
 
 
-def check_table(name: str, table: object, such_as: str, columns: Sequence[str] = ()) -> None:
+def check_table(name: str, table: Any, such_as: str, columns: Sequence[str] = ()) -> None:
     """Raise ``ValueError`` for what is no data frame or lacks a column, and say where one is to be had.
 
     Arguments:

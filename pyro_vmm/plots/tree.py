@@ -55,7 +55,7 @@ def _linkage(tree: pd.DataFrame, cluster: np.ndarray) -> tuple[list[int], np.nda
     """The clusters that a tree joins, in order (C,), and their joins as SciPy's linkage (C - 1, 4)."""
     leaves = {*tree[["first", "second"]].to_numpy().ravel().tolist()} & {*range(len(cluster))}
     names = sorted({int(cluster[leaf]) for leaf in leaves})
-    row = {leaf: names.index(cluster[leaf]) for leaf in leaves}  # of SciPy's linkage
+    row = {leaf: names.index(int(cluster[leaf])) for leaf in leaves}  # of SciPy's linkage
     sizes, height, linkage = [1] * len(names), 0.0, []
     for node, join in enumerate(tree.itertuples(index=False), len(cluster)):
         one, other = row[join.first], row[join.second]

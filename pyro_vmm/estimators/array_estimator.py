@@ -37,7 +37,6 @@ class ArrayEstimator(FittedArrays):
     encoder: str | Callable
     decoder: str | Callable
     learning_rate: float | Auto
-    learning_rates_: list[dict]
 
     # Fitting
 

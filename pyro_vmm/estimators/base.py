@@ -23,7 +23,8 @@ from pyro_vmm.distributions import Mixture
 from pyro_vmm.estimators import building, storing
 from pyro_vmm.estimators.numbering import Size, by_cluster, found_and_strays, numbering
 from pyro_vmm.estimators.settings import DTYPES, Dtype
-from pyro_vmm.inference import Trainer, TrainingConfig, TrainingDiverged
+from pyro_vmm.inference import Moves, Trainer, TrainingConfig, TrainingDiverged
+from pyro_vmm.inference.confidence import Confidence
 from pyro_vmm.inference.state import check_rates
 from pyro_vmm.likelihoods import CellLikelihood, Given, Likelihood
 from pyro_vmm.models import LatentVariableModel
@@ -72,6 +73,14 @@ class Estimator(BaseEstimator):
     training: TrainingConfig | None = None
     #: None for files of earlier versions.
     weight_history_: np.ndarray | None = None
+    #: None for rivals and for files of earlier versions.
+    confidence_: Confidence | None = None
+    #: None without a tree of components.
+    tree_: pd.DataFrame | None = None
+    #: None where nothing settled.
+    settled_: Moves | None = None
+    #: Empty for files of earlier versions.
+    learning_rates_: Sequence[dict] = ()
     #: The weights of the rows of the fit, scaled to mean 1, (N,); None where all count the same.
     sample_weight_: np.ndarray | None = None
 

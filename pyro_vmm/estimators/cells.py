@@ -33,7 +33,7 @@ from pyro_vmm.likelihoods import CellLikelihood, of_counts
 from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.models.growth import blank_components, with_batches
 from pyro_vmm.networks import gradients
-from pyro_vmm.priors.balance import BatchBalance
+from pyro_vmm.priors.balance import balance_for
 from pyro_vmm.priors.pseudo_inputs import CellPseudoInputs
 from pyro_vmm.runtime.cell_layout import CellLayout
 from pyro_vmm.runtime.device_rows import resident, subset
@@ -382,8 +382,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
     def _build_vae(self, likelihood: CellLikelihood, library: tuple[Tensor, Tensor] | None) -> SingleCellVAE:
         networks = (self._hidden(), self.latent_dim, self.covariance, self.dropout, self.encode_covariates)
         vae = building.build_cell_vae(likelihood, *networks, library)
-        if self.batch_balance and self.layout_.n_batches > 1 and self.n_components_ > 1:
-            vae.balance = BatchBalance(self.batch_balance, self.layout_.n_batches, self.n_components_)
+        vae.balance = balance_for(self.batch_balance, self.layout_.n_batches, self.n_components_)
         return vae
 
     def _build_prior(self, initial: Tensor, counts: bool):

@@ -5,18 +5,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from sklearn.base import clone
 from typing_extensions import Self
 
 from pyro_vmm.estimators import building, prior_settings, storing
 from pyro_vmm.estimators.base import Estimator
 from pyro_vmm.estimators.numbering import regrouped
-from pyro_vmm.inference import Moves, TrainingConfig, settle
+from pyro_vmm.inference import TrainingConfig, settle
 from pyro_vmm.inference.confidence import measure
 from pyro_vmm.inference.schedule import judged
 from pyro_vmm.inference.settling import look
 from pyro_vmm.priors import Prior, prior_class
+from pyro_vmm.priors.evidence import least_rows
 from pyro_vmm.priors.pseudo_inputs import PseudoInputs
 from pyro_vmm.priors.registry import Given
 from pyro_vmm.priors.tree import join_all
@@ -32,8 +32,6 @@ class ChosenPrior(Estimator):
     prior: Given
     training: TrainingConfig | None
     settle: bool
-    tree_: pd.DataFrame | None
-    settled_: Moves | None
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -135,7 +133,7 @@ class ChosenPrior(Estimator):
 
     def _least_rows(self) -> int:
         """A settled cluster of fewer rows than D + 2 is a stray: too few to fill a covariance."""
-        return self._own_dim() + 2 if self.configuration_["settle"] else super()._least_rows()
+        return least_rows(self._own_dim()) if self.configuration_["settle"] else super()._least_rows()
 
     def _fixed_components(self) -> int | None:
         if isinstance(self.prior, Prior):

@@ -24,6 +24,7 @@ from pyro_vmm.inference.settling import ROWS_AT_ONCE, encode, places, sharpened,
 from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.models.growth import with_batches, with_components
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.priors.evidence import least_rows
 from pyro_vmm.priors.groups import find_groups
 from pyro_vmm.priors.moves import compact, find_components
 from pyro_vmm.runtime.checks import check_choice, check_positive, check_share, check_whole, quoted
@@ -218,16 +219,11 @@ def check_new_clusters(new_clusters: str | None, novel_below: float) -> None:
 # Clusters
 
 
-def least_cells(latent_dim: int) -> int:
-    """As many cells as a new component is made of at least: they fill a covariance."""
-    return latent_dim + 2
-
-
 def warn_of_no_cluster(novel: int, n: int, novel_below: float, latent_dim: int) -> None:
     """Warn that of n cells so few are novel, or so few of one kind, that no cluster was added for them."""
     warnings.warn(
         f'new_clusters="auto" added no cluster: {novel} of {n} cells have a novelty below {novel_below}, and a cluster '
-        f"takes {least_cells(latent_dim)} that lie together",
+        f"takes {least_rows(latent_dim)} that lie together",
         stacklevel=5,
     )
 
@@ -248,7 +244,7 @@ def new_components(
         seed: the seed of the choice of cells, if there are more than settling looks at.
     """
     some = torch.as_tensor(novel)[some_rows(len(novel), seed)]
-    least = least_cells(vae.prior.latent_dim)
+    least = least_rows(vae.prior.latent_dim)
     if len(some) < least:
         return vae, np.empty(0, int)
     encoded = encode(vae, rows, some)

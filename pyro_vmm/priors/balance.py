@@ -78,3 +78,8 @@ class BatchBalance(nn.Module):
     def absorb(self, subset: "BatchBalance", kept: Tensor) -> None:
         """Copy the counts of :meth:`subset` back."""
         self.cells[:, kept] = subset.cells
+
+
+def balance_for(strength: float, n_batches: int, n_components: int) -> BatchBalance | None:
+    """A balance between batches, where it has a strength and there are several batches and components."""
+    return BatchBalance(strength, n_batches, n_components) if strength and n_batches > 1 and n_components > 1 else None

@@ -38,6 +38,11 @@ class Encoded:
         return self.covariance.reshape(len(self), -1) @ precisions.reshape(len(precisions), -1).T
 
 
+def least_rows(latent_dim: int) -> int:
+    """As few rows as fill a covariance of D dimensions."""
+    return latent_dim + 2
+
+
 @dataclass
 class Moments:
     """The number of rows in each of K groups, and their expected sums of z and of z z^T under q(z; x).

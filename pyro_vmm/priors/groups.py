@@ -20,7 +20,7 @@ import numpy as np
 from scipy.linalg import eigh
 from scipy.spatial.distance import cdist
 
-from pyro_vmm.priors.evidence import Encoded, Moments, NormalWishart
+from pyro_vmm.priors.evidence import Encoded, Moments, NormalWishart, least_rows
 from pyro_vmm.priors.moves import compact, merge_gain, vague
 
 # Above this ratio there is no real dip: a kernel estimate of one flat cloud has ripples, and thousands of rows between
@@ -179,7 +179,7 @@ def closest(encoded: Encoded, labels: np.ndarray) -> tuple[float, tuple[int, int
     """
     moments = Moments.of(encoded, labels)
     members = [np.flatnonzero(labels == k) for k in range(len(moments))]
-    large = np.flatnonzero(moments.count >= encoded.mean.shape[1] + 2)
+    large = np.flatnonzero(moments.count >= least_rows(encoded.mean.shape[1]))
     if len(large) < 2:
         return 0.0, None
     metric = np.linalg.pinv(moments[large].within, hermitian=True)

@@ -195,6 +195,6 @@ class RunFolder:
         content = {"options": options, "parameters": model.configuration(), "versions": versions()}
         if hasattr(model, "labels_"):
             content["chosen"] = model.chosen_
-        if len(rates := getattr(model, "learning_rates_", ())) > 1:  # a diverged run went on at another rate
+        if len(rates := model.learning_rates_) > 1:  # a diverged run went on at another rate
             content["learning_rates"] = rates
         files.write_json(self.path / "config.json", content, default=str)

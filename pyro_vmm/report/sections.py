@@ -144,11 +144,11 @@ def pictures(path: Path, alts: Mapping[str, str]) -> list[Picture]:
 
 def warnings_of(model: Estimator, messages: Sequence[str], unit: str) -> Section:
     """The doubts of ``confidence_``, other reasons for a second look, and the warnings of the run."""
-    points: list[str] = [*getattr(getattr(model, "confidence_", None), "doubts", ())]
-    if len(strays := np.ravel(getattr(model, "strays_", ()))):
+    points: list[str] = [] if model.confidence_ is None else [*model.confidence_.doubts]
+    if len(strays := model.strays_):
         names, several = ", ".join(map(str, strays)), len(strays) > 1
         points.append(f"cluster{'s' * several} {names} {'have' if several else 'has'} very few {unit}s")
-    if len(rates := getattr(model, "learning_rates_", ())) > 1:
+    if len(rates := model.learning_rates_) > 1:
         points.append(f"training diverged, and went on at other learning rates from epoch {rates[-1]['epoch']} on")
     return Section("Warnings", points=[*points, *messages])
 
@@ -188,8 +188,8 @@ def training(model: Estimator, path: Path, unit: str) -> Section:
         f"Components by epoch: {first['n_trained']:.0f} are trained in the first one, {last['n_trained']:.0f} in the "
         f"last one, where {last['n_active']:.0f} win a {unit}."
     )
-    if (moves := getattr(model, "settled_", None)) is not None:
-        life += f" Settling: {moves}."
+    if model.settled_ is not None:
+        life += f" Settling: {model.settled_}."
     if model.weight_history_ is not None:
         life += " Below, the weights of components by epoch, by the cluster that each ended in."
     return Section("Training", pictures=pictures(path, {"curves": curves, "life": life}))

@@ -42,7 +42,7 @@ def clusters_line(model: Estimator, present: ArrayLike, unit: str) -> tuple[str,
         present: the numbers of the clusters that win one, (n,).
         unit: what a row is called, in the plural.
     """
-    strays = int(np.isin(present, getattr(model, "strays_", [])).sum())
+    strays = int(np.isin(present, model.strays_).sum())
     few = f"; {strays} {'is a stray' if strays == 1 else 'are strays'} of few {unit}" if strays else ""
     return "clusters used", f"{np.size(present)} of {model.n_components_}{few}"
 
@@ -50,12 +50,11 @@ def clusters_line(model: Estimator, present: ArrayLike, unit: str) -> tuple[str,
 def training_lines(model: Estimator, per: str) -> list[tuple[str, str]]:
     """The outcome of training, for :func:`pairs`; ``per`` is the unit of the ELBO, "row" or "cell"."""
     best = model.history_.iloc[model.best_epoch_ - 1]
-    confidence = getattr(model, "confidence_", None)  # rivals have none, nor files of earlier versions
-    extra = []
+    confidence, extra = model.confidence_, []
     if confidence is not None:
         extra = [("confidence", str(confidence)), *(("doubtful", doubt) for doubt in confidence.doubts)]
-    if (moves := getattr(model, "settled_", None)) is not None:
-        extra.append(("settling", str(moves)))
+    if model.settled_ is not None:
+        extra.append(("settling", str(model.settled_)))
     held_back = f"{best['val_elbo']:.2f} in validation" if np.isfinite(best["val_elbo"]) else "none held back"
     return [
         (f"ELBO per {per}", f"{best['elbo']:.2f} in training, {held_back}"),
@@ -97,5 +96,5 @@ def abridged(texts: Sequence[str], limit: int, separator: str = " ") -> str:
 
 def has_tree(model: Estimator) -> bool:
     """Whether a fitted model has clusters that could join."""
-    tree = getattr(model, "tree_", None)
+    tree = model.tree_
     return tree is not None and not tree["within"].all()

@@ -17,7 +17,7 @@ from pyro_vmm.inference import Moves, settle
 from pyro_vmm.inference.confidence import Confidence, measure
 from pyro_vmm.inference.settling import MOST_ROWS, sharpened, some_rows
 from pyro_vmm.networks import inference_mode
-from pyro_vmm.priors.evidence import Encoded
+from pyro_vmm.priors.evidence import Encoded, least_rows
 from pyro_vmm.priors.tree import join_all, renumbered
 from pyro_vmm.runtime.exclusive import exclusive
 from pyro_vmm.runtime.ranks import Ranks
@@ -170,7 +170,7 @@ class Clusters(Stock):
         self.weights_ = by_cluster(self.component_weights_, self.cluster_of_component_)
         self.components_ = self._of_components(z, lambda q_c: q_c.argmax(-1))
         labels = self._of_clusters(z, lambda q_c: q_c.argmax(-1))
-        self.n_clusters_, self.strays_ = found_and_strays(labels, z.shape[1] + 2 if self.settle_ else 1)
+        self.n_clusters_, self.strays_ = found_and_strays(labels, least_rows(z.shape[1]) if self.settle_ else 1)
         self.batch_shares_ = annotation.batch_shares(labels, own.batch, labels.max() + 1, own.batch_names)
 
     @torch.no_grad()

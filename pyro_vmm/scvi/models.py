@@ -17,7 +17,7 @@ from scvi.model.base import BaseModelClass
 from pyro_vmm.estimators import building, prior_settings
 from pyro_vmm.estimators.settings import CellSettings
 from pyro_vmm.priors import Prior, prior_class
-from pyro_vmm.priors.balance import BatchBalance
+from pyro_vmm.priors.balance import balance_for
 from pyro_vmm.runtime.checks import described
 from pyro_vmm.runtime.settings import check_settings, defaults, settings_of
 from pyro_vmm.scvi import contract
@@ -192,9 +192,7 @@ class WithVMM(Clusters):
         given, d = self.prior_settings, module.n_latent
         pseudo = PseudoCells(layout, initial, given.pseudo_batch, d)
         prior = building.build_prior(given.prior, d, pseudo, prior_settings.for_build(given.prior, given))
-        balance = None
-        if given.batch_balance and layout.n_batches > 1 and prior.n_components > 1:
-            balance = BatchBalance(given.batch_balance, layout.n_batches, prior.n_components)
+        balance = balance_for(given.batch_balance, layout.n_batches, prior.n_components)
         module.__class__ = module_class(type(module))
         module.vmm = HeldPrior(prior, layout, balance, given.kl_weight)
         module.vmm.rest()

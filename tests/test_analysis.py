@@ -149,8 +149,8 @@ def test_the_counts_set_right_what_the_decoder_got_wrong():
 
 def test_log_fold_changes_of_known_means():
     one, other = np.full((50, 2), [0.4, 1e-9]), np.full((50, 2), [0.1, 1e-12])
-    many = np.full(2, 1e9)
-    found = log_fold_changes(one, other, 1e-6, many, many)
+    many = np.full((2, 2), 1e9)
+    found = log_fold_changes(one, other, 1e-6, many, many, np.array([1e6, 1e6]))
     np.testing.assert_allclose(found.estimate, [2, 0], atol=2e-3)  # far below the pseudo-count there is no change
 
 
@@ -159,13 +159,79 @@ def test_the_error_of_a_log_fold_change_is_at_least_that_of_poisson_counts():
     counts = np.random.default_rng(0).poisson(200, (20_000, 2))
     expected = np.log2(counts[:, 0] / counts[:, 1]).std()
     same = np.full((50, 1), 1e-2)
-    found = log_fold_changes(same, same, 1e-9, np.array([200.0]), np.array([200.0]))
+    many = np.full((2, 1), 200.0)
+    found = log_fold_changes(same, same, 1e-9, many, many, np.array([1e6, 1e6]))
     assert found.error[0] == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_gene_that_a_group_lacks_has_the_evidence_of_its_counts(lacking):
+    """40 counts are expected in the group and none is there: SciPy's exact test of two Poisson means, as a z."""
+    observed, expected = np.array([[40.0], [400.0]]), np.array([[40.0], [400.0]])
+    observed[lacking] = 0
+    means = np.full((2, 200, 1), 1e-3)
+    means[lacking] *= 1 / (1 + expected[lacking, 0])
+    found = log_fold_changes(*means, 1e-6, observed, expected, np.array([1e6, 1e6]))
+    n = observed.sum()
+    p = stats.binomtest(0, int(n), expected[lacking, 0] / expected.sum()).pvalue
+    z = abs(found.estimate[0]) / found.error[0]
+    assert z == pytest.approx(stats.norm.isf(p / 2), rel=0.15)
+    assert np.sign(found.estimate[0]) == (-1 if lacking == 0 else 1)
+
+
+@pytest.mark.parametrize("donors", [2, 3, 6])
+def test_genes_of_few_donors_are_not_called_by_chance(donors):
+    """Log-normal donors, 300 genes without a change: the bootstrap of two donors has a third of their variance."""
+    random, condition = np.random.default_rng(0), np.repeat([0, 1], donors)
+    levels = 2.0 ** random.normal(0, 1, (2 * donors, 300))
+    x = random.poisson(5 * np.repeat(levels, 30, axis=0)).astype(np.float32)
+    sample, flat = np.repeat(np.arange(2 * donors), 30), np.full_like(x, 5.0)
+    q = np.eye(2)[condition[sample]]
+    population = Population(np.arange(len(x)), q, np.ones(len(x), np.float32), sample)
+    sums = Sums(population, 900, 200, 0)
+    sums.add(np.concatenate([flat / 1500, x, flat], 1))
+    compared = ComparedCells(sums, np.ones((2, 300)), np.arange(300), True)
+    assert population.units(0).tolist() == [donors, donors]
+    table = compared.table(0, 0.5, 0.05, 0.95, 1e-6)
+    assert table["called"].sum() <= 1
+    assert ((table["lfc_low"] < 0) & (table["lfc_high"] > 0)).mean() > 0.9
+
+
+@pytest.mark.parametrize("rows", [3, 5, 10, 100])
+@pytest.mark.parametrize("share", [None, 0.5, 0.1])
+def test_features_of_few_rows_are_not_called_by_chance(rows, share):
+    """Normal features, and ones that are 0 or 1, which may have one value in three rows."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(rows + 500, 400)) if share is None else random.random((rows + 500, 400)) < share
+    x = ((x - x.mean(0)) / x.std(0)).astype(np.float32)
+    q = np.repeat(np.eye(2), [rows, 500], axis=0)
+    population = Population(np.arange(len(x)), q, np.ones(len(x), np.float32))
+    sums = Sums(population, 400, 100, 0)
+    sums.add(x)
+    found = changes(*sums.compared(0), population.units(0), np.ones(400))
+    table = found.table("difference", 0.5, 0.05, 0.95, shrink=False)
+    assert table["called"].mean() <= 0.01
+    # A feature that one row in ten has is far from normal in three rows.
+    assert ((table["difference_low"] < 0) & (table["difference_high"] > 0)).mean() > (0.8 if share == 0.1 else 0.9)
+
+
+def test_a_small_panel_has_its_mode_at_zero():
+    """Most of 20 features change: a mode fitted to them would be their change, and the others' would be false calls."""
+    estimate, error = np.repeat([1.0, 0.0], [14, 6]), np.full(20, 0.3)
+    posterior = Changes(estimate, error).posterior(delta=0.5)
+    assert (posterior.mean[14:] < 0.2).all() and (posterior.mean[:14] > 0.6).all()
+
+
+def test_a_change_that_nothing_is_known_of_is_not_surely_none():
+    """12 of 30 cells beside 18 of 30: the interval is of the order of the threshold, not a hundredth of it."""
+    table = shares_compared(np.array([[[12.0, 18.0], [18.0, 12.0]]]), np.array([0, 1]), False, 0.5, 0.05, 0.95)
+    assert (table["log2_ratio_high"] - table["log2_ratio_low"] > 0.5).all() and not table["called"].any()
 
 
 def test_the_error_of_a_difference_is_that_of_its_draws():
     random = np.random.default_rng(0)
-    found = changes(random.normal(3, 2, (4000, 1)), random.normal(1, 1, (4000, 1)))
+    draws = random.normal(3, 2, (4000, 1)), random.normal(1, 1, (4000, 1))
+    found = changes(*draws, np.array([1e6, 1e6]))
     assert found.estimate[0] == pytest.approx(2, abs=0.15) and found.error[0] == pytest.approx(5**0.5, rel=0.05)
 
 

@@ -4,19 +4,18 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from scipy.optimize import brentq
-from scipy.special import digamma, ndtri, polygamma, xlogy
+from scipy.special import digamma, polygamma, xlogy
 
-from pyro_vmm.analysis.changes import LEAST_ERROR, Changes, expected_fdr
+from pyro_vmm.analysis.changes import Changes, expected_fdr
+from pyro_vmm.analysis.errors import moderated, normal_error, of_evidence
 from pyro_vmm.analysis.shrinkage import shrunken
 
 # Jeffreys' prior of shares adds half a row to each cluster.
 PRIOR_ROWS = 0.5
 # The prior of the ratios counts so many clusters more without a change: there are far fewer clusters than genes.
 NULL_CLUSTERS = 1.0
-# Smaller tails of a distribution count as this one, whose quantile is finite.
-LEAST_TAIL = 1e-300
+# The prior's narrowest normal, as a share of the threshold: a ratio that nothing is known of is not surely none.
+NARROWEST = 0.4
 
 
 class ClusterCounts:
@@ -79,7 +78,7 @@ def shares_compared(
     """
     logs = log_shares(counts)
     found = _share_changes(logs, counts, condition, by_sample)
-    posterior = shrunken(found.estimate, found.error, mode=0.0, nulls=NULL_CLUSTERS)
+    posterior = shrunken(found.estimate, found.error, mode=0.0, nulls=NULL_CLUSTERS, narrowest=NARROWEST * delta)
     probability = posterior.beyond_on_a_side(delta)
     expected = expected_fdr(probability)
     return pd.DataFrame(
@@ -190,41 +189,4 @@ def counting_error(
         return (xlogy(counts, share) + xlogy(total - counts, 1 - share)).sum(0)
 
     ratio = log_likelihood(counts / total) - log_likelihood(counts.sum(0) / total.sum())
-    root = np.sqrt(2 * ratio.clip(min=0))
-    return np.where(root > 1, np.minimum(error, np.abs(estimate) / root.clip(min=1)), error)
-
-
-def moderated(
-    variance: np.ndarray,  # (K,)
-    freedom: float,
-) -> tuple[np.ndarray, float]:
-    """Variances drawn towards what they have in common, (K,), and the degrees of freedom that they then have.
-
-    True variances are assumed to follow a scaled inverse chi-squared distribution, whose two parameters fit the mean
-    and the spread of the logarithms (Smyth, Statistical Applications in Genetics and Molecular Biology 3:3, 2004).
-
-    Arguments:
-        variance: estimates, positive.
-        freedom: their degrees of freedom.
-    """
-    if len(variance) < 2:
-        return variance, freedom
-    logs = np.log(variance) - digamma(freedom / 2) + np.log(freedom / 2)
-    spread = float(logs.var(ddof=1) - polygamma(1, freedom / 2))
-    if spread < 1e-6:  # chance explains how they differ
-        return np.full_like(variance, np.exp(logs.mean())), freedom * len(variance)
-    half = np.exp(brentq(lambda log: float(polygamma(1, np.exp(log))) - spread, -20.0, 20.0))
-    prior = np.exp(logs.mean() + digamma(half) - np.log(half))
-    found = (2 * half * prior + freedom * variance) / (2 * half + freedom)
-    return found, min(freedom + 2 * half, freedom * len(variance))
-
-
-def normal_error(
-    estimate: np.ndarray,  # (K,)
-    error: np.ndarray,  # (K,)
-    freedom: float,
-) -> np.ndarray:
-    """The standard error under which a normal has the tail of Student's t beyond estimate / error, (K,)."""
-    size = np.maximum(np.abs(estimate), LEAST_ERROR * error)  # the limit at zero
-    tail = stats.t.sf(size / error, freedom).clip(LEAST_TAIL)
-    return size / -ndtri(tail)
+    return of_evidence(estimate, error, ratio)

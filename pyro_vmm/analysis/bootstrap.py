@@ -65,6 +65,13 @@ class Population:
         """
         return one_and_others(self._squares, j) / one_and_others(self.size, j)
 
+    def units(self, j: int) -> np.ndarray:
+        """How many independent rows group j and the other groups have among those drawn, or samples, (2,)."""
+        q = one_and_others(self.q.T, j)
+        if self.sample is None:
+            return q.sum(1)
+        return np.array([len(np.unique(self.sample[side >= 0.5])) for side in q], float)
+
     @cached_property
     def _squares(self) -> np.ndarray:
         """The sums over rows of the squares of what they stand for, (J,)."""

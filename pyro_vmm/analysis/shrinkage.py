@@ -65,6 +65,7 @@ def shrunken(
     error: np.ndarray,  # (G,)
     mode: float | None = None,
     nulls: float = NULL_FEATURES,
+    narrowest: float = 0.0,
 ) -> Posterior:
     r"""The posterior of changes from estimates and their standard errors, under a prior that all changes share.
 
@@ -78,10 +79,11 @@ def shrunken(
         estimate, error: estimates and their standard errors.
         mode: m, if it is known; None to fit it, which takes many features.
         nulls: so many more features without a change the prior counts, the penalty of the source.
+        narrowest: the least standard deviation of the prior's normals.
     """
     noise = np.square(error)[:, None]
     fitted, mode = mode is None, float(np.median(estimate)) if mode is None else mode
-    variance = np.square(2 * max(np.abs(estimate - mode).max(), LEAST_CHANGE) * SHARES)
+    variance = np.square(np.maximum(2 * max(np.abs(estimate - mode).max(), LEAST_CHANGE) * SHARES, narrowest))
     spread = variance + noise  # (G, C)
     log_spread = np.log(spread)
     pi = np.full(len(SHARES), 1 / len(SHARES))

@@ -101,6 +101,7 @@ class ExplainedArrays(FittedArrays):
         if len(present) < 2 or not len(large):
             return None
         centre, scale = X.mean(0, dtype=float), X.std(0, dtype=float)
+        variance = np.where(scale > 0, 1.0, 0.0)  # in the units below
         scale[scale == 0] = 1.0  # a constant feature sets nothing apart
         population = Population.of(q, max_rows, seed)
         sums = Sums(population, X.shape[1], n_draws, seed)
@@ -109,7 +110,8 @@ class ExplainedArrays(FittedArrays):
         parts = []
         for j in large:
             own, elsewhere = sums.compared(int(j))
-            table = changes(own, elsewhere).table("difference", DELTA, FDR, LEVEL, shrink=False)
+            units = population.units(int(j))
+            table = changes(own, elsewhere, units, variance).table("difference", DELTA, FDR, LEVEL, shrink=False)
             table.insert(0, "feature", self._feature_names())
             table.insert(0, "cluster", present[j])
             table["mean"], table["mean_elsewhere"] = (m.mean(0) * scale + centre for m in (own, elsewhere))

@@ -47,6 +47,8 @@ def test_the_configuration_of_a_run_is_never_half_written(tmp_path, monkeypatch)
     """Without it a run can't be resumed."""
 
     class Model:
+        learning_rates_ = ()
+
         def configuration(self) -> dict:
             return {"epochs": 1}
 

@@ -497,7 +497,7 @@ def test_of_500_labels_some_are_shown():
 def test_one_cluster():
     axes = drawn(plots.cluster_weights([1.0], [1.0])).axes[0]
     assert [len(bars) for bars in axes.containers] == [1, 1]
-    assert axes.get_title() == "1 of 1 clusters in use"
+    assert axes.get_title(loc="left") == "1 of 1 clusters in use"
 
 
 @pytest.mark.parametrize("bad", [[], [[0.5]], [np.nan, 1.0], [-0.1, 1.1], [0.0, 0.0], [np.inf]])
@@ -525,17 +525,17 @@ def test_components_die_in_training(history):
     history = history[:4].assign(n_active=[5, 4, 4, 2], n_trained=[6, 6, 4, 3])
     (axes,) = drawn(plots.component_life(history)).axes
     found = heights(axes)
-    np.testing.assert_array_equal(found["win a row"].values, [5, 4, 4, 2])
+    np.testing.assert_array_equal(found["win a row in the epoch"].values, [5, 4, 4, 2])
     np.testing.assert_array_equal(found["trained, win no row"].values, [6, 6, 4, 3])
     np.testing.assert_array_equal(found["trained, win no row"].baseline, [5, 4, 4, 2])
     np.testing.assert_array_equal(found["frozen in this epoch"].values, [0, 0, 2, 1])
-    np.testing.assert_array_equal(found["win a row"].edges, [0, 1, 2, 3, 4])
+    np.testing.assert_array_equal(found["win a row in the epoch"].edges, [0, 1, 2, 3, 4])
 
 
 def test_settling_is_a_panel_of_its_own(history):
     moves = Moves(kept=3, born=2, merged=4)
     axes = drawn(plots.component_life(history.assign(n_trained=100), moves, unit="cell")).axes
-    assert "win a cell" in heights(axes[0]) and "frozen in this epoch" not in heights(axes[0])
+    assert "win a cell in the epoch" in heights(axes[0]) and "frozen in this epoch" not in heights(axes[0])
     tops = {(round(bar.get_x() + 0.35), bar.get_y(), bar.get_y() + bar.get_height()) for bar in axes[1].patches}
     assert tops == {(0, 0, 3), (1, 0, 3), (0, 3, 7), (1, 3, 5)}
     names = [text.get_text() for text in axes[1].get_legend().get_texts()]

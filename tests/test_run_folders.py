@@ -84,6 +84,7 @@ def test_a_kill_during_the_first_configuration_leaves_a_folder_that_is_taken_aga
         f"""
 from pyro_vmm.report import RunFolder
 class Model:
+    learning_rates_ = ()
     def configuration(self):
         return {{}}
 os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)

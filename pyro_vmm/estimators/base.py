@@ -361,7 +361,8 @@ class Estimator(BaseEstimator):
     def _summed(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """``function``, which takes q(c | x) of clusters, as a function of q(c | x) of components, (M, K)."""
         cluster = torch.as_tensor(self.cluster_of_component_, device=self._own_device())
-        return lambda q_c: function(torch.zeros_like(q_c).index_add_(-1, cluster, q_c))
+        # A sum may be above one by rounding.
+        return lambda q_c: function(torch.zeros_like(q_c).index_add_(-1, cluster, q_c).clamp_(max=1))
 
     def _of_components(self, x: Rows, function: Callable[[Tensor], Tensor]) -> np.ndarray:
         """The values of a function of q(c | x) of components, (M, K), for all rows."""

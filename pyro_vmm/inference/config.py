@@ -96,6 +96,7 @@ class Alternation(Optimisation):
         help="once 200 steps raise the ELBO by fewer nats, the rates fall and training ends; 0 for never",
         values=or_never(POSITIVE),
         metavar="NATS",
+        unset="0",
         resume="always",
     )
     reuse_draws: bool = setting(

@@ -72,7 +72,7 @@ def _draw_deaths(axes: Axes, history: pd.DataFrame, unit: str) -> None:
     epochs, trained, active = (history[name].to_numpy(float) for name in ("epoch", "n_trained", "n_active"))
     # Draw each epoch's value from the end of the one before to its own end; else a single epoch would have no width.
     edges = np.append(epochs - 1, epochs[-1])
-    axes.stairs(active, edges, fill=True, color=BLUE, alpha=0.7, label=f"win a {unit}")
+    axes.stairs(active, edges, fill=True, color=BLUE, alpha=0.7, label=f"win a {unit} in the epoch")
     axes.stairs(trained, edges, baseline=active, fill=True, color=GREY, alpha=0.4, label=f"trained, win no {unit}")
     deaths = -np.diff(trained, prepend=trained[0]).clip(max=0)
     if deaths.any():

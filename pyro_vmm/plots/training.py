@@ -14,7 +14,7 @@ HISTORY_COLUMNS = ("epoch", "elbo", "log_likelihood", "kl", "n_active")
 
 
 def training_curves(history: pd.DataFrame, unit: str = "row") -> Figure:
-    """Four panels over epochs: the ELBO, the clusters in use, and the ELBO's two terms.
+    """Four panels over epochs: the ELBO, the components in use, and the ELBO's two terms.
 
     The first epochs may lie orders of magnitude away; they are then off the scale, and the panel says so.
 
@@ -90,9 +90,9 @@ def _readable_limits(curves: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def _draw_active(axes: Axes, history: pd.DataFrame) -> None:
-    active = _draw_curve(axes, history, "n_active", "active clusters", BLUE)
-    axes.set_title("Active clusters", loc="left")
-    axes.set_ylabel("clusters in use", color=BLUE)
+    active = _draw_curve(axes, history, "n_active", "components in use", BLUE)
+    axes.set_title("Components in use", loc="left")
+    axes.set_ylabel("components in use", color=BLUE)
     axes.set_ylim(0, 1.05 * max(active.max(initial=0), 1))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -101,4 +101,4 @@ def _draw_active(axes: Axes, history: pd.DataFrame) -> None:
         _draw_curve(twin, history, "val_nmi", "validation NMI", VERMILLION)
         twin.set_ylabel("validation NMI", color=VERMILLION)
         twin.set_ylim(0, 1.05)
-        axes.set_title("Active clusters and validation NMI", loc="left")
+        axes.set_title("Components in use and validation NMI", loc="left")

@@ -46,8 +46,8 @@ def cluster_weights(
         axes.bar(positions + (i - (len(bars) - 1) / 2) * width, heights, width, color=color, label=name)
     _label_bars(axes, positions, labels)
     if len(bars) > 1:
-        axes.legend(frameon=False)
-    axes.set_title(f"{len(used)} of {len(weights)} clusters in use")
+        axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
+    axes.set_title(f"{len(used)} of {len(weights)} clusters in use", loc="left")
     axes.set_ylabel("fraction" if len(bars) > 1 else "weight π")
     return figure
 

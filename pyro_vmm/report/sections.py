@@ -180,13 +180,13 @@ def training(model: Estimator, path: Path, unit: str) -> Section:
     history = model.history_
     first, last = history.iloc[0], history.iloc[-1]
     curves = (
-        f"Curves of training over {len(history)} epochs: the ELBO, its two terms, and clusters in use. The ELBO goes "
-        f"from {first['elbo']:.2f} to {last['elbo']:.2f} nats per {unit}, clusters in use from {first['n_active']:.0f} "
-        f"to {last['n_active']:.0f}."
+        f"Curves of training over {len(history)} epochs: the ELBO, its two terms, and components in use. The ELBO "
+        f"goes from {first['elbo']:.2f} to {last['elbo']:.2f} nats per {unit}, components in use from "
+        f"{first['n_active']:.0f} to {last['n_active']:.0f}."
     )
     life = (
         f"Components by epoch: {first['n_trained']:.0f} are trained in the first one, {last['n_trained']:.0f} in the "
-        f"last one, where {last['n_active']:.0f} win a {unit}."
+        f"last one, in whose course {last['n_active']:.0f} win a {unit}."
     )
     if model.settled_ is not None:
         life += f" Settling: {model.settled_}."
@@ -203,7 +203,9 @@ def settings(model: Estimator) -> Section:
         text = f"{AUTO}: {_text(chosen[name])}" if name in chosen else _text(value)
         changed = value != usual[name]
         rows.append((Cell(name), Cell(text), Cell("yes" if changed else "")))
-    facts = [("seed", str(model.seed_)), *versions().items()]
+    given = model.configuration_["random_state"]
+    seed = ("random_state", str(given)) if isinstance(given, int) else ("seed drawn", str(model.seed_))
+    facts = [seed, *versions().items()]
     return Section("Settings and versions", facts, tables=[Table("Settings", ("name", "value", "set"), rows, True)])
 
 

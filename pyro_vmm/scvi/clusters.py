@@ -303,7 +303,9 @@ class Clusters(Stock):
     def _of_clusters(self, z: np.ndarray, function) -> np.ndarray:
         """Apply a function to q(c | x) of clusters, (M, K)."""
         cluster = self.module.vmm.cluster_of_component
-        return self._of_components(z, lambda q_c: function(torch.zeros_like(q_c).index_add_(-1, cluster, q_c)))
+        return self._of_components(
+            z, lambda q_c: function(torch.zeros_like(q_c).index_add_(-1, cluster, q_c).clamp_(max=1))
+        )
 
     @torch.no_grad()
     def _of_components(self, z: np.ndarray, function) -> np.ndarray:

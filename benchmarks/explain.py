@@ -24,7 +24,8 @@ from scipy.special import log_softmax
 from sklearn.datasets import load_digits
 
 from pyro_vmm import VMM, SingleCellVMM
-from pyro_vmm.analysis import expected_fdr, share_changes, shares_compared
+from pyro_vmm.analysis import Population, Sums, expected_fdr, share_changes, shares_compared
+from pyro_vmm.analysis.expression import ComparedCells
 from pyro_vmm.runtime import files
 from repro import pages
 from repro.integration import data as integration
@@ -41,6 +42,17 @@ TYPES = ["CD14 Mono", "CD4 Naive T", "B", "NK", "CD8 T"]
 #: Simulated sets of two conditions, and the expected sizes of clusters in one of them.
 SETS = 200
 SIZES = (5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+#: Sets of two groups: their sizes, the inverse dispersion of counts, donors and their spread in log2 units, the change.
+FEW = [
+    *((f"{n} cells, 1,000 others", (n, 1000), 1.0, None, 0.0, 3.0) for n in (3, 5, 10, 30)),
+    ("2 + 2 donors, spread 1, 400 cells", (200, 200), 2.0, (2, 2), 1.0, 2.0),
+    ("3 + 3 donors, spread 1, 400 cells", (200, 200), 2.0, (3, 3), 1.0, 2.0),
+    ("3 + 3 donors, spread 0.5, 400 cells", (200, 200), 2.0, (3, 3), 0.5, 2.0),
+    ("6 + 6 donors, spread 0.5, 400 cells", (200, 200), 2.0, (6, 6), 0.5, 2.0),
+]
+FEW_SEEDS = 4
 
 
 def simulate(cells: int = 1500, genes: int = 600, seed: int = 0) -> tuple[AnnData, np.ndarray]:
@@ -318,6 +330,58 @@ def calls(conditions: Conditions, q: Callable[[np.ndarray, np.ndarray, bool], np
     return [f"{one:.3f} ({two:.2f}), {three:.2f}" for one, two, three in zip(share, some, power, strict=True)]
 
 
+def few() -> list[str]:
+    """False calls among genes of few cells and few donors, with a decoder that knows all but the changes."""
+    lines = [
+        "500 genes with negative binomial counts, of a decoder that knows them without the change and the donors; means "
+        f"of {FEW_SEEDS} sets. In changed sets a tenth of the genes has the log2 fold change told, up or down. Told are "
+        "the genes called at a nominal level of 0.05, the share of these that is false, the share of the changed genes "
+        "that is called, and the share of genes with more than five counts whose 95 % interval holds the true change.",
+        "",
+        *pages.header(["groups", "log2 fold change", "called", "false", "power", "intervals"]),
+    ]
+    for name, sizes, dispersion, donors, spread, change in FEW:
+        for each in (0.0, change):
+            found = np.mean([few_set(seed, sizes, dispersion, donors, spread, each) for seed in range(FEW_SEEDS)], 0)
+            called, false, power, holds = found
+            told = [f"{called:.1f}", f"{false:.2f}", f"{power:.2f}" if each else "", f"{holds:.2f}"]
+            lines.append(pages.line([name, f"{each:g}" if each else "none", *told]))
+    return lines
+
+
+def few_set(
+    seed: int, sizes: tuple[int, int], dispersion: float, donors: tuple[int, int] | None, spread: float, change: float
+) -> tuple[float, float, float, float]:
+    """How many genes of a set are called, and the shares that :func:`few` tells."""
+    random, genes, library = np.random.default_rng(seed), 500, 2000.0
+    share = random.lognormal(0, 1.5, genes)
+    share /= share.sum()
+    group = np.repeat([0, 1], sizes)
+    truth, mean = np.zeros(genes), np.tile(share, (len(group), 1))
+    depth = library * random.lognormal(0, 0.3, len(group))
+    sample = None
+    if donors is not None:
+        sample = np.concatenate([np.arange(sizes[0]) % donors[0], donors[0] + np.arange(sizes[1]) % donors[1]])
+        mean = mean * 2 ** random.normal(0, spread, (sum(donors), genes))[sample]
+    if change:
+        truth[: genes // 10] = change * np.where(np.arange(genes // 10) % 2, 1, -1)
+        mean[group == 0] *= 2**truth
+    x = random.poisson(depth[:, None] * mean * random.gamma(dispersion, 1 / dispersion, mean.shape))
+    population = Population.of(np.eye(2)[group], 5000, seed, sample)
+    sums = Sums(population, 3 * genes, 200, seed)
+    known = np.tile(share, (len(group), 1))
+    for rows in np.array_split(population.rows, max(1, len(population) // 500)):
+        sums.add(np.concatenate([known[rows], x[rows], depth[rows, None] * known[rows]], 1).astype(np.float32))
+    detected = np.stack([(x[group == j] > 0).sum(0) for j in (0, 1)])
+    compared = ComparedCells(sums, detected, np.arange(genes), True)
+    table = compared.table(0, DELTA, 0.05, 0.95, 0.01 / library).sort_index()
+    called, changed = table["called"].to_numpy(), np.abs(truth) > DELTA
+    large = share * library * sizes[0] > 5
+    holds = (table["lfc_low"] <= truth) & (truth <= table["lfc_high"])
+    power = called[changed].mean() if changed.any() else 0.0
+    return called.sum(), (called & ~changed).sum() / max(called.sum(), 1), power, holds[large].mean()
+
+
 def cost() -> list[str]:
     """Processor time and memory of ``explain``."""
     lines = ["Processor time of `explain` with its defaults.", "", *pages.header(["data", "clusters", "seconds"])]
@@ -374,10 +438,11 @@ def measure(path: Path, model: Path) -> dict[str, list[float]]:
     return {"seconds": seconds, "peaks": [*peaks, peak_mb()]}
 
 
-PARTS = {"calibration": calibration, "kang": kang, "abundance": abundance, "cost": cost}
+PARTS = {"calibration": calibration, "kang": kang, "few": few, "abundance": abundance, "cost": cost}
 TITLES = {
     "calibration": "Is one call in twenty false, if one in twenty is expected?",
     "kang": "Are interferon genes found?",
+    "few": "Are genes of few cells and few donors called by chance?",
     "abundance": "Are the clusters whose shares are called the right ones?",
     "cost": "What does it cost?",
 }

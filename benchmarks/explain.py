@@ -333,10 +333,11 @@ def calls(conditions: Conditions, q: Callable[[np.ndarray, np.ndarray, bool], np
 def few() -> list[str]:
     """False calls among genes of few cells and few donors, with a decoder that knows all but the changes."""
     lines = [
-        "500 genes with negative binomial counts, of a decoder that knows them without the change and the donors; means "
-        f"of {FEW_SEEDS} sets. In changed sets a tenth of the genes has the log2 fold change told, up or down. Told are "
-        "the genes called at a nominal level of 0.05, the share of these that is false, the share of the changed genes "
-        "that is called, and the share of genes with more than five counts whose 95 % interval holds the true change.",
+        "500 genes with negative binomial counts, of a decoder that knows them without the change and the donors; "
+        f"means of {FEW_SEEDS} sets. In changed sets a tenth of the genes has the log2 fold change told, up or down. "
+        "Told are the genes called at a nominal level of 0.05, the share of these that is false, the share of the "
+        "changed genes that is called, and the share of genes with more than five counts whose 95 % interval holds the "
+        "true change.",
         "",
         *pages.header(["groups", "log2 fold change", "called", "false", "power", "intervals"]),
     ]

@@ -37,8 +37,9 @@ def parser() -> argparse.ArgumentParser:
         "--scale",
         choices=SCALES,
         default="full",
+        metavar="{full,fast,small}",
         help="full: the paper's, for a GPU. fast: a fifth of its epochs at five times its rate, an hour a run. small: "
-        "10,000 images, small networks, minutes a run. tiny: for tests, on other data (default: full)",
+        "10,000 images, small networks, minutes a run (default: full)",
     )
     found.add_argument("--trials", type=_positive, metavar="N", help="default: 10 at full scale, 1 at fast, 3 at small")
     found.add_argument(

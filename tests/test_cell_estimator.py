@@ -153,7 +153,6 @@ def test_callbacks_can_stop():
         {"dtype": "float64"},
         {"batch_key": "type"},
         {"likelihood": "nb"},
-        {"layer": "other"},
     ],
 )
 def test_parameters_that_are_set_after_the_fit_are_those_of_the_next_one(settings, tmp_path):

@@ -262,7 +262,7 @@ def test_barcodes_are_no_batches(option, genes, path, tmp_path, adata, capsys):
     adata.obs["barcode"] = adata.obs_names
     adata.write_h5ad(path)
     assert run("--dataset", path, option, "barcode", *genes, "--out", tmp_path / "run", *FAST) == 2
-    assert "='barcode' has 120 categories in 120 cells: 'cell0', " in capsys.readouterr().err
+    assert "'barcode' has 120 categories in 120 cells: 'cell0', " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -448,8 +448,8 @@ def test_interrupt_leaves_a_checkpoint(path, tmp_path, capsys, monkeypatch):
             ["--continuous-covariates", "age", "vmm_entropy"],
             "--continuous-covariates: the run writes a column 'vmm_entr",
         ),
-        (["--categorical-covariates", "nothing"], "categorical_covariate_keys='nothing'"),
-        (["--continuous-covariates", "donor"], "continuous_covariate_keys='donor'"),
+        (["--categorical-covariates", "nothing"], "--categorical-covariates 'nothing' is not a column"),
+        (["--continuous-covariates", "donor"], "--continuous-covariates 'donor' should hold numbers"),
         (["--dropout", "1"], "dropout=1.0"),
     ],
 )

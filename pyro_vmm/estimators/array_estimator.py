@@ -40,7 +40,6 @@ class ArrayEstimator(FittedArrays):
 
     # Fitting
 
-    @gradients()
     def fit(
         self,
         X,
@@ -86,11 +85,12 @@ class ArrayEstimator(FittedArrays):
         writer = None
         if checkpoint is not None:
             writer = storing.checkpoint_writer(checkpoint, self._settings(), self.seed_, X, weights)
-        with building.random_start(self.seed_):
+        with gradients(), building.random_start(self.seed_):
             x = self._build(X, train)
         x = place(x, self._own_device())
         x_val = subset(x, val) if len(val) else None
-        self._train(self._weighted(subset(x, train), train), x_val, labels_val, callbacks, writer, state)
+        with gradients():
+            self._train(self._weighted(subset(x, train), train), x_val, labels_val, callbacks, writer, state)
         self._number_clusters(x)
         return self
 

@@ -124,7 +124,6 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
 
     # Fitting
 
-    @gradients()
     def fit(
         self,
         adata: "AnnData",
@@ -182,11 +181,13 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         if checkpoint is not None:
             writer = storing.checkpoint_writer(checkpoint, self.configuration(), self.seed_, fingerprint, weights)
         rows = CellRows(counts, design)
-        with building.random_start(self.seed_):
+        with gradients(), building.random_start(self.seed_):
             self._build(rows, train)
         x = resident(CellRows(counts, design, self._own_device(), DTYPES[self.dtype]), self._own_device())
         x_val = subset(x, self._drawn(val)) if len(val) else None
-        self._train(self._weighted(subset(x, train), train), x_val, callbacks=callbacks, checkpoint=writer, state=state)
+        of_train = self._weighted(subset(x, train), train)
+        with gradients():
+            self._train(of_train, x_val, callbacks=callbacks, checkpoint=writer, state=state)
         self._number_clusters(x)
         self._look_at_clusters(x, design)
         return self
@@ -217,7 +218,6 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
 
     # Mapping
 
-    @gradients()
     def map_query(
         self,
         adata: "AnnData",
@@ -275,7 +275,8 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         batch = model.layout_.batch(rows.design).argmax(1)
         if n_new:
             mapping.warn_of_few_cells(covariates, batch, n_new)
-            model.vae_, elbo = mapping.learn_batches(self.vae_, rows, batch, n_new, how, self.seed_, self.progress)
+            with gradients():
+                model.vae_, elbo = mapping.learn_batches(self.vae_, rows, batch, n_new, how, self.seed_, self.progress)
         known = mapping.Mapped(self.layout_.n_batches, self.n_components_, len(rows), tuple(elbo))
         model.mappings_ = (*self.mappings_, known)
         model._judge(rows, batch.numpy(), n_new, novel_below if new_clusters == AUTO else 0.0)

@@ -286,15 +286,14 @@ class FittedCells(Estimator):
         if (key := self.configuration_["batch_key"]) is not None:
             obs[key] = pd.Categorical([self.batches_[code]] * n_samples, categories=self.batches_)
         values = sparse.csr_matrix(x) if self.vae_.likelihood.counts else x
-        layer = self.configuration_["layer"]
-        layers = {} if layer is None else {layer: values.copy()}
+        layers = {} if self.layer is None else {self.layer: values.copy()}
         return AnnData(values, obs=obs, var=pd.DataFrame(index=self.genes_), layers=layers)
 
     def _rows(self, adata: "AnnData") -> CellRows:
         """Cells of this ``adata`` as the model reads them, genes matched by name."""
         check_is_fitted(self)
-        columns, layer = self.gene_match_.positions(adata, self.genes_), self.configuration_["layer"]
-        counts = CellBatches(adata, layer, columns, self.genes_)
+        # The layer may be set after the fit: other cells may have their counts elsewhere.
+        counts = CellBatches(adata, self.layer, self.gene_match_.positions(adata, self.genes_), self.genes_)
         totals = check_cells(counts, self.vae_.likelihood.counts, training=False)
         design = self.covariates_.design(adata, totals)
         rows = CellRows(counts, design, self._own_device(), self._own_dtype())

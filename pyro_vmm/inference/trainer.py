@@ -20,7 +20,7 @@ from pyro_vmm.inference.schedule import judged, shortened
 from pyro_vmm.inference.state import PLACE, check_state
 from pyro_vmm.inference.steps import STEP_TERMS, Steps, quiet_pyro, without_warnings_of_nan
 from pyro_vmm.models import LatentVariableModel
-from pyro_vmm.networks import gradients, inference_mode
+from pyro_vmm.networks import inference_mode
 from pyro_vmm.runtime.checks import differences
 from pyro_vmm.runtime.entries import Entries
 from pyro_vmm.runtime.exclusive import exclusive
@@ -152,7 +152,6 @@ class Trainer:
 
     # The loop around it
 
-    @gradients()
     def fit(
         self,
         x: Rows,

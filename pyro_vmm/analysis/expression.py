@@ -32,13 +32,13 @@ class ComparedCells:
             totals, weights = totals / repeats[..., None], weights / repeats
         expression, observed, expected = np.split(totals, 3, axis=-1)
         units = self.sums.population.units(j)
-        means = model_assisted_means(expression, observed, expected, weights, self.counts)
+        one, other = means = model_assisted_means(expression, observed, expected, weights, self.counts)
         if self.counts:
             name, scale = "lfc", LIBRARY
-            found = log_fold_changes(*means, pseudo_count, observed.mean(1), expected.mean(1), units)
+            found = log_fold_changes(one, other, pseudo_count, observed.mean(1), expected.mean(1), units)
         else:
             name, scale = "difference", 1.0
-            found = changes(*means, units)
+            found = changes(one, other, units)
         table = found.table(name, delta, fdr, level)
         table["mean1"], table["mean2"] = scale * means.mean(1)
         if self.counts:

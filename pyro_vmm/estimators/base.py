@@ -73,13 +73,13 @@ class Estimator(BaseEstimator):
     training: TrainingConfig | None = None
     #: None for files of earlier versions.
     weight_history_: np.ndarray | None = None
-    #: None for rivals and for files of earlier versions.
+    # None for rivals and for files of earlier versions.
     confidence_: Confidence | None = None
-    #: None without a tree of components.
+    # None without a tree of components.
     tree_: pd.DataFrame | None = None
-    #: None where nothing settled.
+    # None where nothing settled.
     settled_: Moves | None = None
-    #: Empty for files of earlier versions.
+    # Empty for files of earlier versions.
     learning_rates_: Sequence[dict] = ()
     #: The weights of the rows of the fit, scaled to mean 1, (N,); None where all count the same.
     sample_weight_: np.ndarray | None = None

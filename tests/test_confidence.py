@@ -118,3 +118,10 @@ def test_a_latent_space_without_width_is_no_error():
     flat = np.column_stack([10.0 * labels, np.zeros(90)])
     ratio, pair = closest(Encoded(flat, np.zeros((90, 2))), labels)
     assert ratio == 0 and pair is not None
+
+
+def test_there_is_no_rise_once_the_best_epoch_has_passed():
+    """The last tenth is better than the one before it, and both are behind the best epoch."""
+    elbos = np.array([-210.0, -155.0, -146.0, -152.0, -149.0])
+    assert _rise(elbos) == 0 and _rise(elbos[:3]) == 9 and _rise(elbos[:4]) == -6
+    assert _rise(elbos[:1]) == 0 and _rise(np.empty(0)) == 0

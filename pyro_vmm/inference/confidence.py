@@ -89,8 +89,9 @@ def measure(
 
 
 def _rise(elbos: np.ndarray) -> float:
-    """By how much the mean of the last tenth of the epochs exceeds that of the tenth before; 0 after the best one."""
+    """By how much the mean of the last tenth of the epochs exceeds that of the tenth before; nothing after the best."""
     tenth = max(len(elbos) // 10, 1)
-    if len(elbos) and elbos.argmax() < len(elbos) - tenth:
+    if len(elbos) < 2 * tenth:
         return 0.0
-    return float(elbos[-tenth:].mean() - elbos[-2 * tenth : -tenth].mean()) if len(elbos) >= 2 * tenth else 0.0
+    rise = float(elbos[-tenth:].mean() - elbos[-2 * tenth : -tenth].mean())
+    return rise if elbos.argmax() >= len(elbos) - tenth else min(rise, 0.0)

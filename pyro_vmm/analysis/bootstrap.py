@@ -67,10 +67,15 @@ class Population:
 
     def units(self, j: int) -> np.ndarray:
         """How many independent rows group j and the other groups have among those drawn, or samples, (2,)."""
-        q = one_and_others(self.q.T, j)
         if self.sample is None:
-            return q.sum(1)
-        return np.array([len(np.unique(self.sample[side >= 0.5])) for side in q], float)
+            return one_and_others(self._drawn, j)
+        sides = one_and_others(self.q.T, j)
+        return np.array([len(np.unique(self.sample[side >= 0.5])) for side in sides], float)
+
+    @cached_property
+    def _drawn(self) -> np.ndarray:
+        """How many of the rows each group has, (J,)."""
+        return self.q.sum(0)
 
     @cached_property
     def _squares(self) -> np.ndarray:

@@ -138,10 +138,9 @@ def log_fold_changes(
     few = observed.min(0) < FEW_COUNTS
     log_ratio = np.where(few, _log_likelihood_ratio(observed, expected) / excess, 0.0)
     bound = np.square(of_evidence(estimate, np.sqrt(poisson.sum(0)), log_ratio))
-    # Rows that may belong to either group make the two means depend on each other.
     parts = drawn.clip(LEAST_VARIANCE)
-    widened = (logs[0] - logs[1]).var(0, ddof=1) * (parts * of_units(units)[:, None]).sum(0) / parts.sum(0)
-    variance, freedom = moderated(np.maximum(widened, bound).clip(LEAST_VARIANCE), _freedom(parts, units))
+    widened = np.maximum(_widened(logs[0] - logs[1], parts, units), bound).clip(LEAST_VARIANCE)
+    variance, freedom = moderated(widened, _freedom(parts, units))
     error = normal_error(estimate, np.sqrt(np.maximum(variance, bound)), freedom).clip(LEAST_ERROR)
     # The mean of few cells has a lower logarithm on average, of all genes alike.
     return Changes(estimate, error, mode=0.0 if min(units) < FEW_UNITS else None)
@@ -152,6 +151,19 @@ def _log_likelihood_ratio(observed: np.ndarray, expected: np.ndarray) -> np.ndar
     expected = np.maximum(expected, LEAST_VARIANCE)
     apart = xlogy(observed, observed / expected).sum(0)
     return apart - xlogy(observed.sum(0), observed.sum(0) / expected.sum(0))
+
+
+def _widened(
+    difference: np.ndarray,  # (S, G)
+    variance: np.ndarray,  # (2, G)
+    units: np.ndarray,  # (2,)
+) -> np.ndarray:
+    """The variance of a difference of means of so many units, from draws of it and those of each mean, (G,).
+
+    It is that of the difference: rows that may belong to either group make the two means depend on each other.
+    """
+    factor = (variance * of_units(units)[:, None]).sum(0) / variance.sum(0)
+    return difference.var(0, ddof=1).astype(float) * factor
 
 
 def _freedom(
@@ -183,8 +195,8 @@ def changes(
     estimate = (one - other).mean(0).astype(float)
     drawn = np.stack([one.var(0, ddof=1), other.var(0, ddof=1)]).astype(float).clip(LEAST_VARIANCE)
     if variance is None:
-        widened = (one - other).var(0, ddof=1) * (drawn * of_units(units)[:, None]).sum(0) / drawn.sum(0)
-        found, freedom = moderated(widened.astype(float).clip(LEAST_VARIANCE), _freedom(drawn, units))
+        widened = _widened(one - other, drawn, units).clip(LEAST_VARIANCE)
+        found, freedom = moderated(widened, _freedom(drawn, units))
     else:
         n = np.maximum(units, 2.0)[:, None]
         of_row = drawn * of_units(n) * n

@@ -13,7 +13,7 @@ from pyro_vmm.analysis.explanation import ArrayExplanation
 from pyro_vmm.data.dataset import Dataset
 from pyro_vmm.estimators import VMM
 from pyro_vmm.report import figures, tables
-from pyro_vmm.report.folder import Results
+from pyro_vmm.report.results import Results
 from pyro_vmm.report.sections import Section, clusters, pictures
 from pyro_vmm.runtime import files
 

@@ -19,8 +19,8 @@ from pyro_vmm.estimators import SingleCellVMM, annotation
 from pyro_vmm.plots import ornaments
 from pyro_vmm.report import figures, tables
 from pyro_vmm.report.cell_tables import batch_line, cluster_table, cross_table, single_batch_clusters
-from pyro_vmm.report.folder import Results
 from pyro_vmm.report.labels import types
+from pyro_vmm.report.results import Results
 from pyro_vmm.report.sections import Section, Table, clusters, pictures
 from pyro_vmm.runtime import files
 from pyro_vmm.runtime.extras import require

@@ -19,7 +19,7 @@ from pyro_vmm.report import labels as known
 from pyro_vmm.report import sections
 from pyro_vmm.report.arrays import ArrayResults
 from pyro_vmm.report.cells import CellData, CellResults
-from pyro_vmm.report.folder import Results
+from pyro_vmm.report.results import Results
 from pyro_vmm.runtime import files
 from pyro_vmm.runtime.checks import described
 

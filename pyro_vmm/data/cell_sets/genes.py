@@ -10,7 +10,7 @@ from scipy import sparse
 from pyro_vmm.data.blocks import is_native, native
 from pyro_vmm.data.categories import Categories
 from pyro_vmm.data.cell_checks import how_to_round, rounding_error, shown, where_counts_lie
-from pyro_vmm.data.cells import COUNTS, counts_matrix, stays_outside
+from pyro_vmm.data.cells import COUNTS, counts_matrix, place_of, stays_outside
 from pyro_vmm.data.structure import check_members, to_memory
 from pyro_vmm.runtime.extras import require
 from pyro_vmm.runtime.threads import same_threads
@@ -45,7 +45,7 @@ def select_genes(
     """
     if isinstance(n_top_genes, bool) or not isinstance(n_top_genes, int | np.integer) or n_top_genes < 1:
         raise ValueError(f"n_top_genes={n_top_genes!r}, expected an integer of at least 1")
-    place, matrix = "adata.X" if layer is None else f"adata.layers[{layer!r}]", counts_matrix(adata, layer)
+    place, matrix = place_of(layer), counts_matrix(adata, layer)
     if not adata.isbacked:
         _check_divisible(adata)
     if batch_key is not None:

@@ -1,5 +1,7 @@
 """Mapping new cells onto a fitted model: what is held, what is trained, what is new, and what is refused."""
 
+from dataclasses import replace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from torch import nn
 
 from pyro_vmm import SingleCellVMM
 from pyro_vmm.data.cells import CellBatches
+from pyro_vmm.estimators import novelty
 from pyro_vmm.estimators.novelty import NONE, Beside, Neighbours, Usual, factors
 from pyro_vmm.networks import WidenedLinear
 
@@ -407,8 +410,9 @@ class TestNeighbours:
             expected = off.sum() / 2 / sum(x[j].sum() * x[k].sum() for j, k in pairs)
             np.testing.assert_allclose(found[i], [cells.surprise[own].mean(), expected], rtol=1e-6)
 
-    def test_noise_of_single_cells_adds_nothing_and_cells_that_are_off_together_do(self):
+    def test_noise_of_single_cells_adds_nothing_and_cells_that_are_off_together_do(self, monkeypatch):
         """The triangular discrimination of two known profiles, of cells whose own counts are noise."""
+        monkeypatch.setattr(novelty, "AT_ONCE", 400)
         cells = beside(400, off=200)
         random = torch.randperm(400, generator=torch.Generator().manual_seed(0))
         near = Neighbours(cells, seed=0)
@@ -427,11 +431,23 @@ class TestNeighbours:
         s = near.scores(cells)[:, 1].numpy()
         assert roc_auc_score(np.arange(400) >= 300, s) > 0.98
 
+    @pytest.mark.parametrize("counts", [True, False])
+    def test_blocks_of_cells_change_nothing(self, monkeypatch, counts):
+        cells = beside(100, batch_effect=0.5)
+        cells = replace(cells, batch=torch.arange(100) % 2, counts=counts)
+        found = torch.rand(2, cells.x.shape[1], dtype=torch.float64) + 0.5
+        near = [Neighbours(cells.adapted(found), seed=0)]
+        monkeypatch.setattr(novelty, "AT_ONCE", 7)
+        near.append(Neighbours(cells.adapted(found), seed=0))
+        whole, blocks = (each.scores(cells.adapted(found)) for each in near)
+        np.testing.assert_allclose(blocks, whole, rtol=1e-8)
+
     def test_one_cell_has_no_pairs(self):
         cells = beside(1)
         np.testing.assert_allclose(Neighbours(cells, seed=0).scores(cells), [[float(cells.surprise[0]), 0]])
 
-    def test_values_that_are_no_counts_are_off_by_their_standard_deviation(self):
+    def test_values_that_are_no_counts_are_off_by_their_standard_deviation(self, monkeypatch):
+        monkeypatch.setattr(novelty, "AT_ONCE", 300)
         random = np.random.default_rng(0)
         x = random.normal(3, 2, (300, 20))
         x[150:] += 1.0

@@ -38,8 +38,8 @@ from pyro_vmm.runtime.rows import Rows, read
 from pyro_vmm.runtime.settings import AUTO, check_settings, defaults, settings_of
 from pyro_vmm.runtime.weighted import Weighted, draw
 
-# What scoring and decoding may hold at once: 128 MB in float32.
-NUMBERS_AT_ONCE = 2**25
+# What scoring and decoding may hold at once: 32 MB in float32.
+NUMBERS_AT_ONCE = 2**23
 
 V = TypeVar("V", bound=LatentVariableModel)
 
@@ -318,20 +318,29 @@ class Estimator(BaseEstimator):
                     consume(rows)
 
     def _batched(self, function: Callable[[Tensor], Tensor], x: Rows, rows_at_once: int = 1024) -> np.ndarray:
+        """What a function makes of each of these rows, (N, ...)."""
+        (found,) = self._all_of(lambda rows: (function(rows),), x, rows_at_once)
+        return found.cpu().numpy()
+
+    def _all_of(
+        self, function: Callable[[Tensor], Sequence[Tensor]], x: Rows, rows_at_once: int = 1024
+    ) -> Sequence[Tensor]:
+        """The same of a function that makes several things, each (N, ...)."""
         # One array holds all results. Kept one by one, they would lie between the rows read, whose memory could not be
         # used again then (5 GB with a million cells).
         found, done = None, 0
 
         def keep(rows: Tensor) -> None:
             nonlocal found, done
-            part = function(rows)
-            found = part.new_empty(len(x), *part.shape[1:]) if found is None else found
-            found[done : done + len(part)] = part
-            done += len(part)
+            parts = function(rows)
+            found = [part.new_empty(len(x), *part.shape[1:]) for part in parts] if found is None else found
+            for whole, part in zip(found, parts, strict=True):
+                whole[done : done + len(part)] = part
+            done += len(rows)
 
         self._each_block(keep, x, rows_at_once)
         assert found is not None, "there are rows"
-        return found.cpu().numpy()
+        return found
 
     def _latent_means(self, x: Rows) -> np.ndarray:
         return self._batched(lambda rows: self.vae_.encoder(rows).mean, x)

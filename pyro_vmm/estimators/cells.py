@@ -196,8 +196,8 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
         """Find the batches of the clusters, and what is usual in them, from the cells of the fit."""
         some = self._some_beside(x)
         self.factors_ = factors(some, self.layout_.n_batches).cpu().numpy()
-        adapted = some.adapted(torch.as_tensor(self.factors_, device=some.x.device))
-        self.usual_ = Usual.of(Neighbours(adapted, self.seed_).scores(adapted).cpu().numpy())
+        some = some.adapted(torch.as_tensor(self.factors_, device=some.x.device))
+        self.usual_ = Usual.of(Neighbours(some, self.seed_).scores(some).cpu().numpy())
         self.adjustments_ = np.tile(NONE, (self.layout_.n_batches, 1))
         batch = self.layout_.batch(design).argmax(1).numpy()
         self.batch_counts_ = annotation.batch_counts(self.labels_, batch, self.labels_.max() + 1, len(self.batches_))

@@ -123,9 +123,9 @@ class FittedCells(Estimator):
         """Some of these cells, drawn at random, beside what is decoded of them."""
         most = min(MOST_CELLS, max(MOST_NUMBERS // self.layout_.n_genes, NEIGHBOURS))
         some = np.random.default_rng(self.seed_).permutation(len(x))[:most]
-        parts, beside = [], self._beside()
-        self._each_block(lambda cells: parts.append(beside(cells)), subset(x, np.sort(some)), self._rows_at_once())
-        return Beside.joined(parts)
+        beside, rows = self._beside(), subset(x, np.sort(some))
+        columns = self._all_of(lambda cells: beside(cells).columns, rows, self._rows_at_once(2))
+        return Beside(*columns, counts=self.vae_.likelihood.counts)
 
     def _scored(self, x: Rows, some: Beside) -> np.ndarray:
         """The scores of all cells, (N, 2), by their neighbours among some, see :mod:`pyro_vmm.estimators.novelty`."""

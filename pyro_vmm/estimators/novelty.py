@@ -22,6 +22,7 @@ The novelty of a cell is the share of the reference's cells for which the larger
 scale, is as large: a p-value by the reference's own cells. If most cells of a batch are of unseen types, few are found.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +36,8 @@ from torch.nn import functional as F
 NEIGHBOURS, DIRECTIONS = 15, 20
 #: Neighbours are found among at most so many cells, and fewer if these have more than so many numbers.
 MOST_CELLS, MOST_NUMBERS = 2048, 2**24
+#: What is computed of cells is computed for so many at once: each step of it makes an array of theirs.
+AT_ONCE = 256
 #: So many quantiles of the reference's t are kept.
 QUANTILES = 1001
 #: The quantiles that give the scale of a score. They are low because novel cells are beyond them.
@@ -73,21 +76,28 @@ class Beside:
     def __len__(self) -> int:
         return len(self.x)
 
-    @classmethod
-    def joined(cls, parts: "list[Beside]") -> "Beside":
-        """All cells of these parts."""
-        names = ("x", "expected", "surprise", "batch", "cluster")
-        whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return cls(**whole, counts=parts[0].counts)
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """All but ``counts``, in their order."""
+        return self.x, self.expected, self.surprise, self.batch, self.cluster
 
     def adapted(self, factors: Tensor) -> "Beside":
         """With what each batch changes in all clusters, (B, G), see :func:`factors`."""
-        if not self.counts:
-            changed = self.expected + factors[self.batch]
-        else:
-            changed = self.expected * factors[self.batch]
-            changed *= self.total / changed.sum(-1, keepdim=True).clamp(min=1e-30)
+        changed = self.expected.clone()
+        for block, batch, total in zip(
+            *(whole.split(AT_ONCE) for whole in (changed, self.batch, self.total)), strict=True
+        ):
+            if not self.counts:
+                block += factors[batch]
+            else:
+                block *= factors[batch]
+                block *= total / block.sum(-1, keepdim=True).clamp(min=1e-30)
         return Beside(self.x, changed, self.surprise, self.batch, self.cluster, self.counts)
+
+    def blocks(self) -> "Iterator[Beside]":
+        """The cells, ``AT_ONCE`` at a time."""
+        for block in zip(*(column.split(AT_ONCE) for column in self.columns), strict=True):
+            yield Beside(*block, counts=self.counts)
 
     @cached_property
     def total(self) -> Tensor:
@@ -130,27 +140,33 @@ class Neighbours:
 
     def __init__(self, cells: Beside, seed: int):
         self.variance = None if cells.counts else cells.x.var(0, correction=0) + 1e-12
-        residual = cells.x - cells.expected
-        self._tables = residual, residual.square(), cells.x + cells.expected
-        self._sizes = torch.cat([cells.surprise[:, None], cells.total, cells.total.square()], -1).double()
-        scaled = self._scaled(cells)
+        scaled = torch.empty_like(cells.expected)
+        for place, block in zip(scaled.split(AT_ONCE), cells.blocks(), strict=True):
+            place.copy_(self._scaled(block))
         self.middle = scaled.mean(0)
         rank = min(DIRECTIONS, *scaled.shape)
         _, _, directions = randomized_svd(scaled.sub_(self.middle).cpu().numpy(), rank, random_state=seed)
         self.directions = torch.as_tensor(directions.T.copy(), dtype=scaled.dtype, device=scaled.device)
-        self.places = self._place(cells)
+        self.places = scaled @ self.directions
+        # The array is used again, as these are as large as all that is known of the cells.
+        squares = torch.sub(cells.x, cells.expected, out=scaled).square_()
+        self._tables = cells.x, cells.expected, squares
+        self._sizes = torch.cat([cells.surprise[:, None], cells.total, cells.total.square()], -1).double()
 
     def scores(self, cells: Beside) -> Tensor:
         """The mean of -log p(z) of the neighbours of each of these cells, and their s, (M, 2)."""
+        return torch.cat([self._scores(block) for block in cells.blocks()])
+
+    def _scores(self, cells: Beside) -> Tensor:
         n = min(NEIGHBOURS, len(self.places))
         near = torch.cdist(self._place(cells), self.places).topk(n, largest=False).indices
         surprise, total, squares = F.embedding_bag(near, self._sizes, mode="sum").unbind(-1)
-        residual, square, sum_ = (F.embedding_bag(near, table, mode="sum") for table in self._tables)
+        x, expected, square = (F.embedding_bag(near, table, mode="sum") for table in self._tables)
         if self.variance is None:
-            of = 2 * (sum_ / total[:, None].to(sum_.dtype) + LEAST_SHARE)
+            of = 2 * ((x + expected) / total[:, None].to(x.dtype) + LEAST_SHARE)
         else:
             of = self.variance * len(self.variance)
-        off = ((residual.square() - square) / of).sum(-1).double()
+        off = (((x - expected).square() - square) / of).sum(-1).double()
         pairs = total.square() - squares  # there are none of one cell
         return torch.stack([surprise / n, torch.where(pairs > 0, off / pairs.clamp(min=1e-30), 0.0)], -1)
 

@@ -33,6 +33,11 @@ def load(name: str, data_dir: str | Path | None = None) -> AnnData:
         name: the file, one of ``TITLES``.
         data_dir: the folder that holds ``cells/``; None for ``$PYRO_VMM_DATA``.
     """
+    return select(read(name, data_dir))
+
+
+def read(name: str, data_dir: str | Path | None = None) -> AnnData:
+    """The same with all genes."""
     import scanpy as sc
 
     data_dir = data_dir or os.environ.get("PYRO_VMM_DATA")
@@ -41,7 +46,7 @@ def load(name: str, data_dir: str | Path | None = None) -> AnnData:
     adata = sc.read_h5ad(Path(data_dir) / "cells" / f"{name}.h5ad")
     if "demuxlet_cls" in adata.obs:
         adata = adata[adata.obs["demuxlet_cls"] == "SNG"].copy()  # genotypes show two cells in one droplet
-    return select(adata)
+    return adata
 
 
 def select(adata: AnnData, n_genes: int = N_GENES) -> AnnData:

@@ -5,6 +5,7 @@ from abc import abstractmethod
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions.util import broadcast_shape
 from scipy.special import betaln
 from torch import Tensor
 from torch.distributions.constraints import Constraint
@@ -87,7 +88,7 @@ class Mixture(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         log_prob = self.joint_log_prob(value).logsumexp(-1)
-        return log_prob.expand(torch.broadcast_shapes(self.batch_shape, log_prob.shape))
+        return log_prob.expand(broadcast_shape(self.batch_shape, log_prob.shape))
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """p(c | z) of z (..., D), (..., K)."""
@@ -268,6 +269,6 @@ class MixtureComponent(TorchDistribution):
             enumerated = log_probs.movedim(-1, 0)
             gap = self.c.dim() - enumerated.dim()  # plates to the left of z's
             return enumerated.reshape(enumerated.shape[:1] + (1,) * gap + enumerated.shape[1:])
-        shape = torch.broadcast_shapes(self.c.shape, log_probs.shape[:-1])
+        shape = broadcast_shape(self.c.shape, log_probs.shape[:-1])
         index = self.c.expand(shape).unsqueeze(-1)
         return log_probs.expand(shape + log_probs.shape[-1:]).gather(-1, index).squeeze(-1)

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import broadcast_shape, scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, kl_divergence, register_kl
@@ -102,6 +101,6 @@ def _kl_normal_component(q: TorchDistribution, p: MixtureComponent) -> Tensor:
     precision, covariance = whitener @ whitener.mT, tril @ tril.mT
     traces = covariance.flatten(-2) @ precision.flatten(-2).mT
     expected = p.mixture.component_log_prob(q.mean) - 0.5 * traces  # (..., K)
-    shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+    shape = broadcast_shape(p.batch_shape, q.batch_shape)
     index = p.c.expand(shape).unsqueeze(-1)
     return -q.entropy() - expected.expand(shape + expected.shape[-1:]).gather(-1, index).squeeze(-1)

@@ -25,8 +25,11 @@ ROOT = Path(__file__).parents[1]
 COMMAND = """
 import json, sys, time
 from pathlib import Path
-from pyro_vmm.cli import main
-from pyro_vmm.cli.kinds import KINDS
+from pyro_vmm.command import main
+from pyro_vmm.runtime.loading import without_garbage_collection
+
+with without_garbage_collection():
+    from pyro_vmm.cli.kinds import KINDS
 
 seconds = []
 

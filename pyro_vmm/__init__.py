@@ -6,6 +6,7 @@ Each name is imported at its first use: torch, Pyro and scikit-learn take second
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pyro_vmm.runtime.loading import without_garbage_collection
 from pyro_vmm.version import __version__
 
 if TYPE_CHECKING:
@@ -69,10 +70,11 @@ _FOLDERS = (
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    if name in _FOLDERS:
-        return import_module(f"{__name__}.{name}")
+    with without_garbage_collection():
+        if name in _MODULES:
+            return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        if name in _FOLDERS:
+            return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,16 +1,20 @@
 """What is imported when: ``import pyro_vmm`` is quick, and a fit loads no more than it uses."""
 
 import ast
+import gc
 import json
+import os
 import pickle
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import pyro_vmm
+from pyro_vmm import command
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = {"anndata", "joblib", "matplotlib", "numpy", "pandas", "pyro", "scipy", "sklearn", "torch"}
@@ -65,13 +69,35 @@ def test_an_estimator_loads_what_it_is_made_of(loaded):
 
 
 def test_neither_the_command_nor_a_fit_loads_what_it_may_not_use(loaded):
-    unused = {"anndata", "matplotlib", "scanpy", "sklearn.datasets", "torch._dynamo", "umap"}
+    unused = {"anndata", "matplotlib", "scanpy", "sklearn.datasets", "sympy", "torch._dynamo", "umap"}
     assert not unused & (loaded["command"] | loaded["fit"])
 
 
 def test_a_program_that_compiles_afterwards_can(told, loaded):
     assert "torch._dynamo" in loaded["compiled"]
     assert told["weights"] == pytest.approx([0.9] * 3, abs=1e-6)  # Adam's first step is its rate
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_imports_leave_the_search_for_garbage_as_it_was(monkeypatch, enabled):
+    (gc.enable if enabled else gc.disable)()
+    try:
+        monkeypatch.setattr(pyro_vmm, "import_module", lambda name: SimpleNamespace(VMM=gc.isenabled()))
+        assert pyro_vmm.VMM is False and gc.isenabled() == enabled
+        monkeypatch.setattr(pyro_vmm, "import_module", lambda name: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pyro_vmm.VMM  # noqa: B018
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+
+
+def test_the_command_runs_what_it_loads(monkeypatch, capsys):
+    monkeypatch.setattr(gc, "freeze", lambda: None)  # not in a process of many tests
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--help"])
+    assert "--dataset" in capsys.readouterr().out and os.environ["GOMP_SPINCOUNT"] == "30000"
 
 
 def test_every_name_is_that_of_its_module():

@@ -264,6 +264,12 @@ def test_the_figure_shows_no_empty_panel(n_panels):
     assert sum(axes.get_visible() for axes in plots.comparison(by_fit).axes) == n_panels
 
 
+def test_ticks_of_clusters_are_whole_numbers():
+    by_fit = pd.DataFrame({"prior": "vmm", "seed": [0, 1], "log_px": [1.0, 1.5], "active": [7, 8]})
+    ticks = plots.comparison(by_fit).axes[1].get_xticks()
+    np.testing.assert_array_equal(ticks, ticks.round())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -557,6 +557,15 @@ def test_weights_are_stacked_by_final_cluster(history):
         assert [(each.get_text(), each.xy[1]) for each in axes.texts] == [("0", 0.25), ("1", 0.675)]
 
 
+def test_as_many_of_many_clusters_have_numbers_as_there_is_room_for(history):
+    weights = np.full((3, 100), 0.01)
+    weights[:, :2] = 0.015, 0.005
+    figure = drawn(plots.component_life(history[:3].assign(n_trained=100), weights=weights))
+    numbers = {each.get_text(): each.xy[1] for each in figure.axes[1].texts}
+    assert "0" in numbers and "1" not in numbers and len(numbers) > 25
+    assert np.diff(sorted(numbers.values())).min() >= 0.025
+
+
 def test_weights_that_do_not_fit(history):
     history = history[:3].assign(n_trained=4)
     with pytest.raises(ValueError, match=r"weights must have shape \(epochs=3, K\), got \(2, 4\)"):

@@ -6,6 +6,7 @@ import pytest
 from common import drawn
 
 from pyro_vmm import plots
+from pyro_vmm.plots.scatter import short_texts
 
 pytestmark = pytest.mark.usefixtures("no_global_state")
 
@@ -94,6 +95,25 @@ def test_legends_stay_inside_the_figure(n):
 def test_too_many_for_a_legend(points):
     axes = drawn(plots.umap_panels(np.tile(points, (2, 1)), {"donor": np.arange(120)})).axes[0]
     assert axes.get_legend() is None and axes.get_title() == "donor (120, too many for a legend)"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["T cell", "B$ cell"], ["T cell", r"B\$ cell"]),
+        (["x" * 30, "y" * 31], ["x" * 30, "y" * 15 + "…" + "y" * 14]),
+        (
+            ["CD4-positive, alpha-beta T cell", "CD4-positive, alpha-beta memory T cell"],
+            ["CD4-positive, a…ha-beta T cell", "CD4-positive, a… memory T cell"],
+        ),
+        (
+            ["a" * 20 + "1" + "b" * 20, "a" * 20 + "2" + "b" * 20],
+            ["a" * 20 + "1" + "b" * 20, "a" * 20 + "2" + "b" * 20],
+        ),
+    ],
+)
+def test_short_names_can_be_told_apart(names, expected):
+    assert short_texts(names) == expected
 
 
 def test_a_name_with_dollars_is_no_formula(points):

@@ -26,6 +26,7 @@ from pyro_vmm.evaluation.selection import Selection, search
 from pyro_vmm.evaluation.selection.evidence import agreement, evidence
 from pyro_vmm.evaluation.selection.fits import TRAINED_ON, Fit, FitFolder, Task, description, do
 from pyro_vmm.inference import TrainingDiverged
+from pyro_vmm.report.sections import CANDIDATES
 
 TINY = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 1, "random_state": 0}
 H = 50
@@ -404,6 +405,9 @@ def test_report_and_figure(X, tmp_path):
     same_but_seconds(pd.read_csv(tmp_path / "selection.csv"), selection.table)
     with pytest.raises(ValueError, match="missing: stability"):
         plots.granularity(selection.table.drop(columns="stability"))
+    wide = selection.table.assign(confidence=0.97, confidence_sd=0.2)
+    limits = {axes.get_title(loc="left"): axes.get_ylim() for axes in plots.granularity(wide).axes}
+    assert limits["Confidence (mean of max q(c | x))"][1] <= 1.02  # no value passes one
 
 
 def test_tables_are_there_before_the_figure_is_tried(tmp_path, monkeypatch):
@@ -564,6 +568,8 @@ def test_command_line(tmp_path, capsys):
     config = json.loads((out / "config.json").read_text())
     assert config["parameters"]["m_prior"] == VMM.load(out / "model.pt").m_prior == chosen
     assert "Recommended" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert 'alt="Stability, likelihood of rows held out' in page and CANDIDATES in page
     before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
     for changed in (["--select", "64", "512"], ["--select-seeds", "2"], ["--select-learning-rates", "0.01"]):
         assert main(["--resume", str(out), "--quiet", *changed]) == 2

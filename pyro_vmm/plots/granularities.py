@@ -73,3 +73,5 @@ def _label(panels: dict[str, Axes], table: pd.DataFrame, unit: str) -> None:
     panels["log_px"].set_ylabel(f"nats per {unit}")
     panels["log_px"].ticklabel_format(axis="y", useOffset=False, style="plain")
     panels["clusters"].set_ylim(bottom=0)
+    for name in ("stability", "confidence"):  # an error bar may pass one, which no value can
+        panels[name].set_ylim(top=min(panels[name].get_ylim()[1], 1.02))

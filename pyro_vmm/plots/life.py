@@ -13,8 +13,8 @@ from pyro_vmm.plots.drawing import BLUE, GREEN, GREY, VERMILLION, check_table, p
 LIFE_COLUMNS = ("epoch", "n_active", "n_trained")
 # A component is small if its last weight is below this part of 1 / K.
 SMALL = 0.1
-# Clusters of a smaller weight get no number: it would overlap the neighbours'.
-LEAST_NAMED = 0.025
+# The numbers of two clusters are apart by at least so much of the axis: nearer ones would overlap.
+APART = 0.025
 
 
 def component_life(
@@ -126,11 +126,13 @@ def _draw_weights(
         axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
     sizes = np.bincount(codes, last[order], len(names))
     middles = np.cumsum(sizes) - sizes / 2
-    for name, middle, size, color in zip(names, middles, sizes, colors, strict=True):
-        if size >= LEAST_NAMED:
+    named = np.empty(0)
+    for code in np.argsort(-sizes, kind="stable"):  # where there is no room for all, the largest have numbers
+        if (np.abs(named - middles[code]) >= APART).all():
+            named = np.append(named, middles[code])
             axes.annotate(
-                str(name), (1, middle), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-                va="center", fontsize=8, fontweight="bold", color=0.55 * color,
+                str(names[code]), (1, middles[code]), (4, 0), xycoords=("axes fraction", "data"),
+                textcoords="offset points", va="center", fontsize=8, fontweight="bold", color=0.55 * colors[code],
             )  # fmt: skip
     axes.set(xlabel="epoch", ylabel="weight π", xlim=(edges[0], edges[-1]), ylim=(0, 1))
     axes.set_title("Weights by final cluster", loc="left")

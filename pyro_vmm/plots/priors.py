@@ -51,5 +51,5 @@ def _draw(axes: Axes, by_fit: pd.DataFrame, name: str, priors: list[str]) -> Non
             axes.plot(values.mean(), place, "|", color=ORANGE, ms=16, mew=2.5)
     axes.set_title(PANELS[name], loc="left", fontsize=9)
     axes.grid(alpha=0.3, axis="x")
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=name == "active"))
     axes.ticklabel_format(axis="x", useOffset=False, style="plain")

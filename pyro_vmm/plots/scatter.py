@@ -1,6 +1,7 @@
 """Shared by the maps: coloured points, names written on them, legends."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib import colormaps, patheffects
@@ -69,7 +70,7 @@ def write_names(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.nda
         return
     present = np.sort(present[np.argsort(-sizes, kind="stable")[:MAX_NAMES]])
     medians = np.stack([_central_member(points[codes == code]) for code in present])
-    texts = [short_text(names[code]) for code in present]
+    texts = short_texts(names[present])
     # Lift the names in a sparse panel, where they would cover the points.
     lift = 9 if len(points) < 10 * len(present) else 0
     shifts = _text_shifts(medians, points, texts)
@@ -96,7 +97,7 @@ def named(n: int) -> str:
 
 def draw_legend(axes: Axes, codes: np.ndarray, names: np.ndarray, colors: np.ndarray, columns: int = 1) -> None:
     """Draw the groups' names to the right of the axes, in ``columns`` columns."""
-    entries = [*zip(map(short_text, names), colors, strict=True)]
+    entries = [*zip(short_texts(names), colors, strict=True)]
     if (codes < 0).any():
         entries.append(("missing", MISSING))
     axes.legend(
@@ -112,10 +113,22 @@ def draw_legend(axes: Axes, codes: np.ndarray, names: np.ndarray, colors: np.nda
     )
 
 
-def short_text(name: object) -> str:
-    """A name short enough to draw, with dollar signs escaped, since matplotlib reads them as mathematics."""
-    text = str(name)
-    return (text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}…").replace("$", r"\$")
+def short_texts(names: Iterable[object]) -> list[str]:
+    """Names short enough to draw, with dollar signs escaped, since matplotlib reads them as mathematics.
+
+    Those that could not be told apart when short stay long.
+    """
+    whole = [str(name) for name in names]
+    short = [_without_middle(text) for text in whole]
+    times = Counter(short)
+    texts = (each if times[each] == 1 else text for each, text in zip(short, whole, strict=True))
+    return [text.replace("$", r"\$") for text in texts]
+
+
+def _without_middle(text: str) -> str:
+    """At most ``MAX_NAME`` characters of a name: names of types of cells often differ at their end alone."""
+    end = (MAX_NAME - 1) // 2
+    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1 - end]}…{text[-end:]}"
 
 
 def _central_member(members: np.ndarray) -> np.ndarray:

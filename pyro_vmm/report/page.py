@@ -56,6 +56,7 @@ def write_page(
         sections.warnings_of(model, warned, results.unit),
         *results.sections(folder),
         sections.training(model, folder, results.unit),
+        sections.selection(folder),
         sections.settings(model),
     ]
     # Escape the names of rows, genes and batches, which may hold any text.

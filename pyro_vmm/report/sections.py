@@ -37,6 +37,7 @@ TERMS = (
     "them whose cluster has less than 90 %; hesitates with: the cluster that has most of the rest. "
     "Nearest: the {unit} nearest to the centre."
 )
+CANDIDATES = "Candidates, means over seeds; the model is the recommended one"
 MIXING = " Batch mixing: 1 as in all cells, 0 for a single batch."
 
 
@@ -193,6 +194,18 @@ def training(model: Estimator, path: Path, unit: str) -> Section:
     if model.weight_history_ is not None:
         life += " Below, the weights of components by epoch, by the cluster that each ended in."
     return Section("Training", pictures=pictures(path, {"curves": curves, "life": life}))
+
+
+def selection(path: Path) -> Section:
+    """The candidates of ``--select`` and their evidence, if the folder of the run has them."""
+    if not (file := path / "selection.csv").is_file():
+        return Section("Selection")
+    table = pd.read_csv(file)
+    columns = ["m_prior", "learning_rate", "clusters", "log_px", "stability", "confidence", "recommended"]
+    alt = "Stability, likelihood of rows held out, clusters and confidence over m_prior; the recommended one is marked."
+    return Section(
+        "Selection", pictures=pictures(path, {"selection": alt}), tables=[Table.of(table[columns], CANDIDATES)]
+    )
 
 
 def settings(model: Estimator) -> Section:

@@ -20,6 +20,7 @@ from sklearn.exceptions import NotFittedError
 
 from pyro_vmm import VMM, SingleCellVMM, plots
 from pyro_vmm.data.dataset import Dataset
+from pyro_vmm.evaluation import clustering
 from pyro_vmm.report import ArrayResults, cells, labels, tables, write_page, write_report
 from pyro_vmm.report.page import PAPER
 from pyro_vmm.report.sections import Table, warnings_of
@@ -243,6 +244,17 @@ def test_without_figures_and_labels(model, table, tmp_path, monkeypatch):
     assert told[0] in page.texts and page.all("table")
 
 
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_rows_of_unknown_class_do_not_count(model, table, tmp_path, missing):
+    labels = np.array(["a", "b", "c"], dtype=object)[np.arange(90) % 3]
+    labels[::4] = missing
+    assert write_report(model, table, tmp_path / "page.html", labels) == []
+    text = Page((tmp_path / "page.html").read_text(encoding="utf-8")).texts
+    assert f"labels (not used in training; {(np.arange(90) % 4 > 0).sum()} rows have one)" in text
+    known = np.arange(90) % 4 > 0
+    assert f"{clustering.nmi(labels[known], model.predict(table)[known]):.3f}" in text
+
+
 def test_one_cluster_and_one_batch(tmp_path):
     adata = planted(n=40, batches=1, types=1)
     model = SingleCellVMM(**{**TINY, "n_components": 1}).fit(adata)
@@ -367,7 +379,7 @@ WRONG = [
     ("rows", {"labels": "type"}, "labels is 'type', expected (90,): a class for each row"),
     ("rows", {"labels": np.ones(3)}, "labels has shape (3,), expected (90,): a class for each row"),
     ("rows", {"labels": np.linspace(0, 1, 90)}, "labels holds numbers such as 0.011236, expected classes"),
-    ("rows", {"labels": [None] * 90}, "labels has no value for 90 of 90 rows"),
+    ("rows", {"labels": [None] * 90}, "labels has no value for any of 90 rows"),
 ]
 
 

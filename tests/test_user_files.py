@@ -231,16 +231,23 @@ def test_labels_must_match_the_rows(tmp_path):
         load_file(tmp_path / "mine.npz")
 
 
-def test_missing_labels_are_refused_before_any_training(tmp_path, frame):
-    frame.loc[1, "kind"] = None
-    path = write_table(frame, tmp_path / "mine.csv", index=False)
-    with pytest.raises(ValueError, match="1 of 3 labels are missing"):
-        load_file(path, label_column="kind")
+@pytest.mark.parametrize("kinds", [["a", None, "b"], [3, None, 7]])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_some_labels_may_be_missing(tmp_path, frame, ending, kinds):
+    frame["kind"] = kinds
+    labels = load_file(write_table(frame, tmp_path / f"mine.{ending}", index=False), label_column="kind").labels
+    assert [None if pd.isna(label) else label for label in labels] == kinds
+
+
+def test_labels_of_which_there_is_none_are_refused(tmp_path, frame):
+    frame["kind"] = None
+    with pytest.raises(ValueError, match="all 3 labels are missing"):
+        load_file(write_table(frame, tmp_path / "mine.csv", index=False), label_column="kind")
 
 
 @pytest.mark.parametrize("path", ["mine.csv", "mine.parquet"])
 def test_what_text_takes_for_missing_is_said_of_text_alone(tmp_path, frame, path):
-    frame["kind"] = ["a", None, None]
+    frame["kind"] = pd.Series([None] * 3, dtype=object)
     write_table(frame, tmp_path / path, index=False)
     message = refused(tmp_path / path, label_column="kind")
     assert ("in text NA, None, null and the like are missing" in message) == path.endswith("csv")
@@ -577,7 +584,7 @@ def test_more_than_the_memory_is_not_tried(tmp_path, monkeypatch):
         (np.zeros(3, complex), "labels must be numbers or text, got dtype complex128"),
         (np.array([1, None, "a"], dtype=object), "pickled objects, which are refused"),
         (np.zeros((3, 1)), r"labels must have shape \(3,\)"),
-        (np.array([1, np.nan, 2]), "1 of 3 labels are missing"),
+        (np.full(3, np.nan), "all 3 labels are missing; leave them out"),
     ],
 )
 def test_labels_that_are_none(tmp_path, y, message):

@@ -11,7 +11,8 @@ class Dataset:
 
     Arguments:
         x: the data, shape (N, *event_shape): float32 for the named sets, a file's own real dtype.
-        labels: the known class of each row, shape (N,), or None. Never used in training.
+        labels: the known class of each row, shape (N,), a missing value where it is not known; or None. Never used in
+            training.
         name: the data set's name, or the file's without its ending.
         n_train: the first ``n_train`` rows are the official training set; None where there is none.
         row_names: a name for each row, shape (N,), or None.

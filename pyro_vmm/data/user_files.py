@@ -100,6 +100,7 @@ def load_file(
     )
     x, labels, row_names, column_names, weights = READERS[ending](path, label_column, **options)
     _check_file_arrays(path, x, labels)
+    labels = None if labels is None else _whole(labels)
     return Dataset(x, labels, path.name[: -len(ending)], None, row_names, column_names, weights)
 
 
@@ -249,12 +250,18 @@ def _check_file_arrays(path: Path, x: np.ndarray, labels: np.ndarray | None) -> 
         return
     if labels.shape != x.shape[:1]:
         raise ValueError(f"{path}: labels must have shape {x.shape[:1]}, like x's rows, got {labels.shape}")
-    missing = int(pd.isna(labels).sum())
-    if missing:
+    if pd.isna(labels).all():
         known = " (in text NA, None, null and the like are missing)" if ending_of(path, TEXT) else ""
-        raise ValueError(f"{path}: {missing} of {len(labels)} labels are missing{known}; give all or none")
+        raise ValueError(f"{path}: all {len(labels)} labels are missing{known}; leave them out")
     if labels.dtype == object and not all(map(is_scalar, labels)):
         raise ValueError(f"{path}: labels must be numbers or text, got {type(labels[0]).__name__}")
+
+
+def _whole(labels: np.ndarray) -> np.ndarray:
+    """Whole numbers as such: beside a missing one, pandas and NumPy have floats in their place."""
+    if labels.dtype.kind != "f" or (labels % 1 > 0).any():
+        return labels
+    return np.array([None if np.isnan(label) else int(label) for label in labels], dtype=object)
 
 
 READERS: dict[str, Callable[..., Arrays]] = {

@@ -141,5 +141,5 @@ class ArrayResults(Results):
                 if self.model._training_settings()["monitor"] == "val_nmi"
                 else "not used in training"
             )
-            lines += [(f"labels ({used})", ""), *tables.score_lines(self.data.labels, self.probabilities)]
+            lines += tables.score_lines("labels", used, "rows", self.data.labels, self.probabilities)
         return lines

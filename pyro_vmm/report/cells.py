@@ -181,7 +181,7 @@ class CellResults(Results):
             found.append(Section("Batches", points=marked, pictures=shown, tables=[table]))
         if self.by_type is not None:
             table = Table.of(self.by_type.reset_index(), f"Cells of each cluster and {self.data.label_key}")
-            found.append(Section("Known types", self.scores(), tables=[table], note="Not used in training."))
+            found.append(Section("Known types", self.scores()[1:], tables=[table], note="Not used in training."))
         return found
 
     def closing_table(self) -> str:
@@ -189,17 +189,15 @@ class CellResults(Results):
         table = cluster_table(self.by_batch, self.by_type, self.data.label_key, self.marked)
         parts = [tables.pairs(self.facts()), table]
         if self.data.labels is not None:
-            known = ~self.data.labels.isna()
-            some = "" if known.all() else f"; {known.sum()} cells have one"
-            head = [(f"labels {self.data.label_key!r} (not used in training{some})", "")]
-            parts.append("\n".join([tables.pairs(head), tables.pairs(self.scores())]))
+            head, *scores = self.scores()
+            parts.append("\n".join([tables.pairs([head]), tables.pairs(scores)]))
         return "\n\n".join(parts)
 
     def scores(self) -> list[tuple[str, str]]:
-        """Scores against the known types."""
+        """Scores against the known types, below a line that says what these are."""
         assert self.data.labels is not None, "there are known types"
-        known = ~self.data.labels.isna()
-        return tables.score_lines(np.asarray(self.data.labels)[known], self.probabilities[known])
+        name, labels = f"labels {self.data.label_key!r}", np.asarray(self.data.labels)
+        return tables.score_lines(name, "not used in training", "cells", labels, self.probabilities)
 
     def facts(self) -> list[tuple[str, str]]:
         """Cells, genes, batches, clusters and training."""

@@ -33,7 +33,7 @@ def of_cells(adata: "AnnData", labels: Any) -> tuple[pd.Categorical | None, str 
 
 
 def of_rows(labels: Any, n: int, names: pd.Index | None = None) -> np.ndarray | None:
-    """The class of each of n rows, (n,); None without labels.
+    """The class of each of n rows, (n,), a missing value where it is not known; None without labels.
 
     Arguments:
         labels: the class of each row, (n,). A Series with the names of the rows as its index may have another order.
@@ -43,11 +43,11 @@ def of_rows(labels: Any, n: int, names: pd.Index | None = None) -> np.ndarray | 
     if labels is None:
         return None
     found = np.asarray(one_each(inputs.in_order(labels, names), n, "row"))
-    missing = pd.isna(found)
-    if missing.any():
-        raise ValueError(f"labels has no value for {missing.sum()} of {n} rows, expected a class for each")
-    if found.dtype.kind == "f" and (found % 1 != 0).any():
-        raise ValueError(f"labels holds numbers such as {found[found % 1 != 0][0]:g}, expected classes")
+    known = found[~pd.isna(found)]
+    if not len(known):
+        raise ValueError(f"labels has no value for any of {n} rows; leave it out")
+    if known.dtype.kind == "f" and (known % 1 != 0).any():
+        raise ValueError(f"labels holds numbers such as {known[known % 1 != 0][0]:g}, expected classes")
     return found
 
 

@@ -64,10 +64,23 @@ def training_lines(model: Estimator, per: str) -> list[tuple[str, str]]:
     ]
 
 
-def score_lines(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[str, str]]:
-    """Scores of q(c | x), (N, K), against labels (N,), for :func:`pairs`."""
-    scores = clustering.clustering_scores(labels, probabilities)
+def score_lines(
+    name: str, used: str, units: str, labels: np.ndarray, probabilities: np.ndarray
+) -> list[tuple[str, str]]:
+    """Scores of q(c | x) against labels, for :func:`pairs`, below a line that says what these are.
+
+    Arguments:
+        name: of the labels.
+        used: what for.
+        units: the name of several rows.
+        labels: of the rows, (N,); those with a missing one do not count.
+        probabilities: q(c | x), (N, K).
+    """
+    known = ~pd.isna(labels)
+    some = "" if known.all() else f"; {known.sum()} {units} have one"
+    scores = clustering.clustering_scores(labels[known], probabilities[known])
     return [
+        (f"{name} ({used}{some})", ""),
         ("  accuracy", f"{scores['accuracy_by_exemplar']:.3f} (majority {scores['accuracy_by_majority']:.3f})"),
         ("  NMI", f"{scores['nmi']:.3f}"),
         ("  ARI", f"{scores['ari']:.3f}"),

@@ -100,6 +100,14 @@ def test_the_command_runs_what_it_loads(monkeypatch, capsys):
     assert "--dataset" in capsys.readouterr().out and os.environ["GOMP_SPINCOUNT"] == "30000"
 
 
+@pytest.mark.parametrize("started", ["/usr/bin/pyro-vmm", "C:/pyro-vmm.exe", "scripts/fit.py"])
+def test_the_command_has_the_name_by_which_it_was_started(started):
+    code = f"import sys; sys.argv[0] = {started!r}; from pyro_vmm.command import main; main(['--help'])"
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    name, other = ("fit.py", "pyro-vmm") if started == "scripts/fit.py" else ("pyro-vmm", "fit.py")
+    assert text.startswith(f"usage: {name} ") and other not in text
+
+
 def test_every_name_is_that_of_its_module():
     assert {*pyro_vmm._MODULES, "__version__"} == {*pyro_vmm.__all__}
     for name, module in pyro_vmm._MODULES.items():

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -15,14 +16,16 @@ from pyro_vmm.evaluation.selection import M_PRIOR, SEEDS
 from pyro_vmm.networks import DECODERS, ENCODERS
 from pyro_vmm.runtime.settings import AUTO, Setting, group_of, nearest
 
-PROG = "fit.py"
+# The name by which it was started.
+PROG = "pyro-vmm" if Path(sys.argv[0]).stem == "pyro-vmm" else "fit.py"
+LAUNCHED = "scripts/fit.py" if PROG == "fit.py" else "--no-python pyro-vmm"
 DESCRIPTION = "Cluster a data set with a VampPrior Mixture Model, without saying how many clusters there are."
-EPILOG = """\
+EPILOG = f"""\
 Without any option: scikit-learn's bundled handwritten digits, in less than a minute.
-Single cells:       fit.py --dataset cells.h5ad --batch-key batch --label-key cell_type --n-top-genes 2000
-Several processes:  torchrun --nproc-per-node=2 scripts/fit.py --dataset mnist
+Single cells:       {PROG} --dataset cells.h5ad --batch-key batch --label-key cell_type --n-top-genes 2000
+Several processes:  torchrun --nproc-per-node=2 {LAUNCHED} --dataset mnist
 """
-MORE = "Every option:       fit.py --help-all\n"
+MORE = f"Every option:       {PROG} --help-all\n"
 
 #: The defaults, in words, of options that are no settings of an estimator.
 UNSET = {

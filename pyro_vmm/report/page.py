@@ -85,8 +85,8 @@ def write_report(
         model: a fitted model.
         data: rows (N, ...) for a ``VMM``, an AnnData for a ``SingleCellVMM``, which is not changed.
         path: the file to write, in a folder that exists.
-        labels: known classes to compare with, (N,), as an array or a Series; of cells also the column of ``adata.obs``
-            that holds them, and missing ones are not known. A Series with the names of the rows or cells as its index
+        labels: known classes to compare with, (N,), missing where they are not known, as an array or a Series; of cells
+            also the column of ``adata.obs`` that holds them. A Series with the names of the rows or cells as its index
             may have another order.
         title: the heading; None for what the data are and how many clusters they have.
 

@@ -239,6 +239,12 @@ def test_some_labels_may_be_missing(tmp_path, frame, ending, kinds):
     assert [None if pd.isna(label) else label for label in labels] == kinds
 
 
+def test_labels_that_are_no_whole_numbers_stay(tmp_path):
+    for labels in ([0.5, np.nan, 2], [np.inf, np.nan, 2]):
+        np.savez(tmp_path / "mine.npz", x=np.ones((3, 2)), y=labels)
+        np.testing.assert_array_equal(load_file(tmp_path / "mine.npz").labels, labels)
+
+
 def test_labels_of_which_there_is_none_are_refused(tmp_path, frame):
     frame["kind"] = None
     with pytest.raises(ValueError, match="all 3 labels are missing"):

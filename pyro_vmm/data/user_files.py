@@ -259,7 +259,10 @@ def _check_file_arrays(path: Path, x: np.ndarray, labels: np.ndarray | None) -> 
 
 def _whole(labels: np.ndarray) -> np.ndarray:
     """Whole numbers as such: beside a missing one, pandas and NumPy have floats in their place."""
-    if labels.dtype.kind != "f" or (labels % 1 > 0).any():
+    if labels.dtype.kind != "f":
+        return labels
+    known = labels[~np.isnan(labels)]
+    if np.isinf(known).any() or (known % 1 > 0).any():
         return labels
     return np.array([None if np.isnan(label) else int(label) for label in labels], dtype=object)
 

@@ -97,10 +97,13 @@ def test_size_factors_are_scaled_to_the_totals():
     np.testing.assert_allclose(library.mean(), TOTALS.mean(), rtol=1e-6)
 
 
-def test_a_constant_covariate_is_zero():
+def test_a_constant_covariate_is_zero_whatever_other_cells_have():
     adata = annotated(same=np.full(N, 7.0))
-    assert Continuous.of(adata, "same") == Continuous("same", 7.0, 1.0)
-    assert (Continuous.of(adata, "same").values(adata) == 0).all()
+    with pytest.warns(UserWarning, match="'same' is 7 in all cells: the model can't learn what it does"):
+        found = Continuous.of(adata, "same")
+    assert found == Continuous("same", 7.0, 0.0)
+    for cells in (adata, annotated(same=np.arange(N))):
+        assert (found.values(cells) == 0).all() and found.values(cells).dtype == torch.float32
 
 
 @pytest.mark.parametrize("values", [[1, 2, 3, 4, 5, 6], [True, False] * 3, pd.array([1, 2, 3, 4, 5, 6], dtype="Int64")])
@@ -176,6 +179,7 @@ def test_numbers_of_any_size(size):
     np.testing.assert_allclose(library[:, -1], AGE / AGE.mean() * TOTALS.mean(), rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:continuous_covariate_keys='same' is:UserWarning")
 @pytest.mark.parametrize("value", [7.0, 0.1, 1e300])
 def test_what_is_constant_but_for_rounding(value):
     values = np.where(np.arange(N) % 2, np.nextafter(value, np.inf), value)

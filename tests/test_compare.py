@@ -7,8 +7,9 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-from common import same_but_seconds
+from common import data, planted, same_but_seconds
 from matplotlib.figure import Figure
+from scipy import sparse
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -244,6 +245,44 @@ def test_an_open_file_does_not_travel(cells, tmp_path):
     model = SingleCellVMM(batch_key="batch", n_components=4, latent_dim=2, hidden=(8,), epochs=1)
     with pytest.raises(ValueError, match=r"n_jobs=2 sends the data .* read cells in a file into memory"):
         pyro_vmm.compare(backed, ["vmm", "gmm"], 1, estimator=model, n_importance_samples=2, n_jobs=2)
+
+
+def test_labels_go_by_the_names_of_the_rows():
+    x = data().numpy()
+    frame = pd.DataFrame(x, index=[f"r{i}" for i in range(len(x))])
+    labels = pd.Series(np.arange(len(x)) % 2, index=frame.index)
+    model = VMM(5, latent_dim=2, hidden=(8,), epochs=120, learning_rate=1e-2, m_prior=16, batch_size=16)
+    scores = [
+        pyro_vmm.compare(frame, ["vmm"], 1, estimator=model, y=y, n_importance_samples=2).table["nmi"].item()
+        for y in (labels, labels.sample(frac=1, random_state=0))
+    ]
+    assert scores[0] == scores[1] > 0.5
+
+
+@pytest.mark.parametrize("keys", [None, np.array(["donor"])])
+def test_covariates_in_other_forms(keys):
+    model = SingleCellVMM("batch", categorical_covariate_keys=keys, n_components=4, latent_dim=2, hidden=(8,), epochs=1)
+    found = pyro_vmm.compare(planted(), ["vmm"], 1, estimator=model, n_importance_samples=2)
+    assert np.isfinite(found.table["log_px"]).all()
+
+
+@pytest.mark.parametrize("part", ["whole", "view"])
+def test_cells_in_a_file_of_which_parts_lack_genes(tmp_path, part):
+    """AnnData makes no view of a view of a file."""
+    cells = planted()
+    counts = cells.X.toarray() if sparse.issparse(cells.X) else np.array(cells.X)
+    counts[:, 11] = 0
+    counts[5, 11] = 3
+    cells.X = counts
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    shown = (slice(None), slice(None)) if part == "whole" else (slice(80), [2, 1, 3, 11, 7])
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")[shown]
+    model = SingleCellVMM("batch", n_components=4, latent_dim=2, hidden=(8,), epochs=1, random_state=0)
+    tables = [
+        pyro_vmm.compare(each, ["vmm"], 1, estimator=model, n_importance_samples=2).table["log_px"]
+        for each in (backed, cells[shown].copy())
+    ]
+    np.testing.assert_array_equal(*tables)
 
 
 def test_figure(found):

@@ -410,6 +410,21 @@ def test_a_file_keeps_every_digit_of_float64(X, tmp_path):
     np.testing.assert_array_equal(VMM.load(tmp_path / "model.pt").transform(X), model.transform(X))
 
 
+def test_numpys_numbers_as_settings(X, tmp_path):
+    """As ``np.logspace`` and a search over a grid give them; files hold none of NumPy's."""
+    plain = {"batch_size": 16, "learning_rate": 1e-3, "decay_fraction": 0.5, "freeze_after": 5, "reuse_draws": False}
+    numpys = {name: np.array([value])[0] for name, value in plain.items()}
+    small = {"n_components": 4, "latent_dim": 2, "hidden": (8,), "epochs": 2, "random_state": 0}
+    hyperprior = HyperPrior(alpha_shape=np.float64(1.0))
+    model = VMM(**small, **numpys, hyperprior=hyperprior).fit(X, checkpoint=tmp_path / "state.pt")
+    model.save(tmp_path / "model.pt")
+    loaded = VMM.load(tmp_path / "model.pt")
+    np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
+    assert {name: getattr(loaded, name) for name in plain} == plain
+    more = VMM(**{**small, "epochs": 3}, **plain, hyperprior=HyperPrior(alpha_shape=1.0))
+    assert more.fit(X, resume=tmp_path / "state.pt").n_iter_ == 3
+
+
 def test_save_and_load(fitted, X, tmp_path):
     path = tmp_path / "model.pt"
     fitted.save(path)

@@ -127,6 +127,29 @@ def test_masks_as_a_table_holds_them(adata, model):
         pd.testing.assert_frame_equal(model.differential_expression(adata, mask), expected)
 
 
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_groups_are_the_values_of_a_column(adata, model, kind):
+    adata = adata.copy()
+    adata.obs["one"] = (adata.obs["type"] == "t0").astype(kind)
+    expected = model.differential_expression(adata, (adata.obs["type"] == "t0").to_numpy())
+    for value in adata.obs["one"].unique():
+        for given in (value, [value], value.item()):
+            found = model.differential_expression(adata, given, groupby="one")
+            if value:
+                pd.testing.assert_frame_equal(found, expected)
+    assert len(model.differential_abundance(adata, "one", *adata.obs["one"].unique()))
+
+
+def test_batches_that_are_numbers(adata):
+    adata = adata.copy()
+    adata.obs["batch"] = adata.obs["batch"].cat.codes.astype(float)
+    model = SingleCellVMM("batch", **TINY).fit(adata)
+    for batch in (1.0, "1", np.float32(1), 1):
+        np.testing.assert_array_equal(
+            model.normalized_expression(adata, batch=batch), model.normalized_expression(adata, batch="1")
+        )
+
+
 def test_samples_widen_the_intervals(adata, single):
     adata = adata.copy()
     adata.obs["donor"] = [f"d{i % 8}" for i in range(240)]

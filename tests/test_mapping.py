@@ -1,5 +1,6 @@
 """Mapping new cells onto a fitted model: what is held, what is trained, what is new, and what is refused."""
 
+import copy
 from dataclasses import replace
 
 import anndata as ad
@@ -122,6 +123,28 @@ def test_query_of_a_query(reference, mapped):
     assert_same_answers(reference, again, planted(90, batches=3))
 
 
+@pytest.mark.parametrize("prior", ["vamp", "standard_normal"])
+def test_priors_that_take_no_new_components_are_refused_before_any_training(prior, monkeypatch):
+    model = SingleCellVMM("batch", prior=prior, **TINY).fit(planted(90, batches=3))
+    monkeypatch.setattr("pyro_vmm.estimators.mapping.learn_batches", lambda *args: pytest.fail("trains"))
+    with pytest.raises(ValueError, match="new_clusters='auto' needs a prior that components can be added to"):
+        model.map_query(query(), new_clusters="auto", novel_below=0.9, **SHORT)
+
+
+def test_a_layer_set_after_the_fit_is_saved(reference, tmp_path):
+    cells = query()
+    cells.layers["counts"] = cells.X.copy()
+    cells.X = 2 * cells.X
+    model = copy.deepcopy(reference).set_params(layer="counts")
+    mapped = model.map_query(cells, **SHORT)
+    for each, of in ((model, planted(90, batches=3)), (mapped, cells)):
+        of.layers["counts"] = of.layers.get("counts", of.X.copy())
+        each.save(tmp_path / "model.pt")
+        loaded = SingleCellVMM.load(tmp_path / "model.pt")
+        assert loaded.layer == "counts"
+        np.testing.assert_array_equal(loaded.transform(of), each.transform(of))
+
+
 def test_the_same_twice(reference, mapped):
     again = reference.map_query(query(), **SHORT)
     for name, value in mapped.vae_.state_dict().items():
@@ -202,6 +225,25 @@ def test_genes_by_another_column_and_in_another_order(reference, mapped):
     np.testing.assert_array_equal(by_symbol.transform(query()), mapped.transform(query()))  # by their names
 
 
+@pytest.mark.filterwarnings("ignore:adata lacks 1 of the 12 genes:UserWarning")
+def test_a_second_query_leaves_the_first_ones_genes(reference, tmp_path):
+    symbols = query()
+    symbols.var["symbol"] = symbols.var_names
+    symbols.var_names = [f"ENSG{i}" for i in range(12)]
+    lacking = query()[:, :11].copy()
+    mapped = reference.map_query(symbols, gene_key="symbol", **SHORT).map_query(lacking, most_missing=0.5, **SHORT)
+    mapped = mapped.map_query(query(batches=("m",)), **SHORT)
+    for cells in (symbols, lacking, query(batches=("m",)), planted(90, batches=3)):
+        assert len(mapped.predict(cells)) == cells.n_obs
+
+
+@pytest.mark.filterwarnings("ignore:adata lacks 1 of the 12 genes:UserWarning")
+def test_genes_that_a_query_lacks_count_for_the_reference(reference):
+    cells = planted(90, batches=3)
+    lacking = reference.map_query(query()[:, :11].copy(), most_missing=0.5, **SHORT)
+    np.testing.assert_array_equal(lacking.novelty(cells), reference.novelty(cells))
+
+
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
 def test_rows_with_absent_genes(kind):
     values = np.arange(12.0).reshape(3, 4)
@@ -211,6 +253,7 @@ def test_rows_with_absent_genes(kind):
     expected = np.stack([values[:, 2], np.zeros(3), values[:, 0]], 1)
     np.testing.assert_array_equal(cells.rows([0, 1, 2]), expected)
     assert list(cells.gene_names) == ["a", "b", "c"] and cells.shape == (3, 3)
+    assert cells.present.tolist() == [True, False, True] and CellBatches(adata).present.all()
 
 
 # Errors

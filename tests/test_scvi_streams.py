@@ -205,6 +205,8 @@ def test_clusters_merge_and_come_back(trained, tmp_path):
     after = model.predict_clusters(dataloader=loader)
     assert model.n_clusters_ == 2 and list(model.batch_shares_.columns) == ["first", "second"]
     assert all(len(np.unique(after[before == k])) == 1 for k in np.unique(before))
+    with pytest.raises(ValueError, match="dataloader has 64 cells, expected the 150 of the training"):
+        model.merge_clusters(1, dataloader=loader[:1])
     model.merge_clusters(len(np.unique(before)), dataloader=loader)
     np.testing.assert_array_equal(model.predict_clusters(dataloader=loader), before)
 

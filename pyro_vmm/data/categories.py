@@ -44,8 +44,8 @@ class Categories:
             values = pd.Index(column.unique())
             # Numbers in the order of numbers; a mixture of types has only that of text.
             mixed = values.inferred_type.startswith("mixed")
-            values = values.sort_values(key=_as_text if mixed else None)
-        return cls(argument, key, tuple(dict.fromkeys(_as_text(values))))
+            values = values.sort_values(key=as_text if mixed else None)
+        return cls(argument, key, tuple(dict.fromkeys(as_text(values))))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -73,7 +73,7 @@ class Categories:
         """The code of each cell's category, int64 (N,)."""
         column = _categories(adata, self.key, self.argument)
         positions, values = pd.factorize(column)
-        values = _as_text(pd.Index(np.asarray(values)))
+        values = as_text(pd.Index(np.asarray(values)))
         known = pd.Index(self.names).get_indexer(values)
         codes = known[positions]
         if (codes < 0).any():
@@ -138,7 +138,7 @@ def _categories(adata: "AnnData", key: str, argument: str) -> pd.Series:
     return found
 
 
-def _as_text(values: pd.Index) -> pd.Index:
+def as_text(values: pd.Index) -> pd.Index:
     """Text that does not depend on how a file stores the values: one's 1.0 is another's 1."""
     whole = (int(v) if isinstance(v, float | np.floating) and v % 1 == 0 else v for v in values)
     return pd.Index([str(value) for value in whole], dtype=object)

@@ -1,5 +1,6 @@
 """Cells as the model reads them: counts, covariates and library size in one row, a minibatch at a time."""
 
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ class Continuous:
 
     Arguments:
         key: the column of ``adata.obs``.
-        mean, scale: of that column.
+        mean, scale: of that column; a scale of 0 for a constant one.
     """
 
     key: str
@@ -37,13 +38,23 @@ class Continuous:
 
     @classmethod
     def of(cls, adata: "AnnData", key: str) -> "Continuous":
-        """The covariate in this column; a constant one is all zeros."""
-        (mean,), (scale,), _ = standard(numbers(adata, key, "continuous_covariate_keys")[:, None])
+        """The covariate in this column; a warning for a constant one, which is all zeros, in other cells too."""
+        values = numbers(adata, key, "continuous_covariate_keys")
+        (mean,), (scale,), (by_rounding,) = standard(values[:, None])
+        if by_rounding or values.min() == values.max():
+            warnings.warn(
+                f"continuous_covariate_keys={key!r} is {mean:g} in all cells: the model can't learn what it does, and "
+                "takes no notice of it in other cells",
+                stacklevel=3,
+            )
+            scale = 0.0
         return cls(key, float(mean), float(scale))
 
     def values(self, adata: "AnnData") -> Tensor:
         """float32 (N,)."""
         values = numbers(adata, self.key, "continuous_covariate_keys")
+        if not self.scale:
+            return torch.zeros(len(values), dtype=torch.float32)
         with np.errstate(over="ignore"):
             found = ((values - self.mean) / self.scale).astype(np.float32)
         far = ~np.isfinite(found)

@@ -77,6 +77,14 @@ class CellBatches:
         return len(self.cell_names)
 
     @property
+    def present(self) -> np.ndarray:
+        """Whether each gene is there, bool (G,)."""
+        there = np.ones(self.shape[1], dtype=bool)
+        if self._present is not None:
+            there[:] = np.isin(np.arange(len(there)), self._present)
+        return there
+
+    @property
     def block(self) -> int | None:
         """Rows that are best read together; None in memory, where it makes no difference."""
         return self._source.block

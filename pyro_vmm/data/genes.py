@@ -27,6 +27,11 @@ class GeneMatch:
     key: str | None = None
     absent: tuple[str, ...] = ()
 
+    def joined(self, other: "GeneMatch") -> "GeneMatch":
+        """For cells of either; of two columns that of the other."""
+        key = self.key if other.key is None else other.key
+        return GeneMatch(key, tuple(dict.fromkeys([*self.absent, *other.absent])))
+
     def positions(self, adata: "AnnData", genes: np.ndarray) -> np.ndarray:
         """Positions in ``adata`` of these genes, (G,), -1 where one is absent.
 

@@ -429,8 +429,14 @@ class Estimator(BaseEstimator):
         """The parameters as plain values, for a file; a custom object, class or callable by its name only."""
         return storing.configuration(self._single_settings())
 
-    def _save(self, path: str | Path, fitted: dict) -> None:
-        """Write the parameters, the networks and what the fit found; ``fitted`` is what this estimator has besides."""
+    def _save(self, path: str | Path, fitted: dict, **changed: Any) -> None:
+        """Write the parameters, the networks and what the fit found.
+
+        Arguments:
+            path: the file.
+            fitted: what this estimator has besides.
+            changed: parameters set after the fit that count.
+        """
         found = {
             "n_components": int(self.n_components_),
             "weights": torch.as_tensor(self.component_weights_),
@@ -450,7 +456,7 @@ class Estimator(BaseEstimator):
             found["sample_weight"] = torch.as_tensor(self.sample_weight_)
         content = {
             "estimator": type(self).__name__,
-            "params": self.configuration_,
+            "params": {**self.configuration_, **changed},
             "versions": storing.versions(),
             "fitted": {**found, **fitted},
             "state": {name: value.cpu() for name, value in self.vae_.state_dict().items()},

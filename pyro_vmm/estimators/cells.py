@@ -261,15 +261,15 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             ValueError: what is wrong with an argument, the genes, the counts or a column, before any training.
         """
         how = mapping.QueryTraining(epochs, learning_rate, batch_size)
-        mapping.check_new_clusters(new_clusters, novel_below)
         check_is_fitted(self)
+        mapping.check_new_clusters(new_clusters, novel_below, self.vae_.prior)
         require_cells(adata)
         match = mapping.match_query(adata, self.genes_, self.vae_, gene_key, most_missing)
         covariates, n_new = mapping.new_batches(adata, self.covariates_, batch_key)
         model = copy.deepcopy(self)
-        model.gene_match_, model.covariates_ = match, covariates
+        model.gene_match_, model.covariates_ = self.gene_match_.joined(match), covariates
         model.batch_key = None if covariates.categorical[0] is None else covariates.categorical[0].key
-        model.configuration_ = {**self.configuration_, "batch_key": model.batch_key}
+        model.configuration_ = {**self.configuration_, "batch_key": model.batch_key, "layer": self.layer}
         model.layout_ = covariates.layout(len(self.genes_))
         rows, elbo = model._rows(adata), []
         batch = model.layout_.batch(rows.design).argmax(1)
@@ -421,7 +421,7 @@ class SingleCellVMM(ChosenPrior, ExplainedCells, CellSettings):
             fitted["usual"] = stored_cells.usual_to_plain(self.usual_, self.factors_, self.adjustments_)
         if self.mappings_:
             fitted["mapped"] = stored_cells.mappings_to_plain(self.mappings_, self.gene_match_)
-        self._save(path, fitted)
+        self._save(path, fitted, layer=self.layer)  # which may be set after the fit
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto", likelihood=None, prior=None) -> "SingleCellVMM":

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.base import clone
@@ -116,11 +117,11 @@ class ChosenPrior(Estimator):
         merged._number_clusters(x)
         return merged
 
-    def _save(self, path: str | Path, fitted: dict) -> None:
+    def _save(self, path: str | Path, fitted: dict, **changed: Any) -> None:
         tree = {} if self.tree_ is None else {"tree": self.tree_.astype({"within": int}).to_dict("list")}
         settled = {} if self.settled_ is None else {"settled": asdict(self.settled_)}
         confidence = {} if self.confidence_ is None else {"confidence": asdict(self.confidence_)}
-        super()._save(path, {**fitted, **tree, **settled, **confidence})
+        super()._save(path, {**fitted, **tree, **settled, **confidence}, **changed)
 
     @classmethod
     def _load(cls, path: str | Path, device: str, custom: dict) -> tuple[Self, Entries]:

@@ -261,7 +261,7 @@ class ExplainedCells(FittedCells):
         n_clusters = len(self.batch_counts_)  # those with cells
         group1, group2 = (inputs.in_order(each, adata.obs_names) for each in (group1, group2))
         for name, group in (("group1", group1), ("group2", group2)):
-            if groupby is not None and named_groups.is_mask(group):
+            if groupby is not None and named_groups.is_mask(group) and len(group) == len(rows):
                 raise ValueError(
                     f"{name} is a mask of cells, and groupby={groupby!r} takes categories of a column: give either"
                 )

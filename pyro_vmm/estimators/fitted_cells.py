@@ -9,6 +9,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from pyro_vmm.data.categories import as_text
 from pyro_vmm.data.cell_checks import check_cells
 from pyro_vmm.data.cell_rows import CellRows, Covariates
 from pyro_vmm.data.cells import CellBatches
@@ -123,21 +124,25 @@ class FittedCells(Estimator):
         """Some of these cells, drawn at random, beside what is decoded of them."""
         most = min(MOST_CELLS, max(MOST_NUMBERS // self.layout_.n_genes, NEIGHBOURS))
         some = np.random.default_rng(self.seed_).permutation(len(x))[:most]
-        beside, rows = self._beside(), subset(x, np.sort(some))
+        beside, rows = self._beside(x), subset(x, np.sort(some))
         columns = self._all_of(lambda cells: beside(cells).columns, rows, self._rows_at_once(2))
         return Beside(*columns, counts=self.vae_.likelihood.counts)
 
     def _scored(self, x: Rows, some: Beside) -> np.ndarray:
         """The scores of all cells, (N, 2), by their neighbours among some, see :mod:`pyro_vmm.estimators.novelty`."""
-        factors, beside = torch.as_tensor(self.factors_, device=some.x.device), self._beside()
+        factors, beside = torch.as_tensor(self.factors_, device=some.x.device), self._beside(x)
         near = Neighbours(some.adapted(factors), self.seed_)
         # A dozen arrays of a block's cells and genes are there at once.
         return self._batched(lambda cells: near.scores(beside(cells).adapted(factors)), x, self._rows_at_once(12))
 
-    def _beside(self) -> Callable[[Tensor], Beside]:
-        """A function that puts cells (M, G + P + 1) beside what is decoded of them."""
+    def _beside(self, x: Rows) -> Callable[[Tensor], Beside]:
+        """A function that puts some of these cells, (M, G + P + 1), beside what is decoded of them.
+
+        Genes that the cells lack do not count.
+        """
         p_z, clustering, cluster = self._p_z(), self._clustering(), self._summed(lambda q_c: q_c.argmax(-1))
-        there = torch.as_tensor(~np.isin(self.genes_, self.gene_match_.absent), device=self._own_device())
+        present = x.counts.present if isinstance(x, CellRows) else np.ones(len(self.genes_), dtype=bool)
+        there = torch.as_tensor(present, device=self._own_device())
         counts = self.vae_.likelihood.counts
 
         def look(cells: Tensor) -> Beside:
@@ -319,9 +324,10 @@ class FittedCells(Estimator):
         return covariates if code is None else self.layout_.in_batch(covariates, code)
 
     def _batch_code(self, name: str) -> int:
-        if str(name) not in self.batches_:
+        (text,) = as_text(pd.Index([name]))
+        if text not in self.batches_:
             raise ValueError(f"batch={name!r} should be one of {self.batches_}")
-        return self.batches_.index(str(name))
+        return self.batches_.index(text)
 
     def _columns(self, genes: Sequence[str] | None) -> np.ndarray:
         if genes is None:

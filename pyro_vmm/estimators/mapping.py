@@ -24,6 +24,7 @@ from pyro_vmm.inference.settling import ROWS_AT_ONCE, encode, places, sharpened,
 from pyro_vmm.models import SingleCellVAE
 from pyro_vmm.models.growth import with_batches, with_components
 from pyro_vmm.networks import inference_mode
+from pyro_vmm.priors import Prior
 from pyro_vmm.priors.evidence import least_rows
 from pyro_vmm.priors.groups import find_groups
 from pyro_vmm.priors.moves import compact, find_components
@@ -210,10 +211,14 @@ def learn_batches(
     return grown.requires_grad_(False), [row["elbo"] for row in history]
 
 
-def check_new_clusters(new_clusters: str | None, novel_below: float) -> None:
-    """Raise ``ValueError`` for anything but None or "auto", or for a threshold that is no probability."""
+def check_new_clusters(new_clusters: str | None, novel_below: float, prior: Prior) -> None:
+    """Raise ``ValueError`` for anything but None or "auto", a threshold that is no probability, or an unfit prior."""
     check_choice("new_clusters", new_clusters, NEW_CLUSTERS)
     check_share("novel_below", novel_below)
+    if new_clusters is not None and not prior.can_place:
+        raise ValueError(
+            f"new_clusters={new_clusters!r} needs a prior that components can be added to, not a {type(prior).__name__}"
+        )
 
 
 # Clusters

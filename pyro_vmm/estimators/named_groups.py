@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pyro_vmm.data.categories import Categories
+from pyro_vmm.data.categories import Categories, as_text
 from pyro_vmm.runtime.checks import described, is_whole, quoted
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def of_masks(n: int, group1: np.ndarray, group2: np.ndarray | None) -> np.ndarra
 
 def is_mask(group: Any) -> bool:
     """Whether a group is given as a mask of cells."""
+    if np.ndim(group) != 1:
+        return False
     kinds = {type(each) for each in group} if isinstance(group, list) else set()
     return pd.api.types.is_bool_dtype(getattr(group, "dtype", None)) or kinds == {bool}
 
@@ -82,7 +84,7 @@ def _number(cluster: Any) -> Any:
 
 
 def _codes(name: str, group: Any, categories: Categories) -> list[int]:
-    found = [str(each) for each in ([group] if np.ndim(group) == 0 else group)]
+    found = [*as_text(pd.Index([group] if np.ndim(group) == 0 else group))]
     unknown = [each for each in found if each not in categories.names]
     if unknown or not found:
         raise ValueError(

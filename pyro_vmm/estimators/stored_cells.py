@@ -26,7 +26,7 @@ def covariates(fitted: Entries, keys: Sequence[str | None]) -> Covariates:
         if each is not None and not (_texts(each) and len(each) > 2):
             raise found.wrong("categorical should hold an argument, a column and its categories for each covariate")
     for each in found.get("continuous", list):
-        if not (isinstance(each, list) and len(each) == 3 and _texts(each[:1]) and _numbers(each[1:]) and each[2] > 0):
+        if not (isinstance(each, list) and len(each) == 3 and _texts(each[:1]) and _numbers(each[1:]) and each[2] >= 0):
             raise found.wrong("continuous should hold a column, its mean and its scale for each covariate")
     factor = found.get("size_factor", list)
     if not (len(factor) == 2 and (factor[0] is None or _texts(factor[:1])) and _numbers(factor[1:])):

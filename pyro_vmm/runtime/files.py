@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,13 +31,23 @@ def save(content: dict, path: str | Path, kind: str) -> None:
     """Write tensors and plain values to one file; the old file stays whole if the disk is full.
 
     Arguments:
-        content: what ``torch.load(path, weights_only=True)`` can read: tensors, numbers, strings, lists and dicts.
+        content: what ``torch.load(path, weights_only=True)`` can read: tensors, numbers, strings, lists and dicts;
+            NumPy's numbers become Python's.
         path: the file.
         kind: "model" or "checkpoint", which :func:`load` checks.
     """
     buffer = io.BytesIO()
-    torch.save({"kind": kind, "format_version": FORMAT_VERSION, **content}, buffer)
+    torch.save({"kind": kind, "format_version": FORMAT_VERSION, **_without_numpy(content)}, buffer)
     write(buffer, path)
+
+
+def _without_numpy(content: Any) -> Any:
+    """The same with Python's numbers in place of NumPy's, which ``torch.load`` would refuse."""
+    if isinstance(content, dict):
+        return {name: _without_numpy(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(map(_without_numpy, content))
+    return content.item() if isinstance(content, np.generic) else content
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from scvi import REGISTRY_KEYS, __version__  # pyright: ignore[reportAttributeAc
 from torch import Tensor
 
 from pyro_vmm.estimators import annotation, storing
-from pyro_vmm.estimators.numbering import by_cluster, found_and_strays, numbering, regrouped
+from pyro_vmm.estimators.numbering import OTHERS, by_cluster, found_and_strays, numbering, regrouped
 from pyro_vmm.inference import Moves, settle
 from pyro_vmm.inference.confidence import Confidence, measure
 from pyro_vmm.inference.settling import MOST_ROWS, sharpened, some_rows
@@ -241,7 +241,11 @@ class Clusters(Stock):
         own = self._own_cells(dataloader)
         now = self._of_components(own.z, lambda q_c: q_c.argmax(-1))
         # A file saved in the middle of training has none, and a loader has its own order.
-        before = vars(self).get("components_", now) if dataloader is None else now
+        before = vars(self).get("components_", now)
+        if dataloader is not None:
+            if len(now) < (1 - OTHERS) * len(before):  # a training may leave out a part of a minibatch
+                raise ValueError(f"dataloader has {len(now)} cells, expected the {len(before)} of the training")
+            before = now
         mixture = self.module.vmm
         found = regrouped(self.tree_, mixture.cluster_of_component.cpu().numpy(), n_clusters, before, now)
         mixture.cluster_of_component.copy_(torch.as_tensor(found))

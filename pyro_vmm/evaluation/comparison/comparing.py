@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pyro_vmm.estimators import VMM, SingleCellVMM
+from pyro_vmm.estimators import VMM, SingleCellVMM, inputs
 from pyro_vmm.estimators.chosen_prior import ChosenPrior
 from pyro_vmm.estimators.prior_settings import listed, unused
 from pyro_vmm.evaluation import clustering
@@ -69,6 +69,7 @@ def compare(
         estimator = SingleCellVMM() if hasattr(X, "obs") else VMM()  # pyright: ignore[reportCallIssue]
     named, seeds = _named(priors), _seeds(seeds)
     _check(estimator, named, held_out, n_importance_samples)
+    y = inputs.in_order(y, X.obs_names if hasattr(X, "obs_names") else inputs.row_names(X))
     X = checked(estimator.with_prior(next(iter(named.values()))), X, whole=False)
     if y is not None:
         y = _labels(y, len(X))

@@ -1,7 +1,7 @@
 """The parts of the data that are fitted and scored: rows held out from all fits, and halves of the others."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,9 @@ from pyro_vmm.data.cells import CellBatches, nonzero
 from pyro_vmm.data.columns import obs_column, obs_keys
 from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.likelihoods import of_counts
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,8 @@ def row_groups(estimator: VMM | SingleCellVMM, X: Any) -> np.ndarray:
     """The group of each row, int (N,): the categories that the model has to know, so that every part has its share."""
     if not isinstance(estimator, SingleCellVMM):
         return np.zeros(len(X), int)
-    keys = [*([] if estimator.batch_key is None else [estimator.batch_key]), *estimator.categorical_covariate_keys]
+    more = estimator.categorical_covariate_keys
+    keys = [*([] if estimator.batch_key is None else [estimator.batch_key]), *([] if more is None else more)]
     present = [key for key in keys if key in obs_keys(X)]  # the fit refuses the others
     if not present:
         return np.zeros(X.shape[0], int)
@@ -81,7 +85,16 @@ def take(X: Any, rows: np.ndarray) -> Any:
         return [X[row] for row in rows]
     if hasattr(X, "columns") and hasattr(X, "take"):  # pandas and Arrow, where brackets are for columns
         return X.take(rows)
-    return X[rows]
+    return _of_file(X, rows) if getattr(X, "isbacked", False) else X[rows]
+
+
+def _of_file(cells: "AnnData", rows: np.ndarray, genes: np.ndarray | None = None) -> "AnnData":
+    """Some of the cells and genes in a file, or in a part of one: AnnData makes no view of such a view."""
+    whole, shown, names = cells, np.arange(cells.n_obs), np.arange(cells.n_vars)
+    if cells.is_view:  # only private names say which rows of the file it shows
+        whole = cells._adata_ref
+        shown, names = np.arange(whole.n_obs)[cells._oidx], np.arange(whole.n_vars)[cells._vidx]
+    return whole[shown[rows], names if genes is None else names[genes]]
 
 
 def take_to_train(estimator: VMM | SingleCellVMM, X: Any, rows: np.ndarray) -> Any:
@@ -93,7 +106,10 @@ def take_to_train(estimator: VMM | SingleCellVMM, X: Any, rows: np.ndarray) -> A
     if not (isinstance(estimator, SingleCellVMM) and of_counts(estimator.likelihood, estimator.likelihood_options)):
         return part
     _, expressed = nonzero(CellBatches(part, estimator.layer))
-    return part if expressed.all() else part[:, _needed(CellBatches(X, estimator.layer), expressed)]
+    if expressed.all():
+        return part
+    needed = _needed(CellBatches(X, estimator.layer), expressed)
+    return _of_file(X, rows, needed) if getattr(X, "isbacked", False) else part[:, needed]
 
 
 def _needed(cells: CellBatches, genes: np.ndarray) -> np.ndarray:

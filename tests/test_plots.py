@@ -562,8 +562,8 @@ def test_as_many_of_many_clusters_have_numbers_as_there_is_room_for(history):
     weights[:, :2] = 0.015, 0.005
     figure = drawn(plots.component_life(history[:3].assign(n_trained=100), weights=weights))
     numbers = {each.get_text(): each.xy[1] for each in figure.axes[1].texts}
-    assert "0" in numbers and "1" not in numbers and len(numbers) > 25
-    assert np.diff(sorted(numbers.values())).min() >= 0.025
+    assert "0" in numbers and "1" not in numbers and len(numbers) > 20
+    assert np.diff(sorted(numbers.values())).min() >= 0.035
 
 
 def test_weights_that_do_not_fit(history):

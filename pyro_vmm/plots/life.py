@@ -14,7 +14,7 @@ LIFE_COLUMNS = ("epoch", "n_active", "n_trained")
 # A component is small if its last weight is below this part of 1 / K.
 SMALL = 0.1
 # The numbers of two clusters are apart by at least so much of the axis: nearer ones would overlap.
-APART = 0.025
+APART = 0.035
 
 
 def component_life(

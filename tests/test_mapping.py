@@ -516,6 +516,9 @@ def test_what_a_batch_changes_in_all_clusters():
     np.testing.assert_allclose(found[1] / found[1].mean(), effect / effect.mean(), rtol=0.05)
     adapted = cells.adapted(torch.as_tensor(found))
     np.testing.assert_allclose(adapted.expected.sum(1), cells.x.sum(1))
+    profile = cells.expected.numpy() * found[1]
+    profile *= (cells.x.numpy().sum(1) / profile.sum(1))[:, None]
+    np.testing.assert_allclose(adapted.expected, profile)
     few = Beside(*(each[:10] for each in (x, cells.expected, cells.surprise, cluster * 0, cluster)), counts=True)
     ratio = (few.x.sum(0) + 3) / (few.expected.sum(0) + 3)
     np.testing.assert_allclose(factors(few, 1)[0], ratio, err_msg="too few of each cluster: all together")

@@ -17,6 +17,7 @@ from pathlib import Path
 from large_data import apart
 
 from repro import pages
+from repro.integration.methods import peak_mb
 
 #: Fits, and what each is of.
 FITS = {
@@ -67,22 +68,16 @@ def cells(name: str, epochs: int, folder: str) -> Callable[[], object]:
     )
 
 
-def status_mb(name: str) -> float:
-    """A number of this process's memory, by its name in Linux's status file."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
-
-
 def measure(name: str, epochs: int, folder: str) -> float:
     """MB that the fit takes here and now."""
     import torch
 
     torch.set_num_threads(1)
     fit = digits(epochs) if name == "digits" else cells(name, epochs, folder)
-    before = status_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, at what is held now
+    before = peak_mb()
     fit()
-    return status_mb("VmHWM") - before
+    return peak_mb() - before
 
 
 def main() -> None:

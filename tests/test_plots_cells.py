@@ -6,7 +6,7 @@ import pytest
 from common import drawn
 
 from pyro_vmm import plots
-from pyro_vmm.plots.scatter import short_texts
+from pyro_vmm.plots.scatter import shortened
 
 pytestmark = pytest.mark.usefixtures("no_global_state")
 
@@ -113,7 +113,7 @@ def test_too_many_for_a_legend(points):
     ],
 )
 def test_short_names_can_be_told_apart(names, expected):
-    assert short_texts(names) == expected
+    assert shortened(names) == expected
 
 
 def test_a_name_with_dollars_is_no_formula(points):

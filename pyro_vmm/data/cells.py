@@ -79,10 +79,8 @@ class CellBatches:
     @property
     def present(self) -> np.ndarray:
         """Whether each gene is there, bool (G,)."""
-        there = np.ones(self.shape[1], dtype=bool)
-        if self._present is not None:
-            there[:] = np.isin(np.arange(len(there)), self._present)
-        return there
+        genes = np.arange(self.shape[1])
+        return np.isin(genes, genes if self._present is None else self._present)
 
     @property
     def block(self) -> int | None:
@@ -128,15 +126,22 @@ def nonzero(cells: CellBatches) -> tuple[np.ndarray, np.ndarray]:
     return filled, expressed
 
 
+def viewed(adata: "AnnData") -> tuple["AnnData", np.ndarray, np.ndarray]:
+    """The whole that this AnnData shows, itself if it is no view, and the positions of its cells and genes there."""
+    if not adata.is_view:
+        return adata, np.arange(adata.n_obs), np.arange(adata.n_vars)
+    whole = adata._adata_ref  # only private names say which rows of a file a view shows
+    return whole, np.arange(whole.n_obs)[adata._oidx], np.arange(whole.n_vars)[adata._vidx]
+
+
 def _source(adata: Any, layer: str | None, genes: np.ndarray | None = None) -> RowSource:
     """The counts by rows, of the genes at these positions; None for all of them."""
     if is_collection(adata):
         return _joined_source(adata, layer, genes)
     cells, whole = None, adata
     if adata.is_view and _has_no_views(_stored(adata._adata_ref, layer)):
-        # The view's own matrix would be read as a whole; only private names say which rows of the file it shows.
-        whole = adata._adata_ref
-        cells, shown = np.arange(whole.n_obs)[adata._oidx], np.arange(whole.n_vars)[adata._vidx]
+        # The view's own matrix would be read as a whole.
+        whole, cells, shown = viewed(adata)
         genes = shown if genes is None else shown[genes]
     source = _by_rows(counts_matrix(whole, layer), place_of(layer), whole.file)
     return source if cells is None and genes is None else SomeRows(source, cells, genes)

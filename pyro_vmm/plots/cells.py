@@ -12,15 +12,7 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from pyro_vmm.plots.drawing import MAX_TICKS, check_table, label_some, palette
-from pyro_vmm.plots.scatter import (
-    MAX_LEGEND,
-    draw_hesitation,
-    draw_legend,
-    draw_points,
-    named,
-    short_texts,
-    write_names,
-)
+from pyro_vmm.plots.scatter import MAX_LEGEND, draw_hesitation, draw_legend, draw_points, named, shortened, write_names
 
 PANEL = 4.6  # inches
 BAR = 0.85  # of the distance between two bars
@@ -81,14 +73,14 @@ def _legend_columns(n: int, rows: int = MAX_LEGEND) -> int:
 
 def _legend_width(names: pd.Index, columns: int) -> float:
     """The width of a legend in inches."""
-    return columns * (0.35 + 0.075 * max(map(len, short_texts(names)), default=0))
+    return columns * (0.35 + 0.075 * max(map(len, shortened(names)), default=0))
 
 
 def _draw_panel(axes: Axes, points: np.ndarray, values: pd.Categorical, title: str, columns: int, on_map: bool) -> None:
     names, codes = values.categories.to_numpy(), values.codes.astype(int)
     colors = draw_points(axes, points, codes, len(names))
     note = named(len(names)) if on_map else "" if columns else ", too many for a legend"
-    (heading,) = short_texts([title])
+    (heading,) = shortened([title])
     axes.set_title(f"{heading} ({len(names)}{note})")
     if on_map:
         write_names(axes, points, codes, names, colors)
@@ -122,7 +114,7 @@ def cluster_batches(counts: pd.DataFrame, marked: Collection = ()) -> Figure:
     _label_clusters(axes, positions, counts, marked)
     axes.set(title="Batches in each cluster", ylabel="share of cells", ylim=(0, 1.06))
     if columns:
-        handles = [Patch(color=color, label=name) for name, color in zip(short_texts(names), colors, strict=True)]
+        handles = [Patch(color=color, label=name) for name, color in zip(shortened(names), colors, strict=True)]
         axes.legend(handles=handles[::-1], loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, ncols=columns)
     return figure
 
@@ -146,7 +138,7 @@ def _draw_bars(axes: Axes, positions: np.ndarray, shares: np.ndarray, colors: np
 def _label_clusters(axes: Axes, positions: np.ndarray, counts: pd.DataFrame, marked: Collection) -> None:
     crowded, sizes = len(positions) > 45, counts.sum(1)
     separator = " · " if crowded else "\n"
-    names = ["all", *short_texts(counts.index)]
+    names = ["all", *shortened(counts.index)]
     labels = [f"{name}{separator}{n}" for name, n in zip(names, [sizes.sum(), *sizes], strict=True)]
     label_some(axes, positions, labels, crowded)
     axes.tick_params(axis="x", length=0)

@@ -10,15 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from pyro_vmm.plots.drawing import GREY
-from pyro_vmm.plots.scatter import (
-    MAX_LEGEND,
-    draw_hesitation,
-    draw_legend,
-    draw_points,
-    named,
-    short_texts,
-    write_names,
-)
+from pyro_vmm.plots.scatter import MAX_LEGEND, draw_hesitation, draw_legend, draw_points, named, shortened, write_names
 from pyro_vmm.runtime.extras import require
 from pyro_vmm.runtime.threads import same_threads
 
@@ -156,7 +148,7 @@ def _draw_clusters(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.
     axes.set_title(title if strips else title + named(len(names)))
     if strips:
         step = -(-len(names) // MAX_LEGEND)
-        axes.set_yticks(np.arange(0, len(names), step), labels=short_texts(names[::step]))
+        axes.set_yticks(np.arange(0, len(names), step), labels=shortened(names[::step]))
     else:
         write_names(axes, points, codes, names, colors)
 

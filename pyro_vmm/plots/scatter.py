@@ -70,7 +70,7 @@ def write_names(axes: Axes, points: np.ndarray, codes: np.ndarray, names: np.nda
         return
     present = np.sort(present[np.argsort(-sizes, kind="stable")[:MAX_NAMES]])
     medians = np.stack([_central_member(points[codes == code]) for code in present])
-    texts = short_texts(names[present])
+    texts = shortened(names[present])
     # Lift the names in a sparse panel, where they would cover the points.
     lift = 9 if len(points) < 10 * len(present) else 0
     shifts = _text_shifts(medians, points, texts)
@@ -97,7 +97,7 @@ def named(n: int) -> str:
 
 def draw_legend(axes: Axes, codes: np.ndarray, names: np.ndarray, colors: np.ndarray, columns: int = 1) -> None:
     """Draw the groups' names to the right of the axes, in ``columns`` columns."""
-    entries = [*zip(short_texts(names), colors, strict=True)]
+    entries = [*zip(shortened(names), colors, strict=True)]
     if (codes < 0).any():
         entries.append(("missing", MISSING))
     axes.legend(
@@ -113,7 +113,7 @@ def draw_legend(axes: Axes, codes: np.ndarray, names: np.ndarray, colors: np.nda
     )
 
 
-def short_texts(names: Iterable[object]) -> list[str]:
+def shortened(names: Iterable[object]) -> list[str]:
     """Names short enough to draw, with dollar signs escaped, since matplotlib reads them as mathematics.
 
     Those that could not be told apart when short stay long.

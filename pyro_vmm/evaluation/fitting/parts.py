@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pyro_vmm.data.cells import CellBatches, nonzero
+from pyro_vmm.data.cells import CellBatches, nonzero, viewed
 from pyro_vmm.data.columns import obs_column, obs_keys
 from pyro_vmm.estimators import VMM, SingleCellVMM
 from pyro_vmm.likelihoods import of_counts
@@ -90,10 +90,7 @@ def take(X: Any, rows: np.ndarray) -> Any:
 
 def _of_file(cells: "AnnData", rows: np.ndarray, genes: np.ndarray | None = None) -> "AnnData":
     """Some of the cells and genes in a file, or in a part of one: AnnData makes no view of such a view."""
-    whole, shown, names = cells, np.arange(cells.n_obs), np.arange(cells.n_vars)
-    if cells.is_view:  # only private names say which rows of the file it shows
-        whole = cells._adata_ref
-        shown, names = np.arange(whole.n_obs)[cells._oidx], np.arange(whole.n_vars)[cells._vidx]
+    whole, shown, names = viewed(cells)
     return whole[shown[rows], names if genes is None else names[genes]]
 
 
